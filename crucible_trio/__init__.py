@@ -1,0 +1,1 @@
+"""Streams a reasoning model's output over Server-Sent Events: resumable, with backpressure, on trio."""

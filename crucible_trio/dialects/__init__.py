@@ -1,0 +1,1 @@
+"""How a log looks on one wire: a dialect is a fold over the log's records."""

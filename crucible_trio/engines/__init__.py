@@ -1,0 +1,1 @@
+"""Engines this package brings along."""

@@ -1,0 +1,102 @@
+"""The engine's end of the buffer: the one queue of the system.
+
+An engine awaits `output.delta` and `output.reasoning`; they wait when the buffer is full, and that is how a slow client
+slows a model down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import final
+
+import trio
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One piece of text on its way from the engine to the log, never empty.
+
+    Attributes:
+        text: The piece; it may begin or end with half a character (a lone surrogate), which the recorder joins.
+        segment: The segment of the reasoning trace it belongs to; None for the answer.
+    """
+
+    text: str
+    segment: int | None
+
+
+@final
+class Output:
+    """What an engine writes to. Its stream opens and closes it."""
+
+    def __init__(self, send: trio.MemorySendChannel[Token]) -> None:
+        self._send = send
+        self._last_segment = 0
+        self._queued_since: float | None = None
+        self._queued_seconds = 0.0
+
+    async def delta(self, text: str) -> None:
+        """Write a piece of the answer.
+
+        Waits while the buffer is full. Checkpoints: always. Cancellation: a piece whose call was cancelled may or may
+        not be in the log; one whose call has returned is.
+
+        Raises:
+            trio.ClosedResourceError: The stream has ended.
+        """
+        await self._write(text, None)
+
+    async def reasoning(self, text: str, segment: int) -> None:
+        """Write a piece of the reasoning trace; otherwise as `delta`.
+
+        Args:
+            text: The piece.
+            segment: Counts from 0; the same as the last piece's or higher.
+
+        Raises:
+            ValueError: `segment` goes back.
+            trio.ClosedResourceError: The stream has ended.
+        """
+        if segment < self._last_segment:
+            message = f"segment {segment} after segment {self._last_segment}"
+            raise ValueError(message)
+        self._last_segment = segment
+        await self._write(text, segment)
+
+    @asynccontextmanager
+    async def queued(self) -> AsyncIterator[None]:
+        """Mark time spent waiting for a place at the model: only the `total` deadline counts it."""
+        self._queued_since = trio.current_time()
+        try:
+            yield
+        finally:
+            self._queued_seconds = self.queued_seconds
+            self._queued_since = None
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether the engine waits for a place at the model just now."""
+        return self._queued_since is not None
+
+    @property
+    def queued_seconds(self) -> float:
+        """How long the engine has waited for a place so far, all times together."""
+        if self._queued_since is None:
+            return self._queued_seconds
+        return self._queued_seconds + trio.current_time() - self._queued_since
+
+    def close(self) -> None:
+        """End the writing; further use raises `trio.ClosedResourceError`."""
+        self._send.close()
+
+    async def _write(self, text: str, segment: int | None) -> None:
+        if not text:  # carries nothing, but an engine relies on its call as a place where it can be cancelled
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await self._send.send(Token(text, segment))
+        except trio.BrokenResourceError:  # the recorder has closed its end; to an engine that is the end of the stream
+            raise trio.ClosedResourceError from None

@@ -1,0 +1,224 @@
+"""What a stream consists of: immutable records, their JSON, their frames and their ids.
+
+A log holds frames, the finished bytes of a record on the native wire; `encode_frame` makes one and `decode_frame` gives
+the record back. PROTOCOL: docs/reference/protocol.md.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Final, Literal, TypeAlias, final
+
+import msgspec
+
+from crucible_trio import sse
+from crucible_trio.errors import InvalidLastEventIdError
+
+Mode: TypeAlias = Literal["standard", "deep"]
+IncompleteReason: TypeAlias = Literal[
+    "max_output_tokens", "first_token_deadline", "idle_deadline", "total_deadline", "log_limit"
+]
+CancelledBy: TypeAlias = Literal["client", "disconnect", "shutdown"]
+
+
+@final
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens as the engine counted them; None where it did not say. Never guessed."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+@final
+class Timings(msgspec.Struct, frozen=True):
+    """Milliseconds since the stream was accepted; `first_token_ms` is None when there was no token."""
+
+    first_token_ms: float | None
+    total_ms: float
+
+
+@final
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """Why a stream failed."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class Record(msgspec.Struct, frozen=True, tag_field="type"):
+    """One entry of a log. `seq` counts from 1 without holes."""
+
+    seq: int
+
+
+@final
+class StreamCreated(Record, frozen=True, tag="stream.created"):
+    """Always record 1; it is in the log before the engine is called. `created_at` is Unix time in seconds."""
+
+    stream: str
+    mode: Mode
+    model: str
+    created_at: float
+
+
+@final
+class ReasoningDelta(Record, frozen=True, tag="reasoning.delta"):
+    """A piece of the reasoning trace. Segments count from 0 and never go back."""
+
+    segment: int
+    delta: str
+
+
+@final
+class ReasoningDone(Record, frozen=True, tag="reasoning.done", omit_defaults=True):
+    """The trace has stopped, or paused for a piece of the answer.
+
+    Attributes:
+        segments: How many segments there were since the last `reasoning.done`.
+        trace: Their texts. Never in a log; the view `trace=final` fills it in.
+    """
+
+    segments: int
+    trace: list[str] | None = None
+
+
+@final
+class OutputDelta(Record, frozen=True, tag="output.delta"):
+    """A piece of the answer."""
+
+    delta: str
+
+
+@final
+class StreamCompleted(Record, frozen=True, tag="stream.completed"):
+    """The engine finished by itself."""
+
+    finish_reason: str
+    usage: Usage
+    timings: Timings
+
+
+@final
+class StreamIncomplete(Record, frozen=True, tag="stream.incomplete"):
+    """A limit ended the stream; everything recorded until then is there."""
+
+    reason: IncompleteReason
+    usage: Usage
+    timings: Timings
+
+
+@final
+class StreamFailed(Record, frozen=True, tag="stream.failed"):
+    """The engine failed; everything recorded until then is there."""
+
+    error: ErrorInfo
+    usage: Usage
+    timings: Timings
+
+
+@final
+class StreamCancelled(Record, frozen=True, tag="stream.cancelled"):
+    """Nobody wanted the rest: a client said so, everybody left, or the server shut down."""
+
+    by: CancelledBy
+    usage: Usage
+    timings: Timings
+
+
+@final
+class ServerDraining(msgspec.Struct, frozen=True, tag_field="type", tag="server.draining"):
+    """Control event, in no log: the server shuts down; the stream still ends with its terminal record."""
+
+    reconnect_in_ms: int
+
+
+@final
+class ServerBusy(msgspec.Struct, frozen=True, tag_field="type", tag="server.busy"):
+    """Control event, in no log: this reader must come back later."""
+
+    reconnect_in_ms: int
+
+
+Terminal: TypeAlias = StreamCompleted | StreamIncomplete | StreamFailed | StreamCancelled
+AnyRecord: TypeAlias = StreamCreated | ReasoningDelta | ReasoningDone | OutputDelta | Terminal
+Control: TypeAlias = ServerDraining | ServerBusy
+
+TERMINAL: Final = (StreamCompleted, StreamIncomplete, StreamFailed, StreamCancelled)
+CONTROL: Final = (ServerDraining, ServerBusy)
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
+_event_decoder: msgspec.json.Decoder[AnyRecord | Control] = msgspec.json.Decoder(AnyRecord | Control)
+
+# U+0080 to U+009F, U+2028 and U+2029 in UTF-8: older line splitters in the httpx family break lines there. Inside JSON
+# they can only stand in a string, where an escape means the same.
+_BREAKS_LINES = re.compile(rb"\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
+
+
+def encode_json(value: msgspec.Struct) -> bytes:
+    """Encode as one line of JSON that no client's line splitter breaks."""
+    encoded = _encoder.encode(value)
+    if encoded.isascii():
+        return encoded
+    return _BREAKS_LINES.sub(lambda match: rb"\u%04x" % ord(match[0].decode()), encoded)
+
+
+def encode_frame(stream_id: str, record: AnyRecord) -> bytes:
+    """The bytes of a record on the native wire: JSON on one `data` line, then its id, then the blank line."""
+    return sse.encode_line(encode_json(record), format_event_id(stream_id, record.seq))
+
+
+def encode_control(event: Control) -> bytes:
+    """The bytes of a control event: no id, so a client keeps its last one."""
+    return sse.encode_line(encode_json(event))
+
+
+def decode_frame(frame: bytes) -> AnyRecord:
+    """The record that `encode_frame` was given."""
+    return _decoder.decode(frame[len(b"data: ") : frame.rindex(b"\nid: ")])
+
+
+def decode_event(data: str | bytes) -> AnyRecord | Control:
+    """Read the `data` of an event, as a client does.
+
+    Raises:
+        msgspec.DecodeError: The data is not one of our events.
+    """
+    return _event_decoder.decode(data)
+
+
+# Prefix + 128 random bits: the id alone finds the stream, and nobody guesses one.
+_STREAM_ID = re.compile(r"str_[A-Za-z0-9_-]{22}")
+
+# Far over any id this server sends, and under what proxies accept in a header.
+MAX_EVENT_ID_LENGTH: Final = 200
+
+
+def new_stream_id() -> str:
+    """A fresh id: ASCII letters, digits, `_` and `-`."""
+    return f"str_{secrets.token_urlsafe(16)}"
+
+
+def format_event_id(stream_id: str, seq: int) -> str:
+    """The id a client sends back as `Last-Event-ID`."""
+    return f"{stream_id}.{seq}"
+
+
+def parse_event_id(text: str) -> tuple[str, int]:
+    """Split an event id at its last dot.
+
+    Returns:
+        The stream's id, and the position: the `seq` of the last record that arrived, 0 for none.
+
+    Raises:
+        InvalidLastEventIdError: No server of this kind can have sent it.
+    """
+    stream_id, dot, seq = text.rpartition(".")
+    if len(text) > MAX_EVENT_ID_LENGTH or not dot or not _STREAM_ID.fullmatch(stream_id):
+        raise InvalidLastEventIdError
+    if not (seq.isascii() and seq.isdigit()) or (seq != "0" and seq.startswith("0")):
+        raise InvalidLastEventIdError
+    return stream_id, int(seq)

@@ -1,0 +1,187 @@
+"""Server-Sent Events without I/O: an encoder and an incremental decoder.
+
+What is easy to get wrong, and is got right here:
+
+* A line ends at CR, LF or CRLF, and at nothing else. `str.splitlines()` also cuts at U+2028 and would tear a token.
+* A CRLF may be split over two chunks; the LF that opens the second one ends no further line.
+* An event counts only when its blank line has arrived. A half event at a cut is dropped, because it is sent again.
+* `id` is written last: fetch-event-source takes the id when it reads that line, not at the blank line, and with the id
+  first it lost events at cuts.
+
+Source: WHATWG HTML, "Server-sent events".
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import dataclass
+from typing import Final, final
+
+from crucible_trio.errors import EventTooLargeError, InvalidFieldError
+
+MEDIA_TYPE: Final = "text/event-stream"
+
+# A comment line and no blank line: a blank line after it would dispatch an empty event in several clients.
+HEARTBEAT: Final = b":\n"
+
+# Characters that a decoder holds of an unfinished event. A whole reasoning trace can travel in one; a server that never
+# ends an event must not fill the client's memory.
+MAX_EVENT_LENGTH: Final = 32 * 1024 * 1024
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_FORGES_A_FIELD = re.compile(r"[\r\n\0]")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSentEvent:
+    """One event.
+
+    Attributes:
+        data: The payload; may span lines. None for an event that carries none and is therefore never dispatched.
+        event: The type; empty means `message`.
+        id: What the client sends back as `Last-Event-ID`; None leaves its last id as it is.
+        retry: The reconnection time in milliseconds.
+    """
+
+    data: str | None = None
+    event: str = ""
+    id: str | None = None
+    retry: int | None = None
+
+
+def encode(event: ServerSentEvent) -> bytes:
+    """Frame one event for `text/event-stream`.
+
+    Args:
+        event: `data` may span lines, `id` and `event` may not.
+
+    Returns:
+        UTF-8 bytes, ending in the blank line that makes the client dispatch.
+
+    Raises:
+        InvalidFieldError: `id` or `event` holds CR, LF or NUL.
+
+    Source: WHATWG HTML, "Server-sent events", interpreting an event stream.
+    """
+    lines = [f"event: {_one_line('event', event.event)}"] if event.event else []
+    if event.retry is not None:
+        lines.append(f"retry: {event.retry}")
+    if event.data is not None:
+        lines += [f"data: {line}" for line in _LINE_END.split(event.data)]
+    if event.id is not None:
+        lines.append(f"id: {_one_line('id', event.id)}")
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def encode_line(data: bytes, event_id: str | None = None) -> bytes:
+    """Frame one line of data: the same bytes as `encode`, without its splitting and checks.
+
+    Args:
+        data: UTF-8 without CR and LF, such as encoded JSON.
+        event_id: An id that is valid by construction.
+    """
+    if event_id is None:
+        return b"data: %b\n\n" % data
+    return b"data: %b\nid: %b\n\n" % (data, event_id.encode())
+
+
+def retry_line(milliseconds: int) -> bytes:
+    """The reconnection time as a line of its own.
+
+    It goes before the first event of a body, without a blank line: a `retry` block of its own makes some clients
+    dispatch an event without data.
+    """
+    return b"retry: %d\n" % milliseconds
+
+
+def _one_line(field: str, value: str) -> str:
+    if _FORGES_A_FIELD.search(value):
+        raise InvalidFieldError(field)
+    return value
+
+
+@final
+class Decoder:
+    """Turns the chunks of one response body into events, however the bytes are cut.
+
+    Use a new decoder for each connection; carry `last_event_id` over yourself.
+
+    Attributes:
+        last_event_id: The last id seen in a finished event; None before the first.
+        retry: The last reconnection time in milliseconds; None before the first.
+    """
+
+    def __init__(self, *, max_event_length: int = MAX_EVENT_LENGTH) -> None:
+        self.last_event_id: str | None = None
+        self.retry: int | None = None
+        self._max_event_length = max_event_length
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at_start = True
+        self._after_cr = False
+        self._pieces: list[str] = []  # of the unfinished line
+        self._pieces_length = 0
+        self._lines_length = 0  # of the unfinished event's finished lines
+        self._data: list[str] = []
+        self._event = ""
+        self._id: str | None = None
+
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
+        """Take the next bytes of the body, in order.
+
+        Returns:
+            The events that these bytes finished, oldest first.
+
+        Raises:
+            EventTooLargeError: The unfinished event is larger than `max_event_length`.
+        """
+        text = self._bytes.decode(chunk)
+        if self._at_start and text:
+            self._at_start = False
+            text = text.removeprefix("\ufeff")
+        if self._after_cr and text:
+            self._after_cr = False
+            text = text.removeprefix("\n")
+        if not text:
+            return []
+        self._after_cr = text.endswith("\r")
+        *ended, rest = _LINE_END.split(text)
+        events: list[ServerSentEvent] = []
+        for line in ended:
+            event = self._take_line("".join([*self._pieces, line]) if self._pieces else line)
+            if event is not None:
+                events.append(event)
+            self._pieces.clear()
+            self._pieces_length = 0
+        if rest:
+            self._pieces.append(rest)
+            self._pieces_length += len(rest)
+        if self._lines_length + self._pieces_length > self._max_event_length:
+            raise EventTooLargeError(self._max_event_length)
+        return events
+
+    def _take_line(self, line: str) -> ServerSentEvent | None:
+        if not line:
+            return self._dispatch()
+        self._lines_length += len(line)
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "data":
+            self._data.append(value)
+        elif name == "event":
+            self._event = value
+        elif name == "id" and "\0" not in value:
+            self._id = value
+        elif name == "retry" and value.isascii() and value.isdigit():
+            self.retry = int(value)
+        return None  # a comment has the empty name; an unknown field is ignored
+
+    def _dispatch(self) -> ServerSentEvent | None:
+        data, event, event_id = self._data, self._event, self._id
+        self._data, self._event, self._id, self._lines_length = [], "", None, 0
+        if event_id is not None:
+            self.last_event_id = event_id
+        if not data:
+            return None
+        return ServerSentEvent(data="\n".join(data), event=event, id=event_id)
