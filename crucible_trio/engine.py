@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Protocol, TypeAlias, cast, final
 
 import msgspec
 
+from crucible_trio.config import Settings
 from crucible_trio.errors import EngineError, InvalidRequestError
 from crucible_trio.output import Output
 from crucible_trio.records import Mode, Usage
@@ -239,11 +240,12 @@ async def _write_pieces(pieces: AsyncIterable[object], output: Output) -> Finish
     return Finish()
 
 
-def check_request(request: Request, info: EngineInfo) -> None:
-    """Refuse what the engine does not do.
+def check_request(request: Request, info: EngineInfo, settings: Settings) -> None:
+    """Refuse what cannot be done.
 
     Raises:
-        InvalidRequestError: The model is not one of its models, or it does not honour a sampling field that is set.
+        InvalidRequestError: The model is not one of the engine's models, the engine does not honour a sampling field
+            that is set, or a number is over the server's maximum.
     """
     if request.model is not None and request.model not in info.models:
         message = f"there is no model {request.model!r}; there is {', '.join(info.models)}"
@@ -251,3 +253,14 @@ def check_request(request: Request, info: EngineInfo) -> None:
     for name in sorted(request.sampling.given - info.sampling):
         message = f"the model does not honour sampling.{name}"
         raise InvalidRequestError(message, f"sampling.{name}")
+    numbers = (
+        ("max_output_tokens", request.max_output_tokens, settings.max_output_tokens),
+        ("grace_seconds", request.grace_seconds, settings.max_grace_seconds),
+        ("deadlines.first_token_seconds", request.deadlines.first_token_seconds, settings.max_deadline_seconds),
+        ("deadlines.idle_seconds", request.deadlines.idle_seconds, settings.max_deadline_seconds),
+        ("deadlines.total_seconds", request.deadlines.total_seconds, settings.max_deadline_seconds),
+    )
+    for param, asked, maximum in numbers:
+        if asked is not None and asked > maximum:
+            message = f"{param} is at most {maximum:g} here"
+            raise InvalidRequestError(message, param)

@@ -34,7 +34,7 @@ class Output:
 
     def __init__(self, send: trio.MemorySendChannel[Token]) -> None:
         self._send = send
-        self._last_segment = 0
+        self._segment = 0
         self._queued_since: float | None = None
         self._queued_seconds = 0.0
 
@@ -54,16 +54,16 @@ class Output:
 
         Args:
             text: The piece.
-            segment: Counts from 0; the same as the last piece's or higher.
+            segment: Counts from 0 without holes: the last piece's segment, or the next.
 
         Raises:
-            ValueError: `segment` goes back.
+            ValueError: `segment` is neither.
             trio.ClosedResourceError: The stream has ended.
         """
-        if segment < self._last_segment:
-            message = f"segment {segment} after segment {self._last_segment}"
+        if segment != self._segment and segment != self._segment + 1:
+            message = f"segment {segment} cannot follow segment {self._segment}"
             raise ValueError(message)
-        self._last_segment = segment
+        self._segment = segment
         await self._write(text, segment)
 
     @asynccontextmanager

@@ -1,0 +1,99 @@
+"""One attached follower of a log."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self, final
+
+import trio
+
+from crucible_trio.log import Cursor, MemoryLog
+from crucible_trio.records import AnyRecord, decode_frame
+
+# What is taken from the log at a time; the cursor moves record by record all the same.
+_READ_BYTES: Final = 16 * 1024
+
+
+@final
+class Reader:
+    """Follows a log from a position to the terminal record; enter it with `async with`.
+
+    `async for` gives records and moves the cursor when the next one is asked for. A transport uses `take`, `wait` and
+    `passed` instead: its cursor moves when a write has returned, not when a record was read.
+
+    Args:
+        log: What to follow.
+        after: The position up to which the reader has everything.
+        attach: Attaches at a position, or refuses by raising.
+        left: Called after the reader has left.
+    """
+
+    def __init__(
+        self, log: MemoryLog, after: int, *, attach: Callable[[int], Cursor], left: Callable[[], None]
+    ) -> None:
+        self._log = log
+        self._attach = attach
+        self._left = left
+        self._cursor: Cursor | None = None
+        self._taken = after
+        self._records: deque[AnyRecord] = deque()
+
+    async def __aenter__(self) -> Self:
+        self._cursor = self._attach(self._taken)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._cursor is not None:
+            self._cursor.detach()
+            self._cursor = None
+            self._left()
+
+    def take(self, limit_bytes: int) -> list[bytes]:
+        """The next frames, each once; none when everything has been taken.
+
+        Args:
+            limit_bytes: Stop before the frame that would pass it; the first frame is always given.
+        """
+        frames = self._log.read(self._taken, limit_bytes)
+        self._taken += len(frames)
+        return frames
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the terminal record has been taken."""
+        return self._log.finished and self._taken >= self._log.head
+
+    async def wait(self) -> None:
+        """Wait for something to take, the log's end, or news that are in no log; the caller looks again.
+
+        Checkpoints: always. Cancellation: safe.
+        """
+        await self._log.wait(self._taken)
+
+    def passed(self, position: int) -> None:
+        """Say that everything up to `position` has been handed over; this gives the engine room.
+
+        Raises:
+            trio.ClosedResourceError: The reader has not been entered, or has left.
+        """
+        if self._cursor is None:
+            raise trio.ClosedResourceError
+        self._cursor.advance(position)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AnyRecord:
+        self.passed(self._taken - len(self._records))  # asking for the next record says that the last one is done with
+        if self._records:
+            await trio.lowlevel.checkpoint()
+        while not self._records:
+            if self.at_end:
+                raise StopAsyncIteration
+            await self.wait()
+            self._records.extend(map(decode_frame, self.take(_READ_BYTES)))
+        return self._records.popleft()

@@ -1,0 +1,107 @@
+"""A stream as it stands, folded from its log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, final
+
+import msgspec
+
+from crucible_trio.records import (
+    TERMINAL,
+    CancelledBy,
+    ErrorInfo,
+    IncompleteReason,
+    Mode,
+    OutputDelta,
+    ReasoningDelta,
+    StreamCancelled,
+    StreamCompleted,
+    StreamCreated,
+    StreamFailed,
+    StreamIncomplete,
+    Terminal,
+    Timings,
+    Usage,
+    decode_frame,
+)
+
+Status: TypeAlias = Literal["running", "completed", "incomplete", "failed", "cancelled"]
+
+
+def status_of(terminal: Terminal) -> Status:
+    """The status of a stream that ended with this record."""
+    match terminal:
+        case StreamCompleted():
+            return "completed"
+        case StreamIncomplete():
+            return "incomplete"
+        case StreamFailed():
+            return "failed"
+        case StreamCancelled():
+            return "cancelled"
+
+
+@final
+class Snapshot(msgspec.Struct, kw_only=True):
+    """What a log holds up to `last_seq`, exactly.
+
+    Attributes:
+        paused: Whether the stream waits for a reader just now.
+        output: The answer so far.
+        trace: The reasoning so far, by segment.
+        finish_reason: Why a completed stream ended.
+        reason: What ended an incomplete stream.
+        error: Why a failed stream failed.
+        by: Who or what cancelled a stream.
+    """
+
+    id: str = ""
+    status: Status
+    paused: bool = False
+    mode: Mode
+    model: str
+    created_at: float
+    last_seq: int
+    output: str
+    trace: list[str]
+    finish_reason: str | None = None
+    reason: IncompleteReason | None = None
+    error: ErrorInfo | None = None
+    by: CancelledBy | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+
+def fold(frames: Iterable[bytes]) -> Snapshot:
+    """Fold a log from record 1 on."""
+    output: list[str] = []
+    trace: list[list[str]] = []
+    snapshot = Snapshot(status="running", mode="standard", model="", created_at=0.0, last_seq=0, output="", trace=[])
+    for frame in frames:
+        record = decode_frame(frame)
+        snapshot.last_seq = record.seq
+        match record:
+            case StreamCreated():
+                snapshot.id, snapshot.mode = record.stream, record.mode
+                snapshot.model, snapshot.created_at = record.model, record.created_at
+            case ReasoningDelta():
+                if record.segment == len(trace):
+                    trace.append([])
+                trace[record.segment].append(record.delta)
+            case OutputDelta():
+                output.append(record.delta)
+            case StreamCompleted():
+                snapshot.finish_reason = record.finish_reason
+            case StreamIncomplete():
+                snapshot.reason = record.reason
+            case StreamFailed():
+                snapshot.error = record.error
+            case StreamCancelled():
+                snapshot.by = record.by
+        if isinstance(record, TERMINAL):
+            snapshot.status = status_of(record)
+            snapshot.usage, snapshot.timings = record.usage, record.timings
+    snapshot.output = "".join(output)
+    snapshot.trace = ["".join(pieces) for pieces in trace]
+    return snapshot

@@ -1,0 +1,373 @@
+"""One generation: a generator task, the buffer, a recorder task and a log.
+
+```
+engine ── output.delta ──► memory channel ──► recorder ──► log ──► readers
+  ▲                        (waits when full)     ▲                    │
+  └── not called before a reader wants it        └──── room ◄──── cursors
+```
+
+The two tasks live and die with `Stream.run`. How a stream ends is decided once, by whatever comes first: the engine's
+end, a deadline, a cap, a cancel. The recorder then appends what is left and the terminal record in one append.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from math import inf
+from typing import Final, TypeAlias, final
+
+import trio
+
+from crucible_trio.clocks import Clocks
+from crucible_trio.config import Settings
+from crucible_trio.engine import Engine, Finish, OnDisconnect, Request
+from crucible_trio.errors import EngineError, TooManyReadersError
+from crucible_trio.log import Cursor, MemoryLog
+from crucible_trio.metrics import Metrics
+from crucible_trio.output import Output, Token
+from crucible_trio.reader import Reader
+from crucible_trio.recorder import Recorder, bounded_error
+from crucible_trio.records import (
+    CancelledBy,
+    StreamCancelled,
+    StreamCompleted,
+    StreamFailed,
+    StreamIncomplete,
+    Terminal,
+    Timings,
+    Usage,
+    new_stream_id,
+)
+from crucible_trio.snapshot import Snapshot, Status, fold, status_of
+
+logger = logging.getLogger(__name__)
+
+# Makes the terminal record, from `seq` and `timings`.
+Ending: TypeAlias = Callable[..., Terminal]
+
+# A finish reason may come from an upstream, and the terminal record has a bounded size.
+_MAX_FINISH_REASON_LENGTH: Final = 64
+
+
+@final
+class Stream:
+    """One generation. A pipeline makes and runs it; record 1 is in its log before anything else happens.
+
+    Attributes:
+        id: The stream's id.
+        owner: Who may read and stop it.
+        request: With `model` filled in.
+        created_at: Unix time in seconds.
+        on_disconnect: What happens while nobody reads.
+        log: Its records.
+        tokens: Pieces of text recorded so far.
+        terminal: Its last record; None while it runs.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: Request,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        owner: str,
+        on_disconnect: OnDisconnect,
+        starts_with_reader: bool,
+        on_growth: Callable[[int], None],
+    ) -> None:
+        assert request.model is not None
+        now = trio.current_time()
+        self.id = new_stream_id()
+        self.owner = owner
+        self.request = request
+        self.created_at = time.time()
+        self.on_disconnect: OnDisconnect = on_disconnect
+        self.tokens = 0
+        self.terminal: Terminal | None = None
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._accepted_at = now
+        self._first_token_at: float | None = None
+        self._starts_with_reader = starts_with_reader
+        self._ending: Ending | None = None
+        self._stopped_at: float | None = None
+        self._scope = trio.CancelScope()
+        self._engine_scope = trio.CancelScope()
+        self._timer = trio.CancelScope()
+        self._send, self._receive = trio.open_memory_channel[Token](settings.buffer_tokens)
+        self._output = Output(self._send)
+        self._clocks = Clocks(
+            now=now,
+            first_token=_given(request.deadlines.first_token_seconds, settings.first_token_seconds),
+            idle=_given(request.deadlines.idle_seconds, settings.idle_seconds),
+            total=_given(request.deadlines.total_seconds, settings.total_seconds),
+            grace=_given(request.grace_seconds, settings.grace_seconds),
+        )
+        self._token_limit = _given(request.max_output_tokens, settings.max_output_tokens)
+        self._recorder = Recorder(self.id, max_bytes=settings.stream_log_bytes)
+        self.log = MemoryLog(room_without_readers=on_disconnect == "continue", on_growth=on_growth)
+        created = self._recorder.create(mode=request.mode, model=request.model, created_at=self.created_at)
+        self.log.append_nowait([created])
+        self._nobody_is_attached()
+
+    # What others do with it
+
+    def attach(self, after: int = 0) -> Reader:
+        """A reader, to be entered with `async with`, that has everything up to `after`.
+
+        Entering raises `CursorAheadError` when that is beyond the head, and `TooManyReadersError` when the stream has
+        as many readers as it may have.
+        """
+        return Reader(self.log, after, attach=self._attach, left=self._reader_left)
+
+    @property
+    def takes_readers(self) -> bool:
+        """Whether one more reader may attach."""
+        return self.log.readers < self._settings.max_readers_per_stream
+
+    def cancel(self, by: CancelledBy = "client") -> None:
+        """Stop the engine at its next checkpoint and end the stream, if it has not ended; returns at once."""
+        if self._stop(partial(StreamCancelled, by=by, usage=Usage())):
+            self._scope.cancel()
+
+    def finished_before(self, position: int) -> bool:
+        """Whether a reader at `position` has everything, the terminal record included."""
+        return self.log.finished and position >= self.log.head
+
+    @property
+    def status(self) -> Status:
+        """`running` until the terminal record is in the log, then what that record says."""
+        return "running" if self.terminal is None else status_of(self.terminal)
+
+    @property
+    def paused(self) -> bool:
+        """Whether it waits for a reader just now."""
+        return not self.log.readers and self._needs_reader and self._ending is None
+
+    def snapshot(self) -> Snapshot:
+        """What the log holds, exactly; taken without a checkpoint."""
+        snapshot = fold(self.log.read(0))
+        snapshot.paused = self.paused
+        return snapshot
+
+    # Readers come and go
+
+    @property
+    def _waits_for_reader(self) -> bool:
+        return self._starts_with_reader and self.log.ever_read < 1
+
+    @property
+    def _needs_reader(self) -> bool:
+        return self._waits_for_reader or self.on_disconnect != "continue"
+
+    def _attach(self, after: int) -> Cursor:
+        if not self.takes_readers:
+            raise TooManyReadersError(self._settings.max_readers_per_stream)
+        cursor = self.log.attach(after)
+        self._clocks.joined()
+        self._metrics.readers.inc()
+        if after > 0:
+            self._metrics.resumes.inc()
+        return cursor
+
+    def _reader_left(self) -> None:
+        self._metrics.readers.dec()
+        if self.log.readers:
+            return
+        # While the engine has not been called, whoever was cut before record 1 may still come back for it.
+        if self.on_disconnect == "cancel" and not self._waits_for_reader:
+            self.cancel("disconnect")
+        self._nobody_is_attached()
+
+    def _nobody_is_attached(self) -> None:
+        if self._needs_reader:
+            self._clocks.alone(trio.current_time())
+            self._arm_timer()
+
+    # The two tasks
+
+    async def run(self) -> None:
+        """Generate and record until the terminal record; returns when the engine has let go as well.
+
+        Cancellation: the stream ends `cancelled` by `shutdown`, with every piece in its log whose call has returned.
+        """
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._generate)
+                nursery.start_soon(self._record)
+
+    async def _generate(self) -> None:
+        try:
+            with self._engine_scope:
+                if self._waits_for_reader:
+                    await self.log.wait_read(1)
+                if self._ending is None:  # a cancel may have come first
+                    finish = await self._engine.generate(self.request, self._output)
+                    self._engine_ended(_ending_of(finish))
+        except* Exception as group:  # a Cancelled in the same group passes on
+            self._engine_ended(self._failure(group))
+        finally:
+            self._decide(_SHUTDOWN)  # nothing has decided: the stream was cancelled from outside
+            self._output.close()
+            self.log.release_room()
+            if self._stopped_at is not None:
+                self._metrics.cancel_seconds.observe(trio.current_time() - self._stopped_at)
+
+    def _engine_ended(self, ending: Ending) -> None:
+        # An engine that swallows its Cancelled, or answers it with another error, was cancelled all the same.
+        if trio.current_effective_deadline() != -inf:
+            self._decide(ending)
+
+    async def _record(self) -> None:
+        try:
+            while self._ending is None:
+                with trio.CancelScope(deadline=self._next_deadline()) as self._timer:
+                    await self._copy()
+                self._look_at_clocks()
+        finally:
+            self._engine_scope.cancel()
+            await self._finish()
+
+    async def _copy(self) -> None:
+        """Copy tokens to the log until something has decided how the stream ends."""
+        if self._waits_for_reader:
+            await self.log.wait_read(1)
+        while self._ending is None:
+            if self.log.has_room:
+                await self._append(await self._take_ready())
+            else:
+                self._clocks.wait_pauses()
+                await self.log.wait_for_room()
+
+    async def _take_ready(self) -> list[Token]:
+        """Wait for a token, then take what is ready, a buffer full at most; none at the channel's end."""
+        batch = self._take_nowait(self._settings.buffer_tokens)
+        if not batch:
+            self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
+            self._arm_timer()
+            try:
+                batch.append(await self._receive.receive())
+            except trio.EndOfChannel:
+                return []
+            batch += self._take_nowait(self._settings.buffer_tokens - 1)
+        return batch
+
+    def _take_nowait(self, limit: float) -> list[Token]:
+        batch: list[Token] = []
+        try:
+            while len(batch) < limit:
+                batch.append(self._receive.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            pass  # what was taken before is in hand and must not be lost with the exception
+        return batch
+
+    async def _append(self, batch: list[Token]) -> None:
+        # No checkpoint lies between taking a token and this append: cancellation cannot lose one.
+        if not batch:
+            return
+        self._count(batch)
+        self._clocks.token_came()
+        await self.log.append(self._recorder.add(batch))
+        if self._recorder.full:
+            self._stop(partial(StreamIncomplete, reason="log_limit", usage=Usage()))
+        elif self.tokens > self._token_limit:  # the engine ignores what was asked
+            self._stop(partial(StreamIncomplete, reason="max_output_tokens", usage=Usage()))
+
+    async def _finish(self) -> None:
+        """Append what is left and the terminal record at once, reader or not."""
+        rest = self._take_nowait(inf)
+        self._receive.close()
+        self._decide(_SHUTDOWN)  # unless something has decided already
+        self._count(rest)
+        await self.log.append(self._recorder.finish(rest, self._make_terminal), last=True)
+
+    def _count(self, batch: list[Token]) -> None:
+        if batch and self._first_token_at is None:
+            self._first_token_at = trio.current_time()
+            self._metrics.first_token_seconds.observe(self._first_token_at - self._accepted_at)
+        self.tokens += len(batch)
+        self._metrics.tokens.labels(self.request.mode).inc(len(batch))
+
+    def _make_terminal(self, seq: int) -> Terminal:
+        assert self._ending is not None
+        first = None if self._first_token_at is None else _milliseconds(self._first_token_at - self._accepted_at)
+        total = _milliseconds(trio.current_time() - self._accepted_at)
+        self.terminal = self._ending(seq=seq, timings=Timings(first, total))
+        return self.terminal
+
+    # How it ends
+
+    def _decide(self, ending: Ending) -> bool:
+        if self._ending is not None:
+            return False
+        self._ending = ending
+        return True
+
+    def _stop(self, ending: Ending) -> bool:
+        decided = self._decide(ending)
+        if decided:
+            self._stopped_at = trio.current_time()
+        return decided
+
+    def _next_deadline(self) -> float:
+        return self._clocks.next_deadline(self._output.queued_seconds)
+
+    def _arm_timer(self) -> None:
+        # Only ever moved forward: when it fires too early the clocks are compared and it is armed again.
+        deadline = self._next_deadline()
+        if deadline < self._timer.deadline:
+            self._timer.deadline = deadline
+
+    def _look_at_clocks(self) -> None:
+        match self._clocks.expired(trio.current_time(), self._output.queued_seconds):
+            case None:
+                pass
+            case "grace":
+                self._stop(partial(StreamCancelled, by="disconnect", usage=Usage()))
+            case reason:
+                self._stop(partial(StreamIncomplete, reason=reason, usage=Usage()))
+
+    def _failure(self, group: ExceptionGroup[Exception]) -> Ending:
+        errors = list(_leaves(group))
+        if len(errors) == 1 and isinstance(errors[0], EngineError):
+            code, message, retryable = errors[0].code, errors[0].message, errors[0].retryable
+        else:
+            code, message, retryable = "engine_error", "The engine failed.", False
+            for error in errors:
+                # Where it happened, and never the exception's own text: that may quote the prompt.
+                trace = "".join(traceback.format_tb(error.__traceback__))
+                logger.error("stream %s: engine raised %s\n%s", self.id, type(error).__qualname__, trace)
+        return partial(StreamFailed, error=bounded_error(code, message, retryable=retryable), usage=Usage())
+
+
+_SHUTDOWN: Final[Ending] = partial(StreamCancelled, by="shutdown", usage=Usage())
+
+
+def _ending_of(finish: object) -> Ending:
+    if not isinstance(finish, Finish):
+        raise EngineError("engine_protocol", "The engine returned no Finish.")
+    if finish.reason == "length":
+        return partial(StreamIncomplete, reason="max_output_tokens", usage=finish.usage)
+    return partial(StreamCompleted, finish_reason=finish.reason[:_MAX_FINISH_REASON_LENGTH], usage=finish.usage)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _given(asked: float | None, default: float) -> float:
+    return default if asked is None else asked
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)
