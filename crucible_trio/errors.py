@@ -6,6 +6,7 @@ has ended stays `trio.ClosedResourceError`.
 
 from __future__ import annotations
 
+import traceback
 from typing import final
 
 
@@ -199,3 +200,12 @@ class StreamLostError(CrucibleError):
     def __init__(self, message: str, last_seq: int) -> None:
         super().__init__(message)
         self.last_seq = last_seq
+
+
+def trace_without_text(error: BaseException) -> str:
+    """Where an error happened, for a log: types and frames, never its own text, which may quote a prompt."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    trace = f"{frames}{type(error).__qualname__}"
+    if isinstance(error, BaseExceptionGroup):
+        trace = "\n".join([trace, *map(trace_without_text, error.exceptions)])
+    return trace

@@ -28,6 +28,9 @@ class Reader:
         after: The position up to which the reader has everything.
         attach: Attaches at a position, or refuses by raising.
         left: Called after the reader has left.
+
+    Attributes:
+        taken: The position up to which frames have been taken.
     """
 
     def __init__(
@@ -37,11 +40,11 @@ class Reader:
         self._attach = attach
         self._left = left
         self._cursor: Cursor | None = None
-        self._taken = after
+        self.taken = after
         self._records: deque[AnyRecord] = deque()
 
     async def __aenter__(self) -> Self:
-        self._cursor = self._attach(self._taken)
+        self._cursor = self._attach(self.taken)
         return self
 
     async def __aexit__(
@@ -58,21 +61,21 @@ class Reader:
         Args:
             limit_bytes: Stop before the frame that would pass it; the first frame is always given.
         """
-        frames = self._log.read(self._taken, limit_bytes)
-        self._taken += len(frames)
+        frames = self._log.read(self.taken, limit_bytes)
+        self.taken += len(frames)
         return frames
 
     @property
     def at_end(self) -> bool:
         """Whether the terminal record has been taken."""
-        return self._log.finished and self._taken >= self._log.head
+        return self._log.finished and self.taken >= self._log.head
 
     async def wait(self) -> None:
         """Wait for something to take, the log's end, or news that are in no log; the caller looks again.
 
         Checkpoints: always. Cancellation: safe.
         """
-        await self._log.wait(self._taken)
+        await self._log.wait(self.taken)
 
     def passed(self, position: int) -> None:
         """Say that everything up to `position` has been handed over; this gives the engine room.
@@ -88,7 +91,7 @@ class Reader:
         return self
 
     async def __anext__(self) -> AnyRecord:
-        self.passed(self._taken - len(self._records))  # asking for the next record says that the last one is done with
+        self.passed(self.taken - len(self._records))  # asking for the next record says that the last one is done with
         if self._records:
             await trio.lowlevel.checkpoint()
         while not self._records:

@@ -86,7 +86,7 @@ def fold(frames: Iterable[bytes]) -> Snapshot:
                 snapshot.id, snapshot.mode = record.stream, record.mode
                 snapshot.model, snapshot.created_at = record.model, record.created_at
             case ReasoningDelta():
-                if record.segment == len(trace):
+                while record.segment >= len(trace):  # an engine may have given up on the piece that opened one
                     trace.append([])
                 trace[record.segment].append(record.delta)
             case OutputDelta():

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
 from typing import Final, TypeAlias, final
 
+import msgspec
 import trio
 
 from crucible_trio.clocks import Clocks
 from crucible_trio.config import Settings
 from crucible_trio.engine import Engine, Finish, OnDisconnect, Request
-from crucible_trio.errors import EngineError, TooManyReadersError
+from crucible_trio.errors import EngineError, TooManyReadersError, trace_without_text
 from crucible_trio.log import Cursor, MemoryLog
 from crucible_trio.metrics import Metrics
 from crucible_trio.output import Output, Token
@@ -214,7 +214,7 @@ class Stream:
             self._engine_ended(self._failure(group))
         finally:
             self._decide(_SHUTDOWN)  # nothing has decided: the stream was cancelled from outside
-            self._output.close()
+            self._send.close()
             self.log.release_room()
             if self._stopped_at is not None:
                 self._metrics.cancel_seconds.observe(trio.current_time() - self._stopped_at)
@@ -298,8 +298,12 @@ class Stream:
         assert self._ending is not None
         first = None if self._first_token_at is None else _milliseconds(self._first_token_at - self._accepted_at)
         total = _milliseconds(trio.current_time() - self._accepted_at)
-        self.terminal = self._ending(seq=seq, timings=Timings(first, total))
-        return self.terminal
+        terminal = self._ending(seq=seq, timings=Timings(first, total))
+        if self._recorder.full and isinstance(terminal, StreamCompleted):
+            # The engine had finished, but the rest of the buffer would have passed the cap: the text is not whole.
+            terminal = StreamIncomplete(seq=seq, reason="log_limit", usage=terminal.usage, timings=terminal.timings)
+        self.terminal = terminal
+        return terminal
 
     # How it ends
 
@@ -339,10 +343,7 @@ class Stream:
             code, message, retryable = errors[0].code, errors[0].message, errors[0].retryable
         else:
             code, message, retryable = "engine_error", "The engine failed.", False
-            for error in errors:
-                # Where it happened, and never the exception's own text: that may quote the prompt.
-                trace = "".join(traceback.format_tb(error.__traceback__))
-                logger.error("stream %s: engine raised %s\n%s", self.id, type(error).__qualname__, trace)
+            logger.error("stream %s: the engine failed\n%s", self.id, trace_without_text(group))
         return partial(StreamFailed, error=bounded_error(code, message, retryable=retryable), usage=Usage())
 
 
@@ -352,9 +353,12 @@ _SHUTDOWN: Final[Ending] = partial(StreamCancelled, by="shutdown", usage=Usage()
 def _ending_of(finish: object) -> Ending:
     if not isinstance(finish, Finish):
         raise EngineError("engine_protocol", "The engine returned no Finish.")
-    if finish.reason == "length":
-        return partial(StreamIncomplete, reason="max_output_tokens", usage=finish.usage)
-    return partial(StreamCompleted, finish_reason=finish.reason[:_MAX_FINISH_REASON_LENGTH], usage=finish.usage)
+    # Both may be an upstream's, handed on unchecked; what the terminal record cannot hold is the engine's error.
+    usage = msgspec.convert(msgspec.to_builtins(finish.usage), Usage)
+    reason = finish.reason.encode(errors="replace").decode()[:_MAX_FINISH_REASON_LENGTH]
+    if reason == "length":
+        return partial(StreamIncomplete, reason="max_output_tokens", usage=usage)
+    return partial(StreamCompleted, finish_reason=reason, usage=usage)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -1,0 +1,101 @@
+"""The Quart side: an application of its own, or a blueprint for another one."""
+
+from __future__ import annotations
+
+import os
+from typing import cast
+
+import trio
+from quart import Blueprint, Response, request
+from quart.blueprints import BlueprintSetupState
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from werkzeug.exceptions import HTTPException
+
+from crucible_trio.config import Settings, load_settings
+from crucible_trio.engines import open_engine
+from crucible_trio.errors import CrucibleError
+from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.web.access import Access
+from crucible_trio.web.connection import Connection
+from crucible_trio.web.errors import code_of, error_response, http_error_response
+from crucible_trio.web.native import NativeApi
+from crucible_trio.web.service import ServiceApi
+
+
+def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
+    """The whole application.
+
+    Args:
+        pipeline: An open one, which this neither starts nor ends. None: engine and limits come from the environment
+            (`CRUCIBLE_...`), and the application runs a pipeline of its own while it is served.
+
+    Raises:
+        ConfigError: The environment is wrong.
+    """
+    app = QuartTrio(__name__, static_folder=None)
+    app.url_map.merge_slashes = False
+    app.register_error_handler(HTTPException, http_error_response)
+    if pipeline is not None:
+        app.register_blueprint(blueprint(pipeline))
+    else:
+        _run_own_pipeline(app, load_settings(os.environ))
+    return app
+
+
+def _run_own_pipeline(app: QuartTrio, settings: Settings) -> None:
+    over = trio.Event()
+
+    async def run(*, task_status: trio.TaskStatus[Pipeline]) -> None:
+        async with open_engine(settings) as engine, open_pipeline(engine, settings) as pipeline:
+            task_status.started(pipeline)
+            await over.wait()
+
+    @app.before_serving
+    async def start() -> None:
+        app.register_blueprint(blueprint(await app.nursery.start(run)))
+
+    @app.after_serving
+    async def end() -> None:
+        over.set()
+
+
+def blueprint(pipeline: Pipeline) -> Blueprint:
+    """The API as a blueprint for any quart-trio application.
+
+    It corrects the application's connection class (see `web/connection.py`) if that is quart-trio's own. 404 and 405
+    for paths that are no route of ours remain the application's.
+
+    Args:
+        pipeline: An open one, which this neither starts nor ends.
+    """
+    access = Access(pipeline.settings)
+    api = Blueprint("crucible", __name__)
+    NativeApi(pipeline, access).add_to(api)
+    ServiceApi(pipeline, access).add_to(api)
+
+    @api.record_once
+    def correct_connection(state: BlueprintSetupState) -> None:
+        app = cast("QuartTrio", state.app)
+        if app.asgi_http_class is TrioASGIHTTPConnection:
+            app.asgi_http_class = Connection
+
+    @api.before_request
+    async def guard() -> Response | None:
+        if request.endpoint in {"crucible.healthz", "crucible.readyz"}:
+            return None
+        access.check_origin(request)
+        return access.preflight(request) if request.method == "OPTIONS" else None
+
+    @api.after_request
+    async def add_cors(response: Response) -> Response:
+        access.add_cors(request, response)
+        return response
+
+    @api.errorhandler(CrucibleError)
+    async def refuse(error: CrucibleError) -> Response:
+        pipeline.metrics.refused.labels(code_of(error)).inc()
+        return error_response(error)
+
+    api.register_error_handler(HTTPException, http_error_response)
+    return api

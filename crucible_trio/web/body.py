@@ -1,0 +1,103 @@
+"""The body of an event stream.
+
+A `ResponseBody` with a class iterator: Quart itself enters, iterates and leaves it, in any quart-trio app, and a
+disconnect reaches `__aexit__` as cancellation. An async generator that was never started would never run its `finally`.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Final, Self, final
+
+import trio
+from quart.wrappers.response import ResponseBody
+
+from crucible_trio import sse
+from crucible_trio.dialects import Dialect
+from crucible_trio.errors import TooManyReadersError
+from crucible_trio.pipeline import Pipeline
+from crucible_trio.records import ServerBusy, ServerDraining, encode_control
+from crucible_trio.stream import Stream
+
+# One body message: one write with one deadline on our server, one join of a log's frames here.
+MESSAGE_BYTES: Final = 16 * 1024
+
+
+@final
+class EventStreamBody(ResponseBody):
+    """Follows a stream from a position to its terminal record.
+
+    The reader is attached while Quart has entered the body. Being asked for the next message says that the last one has
+    been written: that, and not the reading, moves the cursor and gives the engine room.
+
+    Args:
+        pipeline: For its settings, and to announce that it drains.
+        stream: What to follow.
+        dialect: How its records look, fed up to `after`.
+        after: The position up to which the client has everything.
+    """
+
+    def __init__(self, pipeline: Pipeline, stream: Stream, dialect: Dialect, after: int) -> None:
+        self._pipeline = pipeline
+        self._settings = pipeline.settings
+        self._dialect = dialect
+        self._reader = stream.attach(after)
+        self._unsent = memoryview(b"")
+        self._begun = False
+        self._refused = False
+        self._announced = False
+        self._silent_since = 0.0
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._reader.__aenter__()
+        except TooManyReadersError:
+            # The status line is out, and a browser would give up for ever on any status that refuses a reconnect.
+            self._refused = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._reader.__aexit__(kind, error, trace)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._silent_since = trio.current_time()
+        if not self._unsent:
+            self._unsent = memoryview(await self._next_events() if self._begun else self._first_events())
+        piece, self._unsent = self._unsent[:MESSAGE_BYTES], self._unsent[MESSAGE_BYTES:]
+        return bytes(piece)
+
+    def _first_events(self) -> bytes:
+        self._begun = True
+        retry = sse.retry_line(self._settings.retry_milliseconds)
+        if self._refused:
+            return retry + encode_control(ServerBusy(self._settings.retry_milliseconds))
+        return retry + self._take(MESSAGE_BYTES - len(retry))
+
+    async def _next_events(self) -> bytes:
+        if self._refused:
+            raise StopAsyncIteration
+        while True:
+            written = self._reader.taken
+            self._reader.passed(written)
+            if events := self._take(MESSAGE_BYTES):
+                return events
+            if self._reader.taken > written:  # the view leaves these out: they pass without a write
+                await trio.lowlevel.checkpoint()
+                continue
+            if self._reader.at_end:
+                raise StopAsyncIteration
+            if self._pipeline.draining and not self._announced:
+                self._announced = True
+                return encode_control(ServerDraining(self._settings.retry_milliseconds))
+            with trio.move_on_at(self._silent_since + self._settings.heartbeat_seconds) as silence:
+                await self._reader.wait()
+            if silence.cancelled_caught:
+                return sse.HEARTBEAT
+
+    def _take(self, limit_bytes: int) -> bytes:
+        return self._dialect.feed(self._reader.take(limit_bytes))

@@ -1,0 +1,277 @@
+"""The native API: docs/reference/protocol.md, route by route."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final, final
+
+import msgspec
+import trio
+from quart import Blueprint, Request, Response, request
+from werkzeug.exceptions import RequestTimeout
+
+from crucible_trio import sse
+from crucible_trio.dialects import native
+from crucible_trio.engine import OnDisconnect, Trace
+from crucible_trio.engine import Request as Ask
+from crucible_trio.errors import CursorAheadError, InvalidLastEventIdError, InvalidRequestError
+from crucible_trio.pipeline import Pipeline
+from crucible_trio.records import Mode, parse_event_id
+from crucible_trio.snapshot import Status
+from crucible_trio.stream import Stream
+from crucible_trio.web.access import Access
+from crucible_trio.web.body import EventStreamBody
+from crucible_trio.web.errors import BodyTooLargeError, UnsupportedMediaTypeError
+from crucible_trio.web.responses import json_response, no_content
+
+# A client that sends its request this slowly is not going to read a stream.
+BODY_SECONDS: Final = 60.0
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_TRACES: Final[dict[str, Trace]] = {"segments": "segments", "final": "final", "none": "none"}
+_EVENTS_PARAMETERS: Final = frozenset({"last_event_id", "trace", "done", "token"})
+_GENERATE_PARAMETERS: Final = _EVENTS_PARAMETERS | {"prompt", "mode", "idempotency_key"}
+
+_ask_decoder = msgspec.json.Decoder(Ask)
+
+
+class _Summary(msgspec.Struct):
+    id: str
+    status: Status
+    mode: Mode
+    model: str | None
+    events_url: str
+    cancel_url: str
+    created_at: float
+
+
+@final
+class NativeApi:
+    """The routes over one pipeline."""
+
+    def __init__(self, pipeline: Pipeline, access: Access) -> None:
+        self._pipeline = pipeline
+        self._access = access
+
+    def add_to(self, blueprint: Blueprint) -> None:
+        """Add the routes. Quart adds HEAD to every GET."""
+        add = blueprint.add_url_rule
+        add("/v1/streams", view_func=self.start, methods=["POST"])
+        add("/v1/streams", view_func=self.list, methods=["GET"])
+        add("/v1/streams/<stream_id>", view_func=self.show, methods=["GET"])
+        add("/v1/streams/<stream_id>", view_func=self.delete, methods=["DELETE"])
+        add("/v1/streams/<stream_id>/events", view_func=self.events, methods=["GET"])
+        add("/v1/streams/<stream_id>/cancel", view_func=self.cancel, methods=["POST"])
+        add("/v1/generate", view_func=self.generate, methods=["GET"])
+        add("/v1/models", view_func=self.models, methods=["GET"])
+
+    async def start(self) -> Response:
+        """`POST /v1/streams`: start a stream; with `Last-Event-ID` resume one and start nothing."""
+        owner = self._access.owner(request)
+        if last_event_id := request.headers.get("Last-Event-ID"):
+            stream, after = self._resume(last_event_id, owner)
+            return self._event_stream(stream, after)
+        ask = await _read_ask(request, self._pipeline.settings.max_request_bytes)
+        key = _idempotency_key(request.headers.get("Idempotency-Key"))
+        if _wants_events(request):
+            return self._start_event_stream(ask, key, owner)
+        stream, joined = self._pipeline.start_or_join(
+            ask, key, owner=owner, on_disconnect="continue", starts_with_reader=False
+        )
+        response = json_response(self._summary(stream), 200 if joined else 201)
+        return self._name_stream(response, stream, joined=joined)
+
+    async def generate(self) -> Response:
+        """`GET /v1/generate`: what a bare `EventSource` can open; starts a stream, or resumes it when it reconnects."""
+        owner = self._access.owner(request)
+        _check_parameters(request, _GENERATE_PARAMETERS)
+        if last_event_id := _last_event_id(request):
+            stream, after = self._resume(last_event_id, owner)
+            return self._events_or_204(stream, after)
+        if request.method == "HEAD":
+            return _event_response(b"")
+        prompt = request.args.get("prompt")
+        if prompt is None:
+            raise InvalidRequestError("the parameter 'prompt' is missing", "prompt")
+        fields = {"input": prompt, "mode": request.args.get("mode", "standard")}
+        ask = _valid(lambda: msgspec.convert(fields, Ask))
+        return self._start_event_stream(ask, _idempotency_key(request.args.get("idempotency_key")), owner)
+
+    async def events(self, stream_id: str) -> Response:
+        """`GET /v1/streams/{id}/events`: follow a stream from the position the client names."""
+        owner = self._access.events_owner(request, stream_id)
+        stream = self._pipeline.get(stream_id, owner=owner)
+        _check_parameters(request, _EVENTS_PARAMETERS)
+        after = 0
+        if last_event_id := _last_event_id(request):
+            named, after = parse_event_id(last_event_id)
+            if named != stream_id:
+                raise InvalidLastEventIdError
+        _check_cursor(stream, after)
+        return self._events_or_204(stream, after)
+
+    async def list(self) -> Response:
+        """`GET /v1/streams`: the caller's own streams, newest first."""
+        streams = self._pipeline.streams(owner=self._access.owner(request))
+        return json_response({"data": [self._summary(stream) for stream in streams]})
+
+    async def show(self, stream_id: str) -> Response:
+        """`GET /v1/streams/{id}`: the stream as it stands."""
+        stream = self._own_stream(stream_id)
+        snapshot = msgspec.structs.asdict(stream.snapshot())
+        return json_response(snapshot | {"events_url": self._events_url(stream), "cancel_url": _cancel_url(stream)})
+
+    async def cancel(self, stream_id: str) -> Response:
+        """`POST /v1/streams/{id}/cancel`: stop it; may be repeated."""
+        stream = self._own_stream(stream_id)
+        stream.cancel("client")
+        return json_response(self._summary(stream), 200 if stream.log.finished else 202)
+
+    async def delete(self, stream_id: str) -> Response:
+        """`DELETE /v1/streams/{id}`: stop it and forget it."""
+        self._pipeline.forget(self._own_stream(stream_id))
+        return no_content()
+
+    async def models(self) -> Response:
+        """`GET /v1/models`: what a request may name."""
+        self._access.owner(request)
+        info = self._pipeline.engine.info
+        data = [
+            {"id": model, "object": "model", "owned_by": info.name, "sampling": sorted(info.sampling)}
+            for model in info.models
+        ]
+        return json_response({"object": "list", "data": data})
+
+    def _own_stream(self, stream_id: str) -> Stream:
+        return self._pipeline.get(stream_id, owner=self._access.owner(request))
+
+    def _resume(self, last_event_id: str, owner: str) -> tuple[Stream, int]:
+        stream_id, after = parse_event_id(last_event_id)
+        stream = self._pipeline.get(stream_id, owner=owner)
+        _check_cursor(stream, after)
+        return stream, after
+
+    def _start_event_stream(self, ask: Ask, key: str | None, owner: str) -> Response:
+        # Deep reasoning costs most: it goes on while its client is away.
+        on_disconnect: OnDisconnect = "continue" if ask.mode == "deep" else "pause"
+        stream, joined = self._pipeline.start_or_join(
+            ask, key, owner=owner, on_disconnect=on_disconnect, starts_with_reader=True
+        )
+        return self._name_stream(self._event_stream(stream, 0), stream, joined=joined)
+
+    def _events_or_204(self, stream: Stream, after: int) -> Response:
+        done = request.args.get("done")
+        if done not in {None, "event"}:
+            raise InvalidRequestError("'done' can only be 'event'", "done")
+        if stream.finished_before(after) and done is None:
+            return no_content()  # EventSource stops reconnecting, and only then
+        return self._event_stream(stream, after)
+
+    def _event_stream(self, stream: Stream, after: int) -> Response:
+        if stream.finished_before(after):
+            after -= 1  # some clients raise on 204: they get the terminal record once more
+        trace = _TRACES.get(request.args.get("trace", stream.request.trace))
+        if trace is None:
+            raise InvalidRequestError(f"'trace' is one of {', '.join(_TRACES)}", "trace")
+        if request.method == "HEAD":
+            return _event_response(b"", stream)
+        dialect = native.view(trace, stream.log, after)
+        return _event_response(EventStreamBody(self._pipeline, stream, dialect, after), stream)
+
+    def _name_stream(self, response: Response, stream: Stream, *, joined: bool) -> Response:
+        response.headers["Location"] = f"/v1/streams/{stream.id}"
+        if joined:
+            response.headers["Crucible-Replayed"] = "true"
+        return response
+
+    def _summary(self, stream: Stream) -> _Summary:
+        return _Summary(
+            id=stream.id,
+            status=stream.status,
+            mode=stream.request.mode,
+            model=stream.request.model,
+            events_url=self._events_url(stream),
+            cancel_url=_cancel_url(stream),
+            created_at=stream.created_at,
+        )
+
+    def _events_url(self, stream: Stream) -> str:
+        url = f"/v1/streams/{stream.id}/events"
+        return f"{url}?token={self._access.token(stream.id)}" if self._access.has_keys else url
+
+
+def _cancel_url(stream: Stream) -> str:
+    return f"/v1/streams/{stream.id}/cancel"
+
+
+def _check_cursor(stream: Stream, after: int) -> None:
+    if after > stream.log.head:
+        raise CursorAheadError(after, stream.log.head)
+
+
+def _event_response(body: EventStreamBody | bytes, stream: Stream | None = None) -> Response:
+    response = Response(body, content_type=sse.MEDIA_TYPE)
+    response.timeout = None  # Quart's RESPONSE_TIMEOUT would cut a healthy stream without a word
+    response.headers.update(
+        {
+            "Cache-Control": "no-store, no-transform",  # proxies that compress, buffer
+            "X-Accel-Buffering": "no",
+            "X-Content-Type-Options": "nosniff",
+        }
+    )
+    response.headers.pop("Content-Length", None)  # of an answer to HEAD: the stream's length is nobody's to know
+    if stream is not None:
+        response.headers["Crucible-Stream"] = stream.id
+    return response
+
+
+def _wants_events(request: Request) -> bool:
+    # `*/*` does not count: a client must name the type to get a body that never seems to end.
+    return any(value == sse.MEDIA_TYPE and quality > 0 for value, quality in request.accept_mimetypes)
+
+
+def _last_event_id(request: Request) -> str | None:
+    return request.headers.get("Last-Event-ID") or request.args.get("last_event_id") or None
+
+
+def _check_parameters(request: Request, known: frozenset[str]) -> None:
+    for name in request.args:
+        if name not in known:
+            raise InvalidRequestError(f"there is no parameter {name!r}", name)
+
+
+def _idempotency_key(key: str | None) -> str | None:
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequestError("an idempotency key is 1 to 255 visible ASCII characters", "Idempotency-Key")
+    return key
+
+
+async def _read_ask(request: Request, limit: int) -> Ask:
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaTypeError
+    if (request.content_length or 0) > limit:
+        raise BodyTooLargeError(limit)
+    body = bytearray()
+    with trio.move_on_after(BODY_SECONDS) as slow:
+        async for chunk in request.body:
+            body += chunk
+            if len(body) > limit:
+                raise BodyTooLargeError(limit)
+    if slow.cancelled_caught:
+        raise RequestTimeout
+    return _valid(lambda: _ask_decoder.decode(body))
+
+
+_FIELD = re.compile(r"(?:(?P<kind>unknown|required) field `(?P<name>[^`]*)`)?(?: - at `\$\.?(?P<path>[^`]*)`)?$")
+
+
+def _valid(make: Callable[[], Ask]) -> Ask:
+    try:
+        return make()
+    except msgspec.ValidationError as error:
+        found = _FIELD.search(str(error))
+        parts = [part for part in (found["path"], found["name"]) if part] if found else []
+        raise InvalidRequestError(str(error), ".".join(parts) or None) from error
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise InvalidRequestError("the body is not valid JSON in UTF-8") from error
