@@ -1,1 +1,5 @@
 """The HTTP side, on quart-trio."""
+
+from crucible_trio.web.app import blueprint, create_app
+
+__all__ = ["blueprint", "create_app"]

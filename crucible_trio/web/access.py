@@ -109,7 +109,7 @@ class Access:
             response.headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED
 
     def _is_our_name(self, host: str) -> bool:
-        name = _host_name(host)
+        name = host_name(host)
         return name in self._server_names or is_loopback(name)
 
 
@@ -123,7 +123,8 @@ def is_loopback(name: str) -> bool:
         return False
 
 
-def _host_name(host: str) -> str:
+def host_name(host: str) -> str:
+    """The name in `name:port`, lower case and without the brackets of an IPv6 address; empty if it is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

@@ -1,0 +1,5 @@
+"""The command `crucible`."""
+
+from crucible_trio.cli.main import main
+
+__all__ = ["main"]
