@@ -1,0 +1,261 @@
+"""The client against the real application on the real server, also through a proxy that cuts."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+
+from crucible_trio.client import open_client
+from crucible_trio.config import Settings
+from crucible_trio.engine import Finish, Request
+from crucible_trio.errors import ServerRefusedError, StreamNotFoundError
+from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.records import OutputDelta, ReasoningDelta, ReasoningDone, StreamCancelled, StreamCompleted, Usage
+from crucible_trio.server import Config, serve
+from crucible_trio.web.app import create_app
+
+TRACE = [f"step {n} \u2028 ä" for n in range(20)]
+ANSWER = [f"word-{n} 🜁 " for n in range(40)]
+USAGE = Usage(1, 40, 20)
+
+
+class Engine:
+    """Writes the same text to every stream, and counts how often it was called and how often stopped."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.stopped = 0
+
+    async def generate(self, request, output):
+        self.calls += 1
+        try:
+            for n, text in enumerate(TRACE):
+                await output.reasoning(text, n // 5)
+            if request.input == "think for ever":
+                await trio.sleep_forever()
+            for text in ANSWER:
+                await output.delta(text)
+        except trio.Cancelled:
+            self.stopped += 1
+            raise
+        return Finish(usage=USAGE)
+
+
+@asynccontextmanager
+async def serving(engine, **settings) -> AsyncIterator[tuple[Pipeline, str]]:
+    async with (
+        open_pipeline(engine.generate, Settings(retry_milliseconds=1, **settings)) as pipeline,
+        trio.open_nursery() as nursery,
+    ):
+        config = Config()
+        config.bind = ["127.0.0.1:0"]
+        [url] = await nursery.start(partial(serve, create_app(pipeline), config))
+        yield pipeline, url
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def cutting_proxy(url: str, next_cut: Callable[[], int]) -> AsyncIterator[str]:
+    """Forwards each connection to the server and cuts it after `next_cut()` bytes of answer, by FIN and RST in turn."""
+    port = int(url.rpartition(":")[2])
+    count = 0
+
+    async def forward(client: trio.SocketStream) -> None:
+        nonlocal count
+        count += 1
+        by_reset = count % 2 == 0
+        left = next_cut()
+        async with client, await trio.open_tcp_stream("127.0.0.1", port) as server, trio.open_nursery() as nursery:
+
+            async def send_requests() -> None:
+                try:
+                    async for chunk in client:
+                        await server.send_all(chunk)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(send_requests)
+            try:
+                while left > 0 and (chunk := await server.receive_some(left)):
+                    await client.send_all(chunk)
+                    left -= len(chunk)
+            except trio.BrokenResourceError:
+                pass
+            if by_reset:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, forward, 0, host="127.0.0.1"))
+        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def read_all(stream):
+    return [record async for record in stream]
+
+
+def trace_of(records):
+    return "".join(record.delta for record in records if isinstance(record, ReasoningDelta))
+
+
+def answer_of(records):
+    return "".join(record.delta for record in records if isinstance(record, OutputDelta))
+
+
+async def test_a_stream_cut_at_random_bytes_is_whole_and_was_generated_once():
+    engine = Engine()
+    reconnects = 0
+    draw = random.Random(20240607)
+    with trio.fail_after(120):
+        async with (
+            serving(engine) as (_, url),
+            # A few records for each connection; the heads alone take 400 bytes, so some bring nothing.
+            cutting_proxy(url, lambda: draw.randrange(200, 2500)) as proxy,
+            open_client(proxy, retry_seconds=0, max_attempts=100, max_first_attempts=100) as client,
+        ):
+            for _ in range(20):
+                async with client.start(Request("Why?", mode=draw.choice(["deep", "standard"]))) as stream:
+                    records = await read_all(stream)
+                assert trace_of(records) == "".join(TRACE)
+                assert answer_of(records) == "".join(ANSWER)
+                assert [record.seq for record in records] == list(range(1, len(records) + 1))
+                assert isinstance(stream.terminal, StreamCompleted)
+                assert stream.terminal.usage == USAGE
+                reconnects += stream.reconnects
+    assert engine.calls == 20
+    assert reconnects > 20
+
+
+@pytest.mark.parametrize("trace", ["final", "none"])
+async def test_a_cut_view_is_whole_too(trace):
+    draw = random.Random(7)
+    with trio.fail_after(60):
+        async with (
+            serving(Engine()) as (_, url),
+            cutting_proxy(url, lambda: draw.randrange(200, 2500)) as proxy,
+            open_client(proxy, retry_seconds=0, max_attempts=100, max_first_attempts=100) as client,
+            client.start(Request("Why?", mode="deep", trace=trace)) as stream,
+        ):
+            records = await read_all(stream)
+    assert trace_of(records) == ""
+    assert answer_of(records) == "".join(ANSWER)
+    done = [record for record in records if isinstance(record, ReasoningDone)]
+    assert ["".join(record.trace) for record in done] == (["".join(TRACE)] if trace == "final" else [])
+
+
+async def test_a_stream_is_read_again_from_any_position():
+    with trio.fail_after(30):
+        async with serving(Engine()) as (_, url), open_client(url) as client:
+            async with client.start(Request("Why?")) as stream:
+                records = await read_all(stream)
+            for after in range(len(records) + 1):
+                async with client.read(stream.id, after=after) as again:
+                    assert await read_all(again) == records[after:]
+            snapshot = await client.snapshot(stream.id)
+            assert (snapshot["status"], snapshot["last_seq"]) == ("completed", stream.last_seq)
+            models = await client.models()
+            assert [model["id"] for model in models["data"]] == ["generate"]
+            with pytest.raises(StreamNotFoundError):
+                await client.snapshot("str_" + "x" * 22)
+            with pytest.raises(ServerRefusedError, match="cursor_ahead"):
+                async with client.read(stream.id, after=len(records) + 1):
+                    pass
+
+
+async def test_cancelling_stops_the_engine_and_ends_the_reading():
+    engine = Engine()
+    with trio.fail_after(30):
+        async with serving(engine) as (_, url), open_client(url) as client:
+            async with client.start(Request("think for ever")) as stream:
+                seen = []
+                async for record in stream:
+                    seen.append(record)
+                    if trace_of(seen) == "".join(TRACE):
+                        await stream.cancel()
+                assert isinstance(stream.terminal, StreamCancelled)
+                assert stream.terminal.by == "client"
+                await stream.cancel()  # may be repeated
+            assert (engine.calls, engine.stopped) == (1, 1)
+
+
+async def test_leaving_does_not_stop_a_stream_that_goes_on_without_readers():
+    with trio.fail_after(30):
+        async with serving(Engine()) as (_, url), open_client(url) as client:
+            async with client.start(Request("Why?", on_disconnect="continue")) as stream:
+                await anext(stream)
+                await anext(stream)
+            assert stream.last_seq == 2
+            async with client.read(stream.id, after=2) as rest:
+                assert answer_of(await read_all(rest)) == "".join(ANSWER)
+
+
+async def test_leaving_stops_a_stream_that_wants_it():
+    engine = Engine()
+    with trio.fail_after(30):
+        async with serving(engine) as (_, url), open_client(url) as client:
+            async with client.start(Request("think for ever", on_disconnect="cancel")) as stream:
+                await anext(stream)
+                await anext(stream)
+            async with client.read(stream.id, after=2) as rest:
+                await read_all(rest)
+            assert rest.terminal.by == "disconnect"
+
+
+async def test_a_reader_too_many_waits_for_its_turn():
+    with trio.fail_after(30):
+        async with serving(Engine(), max_readers_per_stream=1) as (_, url), open_client(url, retry_seconds=0) as client:
+            seen = []
+            async with trio.open_nursery() as nursery:
+                async with client.start(Request("think for ever")) as first:
+                    await anext(first)
+
+                    async def read_second() -> None:
+                        async with client.read(first.id) as second:
+                            seen.extend(await read_all(second))
+                            assert second.reconnects == 0
+
+                    nursery.start_soon(read_second)
+                    await trio.sleep(0.3)  # busy is said a few times; however many, nothing may depend on it
+                    assert seen == []
+                await client.cancel(first.id)
+    assert isinstance(seen[-1], StreamCancelled)
+    assert trace_of(seen) == "".join(TRACE)
+
+
+async def test_a_draining_server_lets_its_readers_finish_and_refuses_new_ones():
+    with trio.fail_after(30):
+        async with (
+            serving(Engine(), heartbeat_seconds=0.05) as (pipeline, url),
+            open_client(url, max_first_attempts=1) as client,
+            trio.open_nursery() as nursery,
+            client.start(Request("think for ever")) as stream,
+        ):
+            await anext(stream)
+            nursery.start_soon(pipeline.drain, 1)
+            while not pipeline.draining:
+                await trio.lowlevel.checkpoint()
+            with pytest.raises(ServerRefusedError, match="503 draining"):
+                await client.start(Request("Why?")).__aenter__()
+            await read_all(stream)
+            assert stream.terminal.by == "shutdown"
+            assert stream.reconnects == 0
+
+
+async def test_a_wrong_key_is_refused_at_once():
+    with trio.fail_after(30):
+        async with serving(Engine(), keys={"alice": "right"}) as (_, url):
+            async with open_client(url, key="wrong") as client:
+                with pytest.raises(ServerRefusedError, match="401"):
+                    async with client.start(Request("Why?")):
+                        pass
+            async with open_client(url, key="right") as client, client.start(Request("Why?")) as stream:
+                assert answer_of(await read_all(stream)) == "".join(ANSWER)

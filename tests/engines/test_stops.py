@@ -1,0 +1,57 @@
+"""Ending a text at a stop string."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crucible_trio.engines.stops import StopCutter
+
+short_text = st.text(alphabet="abc", max_size=20)
+
+
+def cut(stops: list[str], *texts: str) -> tuple[str, bool]:
+    cutter = StopCutter(stops)
+    text = "".join(cutter.feed(text) for text in texts) + cutter.flush()
+    return text, cutter.stopped
+
+
+@given(st.lists(short_text.filter(bool), max_size=3), st.lists(short_text, max_size=8))
+def test_the_text_ends_where_the_first_stop_string_is_complete_however_it_is_cut(
+    stops: list[str], texts: list[str]
+) -> None:
+    whole = "".join(texts)
+    ends = [(whole.index(stop) + len(stop), whole.index(stop)) for stop in stops if stop in whole]
+    expected = whole[: min(ends)[1]] if ends else whole
+    assert cut(stops, *texts) == (expected, bool(ends))
+
+
+@pytest.mark.parametrize(
+    ("stops", "texts", "expected"),
+    [
+        (["END"], ["a E", "N", "D b"], "a "),
+        (["END"], ["a E", "NE", "ND"], "a EN"),
+        (["\n\n"], ["a\n", "b\n", "\nc"], "a\nb"),
+        (["cd", "b"], ["abcd"], "a"),
+        (["aab"], ["aaab"], "a"),
+        ([], ["a", "b"], "ab"),
+        (["x"], ["ab"], "ab"),
+        (["abc"], ["ab"], "ab"),
+    ],
+)
+def test_what_comes_before_the_stop_string_is_all_there(stops: list[str], texts: list[str], expected: str) -> None:
+    assert cut(stops, *texts)[0] == expected
+
+
+def test_nothing_comes_after_the_stop_string() -> None:
+    cutter = StopCutter(["."])
+    assert cutter.feed("one. two") == "one"
+    assert cutter.feed("three") == ""
+    assert cutter.flush() == ""
+
+
+def test_only_what_may_become_a_stop_string_is_held_back() -> None:
+    cutter = StopCutter(["END"])
+    assert cutter.feed("the E") == "the "
+    assert cutter.feed("a") == "Ea"

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crucible_trio.engines.think import ThinkSplitter
+
+
+def split(pieces: list[str]) -> tuple[str, str]:
+    """Trace and answer; the pieces have to come in that order, and none may be empty."""
+    splitter = ThinkSplitter()
+    out = [part for piece in pieces for part in splitter.feed(piece)] + splitter.flush()
+    assert all(text for _, text in out)
+    kinds = [kind for kind, _ in out]
+    assert kinds == sorted(kinds, key=("trace", "answer").index)
+    return (
+        "".join(text for kind, text in out if kind == "trace"),
+        "".join(text for kind, text in out if kind == "answer"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "trace", "answer"),
+    [
+        ("", "", ""),
+        ("Hello", "", "Hello"),
+        ("<think>why</think>because", "why", "because"),
+        ("\n<think>\nwhy\n</think>\n\nbecause\n", "why\n", "because\n"),
+        ("<think>\n\n</think>\n\nbecause", "", "because"),
+        ("<think></think>", "", ""),
+        ("<think>cut off", "cut off", ""),
+        ("<think>cut off</thi", "cut off</thi", ""),
+        ("<thi", "", "<thi"),
+        ("  \n", "", "  \n"),
+        ("<thinking>x", "", "<thinking>x"),
+        ("In HTML, <think> is no element, nor is </think>.", "", "In HTML, <think> is no element, nor is </think>."),
+        ("<think>a</think>b<think>c</think>d", "a", "b<think>c</think>d"),
+        ("<think>a <think> b</think> c", "a <think> b", "c"),
+        ("<think>1 < 2 </t </thin</think>3", "1 < 2 </t </thin", "3"),
+        ("<think><</think>3", "<", "3"),
+        ("\n" * 100 + "<think>", "", "\n" * 100 + "<think>"),
+    ],
+)
+def test_whole_and_character_by_character_give_the_same(text: str, trace: str, answer: str) -> None:
+    assert split([text]) == (trace, answer)
+    assert split(list(text)) == (trace, answer)
+
+
+FRAGMENTS = st.sampled_from(["<think>", "</think>", "<", "/", "th", "ink>", "</", "\n", " ", "a", "é", "\ud83d"])
+
+
+@given(st.lists(FRAGMENTS, max_size=12).map("".join), st.data())
+def test_where_a_text_is_cut_makes_no_difference(text: str, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert split(pieces) == split([text])
+
+
+@given(st.text(alphabet="ab \n<", max_size=30), st.text(alphabet="ab \n</>", max_size=30))
+def test_only_tags_and_the_space_around_them_are_left_out(trace: str, answer: str) -> None:
+    assert split([f"<think>{trace}</think>{answer}"]) == (trace.lstrip(), answer.lstrip())
+
+
+def test_what_cannot_become_a_tag_is_not_held_back() -> None:
+    splitter = ThinkSplitter()
+    assert splitter.feed("<th") == []
+    assert splitter.feed("ink>The") == [("trace", "The")]
+    assert splitter.feed(" sky </") == [("trace", " sky ")]
+    assert splitter.feed("b>") == [("trace", "</b>")]
+    assert splitter.feed("</think>\n") == []
+    assert splitter.feed("Blue") == [("answer", "Blue")]
+    assert splitter.feed(" <") == [("answer", " <")]

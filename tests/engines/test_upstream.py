@@ -1,0 +1,765 @@
+"""The upstream engine against a server that answers with whatever bytes a test gives it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import math
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
+
+import httpx
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from crucible_trio.config import Settings
+from crucible_trio.engine import Engine, Finish, Message, Request, Sampling
+from crucible_trio.engines import open_engine, upstream, upstream_response
+from crucible_trio.engines.upstream import open_upstream
+from crucible_trio.errors import ConfigError, EngineError
+from crucible_trio.output import Output, Token
+from crucible_trio.records import Usage
+
+KEY = "sk-very-secret-1234"
+PROMPT = "Why is the sky blue?"
+ASK = Request(PROMPT)
+
+Answer = bytes | Callable[["Connection"], Awaitable[None]]
+
+
+class Connection:
+    """One connection, as the scripted server sees it."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.closed_by_client = trio.Event()
+        self.sent = 0
+        self._received = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+        self.sent += len(data)
+
+    async def read_request(self) -> tuple[str, dict[str, str], bytes] | None:
+        """Request line, headers and body; None when the client has closed."""
+        while b"\r\n\r\n" not in self._received:
+            if not await self._more():
+                return None
+        head, _, self._received = self._received.partition(b"\r\n\r\n")
+        line, *fields = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
+        length = int(headers.get("content-length", 0))
+        while len(self._received) < length:
+            if not await self._more():
+                return None
+        body, self._received = self._received[:length], self._received[length:]
+        return line, headers, body
+
+    async def wait_for_close(self) -> None:
+        while await self._more():
+            pass
+
+    def reset(self) -> None:
+        """Close with a RST, as a crashed process or a proxy does."""
+        self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.stream.socket.close()
+
+    async def _more(self) -> bool:
+        try:
+            data = await self.stream.receive_some()
+        except trio.BrokenResourceError:
+            data = b""
+        self._received += data
+        if not data:
+            self.closed_by_client.set()
+        return bool(data)
+
+
+class ScriptedServer:
+    """Gives the answers in turn, the last one for ever; a connection stays open unless its answer closes it."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.lines: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.bodies: list[bytes] = []
+        self.connections: list[Connection] = []
+        self.open = 0
+        self.url = ""
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        connection = Connection(stream)
+        self.connections.append(connection)
+        self.open += 1
+        try:
+            while stream.socket.fileno() != -1 and (request := await connection.read_request()) is not None:
+                line, headers, body = request
+                self.lines.append(line)
+                self.headers.append(headers)
+                self.bodies.append(body)
+                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                try:
+                    if isinstance(answer, bytes):
+                        await connection.send(answer)
+                        if b"chunked" not in answer and b"Content-Length" not in answer:
+                            return
+                    else:
+                        await answer(connection)
+                except trio.BrokenResourceError:
+                    connection.closed_by_client.set()
+        finally:
+            self.open -= 1
+            await stream.aclose()
+
+    async def all_closed(self) -> None:
+        """Wait until no connection is open."""
+        for connection in self.connections:
+            await connection.closed_by_client.wait()
+        while self.open:
+            await trio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+async def server(nursery: trio.Nursery) -> AsyncIterator[ScriptedServer]:
+    scripted = ScriptedServer()
+    listeners = await nursery.start(partial(trio.serve_tcp, scripted.serve, 0, host="127.0.0.1"))
+    scripted.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/v1"
+    with trio.fail_after(20):  # a hang fails
+        yield scripted
+    # An async generator of httpx that was left half read is reported by the garbage collector.
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "RETRY_DELAYS", (0.01, 0.02))
+
+
+def chunk(finish_reason: str | None = None, **delta: object) -> bytes:
+    return event(json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}))
+
+
+def event(data: str) -> bytes:
+    return f"data: {data}\n\n".encode()
+
+
+ROLE = chunk(role="assistant", content=None)
+DONE = event("[DONE]")
+USAGE = event('{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7}}')
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+OPEN_ENDED = HEAD + b"\r\n"  # such a body ends with the connection
+
+
+def part(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
+
+
+def stream(*events: bytes) -> bytes:
+    return CHUNKED + b"".join(map(part, events)) + END
+
+
+GOOD = stream(ROLE, chunk(content="Blue"), chunk(content="."), chunk("stop"), USAGE, DONE)
+GOOD_PIECES = [(None, "Blue"), (None, ".")]
+
+
+def status(number: int, *headers: str, body: bytes = b"") -> bytes:
+    lines = [f"HTTP/1.1 {number} Whatever", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+async def ask(engine: Engine, request: Request = ASK) -> tuple[list[tuple[int | None, str]], Finish]:
+    send, receive = trio.open_memory_channel[Token](math.inf)
+    finish = await engine.generate(request, Output(send))
+    return taken(receive), finish
+
+
+def taken(receive: trio.MemoryReceiveChannel[Token]) -> list[tuple[int | None, str]]:
+    pieces = []
+    while receive.statistics().current_buffer_used:
+        token = receive.receive_nowait()
+        pieces.append((token.segment, token.text))
+    return pieces
+
+
+async def failure_of(url: str) -> tuple[EngineError, list[tuple[int | None, str]]]:
+    """How a request fails, and what came before."""
+    send, receive = trio.open_memory_channel[Token](math.inf)
+    async with open_upstream(url, model="m") as engine:
+        with pytest.raises(EngineError) as caught:
+            await engine.generate(ASK, Output(send))
+    return caught.value, taken(receive)
+
+
+# What works.
+
+
+async def test_a_stream_is_passed_on(server: ScriptedServer) -> None:
+    server.answers = [GOOD]
+    async with open_upstream(server.url, model="m") as engine:
+        assert await ask(engine) == (GOOD_PIECES, Finish("stop", Usage(5, 7, None)))
+
+
+async def test_a_stream_is_passed_on_however_its_bytes_are_cut(server: ScriptedServer) -> None:
+    async def dribble(connection: Connection) -> None:
+        for number in range(len(GOOD)):
+            await connection.send(GOOD[number : number + 1])
+
+    server.answers = [dribble]
+    async with open_upstream(server.url, model="m") as engine:
+        assert await ask(engine) == (GOOD_PIECES, Finish("stop", Usage(5, 7, None)))
+
+
+async def test_comments_are_ignored_and_usage_is_optional(server: ScriptedServer) -> None:
+    ping = b": keep-alive\n\n"
+    server.answers = [stream(ping, ROLE, ping + chunk(content="Blue"), b":\n", chunk("length"), ping, DONE)]
+    async with open_upstream(server.url, model="m") as engine:
+        assert await ask(engine) == ([(None, "Blue")], Finish("length", Usage()))
+
+
+async def test_a_split_think_tag_makes_trace_and_answer(server: ScriptedServer) -> None:
+    pieces = ["<th", "ink>\nS", "ky", "</", "think", ">\n\nBl", "ue"]
+    server.answers = [stream(ROLE, *(chunk(content=piece) for piece in pieces), chunk("stop"), DONE)]
+    async with open_upstream(server.url, model="m") as engine:
+        got, _ = await ask(engine)
+    assert got == [(0, "S"), (0, "ky"), (None, "Bl"), (None, "ue")]
+
+
+async def test_an_end_without_done_is_one_if_the_model_had_finished(server: ScriptedServer) -> None:
+    server.answers = [OPEN_ENDED + chunk(content="Blue") + chunk("stop"), CHUNKED + part(chunk("stop"))]
+    async with open_upstream(server.url, model="m") as engine:
+        assert await ask(engine) == ([(None, "Blue")], Finish("stop"))
+
+        async def reset_after_finish(connection: Connection) -> None:
+            await connection.send(CHUNKED + part(chunk(content="Blue") + chunk("stop")))
+            await got_all.wait()
+            connection.reset()
+
+        got_all = trio.Event()
+        server.answers = [reset_after_finish]
+        send, receive = trio.open_memory_channel[Token](math.inf)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.generate, ASK, Output(send))
+            assert (await receive.receive()).text == "Blue"
+            got_all.set()
+
+
+async def test_a_server_that_never_ends_its_body_does_not_hold_a_complete_answer_back(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream_response, "USAGE_TIMEOUT", 0.05)
+    monkeypatch.setattr(upstream_response, "END_TIMEOUT", 0.05)
+    for tail in (b"", part(DONE)):
+
+        async def keep_open(connection: Connection, tail: bytes = tail) -> None:
+            await connection.send(CHUNKED + part(chunk(content="Blue") + chunk("stop")) + tail)
+            await connection.wait_for_close()
+
+        server.answers = [keep_open]
+        async with open_upstream(server.url, model="m") as engine:
+            assert await ask(engine) == ([(None, "Blue")], Finish("stop"))
+            await server.all_closed()
+
+
+async def test_the_request_says_what_was_asked(server: ScriptedServer) -> None:
+    server.answers = [GOOD]
+    async with open_upstream(server.url + "/?v=1", model="m", key=KEY, extra_body={"top_k": 3, "seed": 9}) as engine:
+        sampling = Sampling(temperature=0.5, top_p=0.9, seed=7, stop=("END",))
+        assert sampling.given == engine.info.sampling
+        await ask(engine, Request("Hi", model="m", mode="deep", max_output_tokens=5, sampling=sampling))
+        await ask(engine, Request((Message("system", "Be brief."), Message("user", "Hi \ud83d"))))
+    assert server.lines == ["POST /v1/chat/completions?v=1 HTTP/1.1"] * 2
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert [json.loads(body) for body in server.bodies] == [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "Hi"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "chat_template_kwargs": {"enable_thinking": True},
+            "max_tokens": 5,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "seed": 7,
+            "stop": ["END"],
+            "top_k": 3,
+        },
+        {
+            "model": "m",
+            "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi \ud83d"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "chat_template_kwargs": {"enable_thinking": False},
+            "top_k": 3,
+            "seed": 9,
+        },
+    ]
+
+
+async def test_what_makes_a_server_think_can_be_changed(server: ScriptedServer) -> None:
+    server.answers = [GOOD]
+    thinking = {"deep": {"reasoning_effort": "high"}}
+    async with open_upstream(server.url, model="m", thinking=thinking, limit_field="max_completion_tokens") as engine:
+        await ask(engine, Request("Hi", mode="deep", max_output_tokens=5))
+        await ask(engine, Request("Hi"))
+    deep, standard = (json.loads(body) for body in server.bodies)
+    assert deep["reasoning_effort"] == "high"
+    assert deep["max_completion_tokens"] == 5
+    assert "reasoning_effort" not in standard
+    assert "chat_template_kwargs" not in standard
+    assert "authorization" not in server.headers[0]
+
+
+# What fails: the exact code each, and nothing hangs.
+
+
+async def test_a_refused_connection_is_unreachable(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port meanwhile
+        error, _ = await failure_of(f"http://127.0.0.1:{free.getsockname()[1]}/v1")
+    assert (error.code, error.retryable) == ("upstream_unreachable", True)
+    assert "refused" in caplog.text
+
+
+def test_the_log_names_the_root_of_a_failed_connection_and_quotes_nothing_else() -> None:
+    refused = httpx.ConnectError("")
+    refused.__cause__ = OSError("certificate verify failed")
+    assert upstream._explain(refused) == "ConnectError, certificate verify failed"
+    assert upstream._explain(httpx.ConnectError("")) == "ConnectError"
+    assert upstream._explain(httpx.RemoteProtocolError("illegal status line: secret")) == "RemoteProtocolError"
+
+
+async def test_a_connection_that_takes_too_long_is_a_timeout() -> None:
+    def time_out(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectTimeout("", request=request)
+
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(time_out)) as client,
+        open_upstream("http://127.0.0.1:1/v1", model="m") as engine,
+    ):
+        engine._client = client
+        with pytest.raises(EngineError) as caught:
+            await ask(engine)
+    assert (caught.value.code, caught.value.retryable) == ("upstream_timeout", True)
+
+
+def test_connecting_has_a_timeout_and_reading_has_none() -> None:
+    async def main() -> httpx.Timeout:
+        async with open_upstream("http://127.0.0.1:1/v1", model="m") as engine:
+            return engine._client.timeout
+
+    timeout = trio.run(main)
+    assert timeout.connect == upstream.CONNECT_TIMEOUT
+    assert (timeout.read, timeout.write, timeout.pool) == (None, None, None)
+
+
+async def reset_at_once(connection: Connection) -> None:
+    connection.reset()
+
+
+async def close_at_once(connection: Connection) -> None:
+    await connection.stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "answer", [reset_at_once, close_at_once, b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"HTTP/1.1 2"], ids=repr
+)
+async def test_no_answer_is_an_early_end_after_three_tries(server: ScriptedServer, answer: Answer) -> None:
+    server.answers = [answer]
+    error, pieces = await failure_of(server.url)
+    assert (error.code, error.retryable, pieces) == ("upstream_ended_early", True, [])
+    assert len(server.bodies) == 3
+
+
+HTML = b"<!doctype html>\n<html>\n\n<body>502 Bad Gateway</body>\n\n</html>\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "retryable", "tries"),
+    [
+        (status(400, body=b'{"error":{"message":"' + PROMPT.encode() + b'"}}'), "upstream_rejected", False, 1),
+        (status(401, body=b"no"), "upstream_rejected", False, 1),
+        (status(404, body=HTML), "upstream_rejected", False, 1),
+        (status(307, "Location: /elsewhere"), "upstream_rejected", False, 1),
+        (status(429), "upstream_refused", True, 3),
+        (status(503, body=HTML), "upstream_refused", True, 3),
+        (status(503, "Retry-After: 3600"), "upstream_refused", True, 1),
+        (status(503, "Retry-After: soon"), "upstream_refused", True, 3),
+        (status(500, body=HTML), "upstream_error", True, 1),
+        (status(502), "upstream_error", True, 1),
+        (status(500, body=b"\xff" * 100_000), "upstream_error", True, 1),
+        (b"HTTP/1.1 500 Whatever\r\nContent-Length: 100\r\n\r\ncut", "upstream_error", True, 1),
+        (status(200), "upstream_ended_early", True, 1),
+        (status(204), "upstream_ended_early", True, 1),
+        (OPEN_ENDED, "upstream_ended_early", True, 1),
+        (stream(), "upstream_ended_early", True, 1),
+        (CHUNKED, "upstream_ended_early", True, 1),
+        (stream(ROLE), "upstream_ended_early", True, 1),
+        (stream(DONE), "upstream_ended_early", True, 1),
+        (status(200, body=HTML), "upstream_rubbish", False, 1),
+        (status(200, body=b'{"choices":[{"message":{"content":"Blue"}}]}'), "upstream_rubbish", False, 1),
+        (status(200, "Content-Encoding: gzip", body=b"no gzip"), "upstream_rubbish", False, 1),
+        (stream(event("{nonsense")), "upstream_rubbish", False, 1),
+        (stream(event('{"error":{"message":"boom"}}')), "upstream_error", True, 1),
+        (stream(event('{"error":{"code":400,"message":"boom"}}')), "upstream_rejected", False, 1),
+        (stream(b"event: error\ndata: boom\n\n"), "upstream_error", True, 1),
+    ],
+)
+async def test_a_failure_before_the_first_token(
+    server: ScriptedServer, answer: bytes, code: str, retryable: bool, tries: int
+) -> None:
+    server.answers = [answer]
+    if b"cut" in answer or answer == CHUNKED:
+
+        async def send_and_close(connection: Connection) -> None:
+            await connection.send(answer)
+            await connection.stream.aclose()
+
+        server.answers = [send_and_close]
+    error, pieces = await failure_of(server.url)
+    assert (error.code, error.retryable, pieces) == (code, retryable, [])
+    assert len(server.bodies) == tries
+    assert PROMPT not in str(error)
+
+
+BEGUN = CHUNKED + part(ROLE + chunk(content="Bl") + chunk(content="ue"))
+
+
+async def begin_and_reset(connection: Connection) -> None:
+    await connection.send(BEGUN)
+    await trio.lowlevel.checkpoint()
+    await connection.stream.send_eof()
+    await connection.wait_for_close()
+
+
+@pytest.mark.parametrize(
+    ("tail", "code", "retryable"),
+    [
+        (END, "upstream_ended_early", True),
+        (None, "upstream_ended_early", True),
+        (b"zz\r\nno chunk", "upstream_ended_early", True),
+        (part(DONE) + END, "upstream_ended_early", True),
+        (part(event("{nonsense")), "upstream_rubbish", False),
+        (part(event('{"error":"boom"}')), "upstream_error", True),
+        (part(chunk("abort")), "upstream_error", True),
+    ],
+)
+async def test_a_failure_after_the_first_token_keeps_what_came_and_is_not_retried(
+    server: ScriptedServer, tail: bytes | None, code: str, retryable: bool
+) -> None:
+    server.answers = [begin_and_reset if tail is None else BEGUN + tail]
+    error, pieces = await failure_of(server.url)
+    assert (error.code, error.retryable) == (code, retryable)
+    assert pieces == [(None, "Bl"), (None, "ue")]
+    assert len(server.bodies) == 1
+
+
+async def test_a_reset_in_the_middle_is_an_early_end(server: ScriptedServer) -> None:
+    got_all = trio.Event()
+
+    async def begin_and_rst(connection: Connection) -> None:
+        await connection.send(BEGUN)
+        await got_all.wait()
+        connection.reset()
+
+    server.answers = [begin_and_rst]
+    send, receive = trio.open_memory_channel[Token](math.inf)
+    async with open_upstream(server.url, model="m") as engine:
+        with pytest.RaisesGroup(pytest.RaisesExc(EngineError, match="upstream_ended_early")):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(engine.generate, ASK, Output(send))
+                assert [(await receive.receive()).text for _ in range(2)] == ["Bl", "ue"]
+                got_all.set()
+
+
+async def test_text_held_back_comes_out_before_a_failure(server: ScriptedServer) -> None:
+    server.answers = [stream(chunk(content="<think>2")), stream(chunk(content="<thi"))]
+    assert (await failure_of(server.url))[1] == [(0, "2")]
+    assert (await failure_of(server.url))[1] == [(None, "<thi")]
+
+
+async def test_an_event_without_an_end_is_rubbish(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_response, "MAX_CHUNK_LENGTH", 1000)
+
+    async def endless(connection: Connection) -> None:
+        await connection.send(OPEN_ENDED + b"data: ")
+        while True:
+            await connection.send(b"x" * 1000)
+
+    server.answers = [endless]
+    error, _ = await failure_of(server.url)
+    assert (error.code, error.retryable) == ("upstream_rubbish", False)
+    await server.all_closed()
+
+
+async def test_a_refusal_whose_body_never_ends_is_still_one(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream_response, "_ERROR_BODY_TIMEOUT", 0.05)
+
+    async def half(connection: Connection) -> None:
+        await connection.send(b"HTTP/1.1 500 Whatever\r\nContent-Length: 100\r\n\r\n")
+        await connection.wait_for_close()
+
+    server.answers = [half]
+    error, _ = await failure_of(server.url)
+    assert error.code == "upstream_error"
+    await server.all_closed()
+
+
+# Trying again.
+
+
+@pytest.mark.parametrize("first", [status(503), status(429, "Retry-After: 0"), reset_at_once, close_at_once], ids=repr)
+async def test_a_second_try_can_succeed(server: ScriptedServer, first: Answer) -> None:
+    server.answers = [first, GOOD]
+    async with open_upstream(server.url, model="m") as engine:
+        pieces, _ = await ask(engine)
+    assert pieces == GOOD_PIECES
+    assert server.bodies[0] == server.bodies[1]
+
+
+async def test_retry_after_is_honoured_and_the_wait_counts_as_queued(server: ScriptedServer) -> None:
+    server.answers = [status(429, "Retry-After: 1"), GOOD]
+    send, receive = trio.open_memory_channel[Token](math.inf)
+    output = Output(send)
+    async with open_upstream(server.url, model="m") as engine:
+        begin = trio.current_time()
+        await engine.generate(ASK, output)
+    # The delay in place of Retry-After is 10 ms here; and a wait is never shorter than it was asked for.
+    assert trio.current_time() - begin >= 1
+    assert output.queued_seconds >= 1
+    assert taken(receive) == GOOD_PIECES
+
+
+def test_retry_after_can_be_a_date() -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=100)
+    assert upstream._parse_retry_after(format_datetime(soon, usegmt=True)) == pytest.approx(100, abs=30)
+    assert upstream._parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    for rubbish in ("", "soon", "-1", "1.5", "Wed, 21 Oct 2015 07:28:00", "²"):
+        assert upstream._parse_retry_after(rubbish) is None
+
+
+async def test_an_unreachable_server_does_not_count_as_queueing(server: ScriptedServer) -> None:
+    server.answers = [close_at_once, GOOD]
+    output = Output(trio.open_memory_channel[Token](math.inf)[0])
+    async with open_upstream(server.url, model="m") as engine:
+        await engine.generate(ASK, output)
+    assert output.queued_seconds == 0
+
+
+# Cancelling, backpressure, connections.
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", CHUNKED, BEGUN, BEGUN + part(b"data: {")], ids=["no head", "head", "text", "half an event"]
+)
+async def test_cancelling_closes_the_connection(server: ScriptedServer, begun: bytes) -> None:
+    async def begin_and_stall(connection: Connection) -> None:
+        if begun:
+            await connection.send(begun)
+        await connection.wait_for_close()
+
+    server.answers = [begin_and_stall]
+    async with open_upstream(server.url, model="m") as engine:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, engine)
+            await wait_all_tasks_blocked(0.05)
+            assert len(server.bodies) == 1
+            nursery.cancel_scope.cancel()
+        await server.all_closed()
+
+
+async def test_cancelling_while_the_buffer_is_full_closes_the_connection(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream_response, "_CLOSE_TIMEOUT", 1000)  # closing is not left to it
+
+    async def begin_and_stall(connection: Connection) -> None:
+        await connection.send(BEGUN)
+        await connection.wait_for_close()
+
+    server.answers = [begin_and_stall]
+    send, receive = trio.open_memory_channel[Token](0)
+    async with open_upstream(server.url, model="m") as engine:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.generate, ASK, Output(send))
+            while not receive.statistics().tasks_waiting_send:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        await server.all_closed()
+
+
+async def test_cancelling_between_two_tries_asks_no_more(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "RETRY_DELAYS", (1000, 1000))
+    server.answers = [status(503)]
+    async with open_upstream(server.url, model="m") as engine, trio.open_nursery() as nursery:
+        nursery.start_soon(ask, engine)
+        await wait_all_tasks_blocked(0.05)
+        nursery.cancel_scope.cancel()
+    assert len(server.bodies) == 1
+
+
+async def test_nothing_is_read_while_the_buffer_is_full(server: ScriptedServer) -> None:
+    # More than the kernel buffers on a loopback connection: 64 MiB in events of 16 KiB.
+    total = 64 * 1024 * 1024
+    piece = chunk(content="x" * 16_000)
+
+    async def flood(connection: Connection) -> None:
+        await connection.send(CHUNKED)
+        while connection.sent < total:
+            await connection.send(part(piece))
+        await connection.send(part(chunk("stop")) + END)
+
+    server.answers = [flood]
+    send, receive = trio.open_memory_channel[Token](2)
+    async with open_upstream(server.url, model="m") as engine, trio.open_nursery() as nursery:
+        nursery.start_soon(engine.generate, ASK, Output(send))
+        await wait_all_tasks_blocked(0.2)
+        stalled_at = server.connections[0].sent
+        assert receive.statistics().current_buffer_used == 2
+        assert stalled_at < total
+        for _ in range(1000):  # 16 MB: it goes on when there is room again
+            await receive.receive()
+        assert server.connections[0].sent > stalled_at
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_is_used_again_and_their_number_does_not_grow(server: ScriptedServer) -> None:
+    bad = stream(ROLE, event("{nonsense"))
+    server.answers = [GOOD]
+    async with open_upstream(server.url, model="m") as engine:
+        for _ in range(10):
+            await ask(engine)
+        assert len(server.connections) == 1
+        for answer in (bad, status(500, body=HTML), stream(), BEGUN + END) * 5:
+            server.answers = [answer]
+            with pytest.raises(EngineError):
+                await ask(engine)
+            server.answers = [GOOD]
+            await ask(engine)
+        await wait_all_tasks_blocked(0.05)
+        assert server.open <= 1
+    await wait_all_tasks_blocked(0.05)
+    assert server.open == 0
+
+
+async def test_many_streams_at_once_do_not_wait_for_a_connection(server: ScriptedServer) -> None:
+    count = 150  # over the 100 of httpx's default
+    everybody = trio.Event()
+
+    async def wait_for_everybody(connection: Connection) -> None:
+        if len(server.bodies) == count:
+            everybody.set()
+        await everybody.wait()
+        await connection.send(GOOD)
+
+    server.answers = [wait_for_everybody]
+    async with open_upstream(server.url, model="m") as engine:
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(ask, engine)
+        await wait_all_tasks_blocked(0.05)
+        assert server.open <= upstream.MAX_IDLE_CONNECTIONS
+
+
+# Secrets.
+
+
+async def test_the_key_and_the_prompt_are_in_no_log_and_no_error(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    echo = json.dumps({"error": {"message": f"key {KEY} prompt {PROMPT}", "code": KEY, "type": PROMPT}}).encode()
+    answers: list[Answer] = [GOOD, status(401, body=echo), stream(event(echo.decode())), reset_at_once]
+    with caplog.at_level(logging.DEBUG):
+        async with open_upstream(server.url, model="m", key=KEY) as engine:
+            for answer in answers:
+                server.answers = [answer]
+                if answer is GOOD:
+                    await ask(engine)
+                    continue
+                with pytest.raises(EngineError) as caught:
+                    await ask(engine)
+                assert KEY not in str(caught.getrepr(style="long", showlocals=False))
+                assert PROMPT not in str(caught.value)
+    assert caplog.text
+    assert KEY not in caplog.text
+    assert PROMPT not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel"])
+async def test_a_key_that_no_header_can_carry_is_refused_unquoted(key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        async with open_upstream("http://127.0.0.1:1/v1", model="m", key=key):
+            pass
+    assert not key or key not in str(caught.value)
+
+
+# Opening.
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:8080", "ftp://127.0.0.1/v1", "http://", "http://user:secret@host/v1", "http://a:b"],
+)
+async def test_a_url_that_cannot_work_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="must look like") as caught:
+        async with open_upstream(url, model="m"):
+            pass
+    assert "secret" not in str(caught.value)
+
+
+async def test_without_a_name_the_models_are_those_the_server_lists(server: ScriptedServer) -> None:
+    server.answers = [status(200, body=b'{"object":"list","data":[{"id":"big","x":1},{"id":"small"}]}'), GOOD]
+    async with open_upstream(server.url, key=KEY) as engine:
+        assert engine.info.models == ("big", "small")
+        await ask(engine)
+    assert server.lines[0] == "GET /v1/models HTTP/1.1"
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert json.loads(server.bodies[1])["model"] == "big"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (status(404), "status 404"),
+        (status(200, body=b'{"data":[]}'), "lists no models"),
+        (status(200, body=b"<html>"), "no list of models"),
+        (status(200, body=b'{"data":[{"name":"x"}]}'), "no list of models"),
+        (reset_at_once, "start the server"),
+    ],
+)
+async def test_a_server_without_models_is_refused_in_one_sentence(
+    server: ScriptedServer, answer: Answer, message: str
+) -> None:
+    server.answers = [answer]
+    with pytest.raises(ConfigError, match=message) as caught:
+        async with open_upstream(server.url):
+            pass
+    assert "\n" not in str(caught.value)
+    assert "--model" in str(caught.value)
+
+
+async def test_with_a_name_the_server_need_not_be_up() -> None:
+    async with open_upstream("http://127.0.0.1:1/v1", model="m") as engine:
+        assert engine.info.models == ("m",)
+
+
+async def test_the_settings_open_it(server: ScriptedServer) -> None:
+    server.answers = [GOOD]
+    settings = Settings(engine="upstream", upstream_base_url=server.url, upstream_key=KEY, model="m")
+    async with open_engine(settings) as engine:
+        assert engine.info.name == "upstream"
+        assert (await ask(engine))[0] == GOOD_PIECES
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"

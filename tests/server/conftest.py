@@ -1,0 +1,241 @@
+"""Real servers on real sockets, and a client that sees every byte."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import hypercorn.config
+import hypercorn.trio
+import msgspec
+import pytest
+import trio
+
+from crucible_trio import Pipeline, Settings, open_pipeline
+from crucible_trio.server import Config, serve
+from crucible_trio.sse import Decoder
+from crucible_trio.web import create_app
+
+Kind = Literal["own", "stock"]
+
+
+@dataclass
+class Client:
+    """One connection, raw. `received` holds every byte so far."""
+
+    stream: trio.SocketStream
+    received: bytes = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def request(self, method: str, path: str, *lines: str, body: bytes = b"", version: str = "1.1") -> None:
+        head = [f"{method} {path} HTTP/{version}", "Host: 127.0.0.1", *lines]
+        if body:
+            head += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        await self.send("\r\n".join([*head, "", ""]).encode() + body)
+
+    async def start(self, *lines: str, version: str = "1.1", **ask: Any) -> None:
+        """Start a stream and ask for its events."""
+        body = msgspec.json.encode({"input": "letters"} | ask)
+        await self.request("POST", "/v1/streams", "Accept: text/event-stream", *lines, body=body, version=version)
+
+    async def receive(self, limit: int = 65536) -> bytes:
+        data = bytes(await self.stream.receive_some(limit))
+        self.received += data
+        return data
+
+    async def read_until(self, end: bytes) -> bytes:
+        while end not in self.received:
+            assert await self.receive(), f"the connection ended before {end!r}: {self.received!r}"
+        return self.received
+
+    async def read_to_close(self) -> bytes:
+        """Everything until FIN; a reset raises `trio.BrokenResourceError`."""
+        while await self.receive():
+            pass
+        return self.received
+
+    async def read_response(self) -> tuple[int, bytes]:
+        """Status and body of the next response, which has a length; it is taken out of `received`."""
+        await self.read_until(b"\r\n\r\n")
+        head, _, rest = self.received.partition(b"\r\n\r\n")
+        status = int(head.split()[1])
+        length = next(
+            (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")), 0
+        )
+        while len(rest) < length:
+            assert await self.receive()
+            rest = self.received.partition(b"\r\n\r\n")[2]
+        self.received = rest[length:]
+        return status, rest[:length]
+
+    def reset(self) -> None:
+        """Close with RST."""
+        self.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.stream.socket.close()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The whole events that have arrived, in order, as JSON; `id` is what the event's id line says."""
+        return events_in(self.received)
+
+    @property
+    def text(self) -> str:
+        return "".join(event.get("delta", "") for event in self.events)
+
+    @property
+    def last_id(self) -> str:
+        return next((event["id"] for event in reversed(self.events) if event["id"]), "")
+
+
+def body_in(received: bytes) -> bytes:
+    """What has arrived of a response's body, chunk framing taken off."""
+    head, _, rest = received.partition(b"\r\n\r\n")
+    if b"transfer-encoding: chunked" not in head.lower():
+        return rest
+    body = []
+    position = 0
+    while (end := rest.find(b"\r\n", position)) >= 0:
+        length = int(rest[position:end], 16)
+        body.append(rest[end + 2 : end + 2 + length])
+        position = end + 2 + length + 2
+        if length == 0:
+            break
+    return b"".join(body)
+
+
+def events_in(received: bytes) -> list[dict[str, Any]]:
+    events = Decoder().feed(body_in(received))
+    return [{"id": event.id or ""} | msgspec.json.decode(event.data or "{}") for event in events]
+
+
+@dataclass
+class Served:
+    """An application that is being served."""
+
+    pipeline: Pipeline
+    port: int
+    scope: trio.CancelScope
+    stopping: trio.Event
+    stopped: trio.Event
+    clients: list[Client] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def connect(self, *, receive_buffer: int | None = None) -> Client:
+        sock = trio.socket.socket()
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        try:
+            await sock.connect(("127.0.0.1", self.port))
+        except OSError:
+            sock.close()
+            raise
+        client = Client(trio.SocketStream(sock))
+        self.clients.append(client)
+        return client
+
+    async def is_alive(self) -> bool:
+        client = await self.connect()
+        await client.request("GET", "/healthz")
+        return (await client.read_response())[0] == 200
+
+
+@asynccontextmanager
+async def _serving(
+    engine: Any,
+    settings: Settings | None = None,
+    *,
+    kind: Kind = "own",
+    app: Callable[[Pipeline], Any] = create_app,
+    **options: Any,
+) -> AsyncIterator[Served]:
+    stopping, stopped = trio.Event(), trio.Event()
+    async with open_pipeline(engine, settings) as pipeline, trio.open_nursery() as nursery:
+        if kind == "own":
+            config = Config.from_settings(pipeline.settings)
+            run = partial(serve, app(pipeline), config, drain=pipeline.drain, shutdown=stopping.wait)
+        else:
+            config = hypercorn.config.Config()
+            config.errorlog = None
+            run = partial(hypercorn.trio.serve, app(pipeline), config, shutdown_trigger=stopping.wait)
+        config.bind = ["127.0.0.1:0"]
+        for name, value in options.items():
+            assert hasattr(config, name)
+            setattr(config, name, value)
+        scope = trio.CancelScope()
+
+        async def run_and_tell(*, task_status: trio.TaskStatus[list[str]]) -> None:
+            with scope:
+                await run(task_status=task_status)
+            stopped.set()
+
+        urls = await nursery.start(run_and_tell)
+        served = Served(pipeline, int(urls[0].rsplit(":", 1)[1]), scope, stopping, stopped)
+        yield served
+        for client in served.clients:
+            client.stream.socket.close()
+        scope.cancel()
+
+
+@asynccontextmanager
+async def _cutting(port: int, cuts: list[int]) -> AsyncIterator[int]:
+    waiting = list(cuts)
+
+    async def handle(near: trio.SocketStream) -> None:
+        allowed = waiting.pop(0) if waiting else None
+        far = await trio.open_tcp_stream("127.0.0.1", port)
+        async with trio.open_nursery() as nursery:
+
+            async def forth() -> None:
+                async for data in near:
+                    await far.send_all(data)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(forth)
+            async for data in far:
+                await near.send_all(data if allowed is None else data[:allowed])
+                if allowed is not None:
+                    allowed -= len(data)
+                    if allowed <= 0:
+                        break
+            nursery.cancel_scope.cancel()
+        near.socket.close()
+        far.socket.close()
+
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
+        yield listener.socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def cutting_proxy() -> Callable[[int, list[int]], AbstractAsyncContextManager[int]]:
+    """`async with cutting_proxy(port, [n, m]) as proxy_port`: the first connection is cut after n bytes of answer."""
+    return _cutting
+
+
+@pytest.fixture(params=["own", "stock"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Both servers, for the promises that stock hypercorn can keep as well."""
+    return request.param
+
+
+@pytest.fixture
+def serving() -> Callable[..., AbstractAsyncContextManager[Served]]:
+    """`async with serving(engine, settings, kind=..., **server_config) as served`."""
+    return _serving
+
+
+@pytest.fixture
+def decode_events() -> Callable[[bytes], list[dict[str, Any]]]:
+    return events_in

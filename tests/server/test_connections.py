@@ -1,0 +1,165 @@
+"""How connections live and end: keep-alive, HTTP/1.0, early answers, limits (traps 7, 8, 10, 11)."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import ExitStack, suppress
+
+import pytest
+import trio
+
+from crucible_trio import Finish, Output, Request, Settings
+from crucible_trio.server import Config, _listen
+
+
+async def three(request: Request, output: Output) -> Finish:
+    for _ in range(3):
+        await output.delta("x")
+        await trio.sleep(0.01)
+    return Finish()
+
+
+async def silent(request: Request, output: Output) -> Finish:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+async def test_a_connection_is_used_again(serving, kind) -> None:
+    async with serving(three, kind=kind) as served:
+        client = await served.connect()
+        with trio.fail_after(10):
+            for _ in range(3):
+                await client.request("GET", "/healthz")
+                assert (await client.read_response())[0] == 200
+            await client.start()
+            await client.read_until(b"0\r\n\r\n")
+            client.received = b""
+            await client.request("GET", "/healthz")
+            assert (await client.read_response())[0] == 200
+
+
+async def test_an_idle_connection_is_closed(serving, kind) -> None:
+    async with serving(three, kind=kind, keep_alive_timeout=0.2) as served:
+        client = await served.connect()
+        await client.request("GET", "/healthz")
+        with trio.fail_after(10):
+            await client.read_to_close()
+        assert b"200" in client.received
+
+
+async def test_connection_close_closes(serving, kind) -> None:
+    async with serving(three, kind=kind, keep_alive_timeout=1000) as served:
+        for lines, version in ((("Connection: close",), "1.1"), ((), "1.0")):
+            client = await served.connect()
+            await client.request("GET", "/healthz", *lines, version=version)
+            with trio.fail_after(10):
+                await client.read_to_close()
+            assert b"200" in client.received
+
+
+async def test_a_whole_http_1_0_stream_ends_with_fin(serving, kind) -> None:
+    async with serving(three, kind=kind, keep_alive_timeout=1000) as served:
+        client = await served.connect()
+        await client.start(version="1.0")
+        with trio.fail_after(10):
+            await client.read_to_close()
+        assert [event["type"] for event in client.events][-1] == "stream.completed"
+        assert client.text == "xxx"
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_an_unfinished_response_ends_with_a_reset(serving, version) -> None:
+    async with serving(silent) as served:
+        client = await served.connect()
+        await client.start(version=version)
+        await client.read_until(b"stream.created")
+        served.scope.cancel()
+        with trio.fail_after(10):
+            with pytest.raises(trio.BrokenResourceError) as reset:
+                await client.read_to_close()
+        assert isinstance(reset.value.__cause__, OSError)
+        assert reset.value.__cause__.errno == errno.ECONNRESET
+
+
+async def test_an_answer_before_the_body_ends_still_arrives(serving) -> None:
+    async with serving(three, Settings(max_request_bytes=1000)) as served:
+        client = await served.connect()
+        length = 4_000_000
+        await client.request("POST", "/v1/streams", "Content-Type: application/json", f"Content-Length: {length}")
+        with trio.fail_after(10):
+            # Sends on after the answer, as many clients do; closing at once would reset the connection under it.
+            with suppress(trio.BrokenResourceError):
+                for _ in range(length // 50_000):
+                    await client.send(b"x" * 50_000)
+            status, body = await client.read_response()
+        assert status == 413
+        assert b"body_too_large" in body
+
+
+async def test_connections_over_the_limit_are_closed_unanswered(serving) -> None:
+    async with serving(silent, max_connections=2) as served:
+        first, second, third = [await served.connect() for _ in range(3)]
+        await first.request("GET", "/healthz")
+        await second.request("GET", "/healthz")
+        with trio.fail_after(10):
+            assert (await first.read_response())[0] == 200
+            assert (await second.read_response())[0] == 200
+            with suppress(trio.BrokenResourceError):
+                assert await third.read_to_close() == b""
+            await first.stream.aclose()
+            while True:  # a place is free once the server has noticed
+                again = await served.connect()
+                with suppress(trio.BrokenResourceError):
+                    await again.request("GET", "/healthz")
+                    if await again.receive():
+                        break
+
+
+async def test_pipelined_requests_are_answered_in_order(serving, kind) -> None:
+    async with serving(three, kind=kind) as served:
+        client = await served.connect()
+        await client.start()
+        await client.request("GET", "/healthz")
+        with trio.fail_after(10):
+            await client.read_until(b'{"status":"ok"}')
+        assert client.received.index(b"stream.completed") < client.received.index(b'{"status":"ok"}')
+
+
+async def test_pipelined_bytes_do_not_hide_a_disconnect_for_longer_than_a_heartbeat(serving, kind) -> None:
+    async with serving(silent, Settings(heartbeat_seconds=0.1), kind=kind) as served:
+        client = await served.connect()
+        await client.start()
+        await client.request("GET", "/healthz")  # behind this the server reads nothing more until the response ends
+        await client.read_until(b"stream.created")
+        [stream] = served.pipeline.streams()
+        assert stream.log.readers == 1
+        client.reset()
+        with trio.fail_after(10):
+            while stream.log.readers:
+                await trio.sleep(0.02)
+
+
+async def test_a_half_closed_client_counts_as_gone(serving, kind) -> None:
+    async with serving(silent, kind=kind) as served:
+        client = await served.connect()
+        await client.start()
+        await client.read_until(b"stream.created")
+        [stream] = served.pipeline.streams()
+        await client.stream.send_eof()
+        with trio.fail_after(10):
+            while stream.log.readers:
+                await trio.sleep(0.01)
+
+
+def test_accepted_sockets_have_the_kernel_give_up_on_a_dead_peer() -> None:
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    config.write_timeout = 7.0
+    with ExitStack() as stack:
+        [listener] = _listen(config, stack)
+        with socket.create_connection(listener.socket.getsockname()):
+            listener.socket._sock.setblocking(True)
+            accepted, _ = listener.socket._sock.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_000

@@ -1,0 +1,123 @@
+"""Shutting down with readers attached (traps 18, 19, 23)."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from crucible_trio import Finish, Output, Request, Settings
+from crucible_trio.web import create_app
+
+
+def gated() -> tuple[trio.Event, object]:
+    gate = trio.Event()
+
+    async def engine(request: Request, output: Output) -> Finish:
+        await output.delta("before ")
+        await gate.wait()
+        await output.delta("after")
+        return Finish()
+
+    return gate, engine
+
+
+async def test_running_streams_finish_with_their_readers_attached(serving) -> None:
+    gate, engine = gated()
+    async with serving(engine) as served:
+        client = await served.connect()
+        await client.start()
+        await client.read_until(b"output.delta")
+        served.stopping.set()
+        with trio.fail_after(10):
+            await client.read_until(b"server.draining")
+            # A reader that is cut now may come back, and a new stream is refused.
+            other = await served.connect()
+            await other.request("GET", "/readyz")
+            assert (await other.read_response())[0] == 503
+            await other.request("POST", "/v1/streams", body=b'{"input":"x"}')
+            status, body = await other.read_response()
+            assert status == 503
+            assert b"draining" in body
+            client.reset()
+            again = await served.connect()
+            stream_id = client.last_id.rpartition(".")[0]
+            await again.request("GET", f"/v1/streams/{stream_id}/events", f"Last-Event-ID: {client.last_id}")
+            await again.read_until(b"server.draining")
+            gate.set()
+            await again.read_until(b"0\r\n\r\n")
+            await served.stopped.wait()
+        assert client.text + again.text == "before after"
+        assert [event["type"] for event in again.events][-1] == "stream.completed"
+
+
+async def test_at_the_time_out_the_rest_end_cancelled_by_shutdown(serving) -> None:
+    _, engine = gated()
+    async with serving(engine, Settings(drain_seconds=0.1)) as served:
+        client = await served.connect()
+        await client.start()
+        await client.read_until(b"output.delta")
+        served.stopping.set()
+        with trio.fail_after(10):
+            await client.read_until(b"0\r\n\r\n")
+            await served.stopped.wait()
+        assert client.events[-1]["type"] == "stream.cancelled"
+        assert client.events[-1]["by"] == "shutdown"
+
+
+async def test_idle_connections_close_and_nothing_new_is_accepted(serving) -> None:
+    _, engine = gated()
+    async with serving(engine, keep_alive_timeout=1000) as served:
+        idle = await served.connect()
+        await idle.request("GET", "/healthz")
+        await idle.read_response()
+        served.stopping.set()
+        with trio.fail_after(10):
+            await idle.read_to_close()
+            await served.stopped.wait()
+        with pytest.raises(ConnectionRefusedError):
+            await served.connect()
+
+
+async def test_cancelling_serve_ends_the_application_in_good_order(serving) -> None:
+    order: list[str] = []
+
+    def app_with_lifespan(pipeline):
+        app = create_app(pipeline)
+
+        @app.before_serving
+        async def start() -> None:
+            order.append("start")
+
+        @app.after_serving
+        async def end() -> None:
+            await trio.sleep(0.01)
+            order.append("end")
+
+        return app
+
+    _, engine = gated()
+    async with serving(engine, app=app_with_lifespan) as served:
+        client = await served.connect()
+        await client.start()
+        await client.read_until(b"output.delta")
+        served.scope.cancel()
+        with trio.fail_after(10):
+            await served.stopped.wait()
+    assert order == ["start", "end"]
+
+
+async def test_an_application_that_cannot_start_is_not_served() -> None:
+    from quart_trio import QuartTrio
+
+    from crucible_trio.server import Config, serve
+
+    app = QuartTrio(__name__)
+
+    @app.before_serving
+    async def start() -> None:
+        raise RuntimeError("no model")
+
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    with trio.fail_after(10), pytest.RaisesGroup(pytest.RaisesExc(Exception, match="no model"), flatten_subgroups=True):
+        await serve(app, config)
