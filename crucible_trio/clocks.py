@@ -1,8 +1,4 @@
-"""The deadlines of one stream. No timer here: who waits arms one with `next_deadline` and asks `expired` when it fires.
-
-A timer is never moved for a token. It is armed for the earliest time at which something could have run out; when it
-fires the clocks are compared, and mostly it is armed again.
-"""
+"""The deadlines of one stream. No timer here: an alarm is set for `next_deadline`, and asks `expired` when it fires."""
 
 from __future__ import annotations
 

@@ -145,8 +145,8 @@ class Engine(Protocol):
     def info(self) -> EngineInfo:
         """What the engine can do."""
 
-    async def generate(self, request: Request, output: Output) -> Finish:
-        """Write the tokens of one stream to `output`.
+    def generate(self, request: Request, output: Output) -> Awaitable[Finish]:
+        """Write the tokens of one stream to `output`: a coroutine function.
 
         Called in a task of its own. Cancellation is how a stream is stopped: let it pass, and free what is held.
 
@@ -202,8 +202,8 @@ class _FunctionEngine:
     info: EngineInfo
     function: GenerateFunction
 
-    async def generate(self, request: Request, output: Output) -> Finish:
-        return await self.function(request, output)
+    def generate(self, request: Request, output: Output) -> Awaitable[Finish]:
+        return self.function(request, output)
 
 
 def _adapt_generator(function: GeneratorFunction) -> GenerateFunction:
@@ -228,13 +228,14 @@ async def _write_pieces(pieces: AsyncIterable[object], output: Output) -> Finish
         match piece:
             case str():
                 await output.delta(piece)
+                written = written or piece != ""
             case Reasoning(text, segment):
                 await output.reasoning(text, segment)
+                written = written or text != ""
             case Finish():
                 return piece
             case _:
                 raise EngineError("engine_protocol", f"The engine yielded a {type(piece).__name__}.")
-        written = True
     if not written:
         raise EngineError("empty_output", "The engine ended without a token.")
     return Finish()

@@ -34,7 +34,7 @@ class Output:
 
     def __init__(self, send: trio.MemorySendChannel[Token]) -> None:
         self._send = send
-        self._segment = 0
+        self._segment = -1  # of the last piece of the trace
         self._queued_since: float | None = None
         self._queued_seconds = 0.0
 
@@ -45,6 +45,7 @@ class Output:
         not be in the log; one whose call has returned is.
 
         Raises:
+            TypeError: `text` is not a `str`.
             trio.ClosedResourceError: The stream has ended.
         """
         await self._write(text, None)
@@ -58,13 +59,15 @@ class Output:
 
         Raises:
             ValueError: `segment` is neither.
+            TypeError: `text` is not a `str`.
             trio.ClosedResourceError: The stream has ended.
         """
-        if segment != self._segment and segment != self._segment + 1:
+        if segment < 0 or segment not in (self._segment, self._segment + 1):
             message = f"segment {segment} cannot follow segment {self._segment}"
             raise ValueError(message)
-        self._segment = segment
-        await self._write(text, segment)
+        if text:  # an empty piece leaves no trace of its segment, so the next may not count from it
+            self._segment = segment
+        await self._write(text, int(segment))  # True counts like 1, and is not the same in JSON
 
     @asynccontextmanager
     async def queued(self) -> AsyncIterator[None]:
@@ -88,11 +91,10 @@ class Output:
             return self._queued_seconds
         return self._queued_seconds + trio.current_time() - self._queued_since
 
-    def close(self) -> None:
-        """End the writing; further use raises `trio.ClosedResourceError`."""
-        self._send.close()
-
     async def _write(self, text: str, segment: int | None) -> None:
+        if not isinstance(text, str):  # raised here it ends the stream as `failed`; in the recorder it is our own error
+            message = f"a piece of text is a str, not {type(text).__name__}"
+            raise TypeError(message)
         if not text:  # carries nothing, but an engine relies on its call as a place where it can be cancelled
             await trio.lowlevel.checkpoint()
             return

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Final, final
 
 import msgspec
 import trio
 
+from crucible_trio.alarms import Alarm, Alarms
 from crucible_trio.config import Settings
 from crucible_trio.engine import (
     Engine,
@@ -57,6 +59,7 @@ class Pipeline:
         engine: Where tokens come from.
         settings: Its limits.
         metrics: Its numbers.
+        alarms: Its timer.
         draining: Whether it starts nothing new because it is shutting down.
     """
 
@@ -64,12 +67,14 @@ class Pipeline:
         self.engine = engine
         self.settings = settings
         self.metrics = Metrics()
+        self.alarms = Alarms()
         self.draining = False
         self._nursery: trio.Nursery | None = None
         self._running: dict[str, Stream] = {}
         self._running_by_owner: Counter[str] = Counter()
         self._forgotten: set[Stream] = set()  # deleted while it ran, until it has ended
         self._retention = Retention(settings.retention_seconds)
+        self._expiry = Alarm(inf, self._expire)
         self._keys: dict[tuple[str, str], _Keyed] = {}
         self._key_of: dict[str, tuple[str, str]] = {}
         self._log_bytes = 0
@@ -84,9 +89,12 @@ class Pipeline:
 
         Cancellation: every running stream ends as `cancelled` by `shutdown`, then this returns.
         """
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            await self._expire_for_ever()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await self.alarms.run()
+        finally:
+            self._nursery = None
 
     # Starting
 
@@ -150,6 +158,7 @@ class Pipeline:
             msgspec.structs.replace(request, model=request.model or self.engine.info.models[0]),
             self.settings,
             self.metrics,
+            self.alarms,
             owner=owner,
             on_disconnect=request.on_disconnect or on_disconnect,
             starts_with_reader=starts_with_reader,
@@ -256,6 +265,7 @@ class Pipeline:
             self._drop(stream, forgotten=True)
         else:
             self._retention.keep(stream, trio.current_time())
+            self._set_expiry()
         self._ended.unpark_all()
         status = stream.status
         self.metrics.ended.labels(status).inc()
@@ -272,20 +282,22 @@ class Pipeline:
 
     # Retention
 
-    async def _expire_for_ever(self) -> None:
-        while True:
-            now = trio.current_time()
-            for stream in self._retention.expired(now):
-                self._drop(stream)
-            for stream_id in self._retention.unremember(now):
-                key = self._key_of.pop(stream_id, None)
-                if key is not None:
-                    del self._keys[key]
-            with trio.move_on_at(self._retention.next_change()):
-                await self._ended.park()
+    def _expire(self) -> None:
+        now = trio.current_time()
+        for stream in self._retention.expired(now):
+            self._drop(stream)
+        for stream_id in self._retention.unremember(now):
+            key = self._key_of.pop(stream_id, None)
+            if key is not None:
+                del self._keys[key]
+        self._set_expiry()
+
+    def _set_expiry(self) -> None:
+        self._expiry = self.alarms.set_no_later(self._expiry, self._retention.next_change(), self._expire)
 
     def _drop(self, stream: Stream, *, forgotten: bool = False) -> None:
         self._retention.drop(stream, trio.current_time(), forgotten=forgotten)
+        self._set_expiry()
         self._log_bytes -= stream.log.size_bytes
 
     def _log_grew(self, size: int) -> None:
@@ -293,7 +305,7 @@ class Pipeline:
         self._evict()
 
     def _evict(self) -> None:
-        while self._log_bytes > self.settings.total_log_bytes:
+        while self._log_bytes >= self.settings.total_log_bytes:
             stream = self._retention.oldest_unread()
             if stream is None:
                 return

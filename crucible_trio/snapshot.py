@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final
 
 import msgspec
 
@@ -28,18 +28,17 @@ from crucible_trio.records import (
 
 Status: TypeAlias = Literal["running", "completed", "incomplete", "failed", "cancelled"]
 
+_STATUS: Final[dict[type[Terminal], Status]] = {
+    StreamCompleted: "completed",
+    StreamIncomplete: "incomplete",
+    StreamFailed: "failed",
+    StreamCancelled: "cancelled",
+}
+
 
 def status_of(terminal: Terminal) -> Status:
     """The status of a stream that ended with this record."""
-    match terminal:
-        case StreamCompleted():
-            return "completed"
-        case StreamIncomplete():
-            return "incomplete"
-        case StreamFailed():
-            return "failed"
-        case StreamCancelled():
-            return "cancelled"
+    return _STATUS[type(terminal)]
 
 
 @final

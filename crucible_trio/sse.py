@@ -29,6 +29,9 @@ HEARTBEAT: Final = b":\n"
 # ends an event must not fill the client's memory.
 MAX_EVENT_LENGTH: Final = 32 * 1024 * 1024
 
+# 31 years; and `int` refuses thousands of digits with an error of its own.
+_MAX_RETRY_DIGITS: Final = 12
+
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _FORGES_A_FIELD = re.compile(r"[\r\n\0]")
 
@@ -173,7 +176,7 @@ class Decoder:
             self._event = value
         elif name == "id" and "\0" not in value:
             self._id = value
-        elif name == "retry" and value.isascii() and value.isdigit():
+        elif name == "retry" and value.isascii() and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
             self.retry = int(value)
         return None  # a comment has the empty name; an unknown field is ignored
 

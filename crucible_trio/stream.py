@@ -22,6 +22,7 @@ from typing import Final, TypeAlias, final
 import msgspec
 import trio
 
+from crucible_trio.alarms import Alarm, Alarms
 from crucible_trio.clocks import Clocks
 from crucible_trio.config import Settings
 from crucible_trio.engine import Engine, Finish, OnDisconnect, Request
@@ -74,6 +75,7 @@ class Stream:
         request: Request,
         settings: Settings,
         metrics: Metrics,
+        alarms: Alarms,
         *,
         owner: str,
         on_disconnect: OnDisconnect,
@@ -97,9 +99,9 @@ class Stream:
         self._starts_with_reader = starts_with_reader
         self._ending: Ending | None = None
         self._stopped_at: float | None = None
-        self._scope = trio.CancelScope()
-        self._engine_scope = trio.CancelScope()
-        self._timer = trio.CancelScope()
+        self._scope = trio.CancelScope()  # of the two tasks, once they run
+        self._alarms = alarms
+        self._alarm = Alarm(inf, self._look_at_clocks)
         self._send, self._receive = trio.open_memory_channel[Token](settings.buffer_tokens)
         self._output = Output(self._send)
         self._clocks = Clocks(
@@ -133,8 +135,7 @@ class Stream:
 
     def cancel(self, by: CancelledBy = "client") -> None:
         """Stop the engine at its next checkpoint and end the stream, if it has not ended; returns at once."""
-        if self._stop(partial(StreamCancelled, by=by, usage=Usage())):
-            self._scope.cancel()
+        self._stop(partial(StreamCancelled, by=by, usage=Usage()))
 
     def finished_before(self, position: int) -> bool:
         """Whether a reader at `position` has everything, the terminal record included."""
@@ -178,7 +179,7 @@ class Stream:
 
     def _reader_left(self) -> None:
         self._metrics.readers.dec()
-        if self.log.readers:
+        if self.log.readers or self._ending is not None:
             return
         # While the engine has not been called, whoever was cut before record 1 may still come back for it.
         if self.on_disconnect == "cancel" and not self._waits_for_reader:
@@ -188,7 +189,7 @@ class Stream:
     def _nobody_is_attached(self) -> None:
         if self._needs_reader:
             self._clocks.alone(trio.current_time())
-            self._arm_timer()
+            self._set_alarm()
 
     # The two tasks
 
@@ -197,19 +198,19 @@ class Stream:
 
         Cancellation: the stream ends `cancelled` by `shutdown`, with every piece in its log whose call has returned.
         """
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._generate)
-                nursery.start_soon(self._record)
+        async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
+            nursery.start_soon(self._generate)
+            # The recorder needs no task of its own, and a thousand idle streams are a thousand tasks fewer.
+            await self._record()
 
     async def _generate(self) -> None:
         try:
-            with self._engine_scope:
-                if self._waits_for_reader:
-                    await self.log.wait_read(1)
-                if self._ending is None:  # a cancel may have come first
-                    finish = await self._engine.generate(self.request, self._output)
-                    self._engine_ended(_ending_of(finish))
+            if self._waits_for_reader:
+                await self.log.wait_read(1)
+            if self._ending is None:  # a cancel may have come first
+                finish = await self._engine.generate(self.request, self._output)
+                self._engine_ended(_ending_of(finish))
         except* Exception as group:  # a Cancelled in the same group passes on
             self._engine_ended(self._failure(group))
         finally:
@@ -225,32 +226,28 @@ class Stream:
             self._decide(ending)
 
     async def _record(self) -> None:
+        """Copy tokens to the log until something has decided how the stream ends, then write that."""
         try:
+            self._set_alarm()
             while self._ending is None:
-                with trio.CancelScope(deadline=self._next_deadline()) as self._timer:
-                    await self._copy()
-                self._look_at_clocks()
+                if self._waits_for_reader:
+                    await self.log.wait_read(1)
+                elif self.log.has_room:
+                    await self._append(await self._take_ready())
+                else:
+                    self._clocks.wait_pauses()
+                    await self.log.wait_for_room()
         finally:
-            self._engine_scope.cancel()
+            self._scope.cancel()
+            self._alarm.cancel()
             await self._finish()
-
-    async def _copy(self) -> None:
-        """Copy tokens to the log until something has decided how the stream ends."""
-        if self._waits_for_reader:
-            await self.log.wait_read(1)
-        while self._ending is None:
-            if self.log.has_room:
-                await self._append(await self._take_ready())
-            else:
-                self._clocks.wait_pauses()
-                await self.log.wait_for_room()
 
     async def _take_ready(self) -> list[Token]:
         """Wait for a token, then take what is ready, a buffer full at most; none at the channel's end."""
         batch = self._take_nowait(self._settings.buffer_tokens)
         if not batch:
             self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
-            self._arm_timer()
+            self._set_alarm()
             try:
                 batch.append(await self._receive.receive())
             except trio.EndOfChannel:
@@ -313,25 +310,20 @@ class Stream:
         self._ending = ending
         return True
 
-    def _stop(self, ending: Ending) -> bool:
-        decided = self._decide(ending)
-        if decided:
+    def _stop(self, ending: Ending) -> None:
+        if self._decide(ending):
             self._stopped_at = trio.current_time()
-        return decided
+            self._scope.cancel()
 
-    def _next_deadline(self) -> float:
-        return self._clocks.next_deadline(self._output.queued_seconds)
-
-    def _arm_timer(self) -> None:
-        # Only ever moved forward: when it fires too early the clocks are compared and it is armed again.
-        deadline = self._next_deadline()
-        if deadline < self._timer.deadline:
-            self._timer.deadline = deadline
+    def _set_alarm(self) -> None:
+        # When it fires too early the clocks are compared and it is set again.
+        deadline = self._clocks.next_deadline(self._output.queued_seconds)
+        self._alarm = self._alarms.set_no_later(self._alarm, deadline, self._look_at_clocks)
 
     def _look_at_clocks(self) -> None:
         match self._clocks.expired(trio.current_time(), self._output.queued_seconds):
             case None:
-                pass
+                self._set_alarm()
             case "grace":
                 self._stop(partial(StreamCancelled, by="disconnect", usage=Usage()))
             case reason:

@@ -36,10 +36,13 @@ def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
     app = QuartTrio(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.register_error_handler(HTTPException, http_error_response)
+    settings = load_settings(os.environ) if pipeline is None else pipeline.settings
+    # Quart keeps a body in memory also where nobody reads it: for as long as a stream lasts.
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     if pipeline is not None:
         app.register_blueprint(blueprint(pipeline))
     else:
-        _run_own_pipeline(app, load_settings(os.environ))
+        _run_own_pipeline(app, settings)
     return app
 
 

@@ -6,6 +6,7 @@ disconnect reaches `__aexit__` as cancellation. An async generator that was neve
 
 from __future__ import annotations
 
+from math import inf
 from types import TracebackType
 from typing import Final, Self, final
 
@@ -13,6 +14,7 @@ import trio
 from quart.wrappers.response import ResponseBody
 
 from crucible_trio import sse
+from crucible_trio.alarms import Alarm
 from crucible_trio.dialects import Dialect
 from crucible_trio.errors import TooManyReadersError
 from crucible_trio.pipeline import Pipeline
@@ -47,6 +49,7 @@ class EventStreamBody(ResponseBody):
         self._refused = False
         self._announced = False
         self._silent_since = 0.0
+        self._alarm = Alarm(inf, self._reader.wake)
 
     async def __aenter__(self) -> Self:
         try:
@@ -59,6 +62,7 @@ class EventStreamBody(ResponseBody):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._alarm.cancel()
         await self._reader.__aexit__(kind, error, trace)
 
     def __aiter__(self) -> Self:
@@ -66,26 +70,18 @@ class EventStreamBody(ResponseBody):
 
     async def __anext__(self) -> bytes:
         self._silent_since = trio.current_time()
-        if not self._unsent:
-            self._unsent = memoryview(await self._next_events() if self._begun else self._first_events())
-        piece, self._unsent = self._unsent[:MESSAGE_BYTES], self._unsent[MESSAGE_BYTES:]
-        return bytes(piece)
-
-    def _first_events(self) -> bytes:
-        self._begun = True
-        retry = sse.retry_line(self._settings.retry_milliseconds)
-        if self._refused:
-            return retry + encode_control(ServerBusy(self._settings.retry_milliseconds))
-        return retry + self._take(MESSAGE_BYTES - len(retry))
-
-    async def _next_events(self) -> bytes:
+        if self._unsent:
+            return self._next_piece()
+        if not self._begun:
+            return self._begin()
         if self._refused:
             raise StopAsyncIteration
         while True:
             written = self._reader.taken
             self._reader.passed(written)
             if events := self._take(MESSAGE_BYTES):
-                return events
+                self._unsent = memoryview(events)
+                return self._next_piece()
             if self._reader.taken > written:  # the view leaves these out: they pass without a write
                 await trio.lowlevel.checkpoint()
                 continue
@@ -94,10 +90,22 @@ class EventStreamBody(ResponseBody):
             if self._pipeline.draining and not self._announced:
                 self._announced = True
                 return encode_control(ServerDraining(self._settings.retry_milliseconds))
-            with trio.move_on_at(self._silent_since + self._settings.heartbeat_seconds) as silence:
-                await self._reader.wait()
-            if silence.cancelled_caught:
+            if trio.current_time() >= (heartbeat_at := self._silent_since + self._settings.heartbeat_seconds):
                 return sse.HEARTBEAT
+            self._alarm = self._pipeline.alarms.set_no_later(self._alarm, heartbeat_at, self._reader.wake)
+            await self._reader.wait()
+
+    def _begin(self) -> bytes:
+        self._begun = True
+        retry = sse.retry_line(self._settings.retry_milliseconds)
+        if self._refused:
+            return retry + encode_control(ServerBusy(self._settings.retry_milliseconds))
+        self._unsent = memoryview(retry + self._take(MESSAGE_BYTES - len(retry)))
+        return self._next_piece()
+
+    def _next_piece(self) -> bytes:
+        piece, self._unsent = self._unsent[:MESSAGE_BYTES], self._unsent[MESSAGE_BYTES:]
+        return bytes(piece)
 
     def _take(self, limit_bytes: int) -> bytes:
         return self._dialect.feed(self._reader.take(limit_bytes))

@@ -106,8 +106,11 @@ def error_response(error: CrucibleError) -> Response:
     return response
 
 
-def http_error_response(error: HTTPException) -> Response:
-    """The answer for what Quart itself refuses (404, 405, 408 and so on), and for an error nobody expected (500)."""
+async def http_error_response(error: HTTPException) -> Response:
+    """The answer for what Quart itself refuses (404, 405, 408 and so on), and for an error nobody expected (500).
+
+    A coroutine function, because Quart would run a plain one in a thread. Checkpoints: never.
+    """
     status = error.code or 500
     message = {404: "there is no such path", 405: "the path has no such method"}.get(status, error.name)
     response = _error(status, error.name.lower().replace(" ", "_"), message)

@@ -9,7 +9,8 @@ from typing import Final, final
 import msgspec
 import trio
 from quart import Blueprint, Request, Response, request
-from werkzeug.exceptions import RequestTimeout
+from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
+from werkzeug.http import parse_accept_header
 
 from crucible_trio import sse
 from crucible_trio.dialects import native
@@ -69,6 +70,7 @@ class NativeApi:
     async def start(self) -> Response:
         """`POST /v1/streams`: start a stream; with `Last-Event-ID` resume one and start nothing."""
         owner = self._access.owner(request)
+        _check_view(request)
         if last_event_id := request.headers.get("Last-Event-ID"):
             stream, after = self._resume(last_event_id, owner)
             return self._event_stream(stream, after)
@@ -86,6 +88,7 @@ class NativeApi:
         """`GET /v1/generate`: what a bare `EventSource` can open; starts a stream, or resumes it when it reconnects."""
         owner = self._access.owner(request)
         _check_parameters(request, _GENERATE_PARAMETERS)
+        _check_view(request)
         if last_event_id := _last_event_id(request):
             stream, after = self._resume(last_event_id, owner)
             return self._events_or_204(stream, after)
@@ -103,6 +106,7 @@ class NativeApi:
         owner = self._access.events_owner(request, stream_id)
         stream = self._pipeline.get(stream_id, owner=owner)
         _check_parameters(request, _EVENTS_PARAMETERS)
+        _check_view(request)
         after = 0
         if last_event_id := _last_event_id(request):
             named, after = parse_event_id(last_event_id)
@@ -161,21 +165,16 @@ class NativeApi:
         return self._name_stream(self._event_stream(stream, 0), stream, joined=joined)
 
     def _events_or_204(self, stream: Stream, after: int) -> Response:
-        done = request.args.get("done")
-        if done not in {None, "event"}:
-            raise InvalidRequestError("'done' can only be 'event'", "done")
-        if stream.finished_before(after) and done is None:
+        if stream.finished_before(after) and "done" not in request.args:
             return no_content()  # EventSource stops reconnecting, and only then
         return self._event_stream(stream, after)
 
     def _event_stream(self, stream: Stream, after: int) -> Response:
         if stream.finished_before(after):
             after -= 1  # some clients raise on 204: they get the terminal record once more
-        trace = _TRACES.get(request.args.get("trace", stream.request.trace))
-        if trace is None:
-            raise InvalidRequestError(f"'trace' is one of {', '.join(_TRACES)}", "trace")
         if request.method == "HEAD":
             return _event_response(b"", stream)
+        trace = _TRACES[request.args.get("trace", stream.request.trace)]
         dialect = native.view(trace, stream.log, after)
         return _event_response(EventStreamBody(self._pipeline, stream, dialect, after), stream)
 
@@ -228,7 +227,10 @@ def _event_response(body: EventStreamBody | bytes, stream: Stream | None = None)
 
 def _wants_events(request: Request) -> bool:
     # `*/*` does not count: a client must name the type to get a body that never seems to end.
-    return any(value == sse.MEDIA_TYPE and quality > 0 for value, quality in request.accept_mimetypes)
+    # Not `request.accept_mimetypes`: that is kept with the request, 1 KiB for as long as the stream is open.
+    header = parse_accept_header(request.headers.get("Accept"))
+    accepted = ((value.partition(";")[0].strip().lower(), quality) for value, quality in header)
+    return any(media_type == sse.MEDIA_TYPE and quality > 0 for media_type, quality in accepted)
 
 
 def _last_event_id(request: Request) -> str | None:
@@ -239,6 +241,14 @@ def _check_parameters(request: Request, known: frozenset[str]) -> None:
     for name in request.args:
         if name not in known:
             raise InvalidRequestError(f"there is no parameter {name!r}", name)
+
+
+def _check_view(request: Request) -> None:
+    # Before anything is started: a refused request must not leave a stream behind.
+    if request.args.get("trace", "segments") not in _TRACES:
+        raise InvalidRequestError(f"'trace' is one of {', '.join(_TRACES)}", "trace")
+    if request.args.get("done", "event") != "event":
+        raise InvalidRequestError("'done' can only be 'event'", "done")
 
 
 def _idempotency_key(key: str | None) -> str | None:
@@ -254,10 +264,13 @@ async def _read_ask(request: Request, limit: int) -> Ask:
         raise BodyTooLargeError(limit)
     body = bytearray()
     with trio.move_on_after(BODY_SECONDS) as slow:
-        async for chunk in request.body:
-            body += chunk
-            if len(body) > limit:
-                raise BodyTooLargeError(limit)
+        try:
+            async for chunk in request.body:
+                body += chunk
+                if len(body) > limit:
+                    raise BodyTooLargeError(limit)
+        except RequestEntityTooLarge as error:  # the application's own limit, which may be lower than ours
+            raise BodyTooLargeError(request.max_content_length or limit) from error
     if slow.cancelled_caught:
         raise RequestTimeout
     return _valid(lambda: _ask_decoder.decode(body))

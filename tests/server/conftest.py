@@ -193,23 +193,27 @@ async def _cutting(port: int, cuts: list[int]) -> AsyncIterator[int]:
     async def handle(near: trio.SocketStream) -> None:
         allowed = waiting.pop(0) if waiting else None
         far = await trio.open_tcp_stream("127.0.0.1", port)
-        async with trio.open_nursery() as nursery:
+        try:
+            async with trio.open_nursery() as nursery:
 
-            async def forth() -> None:
-                async for data in near:
-                    await far.send_all(data)
+                async def forth() -> None:
+                    async for data in near:
+                        await far.send_all(data)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(forth)
+                async for data in far:
+                    await near.send_all(data if allowed is None else data[:allowed])
+                    if allowed is not None:
+                        allowed -= len(data)
+                        if allowed <= 0:
+                            break
                 nursery.cancel_scope.cancel()
-
-            nursery.start_soon(forth)
-            async for data in far:
-                await near.send_all(data if allowed is None else data[:allowed])
-                if allowed is not None:
-                    allowed -= len(data)
-                    if allowed <= 0:
-                        break
-            nursery.cancel_scope.cancel()
-        near.socket.close()
-        far.socket.close()
+        except* trio.BrokenResourceError:
+            pass  # one side is gone, and so is the other in a moment
+        finally:
+            near.socket.close()
+            far.socket.close()
 
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:

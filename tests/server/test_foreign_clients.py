@@ -29,22 +29,25 @@ async def test_httpx_sse_cut_again_and_again_gets_the_text(serving, kind, cuttin
     record = {"type": ""}
     cuts = list(range(300, 1800, 150))
     connections = 0
-    async with serving(slow_text, kind=kind) as served, cutting_proxy(served.port, cuts) as port:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
-            with trio.fail_after(30):
-                while record["type"] != "stream.completed":
-                    connections += 1
-                    headers = {"Last-Event-ID": last_id} if last_id else {}
-                    try:
-                        async with httpx_sse.aconnect_sse(
-                            http, "POST", "/v1/streams", json={"input": "x"}, headers=headers
-                        ) as source:
-                            async for event in source.aiter_sse():
-                                record = json.loads(event.data)
-                                seen.append(record.get("delta", ""))
-                                last_id = event.id
-                    except (httpx.RemoteProtocolError, httpx.ReadError):
-                        pass
+    async with (
+        serving(slow_text, kind=kind) as served,
+        cutting_proxy(served.port, cuts) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http,
+    ):
+        with trio.fail_after(30):
+            while record["type"] != "stream.completed":
+                connections += 1
+                headers = {"Last-Event-ID": last_id} if last_id else {}
+                try:
+                    async with httpx_sse.aconnect_sse(
+                        http, "POST", "/v1/streams", json={"input": "x"}, headers=headers
+                    ) as source:
+                        async for event in source.aiter_sse():
+                            record = json.loads(event.data)
+                            seen.append(record.get("delta", ""))
+                            last_id = event.id
+                except (httpx.RemoteProtocolError, httpx.ReadError):
+                    pass
     assert "".join(seen) == TEXT
     assert connections > 5
 
