@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from math import inf
 from typing import Final, final
 
@@ -27,11 +26,11 @@ from crucible_trio.engine import (
 )
 from crucible_trio.errors import (
     DrainingError,
-    IdempotencyConflictError,
     OverloadedError,
     OwnerLimitError,
     StreamNotFoundError,
 )
+from crucible_trio.idempotency import Keys
 from crucible_trio.metrics import Metrics
 from crucible_trio.retention import Retention
 from crucible_trio.stream import Stream
@@ -40,15 +39,6 @@ logger = logging.getLogger(__name__)
 
 ANONYMOUS: Final = ""
 """The owner of every stream where no keys are configured."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Keyed:
-    """What an idempotency key stands for."""
-
-    request: Request
-    stream_id: str
 
 
 @final
@@ -75,8 +65,7 @@ class Pipeline:
         self._forgotten: set[Stream] = set()  # deleted while it ran, until it has ended
         self._retention = Retention(settings.retention_seconds)
         self._expiry = Alarm(inf, self._expire)
-        self._keys: dict[tuple[str, str], _Keyed] = {}
-        self._key_of: dict[str, tuple[str, str]] = {}
+        self._keys = Keys()
         self._log_bytes = 0
         self._ended = trio.lowlevel.ParkingLot()
         self.metrics.log_bytes.set_function(lambda: self._log_bytes)
@@ -138,14 +127,11 @@ class Pipeline:
             StreamNotFoundError: Its owner has deleted it.
             Otherwise as `start`; a refused start leaves no key behind.
         """
-        if key is not None and (keyed := self._keys.get((owner, key))) is not None:
-            if keyed.request != request:
-                raise IdempotencyConflictError
-            return self.get(keyed.stream_id, owner=owner), True
+        if key is not None and (started := self._keys.find(owner, key, request)) is not None:
+            return self.get(started, owner=owner), True
         stream = self._start(request, owner, on_disconnect, starts_with_reader=starts_with_reader)
         if key is not None:
-            self._keys[owner, key] = _Keyed(request, stream.id)
-            self._key_of[stream.id] = (owner, key)
+            self._keys.enter(owner, key, request, stream.id)
         return stream, False
 
     def _start(self, request: Request, owner: str, on_disconnect: OnDisconnect, *, starts_with_reader: bool) -> Stream:
@@ -287,9 +273,7 @@ class Pipeline:
         for stream in self._retention.expired(now):
             self._drop(stream)
         for stream_id in self._retention.unremember(now):
-            key = self._key_of.pop(stream_id, None)
-            if key is not None:
-                del self._keys[key]
+            self._keys.drop(stream_id)
         self._set_expiry()
 
     def _set_expiry(self) -> None:

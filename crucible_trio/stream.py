@@ -14,44 +14,35 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from math import inf
-from typing import Final, TypeAlias, final
+from typing import final
 
-import msgspec
 import trio
 
+from crucible_trio import endings
 from crucible_trio.alarms import Alarm, Alarms
 from crucible_trio.clocks import Clocks
 from crucible_trio.config import Settings
-from crucible_trio.engine import Engine, Finish, OnDisconnect, Request
-from crucible_trio.errors import EngineError, TooManyReadersError, trace_without_text
+from crucible_trio.endings import Ending
+from crucible_trio.engine import Engine, OnDisconnect, Request
+from crucible_trio.errors import TooManyReadersError
 from crucible_trio.log import Cursor, MemoryLog
 from crucible_trio.metrics import Metrics
 from crucible_trio.output import Output, Token
 from crucible_trio.reader import Reader
-from crucible_trio.recorder import Recorder, bounded_error
+from crucible_trio.recorder import Recorder
 from crucible_trio.records import (
     CancelledBy,
-    StreamCancelled,
     StreamCompleted,
-    StreamFailed,
     StreamIncomplete,
     Terminal,
     Timings,
-    Usage,
     new_stream_id,
 )
 from crucible_trio.snapshot import Snapshot, Status, fold, status_of
 
 logger = logging.getLogger(__name__)
-
-# Makes the terminal record, from `seq` and `timings`.
-Ending: TypeAlias = Callable[..., Terminal]
-
-# A finish reason may come from an upstream, and the terminal record has a bounded size.
-_MAX_FINISH_REASON_LENGTH: Final = 64
 
 
 @final
@@ -135,7 +126,7 @@ class Stream:
 
     def cancel(self, by: CancelledBy = "client") -> None:
         """Stop the engine at its next checkpoint and end the stream, if it has not ended; returns at once."""
-        self._stop(partial(StreamCancelled, by=by, usage=Usage()))
+        self._stop(endings.cancelled(by))
 
     def finished_before(self, position: int) -> bool:
         """Whether a reader at `position` has everything, the terminal record included."""
@@ -210,11 +201,11 @@ class Stream:
                 await self.log.wait_read(1)
             if self._ending is None:  # a cancel may have come first
                 finish = await self._engine.generate(self.request, self._output)
-                self._engine_ended(_ending_of(finish))
+                self._engine_ended(endings.finished(finish))
         except* Exception as group:  # a Cancelled in the same group passes on
-            self._engine_ended(self._failure(group))
+            self._engine_ended(endings.failed(self.id, group))
         finally:
-            self._decide(_SHUTDOWN)  # nothing has decided: the stream was cancelled from outside
+            self._decide(endings.cancelled("shutdown"))  # nothing has decided: the stream was cancelled from outside
             self._send.close()
             self.log.release_room()
             if self._stopped_at is not None:
@@ -272,15 +263,15 @@ class Stream:
         self._clocks.token_came()
         await self.log.append(self._recorder.add(batch))
         if self._recorder.full:
-            self._stop(partial(StreamIncomplete, reason="log_limit", usage=Usage()))
+            self._stop(endings.incomplete("log_limit"))
         elif self.tokens > self._token_limit:  # the engine ignores what was asked
-            self._stop(partial(StreamIncomplete, reason="max_output_tokens", usage=Usage()))
+            self._stop(endings.incomplete("max_output_tokens"))
 
     async def _finish(self) -> None:
         """Append what is left and the terminal record at once, reader or not."""
         rest = self._take_nowait(inf)
         self._receive.close()
-        self._decide(_SHUTDOWN)  # unless something has decided already
+        self._decide(endings.cancelled("shutdown"))  # unless something has decided already
         self._count(rest)
         await self.log.append(self._recorder.finish(rest, self._make_terminal), last=True)
 
@@ -325,40 +316,9 @@ class Stream:
             case None:
                 self._set_alarm()
             case "grace":
-                self._stop(partial(StreamCancelled, by="disconnect", usage=Usage()))
+                self._stop(endings.cancelled("disconnect"))
             case reason:
-                self._stop(partial(StreamIncomplete, reason=reason, usage=Usage()))
-
-    def _failure(self, group: ExceptionGroup[Exception]) -> Ending:
-        errors = list(_leaves(group))
-        if len(errors) == 1 and isinstance(errors[0], EngineError):
-            code, message, retryable = errors[0].code, errors[0].message, errors[0].retryable
-        else:
-            code, message, retryable = "engine_error", "The engine failed.", False
-            logger.error("stream %s: the engine failed\n%s", self.id, trace_without_text(group))
-        return partial(StreamFailed, error=bounded_error(code, message, retryable=retryable), usage=Usage())
-
-
-_SHUTDOWN: Final[Ending] = partial(StreamCancelled, by="shutdown", usage=Usage())
-
-
-def _ending_of(finish: object) -> Ending:
-    if not isinstance(finish, Finish):
-        raise EngineError("engine_protocol", "The engine returned no Finish.")
-    # Both may be an upstream's, handed on unchecked; what the terminal record cannot hold is the engine's error.
-    usage = msgspec.convert(msgspec.to_builtins(finish.usage), Usage)
-    reason = finish.reason.encode(errors="replace").decode()[:_MAX_FINISH_REASON_LENGTH]
-    if reason == "length":
-        return partial(StreamIncomplete, reason="max_output_tokens", usage=usage)
-    return partial(StreamCompleted, finish_reason=reason, usage=usage)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+                self._stop(endings.incomplete(reason))
 
 
 def _given(asked: float | None, default: float) -> float:

@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from crucible_trio import Finish, Output, Request, Settings
-from crucible_trio.server import Config, _listen
+from crucible_trio.server import Config
+from crucible_trio.server.serving import _listen
 
 
 async def three(request: Request, output: Output) -> Finish:

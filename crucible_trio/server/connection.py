@@ -1,182 +1,49 @@
-"""hypercorn's HTTP/1.1 stack under a nursery of our own.
-
-Stock hypercorn on trio can be killed from outside by one HTTP/2 request, cannot drop a client that has stopped reading,
-tells the application nothing of a shutdown, and ends a broken response as if it were whole. What is different here:
-
-* An exception in one connection ends that connection (`_Connection.run`). HTTP/2 is not spoken at all.
-* Every write has a deadline. A write that timed out, failed or was cancelled resets the connection: nobody knows what
-  is out, so nothing may follow.
-* A response that did not reach its end ends in a real RST. An HTTP/1.0 body ends by closing, so a FIN would read as
-  success.
-* On shutdown the application is told first, with the listeners still open, so that a cut reader can come back.
-
-Source of the classes and their behaviour: hypercorn 0.18, `trio/run.py`, `trio/tcp_server.py`, `protocol/h11.py`.
-"""
+"""One connection: hypercorn's HTTP/1.1 protocol over a socket, with nothing left to chance at its end."""
 
 from __future__ import annotations
 
 import logging
-import resource
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
-from functools import partial
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from math import inf
-from typing import Final, Self, final
+from typing import Final, final
 
 import h11
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.task_group import _handle as run_app
 from hypercorn.trio.tcp_server import MAX_RECV
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import (
     AppWrapper,
-    ASGIFramework,
     ASGIReceiveEvent,
     ASGISendEvent,
     ConnectionState,
     LifespanState,
     Scope,
 )
-from hypercorn.utils import parse_socket_addr, repr_socket_addr, wrap_app
+from hypercorn.utils import parse_socket_addr
 
 from crucible_trio.alarms import Alarm, Alarms
-from crucible_trio.config import Settings
-from crucible_trio.errors import ConfigError, trace_without_text
+from crucible_trio.errors import trace_without_text
+from crucible_trio.server.config import Config
 
 logger = logging.getLogger(__name__)
 
 # What goes to the socket under one write deadline: a client that takes this little in that time is stalled.
 _WRITE_BYTES: Final = 16 * 1024
-# The kernel gives up on a peer that acknowledges nothing a little after we would have. Much shorter kills honest slow
-# readers: 2 s cut one that took 20 KB/s.
-_USER_TIMEOUT_MARGIN_SECONDS: Final = 5.0
 # After an early answer the rest of a request body is read and dropped this long: closing at once would reset the
 # connection and destroy the answer on its way.
 _LINGER_SECONDS: Final = 2.0
-_LIFESPAN_SECONDS: Final = 10.0
-
-
-class Config(HypercornConfig):
-    """hypercorn's settings and ours.
-
-    Attributes:
-        write_timeout: Seconds for each 16 KiB.
-        flush_timeout: Seconds that connections have, once nothing more is accepted, to take what is left.
-        max_connections: Open connections; more are closed at once, unanswered. To a browser's EventSource that is a
-            network error: it comes back.
-    """
-
-    write_timeout: float = 30.0
-    flush_timeout: float = 5.0
-    max_connections: int = 10_000
-    # Reconnects come in storms; the kernel cuts this to net.core.somaxconn.
-    backlog = 4096
-    # Never the query: a prompt or a token may stand in it.
-    access_log_format = '%(h)s "%(m)s %(U)s HTTP/%(H)s" %(s)s %(D)sus'
-    include_server_header = False
-    errorlog = logger
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """The server's part of the settings."""
-        config = cls()
-        config.bind = list(settings.bind)
-        config.write_timeout = settings.write_timeout_seconds
-        config.flush_timeout = settings.flush_seconds
-        config.max_connections = settings.max_connections
-        return config
-
-
-async def serve(
-    app: ASGIFramework,
-    config: Config,
-    *,
-    drain: Callable[[], Awaitable[None]] | None = None,
-    shutdown: Callable[[], Awaitable[None]] | None = None,
-    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve an ASGI application over HTTP/1.1.
-
-    Args:
-        app: The application.
-        config: Where and how.
-        drain: Awaited first at shutdown, with the listeners still open; usually `pipeline.drain`.
-        shutdown: The server stops in good order when this returns; None: only cancellation stops it.
-        task_status: Started with the URLs that are listened on.
-
-    Raises:
-        ConfigError: An address cannot be bound, or TLS is asked for: that is the proxy's.
-
-    Cancellation: open connections are reset, then the application's lifespan is ended in good order, for at most ten
-    seconds.
-    """
-    if config.ssl_enabled:
-        message = "TLS is not served here; put a proxy in front (docs: behind nginx)"
-        raise ConfigError(message)
-    _raise_file_limit()
-    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
-    state: LifespanState = {}
-    with ExitStack() as stack:
-        listeners = _listen(config, stack)
-        async with _lifespan(wrapped, config, state), trio.open_nursery() as timing:
-            shared = _Shared(wrapped, config, state)
-            timing.start_soon(shared.alarms.run)
-            async with trio.open_nursery() as connections:
-
-                async def handle(stream: trio.SocketStream) -> None:
-                    if len(connections.child_tasks) <= config.max_connections:
-                        await _Connection(shared, stream).run()
-
-                async with trio.open_nursery() as accepting:
-                    accepting.start_soon(partial(trio.serve_listeners, handle, listeners, handler_nursery=connections))
-                    task_status.started([_url(listener) for listener in listeners])
-                    if shutdown is None:
-                        await trio.sleep_forever()
-                    else:
-                        await shutdown()
-                    if drain is not None:
-                        await drain()
-                    accepting.cancel_scope.cancel()
-                await shared.context.terminated.set()  # a busy connection closes after its response
-                for connection in tuple(shared.idle):
-                    connection.close()
-                connections.cancel_scope.deadline = trio.current_time() + config.flush_timeout
-            timing.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def _lifespan(app: AppWrapper, config: Config, state: LifespanState) -> AsyncIterator[None]:
-    """Run the application's lifespan around the body, in good order also when the body is cancelled."""
-    lifespan = Lifespan(app, config, state)
-    # Its own shielded scope: cancelling `serve` must not end the application before its connections.
-    scope = trio.CancelScope(shield=True)
-
-    async def run(*, task_status: trio.TaskStatus[None]) -> None:
-        with scope:
-            await lifespan.handle_lifespan(task_status=task_status)
-
-    async with trio.open_nursery() as nursery:
-        await nursery.start(run)
-        try:
-            await lifespan.wait_for_startup()
-            yield
-        finally:
-            with trio.move_on_after(_LIFESPAN_SECONDS, shield=True):
-                # It may have ended by itself; if that was an error, the nursery raises it.
-                with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-                    await lifespan.wait_for_shutdown()
-            scope.cancel()
 
 
 @final
-class _Shared:
+class Shared:
     """What all connections of a server have in common."""
 
     def __init__(self, app: AppWrapper, config: Config, state: LifespanState) -> None:
@@ -185,14 +52,14 @@ class _Shared:
         self.state = state
         self.context = WorkerContext(None)
         self.alarms = Alarms()
-        self.idle: set[_Connection] = set()
+        self.idle: set[Connection] = set()
 
 
 @final
-class _Connection:
+class Connection:
     """One connection. Nothing that happens in it leaves it."""
 
-    def __init__(self, shared: _Shared, stream: trio.SocketStream) -> None:
+    def __init__(self, shared: Shared, stream: trio.SocketStream) -> None:
         self._shared = shared
         self._config = shared.config
         self._stream = stream
@@ -202,7 +69,7 @@ class _Connection:
         self._is_lingering = False
         self._tasks = _Tasks()
         sock = stream.socket
-        self._protocol = _Protocol(
+        self._protocol = Protocol(
             shared.app,
             shared.config,
             shared.context,
@@ -215,6 +82,7 @@ class _Connection:
         )
 
     async def run(self) -> None:
+        """Serve requests until one side closes; raises nothing but cancellation."""
         try:
             async with self._tasks:
                 self._become_idle()
@@ -351,7 +219,7 @@ class _Inbox:
 
 
 @final
-class _Protocol(H11Protocol):
+class Protocol(H11Protocol):
     """HTTP/1.0 and HTTP/1.1, and nothing else.
 
     Stock hypercorn turns a connection into HTTP/2 when it reads that preface or `Upgrade: h2c`, also in cleartext.
@@ -377,29 +245,3 @@ class _Protocol(H11Protocol):
         else:
             await self._send_error_response(505)
             await self.send(Closed())
-
-
-def _listen(config: Config, stack: ExitStack) -> list[trio.SocketListener]:
-    try:
-        sockets = config.create_sockets().insecure_sockets
-    except OSError as error:
-        message = f"cannot listen on {', '.join(config.bind)}: {error.strerror or error}"
-        raise ConfigError(message) from error
-    user_timeout = int((config.write_timeout + _USER_TIMEOUT_MARGIN_SECONDS) * 1000)
-    for sock in sockets:
-        stack.enter_context(sock)
-        if sock.family in {socket.AF_INET, socket.AF_INET6}:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout)  # accepted sockets inherit it
-        sock.listen(config.backlog)
-    return [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
-
-
-def _url(listener: trio.SocketListener) -> str:
-    return f"http://{repr_socket_addr(listener.socket.family, listener.socket.getsockname())}"
-
-
-def _raise_file_limit() -> None:
-    # The usual soft limit, 1,024, is a few hundred streams away; select() users, for whom it exists, are not here.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

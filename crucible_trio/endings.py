@@ -1,0 +1,78 @@
+"""How a stream can end: an ending makes the terminal record once its number and the timings are known."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final, TypeAlias
+
+import msgspec
+
+from crucible_trio.engine import Finish
+from crucible_trio.errors import EngineError, trace_without_text
+from crucible_trio.recorder import bounded_error
+from crucible_trio.records import (
+    CancelledBy,
+    IncompleteReason,
+    StreamCancelled,
+    StreamCompleted,
+    StreamFailed,
+    StreamIncomplete,
+    Terminal,
+    Usage,
+)
+
+logger = logging.getLogger(__name__)
+
+# Takes `seq` and `timings`.
+Ending: TypeAlias = Callable[..., Terminal]
+
+# A finish reason may come from an upstream, and the terminal record has a bounded size.
+_MAX_FINISH_REASON_LENGTH: Final = 64
+
+
+def finished(finish: object) -> Ending:
+    """The engine returned.
+
+    Raises:
+        EngineError: What it returned is no `Finish`.
+    """
+    if not isinstance(finish, Finish):
+        raise EngineError("engine_protocol", "The engine returned no Finish.")
+    # Both may be an upstream's, handed on unchecked; what the terminal record cannot hold is the engine's error.
+    usage = msgspec.convert(msgspec.to_builtins(finish.usage), Usage)
+    reason = finish.reason.encode(errors="replace").decode()[:_MAX_FINISH_REASON_LENGTH]
+    if reason == "length":
+        return partial(StreamIncomplete, reason="max_output_tokens", usage=usage)
+    return partial(StreamCompleted, finish_reason=reason, usage=usage)
+
+
+def incomplete(reason: IncompleteReason) -> Ending:
+    """A limit was reached."""
+    return partial(StreamIncomplete, reason=reason, usage=Usage())
+
+
+def cancelled(by: CancelledBy) -> Ending:
+    """Nobody wants the rest."""
+    return partial(StreamCancelled, by=by, usage=Usage())
+
+
+def failed(stream_id: str, group: ExceptionGroup[Exception]) -> Ending:
+    """The engine raised. Its own `EngineError` goes to the client, any other error to the log, without its text."""
+    errors = list(_leaves(group))
+    if len(errors) == 1 and isinstance(errors[0], EngineError):
+        error = errors[0]
+        info = bounded_error(error.code, error.message, retryable=error.retryable)
+    else:
+        logger.error("stream %s: the engine failed\n%s", stream_id, trace_without_text(group))
+        info = bounded_error("engine_error", "The engine failed.", retryable=False)
+    return partial(StreamFailed, error=info, usage=Usage())
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

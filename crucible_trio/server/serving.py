@@ -1,0 +1,131 @@
+"""Listening, accepting, and stopping in good order."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Final
+
+import trio
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.typing import AppWrapper, ASGIFramework, LifespanState
+from hypercorn.utils import repr_socket_addr, wrap_app
+
+from crucible_trio.errors import ConfigError
+from crucible_trio.server.config import Config
+from crucible_trio.server.connection import Connection, Shared
+
+# The kernel gives up on a peer that acknowledges nothing a little after we would have. Much shorter kills honest slow
+# readers: 2 s cut one that took 20 KB/s.
+_USER_TIMEOUT_MARGIN_SECONDS: Final = 5.0
+_LIFESPAN_SECONDS: Final = 10.0
+
+
+async def serve(
+    app: ASGIFramework,
+    config: Config,
+    *,
+    drain: Callable[[], Awaitable[None]] | None = None,
+    shutdown: Callable[[], Awaitable[None]] | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve an ASGI application over HTTP/1.1.
+
+    Args:
+        app: The application.
+        config: Where and how.
+        drain: Awaited first at shutdown, with the listeners still open; usually `pipeline.drain`.
+        shutdown: The server stops in good order when this returns; None: only cancellation stops it.
+        task_status: Started with the URLs that are listened on.
+
+    Raises:
+        ConfigError: An address cannot be bound, or TLS is asked for: that is the proxy's.
+
+    Cancellation: open connections are reset, then the application's lifespan is ended in good order, for at most ten
+    seconds.
+    """
+    if config.ssl_enabled:
+        message = "TLS is not served here; put a proxy in front (docs: behind nginx)"
+        raise ConfigError(message)
+    _raise_file_limit()
+    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    state: LifespanState = {}
+    with ExitStack() as stack:
+        listeners = _listen(config, stack)
+        async with _lifespan(wrapped, config, state), trio.open_nursery() as timing:
+            shared = Shared(wrapped, config, state)
+            timing.start_soon(shared.alarms.run)
+            async with trio.open_nursery() as connections:
+
+                async def handle(stream: trio.SocketStream) -> None:
+                    if len(connections.child_tasks) <= config.max_connections:
+                        await Connection(shared, stream).run()
+
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(partial(trio.serve_listeners, handle, listeners, handler_nursery=connections))
+                    task_status.started([_url(listener) for listener in listeners])
+                    if shutdown is None:
+                        await trio.sleep_forever()
+                    else:
+                        await shutdown()
+                    if drain is not None:
+                        await drain()
+                    accepting.cancel_scope.cancel()
+                await shared.context.terminated.set()  # a busy connection closes after its response
+                for connection in tuple(shared.idle):
+                    connection.close()
+                connections.cancel_scope.deadline = trio.current_time() + config.flush_timeout
+            timing.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _lifespan(app: AppWrapper, config: Config, state: LifespanState) -> AsyncIterator[None]:
+    """Run the application's lifespan around the body, in good order also when the body is cancelled."""
+    lifespan = Lifespan(app, config, state)
+    # Its own shielded scope: cancelling `serve` must not end the application before its connections.
+    scope = trio.CancelScope(shield=True)
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await lifespan.handle_lifespan(task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run)
+        try:
+            await lifespan.wait_for_startup()
+            yield
+        finally:
+            with trio.move_on_after(_LIFESPAN_SECONDS, shield=True):
+                # It may have ended by itself; if that was an error, the nursery raises it.
+                with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+                    await lifespan.wait_for_shutdown()
+            scope.cancel()
+
+
+def _listen(config: Config, stack: ExitStack) -> list[trio.SocketListener]:
+    try:
+        sockets = config.create_sockets().insecure_sockets
+    except OSError as error:
+        message = f"cannot listen on {', '.join(config.bind)}: {error.strerror or error}"
+        raise ConfigError(message) from error
+    user_timeout = int((config.write_timeout + _USER_TIMEOUT_MARGIN_SECONDS) * 1000)
+    for sock in sockets:
+        stack.enter_context(sock)
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout)  # accepted sockets inherit it
+        sock.listen(config.backlog)
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+
+
+def _url(listener: trio.SocketListener) -> str:
+    return f"http://{repr_socket_addr(listener.socket.family, listener.socket.getsockname())}"
+
+
+def _raise_file_limit() -> None:
+    # The usual soft limit, 1,024, is a few hundred streams away; select() users, for whom it exists, are not here.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
