@@ -9,7 +9,7 @@ import logging
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, final
+from typing import Annotated, Any, Final, Literal, final
 
 import msgspec
 
@@ -44,6 +44,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Base URL of an OpenAI-compatible server, such as `http://127.0.0.1:8080/v1`."""
     upstream_key: str | None = None
     """Sent to the upstream as `Authorization: Bearer`."""
+    upstream_thinking: dict[Literal["standard", "deep"], dict[str, Any]] | None = None
+    """Per mode, fields for the upstream's request body that make it think, or not. Default: what vLLM and llama.cpp
+    take, `chat_template_kwargs.enable_thinking`. In the environment, JSON."""
+    upstream_extra_body: dict[str, Any] = {}
+    """Fields for every request to the upstream. In the environment, JSON."""
+    upstream_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """The upstream's field for `max_output_tokens`; OpenAI's own reasoning models want the second."""
     replay_speed: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     """How much faster than recorded; `inf` does not wait at all."""
 
@@ -166,6 +173,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
             logger.warning("%s is no setting and is ignored", variable)
         elif name == "keys":
             values[name] = _keys(text)
+        elif name in {"upstream_thinking", "upstream_extra_body"}:
+            values[name] = _json(variable, text)
         elif name in {"allowed_origins", "server_names", "bind"}:
             values[name] = [part.strip() for part in text.split(",") if part.strip()]
         else:
@@ -182,3 +191,11 @@ def _keys(text: str) -> dict[str, str]:
             raise ConfigError(message)
         keys[owner] = key
     return keys
+
+
+def _json(variable: str, text: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        message = f"{variable} is not JSON: {error}"
+        raise ConfigError(message) from error

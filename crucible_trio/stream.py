@@ -229,7 +229,6 @@ class Stream:
                     self._clocks.wait_pauses()
                     await self.log.wait_for_room()
         finally:
-            self._scope.cancel()
             self._alarm.cancel()
             await self._finish()
 

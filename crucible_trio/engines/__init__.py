@@ -30,11 +30,16 @@ async def open_engine(settings: Settings, *, progress: Progress | None = None) -
 
         yield ReplayEngine(speed=settings.replay_speed)
     elif settings.engine == "upstream":
-        from crucible_trio.engines.upstream import open_upstream
+        from crucible_trio.engines.upstream import THINKING, open_upstream
 
         assert settings.upstream_base_url is not None  # settings without it cannot be made
         async with open_upstream(
-            settings.upstream_base_url, model=settings.model, key=settings.upstream_key
+            settings.upstream_base_url,
+            model=settings.model,
+            key=settings.upstream_key,
+            thinking=settings.upstream_thinking or THINKING,
+            extra_body=settings.upstream_extra_body,
+            limit_field=settings.upstream_limit_field,
         ) as upstream:
             yield upstream
     else:

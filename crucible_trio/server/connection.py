@@ -65,7 +65,6 @@ class Connection:
         self._stream = stream
         self._send_lock = trio.Lock()
         self._closing = Alarm(inf, self.close)
-        self._is_lost = False  # after a write that did not finish
         self._is_lingering = False
         self._tasks = _Tasks()
         sock = stream.socket
@@ -136,18 +135,16 @@ class Connection:
         written = False
         try:
             async with self._send_lock:
-                if not self._is_lost:
-                    view = memoryview(data)
-                    for start in range(0, len(view), _WRITE_BYTES):
-                        with trio.fail_after(self._config.write_timeout):
-                            await self._stream.send_all(view[start : start + _WRITE_BYTES])
-                    written = True
+                view = memoryview(data)
+                for start in range(0, len(view), _WRITE_BYTES):
+                    with trio.fail_after(self._config.write_timeout):
+                        await self._stream.send_all(view[start : start + _WRITE_BYTES])
+            written = True
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass
         finally:
             if not written:  # also when cancelled: what is out is unknown, nothing may follow it
-                self._is_lost = True
-                self.close()
+                self.close(reset=True)
         if not written:
             await self._protocol.handle(Closed())
 
@@ -161,12 +158,12 @@ class Connection:
             self.close()
         await self._protocol.handle(Closed())
 
-    def close(self) -> None:
-        """Close at once: with FIN when all that was begun is said, with RST otherwise."""
+    def close(self, *, reset: bool = False) -> None:
+        """Close at once: with FIN when all that was begun is said, with RST otherwise, or if told to."""
         sock = self._stream.socket
         if sock.fileno() == -1:
             return
-        if self._is_lost or self._protocol.is_mid_response:
+        if reset or self._protocol.is_mid_response:
             # The end of an HTTP/1.0 body is the end of its connection: a FIN would read as success.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()

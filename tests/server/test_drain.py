@@ -66,7 +66,7 @@ async def test_at_the_time_out_the_rest_end_cancelled_by_shutdown(serving) -> No
 
 async def test_idle_connections_close_and_nothing_new_is_accepted(serving) -> None:
     _, engine = gated()
-    async with serving(engine, keep_alive_timeout=1000) as served:
+    async with serving(engine, keep_alive_timeout=1000, flush_timeout=1000) as served:
         idle = await served.connect()
         await idle.request("GET", "/healthz")
         await idle.read_response()
