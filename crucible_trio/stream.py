@@ -191,6 +191,8 @@ class Stream:
         """
         async with trio.open_nursery() as nursery:
             self._scope = nursery.cancel_scope
+            if self._ending is not None:  # stopped before its first step, when there was nothing to cancel
+                self._scope.cancel()
             nursery.start_soon(self._generate)
             # The recorder needs no task of its own, and a thousand idle streams are a thousand tasks fewer.
             await self._record()

@@ -144,7 +144,7 @@ def pull() -> None:
 @model.command()
 def path() -> None:
     """Print where the model's weights are, or would be fetched to."""
-    from crucible_trio.engines.weights import SMOLLM2, default_cache_folder
+    from crucible_trio.engines.local.weights import SMOLLM2, default_cache_folder
 
     click.echo(default_cache_folder() / SMOLLM2.file)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from crucible_trio.engines.weights import find_weights
+from crucible_trio.engines.local.weights import find_weights
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from crucible_trio.engine import Engine, Finish, Request
-from crucible_trio.engines.weights import find_weights
+from crucible_trio.engines.local.weights import find_weights
 from crucible_trio.output import Output, Token
 
 Pieces: TypeAlias = list[tuple[int | None, str]]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from crucible_trio.engines.completion import Completion, Piece, error_of, failure
+from crucible_trio.engines.upstream.completion import Completion, Piece, error_of, failure
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.sse import ServerSentEvent

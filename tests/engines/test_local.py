@@ -15,9 +15,9 @@ import pytest
 import trio
 
 from crucible_trio.engine import Finish, Message, Request, Sampling
-from crucible_trio.engines import local
 from crucible_trio.engines.local import LocalEngine, open_local
-from crucible_trio.engines.turns import SLICE_TOKENS
+from crucible_trio.engines.local import engine as local
+from crucible_trio.engines.local.turns import SLICE_TOKENS
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.output import Output, Token
 

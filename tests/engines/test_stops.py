@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_trio.engines.stops import StopCutter
+from crucible_trio.engines.local.stops import StopCutter
 
 short_text = st.text(alphabet="abc", max_size=20)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_trio.engines.think import ThinkSplitter
+from crucible_trio.engines.upstream.think import ThinkSplitter
 
 
 def split(pieces: list[str]) -> tuple[str, str]:

@@ -20,8 +20,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
 from crucible_trio.engine import Engine, Finish, Message, Request, Sampling
-from crucible_trio.engines import open_engine, upstream, upstream_response
+from crucible_trio.engines import open_engine
+from crucible_trio.engines.upstream import engine as upstream
 from crucible_trio.engines.upstream import open_upstream
+from crucible_trio.engines.upstream import response as upstream_response
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.output import Output, Token
 from crucible_trio.records import Usage

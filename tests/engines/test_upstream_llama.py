@@ -83,7 +83,9 @@ async def test_standard_has_no_trace_and_the_usage_is_the_servers(drive, llama: 
 async def test_max_output_tokens_counts_the_trace_too(drive, llama: str) -> None:
     with trio.fail_after(60):
         async with open_upstream(llama) as engine:
-            pieces, finish = await drive(engine, Request(QUESTION, mode="deep", max_output_tokens=8))
+            pieces, finish = await drive(
+                engine, Request(QUESTION, mode="deep", sampling=REPEATABLE, max_output_tokens=8)
+            )
     trace, answer = texts(pieces)
     assert trace.strip()
     assert answer == ""
@@ -109,7 +111,7 @@ async def test_cancelling_frees_the_servers_only_slot(drive, llama: str, stop_af
             pieces, _ = await drive(engine, Request(QUESTION), stop_after=stop_after)
             assert len(pieces) == stop_after
             slots = llama.removesuffix("/v1") + "/slots"
-            while (await client.get(slots)).json()[0]["is_processing"]:  # noqa: ASYNC110 - another process
+            while (await client.get(slots)).json()[0]["is_processing"]:
                 await trio.sleep(0.02)
             assert (await client.get(slots)).json()[0]["id_task"] >= 0  # it was this slot that worked
             pieces, _ = await drive(engine, Request(QUESTION, max_output_tokens=4))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from crucible_trio.engines import weights as weights_module
-from crucible_trio.engines.weights import SMOLLM2, PackagedModel, Weights, default_cache_folder, find_weights
+from crucible_trio.engines.local import weights as weights_module
+from crucible_trio.engines.local.weights import SMOLLM2, PackagedModel, Weights, default_cache_folder, find_weights
 from crucible_trio.errors import ConfigError
 
 CONTENT = b"GGUF" + bytes(range(256)) * 100

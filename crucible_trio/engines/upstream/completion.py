@@ -17,7 +17,7 @@ from typing import Final, TypeAlias, final
 import msgspec
 
 from crucible_trio.engines.segments import SegmentCutter
-from crucible_trio.engines.think import Part, ThinkSplitter
+from crucible_trio.engines.upstream.think import Part, ThinkSplitter
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.sse import ServerSentEvent

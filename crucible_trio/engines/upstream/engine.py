@@ -36,7 +36,7 @@ import msgspec
 import trio
 
 from crucible_trio.engine import EngineInfo, Finish, Request
-from crucible_trio.engines.upstream_response import open_body, pass_on, read_refusal
+from crucible_trio.engines.upstream.response import open_body, pass_on, read_refusal
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.output import Output
 from crucible_trio.records import Mode

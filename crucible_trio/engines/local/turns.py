@@ -15,9 +15,9 @@ from typing import Final, Protocol, TypeAlias, final
 import trio
 
 from crucible_trio.engine import Message, Sampling
+from crucible_trio.engines.local.slices import Slice
+from crucible_trio.engines.local.stops import StopCutter
 from crucible_trio.engines.segments import SegmentCutter
-from crucible_trio.engines.slices import Slice
-from crucible_trio.engines.stops import StopCutter
 from crucible_trio.output import Output
 
 # A stalled stream runs at most this far ahead of its buffer.

@@ -19,7 +19,7 @@ import httpx
 import trio
 
 from crucible_trio.engine import Finish
-from crucible_trio.engines.completion import Completion, Piece, error_of, failure
+from crucible_trio.engines.upstream.completion import Completion, Piece, error_of, failure
 from crucible_trio.errors import EngineError, EventTooLargeError
 from crucible_trio.output import Output
 from crucible_trio.sse import Decoder, ServerSentEvent

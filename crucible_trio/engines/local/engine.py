@@ -22,9 +22,9 @@ import trio
 
 from crucible_trio.engine import EngineInfo, Finish, Message, Request
 from crucible_trio.engines import Progress
-from crucible_trio.engines.slices import Place, Server, Slice
-from crucible_trio.engines.turns import Answer, OpenSlice, Style, Trace, take_turn
-from crucible_trio.engines.weights import Weights, find_weights
+from crucible_trio.engines.local.slices import Place, Server, Slice
+from crucible_trio.engines.local.turns import Answer, OpenSlice, Style, Trace, take_turn
+from crucible_trio.engines.local.weights import Weights, find_weights
 from crucible_trio.errors import ConfigError
 from crucible_trio.output import Output
 from crucible_trio.records import Usage

@@ -1,0 +1,5 @@
+"""A real model in this process."""
+
+from crucible_trio.engines.local.engine import LocalEngine, open_local
+
+__all__ = ["LocalEngine", "open_local"]
