@@ -41,7 +41,7 @@ class Metrics:
         self.resumes = self._counter("resumes", "Readers that attached behind record 1")
         self.log_bytes = self._gauge("log_bytes", "Bytes of all logs")
         self.refused = self._counter("requests_refused", "Requests answered with an error", "code")
-        self.abandoned_threads = self._gauge("abandoned_threads", "Model threads still busy for an ended stream")
+        self.abandoned_threads = self._gauge("abandoned_threads", "Model threads no stream waits for, since the start")
 
     def render(self) -> bytes:
         """The text that `/metrics` answers, of type `CONTENT_TYPE`."""

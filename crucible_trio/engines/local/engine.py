@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 # of it would cost a quarter of the speed.
 _BATCH_TOKENS = 64
 
+# Of a trace, at most. The small model's own traces end before 150 tokens or run on into repetition, and somebody waits
+# for the answer.
+_TRACE_TOKENS = 192
+
 # A thread that a closed engine waits for is at the end of a batch; one that is still busy then is stuck.
 _CLOSE_SECONDS = 10.0
 
@@ -156,9 +160,9 @@ class LocalEngine:
     async def generate(self, request: Request, output: Output) -> Finish:
         """Let the model answer; see `Engine.generate`.
 
-        A prompt fills half of the context at most; in mode `deep` a quarter, because the question is asked twice, and
-        the trace another quarter, and half of `max_output_tokens`. Without `max_output_tokens` the output fills half of
-        the context at most. A full context ends the answer with `length`.
+        A prompt fills half of the context at most; in mode `deep` a quarter, because the question is asked twice. A
+        trace has at most 192 tokens, a quarter of the context and half of `max_output_tokens`. Without that the output
+        fills half of the context at most. A full context ends the answer with `length`.
 
         Raises:
             EngineError: `prompt_too_long`, `model_refused` or `model_failed`.
@@ -199,7 +203,7 @@ class LocalEngine:
             asked,
             Trace(output),
             style,
-            max_tokens=min(quarter, max(1, max_tokens // 2)),
+            max_tokens=min(_TRACE_TOKENS, quarter, max(1, max_tokens // 2)),
             max_prompt_tokens=quarter,
         )
         if trace.tokens >= max_tokens:
