@@ -8,7 +8,7 @@ from typing import Final, final
 
 import msgspec
 import trio
-from quart import Blueprint, Request, Response, request
+from quart import Blueprint, Request, Response, request, url_for
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 from werkzeug.http import parse_accept_header
 
@@ -179,7 +179,7 @@ class NativeApi:
         return _event_response(EventStreamBody(self._pipeline, stream, dialect, after), stream)
 
     def _name_stream(self, response: Response, stream: Stream, *, joined: bool) -> Response:
-        response.headers["Location"] = f"/v1/streams/{stream.id}"
+        response.headers["Location"] = url_for(".show", stream_id=stream.id)
         if joined:
             response.headers["Crucible-Replayed"] = "true"
         return response
@@ -196,12 +196,12 @@ class NativeApi:
         )
 
     def _events_url(self, stream: Stream) -> str:
-        url = f"/v1/streams/{stream.id}/events"
-        return f"{url}?token={self._access.token(stream.id)}" if self._access.has_keys else url
+        token = self._access.token(stream.id) if self._access.has_keys else None
+        return url_for(".events", stream_id=stream.id, token=token)
 
 
 def _cancel_url(stream: Stream) -> str:
-    return f"/v1/streams/{stream.id}/cancel"
+    return url_for(".cancel", stream_id=stream.id)
 
 
 def _check_cursor(stream: Stream, after: int) -> None:
