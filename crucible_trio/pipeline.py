@@ -193,7 +193,7 @@ class Pipeline:
         """The owner's streams, newest first."""
         found = [*self._running.values(), *self._retention]
         own = [stream for stream in found if stream.owner == owner and stream not in self._forgotten]
-        return sorted(own, key=lambda stream: stream.created_at, reverse=True)
+        return sorted(own, key=lambda stream: (stream.accepted_at, stream.created_at), reverse=True)
 
     # Ending
 

@@ -54,6 +54,7 @@ class Stream:
         owner: Who may read and stop it.
         request: With `model` filled in.
         created_at: Unix time in seconds.
+        accepted_at: The same moment in `trio.current_time()`.
         on_disconnect: What happens while nobody reads.
         log: Its records.
         tokens: Pieces of text recorded so far.
@@ -85,7 +86,7 @@ class Stream:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
-        self._accepted_at = now
+        self.accepted_at = now
         self._first_token_at: float | None = None
         self._starts_with_reader = starts_with_reader
         self._ending: Ending | None = None
@@ -279,14 +280,14 @@ class Stream:
     def _count(self, batch: list[Token]) -> None:
         if batch and self._first_token_at is None:
             self._first_token_at = trio.current_time()
-            self._metrics.first_token_seconds.observe(self._first_token_at - self._accepted_at)
+            self._metrics.first_token_seconds.observe(self._first_token_at - self.accepted_at)
         self.tokens += len(batch)
         self._metrics.tokens.labels(self.request.mode).inc(len(batch))
 
     def _make_terminal(self, seq: int) -> Terminal:
         assert self._ending is not None
-        first = None if self._first_token_at is None else _milliseconds(self._first_token_at - self._accepted_at)
-        total = _milliseconds(trio.current_time() - self._accepted_at)
+        first = None if self._first_token_at is None else _milliseconds(self._first_token_at - self.accepted_at)
+        total = _milliseconds(trio.current_time() - self.accepted_at)
         terminal = self._ending(seq=seq, timings=Timings(first, total))
         if self._recorder.full and isinstance(terminal, StreamCompleted):
             # The engine had finished, but the rest of the buffer would have passed the cap: the text is not whole.

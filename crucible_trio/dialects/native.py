@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final, final
 
 import msgspec
+import trio
 
 from crucible_trio.dialects import Dialect
 from crucible_trio.engine import Trace
@@ -16,7 +17,7 @@ from crucible_trio.records import ReasoningDelta, ReasoningDone, StreamCreated, 
 _FOLD_BYTES: Final = 64 * 1024
 
 
-def view(trace: Trace, log: MemoryLog, after: int) -> Dialect:
+async def open_view(trace: Trace, log: MemoryLog, after: int) -> Dialect:
     """A reader's view of a log, ready for the record after a position.
 
     Args:
@@ -24,15 +25,20 @@ def view(trace: Trace, log: MemoryLog, after: int) -> Dialect:
             neither. Positions are the log's in every view, so one view's cursor is valid in another.
         log: The log.
         after: The position up to which the reader has everything.
+
+    Checkpoints: where it folds what came before, so that a long log holds nobody up. Cancellation: safe.
     """
     if trace == "segments":
         return _Segments()
-    fold = _Final() if trace == "final" else _NoTrace()
+    if trace == "none":
+        return _NoTrace()
+    fold = _Final()
     position = 0
     while position < after:
         frames = log.read(position, _FOLD_BYTES)[: after - position]
         fold.feed(frames)
         position += len(frames)
+        await trio.lowlevel.checkpoint()
     return fold
 
 

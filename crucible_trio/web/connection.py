@@ -11,16 +11,18 @@ so no error handler sees it.
 
 from __future__ import annotations
 
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
 from quart.asgi import ASGIHTTPConnection
 from quart.wrappers import Request
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import BadHost
 
 from crucible_trio.web.errors import http_error_response
+
+if TYPE_CHECKING:  # types alone: nothing here needs hypercorn, or another server, to be there
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
 
 
 @final

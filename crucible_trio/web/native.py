@@ -31,7 +31,8 @@ BODY_SECONDS: Final = 60.0
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TRACES: Final[dict[str, Trace]] = {"segments": "segments", "final": "final", "none": "none"}
-_EVENTS_PARAMETERS: Final = frozenset({"last_event_id", "trace", "done", "token"})
+_START_PARAMETERS: Final = frozenset({"trace", "done"})
+_EVENTS_PARAMETERS: Final = _START_PARAMETERS | {"last_event_id", "token"}
 _GENERATE_PARAMETERS: Final = _EVENTS_PARAMETERS | {"prompt", "mode", "idempotency_key"}
 
 _ask_decoder = msgspec.json.Decoder(Ask)
@@ -70,14 +71,15 @@ class NativeApi:
     async def start(self) -> Response:
         """`POST /v1/streams`: start a stream; with `Last-Event-ID` resume one and start nothing."""
         owner = self._access.owner(request)
+        _check_parameters(request, _START_PARAMETERS)
         _check_view(request)
         if last_event_id := request.headers.get("Last-Event-ID"):
             stream, after = self._resume(last_event_id, owner)
-            return self._event_stream(stream, after)
+            return await self._event_stream(stream, after)
         ask = await _read_ask(request, self._pipeline.settings.max_request_bytes)
         key = _idempotency_key(request.headers.get("Idempotency-Key"))
         if _wants_events(request):
-            return self._start_event_stream(ask, key, owner)
+            return await self._start_event_stream(ask, key, owner)
         stream, joined = self._pipeline.start_or_join(
             ask, key, owner=owner, on_disconnect="continue", starts_with_reader=False
         )
@@ -91,7 +93,7 @@ class NativeApi:
         _check_view(request)
         if last_event_id := _last_event_id(request):
             stream, after = self._resume(last_event_id, owner)
-            return self._events_or_204(stream, after)
+            return await self._events_or_204(stream, after)
         if request.method == "HEAD":
             return _event_response(b"")
         prompt = request.args.get("prompt")
@@ -99,7 +101,7 @@ class NativeApi:
             raise InvalidRequestError("the parameter 'prompt' is missing", "prompt")
         fields = {"input": prompt, "mode": request.args.get("mode", "standard")}
         ask = _valid(lambda: msgspec.convert(fields, Ask))
-        return self._start_event_stream(ask, _idempotency_key(request.args.get("idempotency_key")), owner)
+        return await self._start_event_stream(ask, _idempotency_key(request.args.get("idempotency_key")), owner)
 
     async def events(self, stream_id: str) -> Response:
         """`GET /v1/streams/{id}/events`: follow a stream from the position the client names."""
@@ -113,7 +115,7 @@ class NativeApi:
             if named != stream_id:
                 raise InvalidLastEventIdError
         _check_cursor(stream, after)
-        return self._events_or_204(stream, after)
+        return await self._events_or_204(stream, after)
 
     async def list(self) -> Response:
         """`GET /v1/streams`: the caller's own streams, newest first."""
@@ -156,26 +158,26 @@ class NativeApi:
         _check_cursor(stream, after)
         return stream, after
 
-    def _start_event_stream(self, ask: Ask, key: str | None, owner: str) -> Response:
+    async def _start_event_stream(self, ask: Ask, key: str | None, owner: str) -> Response:
         # Deep reasoning costs most: it goes on while its client is away.
         on_disconnect: OnDisconnect = "continue" if ask.mode == "deep" else "pause"
         stream, joined = self._pipeline.start_or_join(
             ask, key, owner=owner, on_disconnect=on_disconnect, starts_with_reader=True
         )
-        return self._name_stream(self._event_stream(stream, 0), stream, joined=joined)
+        return self._name_stream(await self._event_stream(stream, 0), stream, joined=joined)
 
-    def _events_or_204(self, stream: Stream, after: int) -> Response:
+    async def _events_or_204(self, stream: Stream, after: int) -> Response:
         if stream.finished_before(after) and "done" not in request.args:
             return no_content()  # EventSource stops reconnecting, and only then
-        return self._event_stream(stream, after)
+        return await self._event_stream(stream, after)
 
-    def _event_stream(self, stream: Stream, after: int) -> Response:
+    async def _event_stream(self, stream: Stream, after: int) -> Response:
         if stream.finished_before(after):
             after -= 1  # some clients raise on 204: they get the terminal record once more
         if request.method == "HEAD":
             return _event_response(b"", stream)
         trace = _TRACES[request.args.get("trace", stream.request.trace)]
-        dialect = native.view(trace, stream.log, after)
+        dialect = await native.open_view(trace, stream.log, after)
         return _event_response(EventStreamBody(self._pipeline, stream, dialect, after), stream)
 
     def _name_stream(self, response: Response, stream: Stream, *, joined: bool) -> Response:

@@ -197,7 +197,10 @@ async def test_a_body_that_breaks_never_looks_whole_on_http_1_1(serving, kind, m
                 raise RuntimeError("our own bug")
             return b"".join(frames)
 
-    monkeypatch.setattr(native, "view", lambda *_: Broken())
+    async def broken_view(*_: object) -> Broken:
+        return Broken()
+
+    monkeypatch.setattr(native, "open_view", broken_view)
     async with serving(one_then_waits, kind=kind) as served:
         client = await served.connect()
         await client.start()

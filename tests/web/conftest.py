@@ -1,0 +1,417 @@
+"""What the web's tests share: the application called as a server calls it, in process and on virtual time.
+
+Test modules cannot import one another, so everything here is reached through the fixture `open_api`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from math import inf
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import pytest
+import trio
+from quart_trio import QuartTrio
+from trio.testing import MockClock
+
+from crucible_trio.config import Settings
+from crucible_trio.engine import EngineInfo, Finish, Reasoning, Request
+from crucible_trio.output import Output
+from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.records import Usage
+from crucible_trio.web.app import create_app
+
+T = TypeVar("T")
+Headers: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
+Json: TypeAlias = dict[str, object]
+# A piece of a request's body, or seconds until the next one.
+Chunk: TypeAlias = bytes | float
+
+# Virtual seconds; longer than any test waits on purpose.
+_NOTHING_CAN_HAPPEN_ANY_MORE = 1_000_000
+
+# No time passes in an endless loop, so no time-out ends it.
+_MORE_STEPS_THAN_ANY_TEST_TAKES = 1_000_000
+_MORE_THAN_ANY_BODY_HAS = 10_000
+
+USAGE = Usage(3, 9, 4)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        is_ours = Path(__file__).parent in item.path.parents and isinstance(item, pytest.Function)
+        if is_ours and inspect.iscoroutinefunction(item.obj):
+            assert "autojump_clock" in item.fixturenames, f"{item.nodeid} must run on virtual time"
+            item.obj = _fails_instead_of_hanging(item.obj)
+
+
+def _fails_instead_of_hanging(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @wraps(test)
+    async def guarded(**fixtures: object) -> None:
+        await _in_bounds(test, **fixtures)
+
+    return guarded
+
+
+class _StepLimit(trio.abc.Instrument):
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+        self._left = _MORE_STEPS_THAN_ANY_TEST_TAKES
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._scope.cancel()
+
+
+async def _in_bounds(function: Callable[..., Awaitable[T]], *args: object, **kwargs: object) -> T:
+    with trio.fail_after(_NOTHING_CAN_HAPPEN_ANY_MORE) as scope:
+        trio.lowlevel.add_instrument(_StepLimit(scope))
+        return await function(*args, **kwargs)
+
+
+class ScriptedEngine:
+    """An engine that does as it is told.
+
+    Steps: a `str` is a piece of the answer, a `Reasoning` one of the trace, a number a pause in seconds, an event is
+    waited for, a `Finish` is returned, an exception raised.
+
+    Attributes:
+        journal: What happened, in order; the driver writes into it too.
+        requests: What it was called with.
+        live: How many calls have not ended.
+        written: Pieces whose call has returned.
+    """
+
+    def __init__(
+        self,
+        *steps: str | Reasoning | float | trio.Event | Finish | BaseException,
+        models: tuple[str, ...] = ("scripted", "other"),
+        sampling: Iterable[str] = (),
+    ) -> None:
+        self.info = EngineInfo(name="scripted", models=models, sampling=frozenset(sampling))
+        self.steps = steps
+        self.journal: list[str] = []
+        self.requests: list[Request] = []
+        self.live = 0
+        self.written = 0
+
+    async def generate(self, request: Request, output: Output) -> Finish:
+        self.journal.append("engine called")
+        self.requests.append(request)
+        self.live += 1
+        try:
+            for step in self.steps:
+                match step:
+                    case str():
+                        await output.delta(step)
+                        self.written += 1
+                    case Reasoning(text, segment):
+                        await output.reasoning(text, segment)
+                        self.written += 1
+                    case int() | float():
+                        await trio.sleep(step)
+                    case trio.Event():
+                        await step.wait()
+                    case Finish():
+                        return step
+                    case _:
+                        raise step
+            return Finish(usage=USAGE)
+        finally:
+            self.live -= 1
+
+
+@dataclass(kw_only=True)
+class Exchange:
+    """One request and what has come back so far.
+
+    Attributes:
+        status: None until the response has begun.
+        headers: As sent, in order, names in lower case.
+        messages: The body's messages, each as it was handed to the server, the empty last one left out.
+        times: When each message came, in virtual seconds.
+        ended: Whether the application has said that the body is complete.
+        cut_its_own_end: Whether the application cancelled itself while it said so.
+        allowance: How many more of the body's messages are taken; a client that does not read has 0.
+    """
+
+    journal: list[str]
+    status: int | None = None
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    messages: list[bytes] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    ended: bool = False
+    cut_its_own_end: bool = False
+    allowance: float = inf
+    _gone: trio.Event = field(default_factory=trio.Event)
+    _news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+    _gate: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.messages)
+
+    @property
+    def json(self) -> Json:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Json]:
+        """The finished events of the body; checks the shape of every line on the way."""
+        lines = self.body.decode().split("\n")
+        assert lines.pop(0) == "retry: 1000"
+        events, data = [], None
+        for line in lines[:-1]:
+            name, _, value = line.partition(": ")
+            assert name in {"data", "id", ":", ""}, line
+            if name == "data":
+                assert data is None
+                data = json.loads(value)
+            elif name == "id":
+                assert value.endswith(f".{data['seq']}")
+            elif not name:
+                assert data is not None
+                events.append(data)
+                data = None
+            else:
+                assert data is None, "a heartbeat inside an event"
+        return events
+
+    @property
+    def types(self) -> list[str]:
+        return [str(event["type"]) for event in self.events]
+
+    @property
+    def error(self) -> Json:
+        """The error of a refused request; checks its shape."""
+        body = self.json
+        assert set(body) == {"error"}
+        error = body["error"]
+        assert {"code", "message"} <= set(error) <= {"code", "message", "param"}
+        assert all(isinstance(value, str) for value in error.values())
+        assert self.header("content-type") == "application/json"
+        return error
+
+    @property
+    def stream_id(self) -> str:
+        """The stream that the response names."""
+        if self.header("content-type") == "application/json":
+            return str(self.json["id"])
+        return self.header("crucible-stream")
+
+    def header(self, name: str) -> str:
+        [value] = [value for other, value in self.headers if other == name]
+        return value
+
+    def has_header(self, name: str) -> bool:
+        return any(other == name for other, _ in self.headers)
+
+    def disconnect(self) -> None:
+        """The client leaves."""
+        self._gone.set()
+        self.allow(inf)
+
+    def allow(self, messages: float) -> None:
+        """The client takes so many messages more."""
+        self.allowance += messages
+        self._gate.unpark_all()
+
+    async def until(self, condition: Callable[[Exchange], bool]) -> None:
+        """Wait until what has come back is enough."""
+        while not condition(self):
+            assert not self.ended, self.body
+            await self._news.park()
+
+    async def until_event(self, count: int) -> None:
+        """Wait until so many events have come."""
+        await self.until(lambda self: self.body.count(b"\n\n") >= count)
+
+    async def _send(self, message: Mapping[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            assert self.status is None
+            self.status = message["status"]
+            self.headers = [(name.decode("ascii").lower(), value.decode()) for name, value in message["headers"]]
+        else:
+            assert self.status is not None
+            assert not self.ended
+            body = message["body"]
+            if not message["more_body"]:
+                assert body == b""
+                self.ended = True
+                self._news.unpark_all()
+                # A server tells the application that the client is gone at the end of every response.
+                self._gone.set()
+                try:
+                    for _ in range(3):
+                        await trio.lowlevel.checkpoint()
+                except trio.Cancelled:
+                    self.cut_its_own_end = True
+                    raise
+            elif body:
+                while self.allowance < 1:
+                    await self._gate.park()
+                self.allowance -= 1
+                assert len(self.messages) < _MORE_THAN_ANY_BODY_HAS, "messages without end"
+                if not self._gone.is_set():
+                    self.messages.append(body)
+                    self.times.append(trio.current_time())
+                    self.journal.append(f"sent {body.decode(errors='replace')}")
+        self._news.unpark_all()
+        await trio.lowlevel.checkpoint()
+
+
+@dataclass(frozen=True)
+class Api:
+    """The application over a pipeline, called as a server calls it."""
+
+    pipeline: Pipeline
+    app: QuartTrio
+    journal: list[str]
+
+    @asynccontextmanager
+    async def open(
+        self,
+        method: str,
+        target: str,
+        body: bytes | Sequence[Chunk] | Json = b"",
+        *,
+        allowance: float = inf,
+        http_version: str = "1.1",
+        **headers: str,
+    ) -> AsyncIterator[Exchange]:
+        """Send a request and look at the response while it comes; leaving disconnects.
+
+        Args:
+            method: Of the request.
+            target: Path and query.
+            body: Bytes; or pieces and pauses; or what becomes JSON.
+            allowance: How many of the body's messages are taken before the client stops reading.
+            http_version: As the server found it.
+            headers: `_` stands for `-`; JSON and `Host: localhost` are there unless given; an empty Host is left out.
+        """
+        exchange = Exchange(journal=self.journal, allowance=allowance)
+        chunks: list[Chunk]
+        if isinstance(body, dict):
+            headers.setdefault("Content_Type", "application/json")
+            chunks = [json.dumps(body).encode()]
+        else:
+            chunks = [body] if isinstance(body, bytes) else list(body)
+        headers.setdefault("Host", "localhost")
+        path, _, query = target.partition("?")
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": http_version,
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(errors="surrogateescape"),
+            "query_string": query.encode(errors="surrogateescape"),
+            "root_path": "",
+            "headers": [
+                (name.replace("_", "-").lower().encode(), value.encode("latin-1"))
+                for name, value in headers.items()
+                if value or name != "Host"
+            ],
+            "client": ("127.0.0.1", 50000),
+            "server": ("127.0.0.1", 8000),
+            "extensions": {},
+        }
+
+        async def receive() -> Json:
+            while chunks and not exchange._gone.is_set():
+                chunk = chunks.pop(0)
+                if isinstance(chunk, bytes):
+                    await trio.lowlevel.checkpoint()
+                    return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
+                with trio.move_on_after(chunk):
+                    await exchange._gone.wait()
+            await exchange._gone.wait()
+            return {"type": "http.disconnect"}
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.app, scope, receive, exchange._send)
+            yield exchange
+            exchange.disconnect()
+
+    async def ask(
+        self, method: str, target: str, body: bytes | Sequence[Chunk] | Json = b"", **headers: str
+    ) -> Exchange:
+        """Send a request and take the whole response."""
+        async with self.open(method, target, body, **headers) as exchange:
+            await exchange.until(lambda exchange: exchange.ended)
+        return exchange
+
+    async def get(self, target: str, **headers: str) -> Exchange:
+        return await self.ask("GET", target, **headers)
+
+    async def post(self, target: str = "/v1/streams", body: bytes | Json = b"", **headers: str) -> Exchange:
+        return await self.ask("POST", target, body, **headers)
+
+    async def start(self, **fields: object) -> str:
+        """Start a stream that does not wait for a reader.
+
+        Returns:
+            Its id.
+        """
+        answer = await self.post(body={"input": "Why?", **fields})
+        assert answer.status == 201, answer.body
+        return answer.stream_id
+
+    def open_stream(
+        self, body: Json | None = None, *, allowance: float = inf, **headers: str
+    ) -> AbstractAsyncContextManager[Exchange]:
+        """`open` for a stream over SSE."""
+        headers.setdefault("Accept", "text/event-stream")
+        return self.open("POST", "/v1/streams", body or {"input": "Why?"}, allowance=allowance, **headers)
+
+    async def stream(self, body: Json | None = None, **headers: str) -> Exchange:
+        """Start a stream over SSE and read it to its end."""
+        headers.setdefault("Accept", "text/event-stream")
+        return await self.post(body=body or {"input": "Why?"}, **headers)
+
+    def number(self, name: str, **labels: str) -> float:
+        """One of the pipeline's metrics; 0 when it has never been counted."""
+        return self.pipeline.metrics.registry.get_sample_value(f"crucible_{name}", labels) or 0
+
+
+@asynccontextmanager
+async def _open_api(*steps: object, engine: object = None, **settings: object) -> AsyncIterator[Api]:
+    engine = engine or ScriptedEngine(*steps)
+    async with open_pipeline(engine, Settings(**settings)) as pipeline:
+        yield Api(pipeline, create_app(pipeline), getattr(engine, "journal", []))
+
+
+@pytest.fixture(scope="session")
+def open_api() -> Callable[..., object]:
+    """Open a pipeline and its application: over an `engine`, or over a scripted one; the rest are settings."""
+    return _open_api
+
+
+@pytest.fixture(scope="session")
+def api_over() -> Callable[..., Api]:
+    """The driver for an application made otherwise."""
+    return lambda pipeline, app: Api(pipeline, app, [])
+
+
+@pytest.fixture(scope="session")
+def scripted() -> type[ScriptedEngine]:
+    """The class of engines that do as they are told."""
+    return ScriptedEngine
+
+
+@pytest.fixture(scope="session")
+def run_virtually() -> Callable[..., object]:
+    """Run one async function of its own on virtual time, for tests that need many runs."""
+
+    def run_virtually(function: Callable[..., Awaitable[T]], *args: object) -> T:
+        return trio.run(partial(_in_bounds, function, *args), clock=MockClock(autojump_threshold=0))
+
+    return run_virtually
