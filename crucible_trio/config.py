@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 ENVIRONMENT_PREFIX: Final = "CRUCIBLE_"
 CONFIG_FILE_VARIABLE: Final = "CRUCIBLE_CONFIG"
+CLIENT_KEY_VARIABLE: Final = "CRUCIBLE_KEY"  # of `crucible ask --url`; no setting of a server
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -165,7 +166,7 @@ def _from_file(path: Path) -> dict[str, object]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
     values: dict[str, object] = {}
     for variable, text in environment.items():
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_FILE_VARIABLE:
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in {CONFIG_FILE_VARIABLE, CLIENT_KEY_VARIABLE}:
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         if name not in Settings.__struct_fields__:

@@ -143,19 +143,6 @@ class StreamExpiredError(CursorError, LookupError):
 
 
 @final
-class LogFullError(CrucibleError):
-    """The record would pass the log's byte cap; it was not appended.
-
-    Attributes:
-        limit: The cap, in bytes.
-    """
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the log holds {limit} bytes at most")
-        self.limit = limit
-
-
-@final
 class EngineError(CrucibleError):
     """Raised by an engine to end its stream as `failed` with a code and message of its own choosing.
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import click
 import trio
 
-from crucible_trio.config import Settings, load_settings
+from crucible_trio.config import CLIENT_KEY_VARIABLE, Settings, load_settings
 from crucible_trio.errors import ConfigError
 
 Result = TypeVar("Result")
@@ -85,7 +85,7 @@ def serve(bind: tuple[str, ...], **options: object) -> None:
 @click.argument("prompt")
 @click.option("--mode", type=click.Choice(["standard", "deep"]), default="standard", help="deep reasons first.")
 @click.option("--url", help="Ask this server. [default: run the pipeline in this process]")
-@click.option("--key", envvar="CRUCIBLE_KEY", help="The server's key. [env: CRUCIBLE_KEY]")
+@click.option("--key", envvar=CLIENT_KEY_VARIABLE, help="The server's key. [env: CRUCIBLE_KEY]")
 @click.option("--trace/--no-trace", default=True, help="Show the reasoning trace, or leave it out.")
 @click.option("--max-output-tokens", type=click.IntRange(min=1), help="Reasoning and answer together.")
 @_engine_options

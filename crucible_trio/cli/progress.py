@@ -37,7 +37,8 @@ def fetch_progress() -> Iterator[Callable[[int, int | None], None]]:
     try:
         yield show
     finally:
-        bar.stop()
+        if begun:
+            bar.stop()
 
 
 async def fetch_weights() -> Path:

@@ -34,7 +34,7 @@ def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
         ConfigError: The environment is wrong.
     """
     app = QuartTrio(__name__, static_folder=None)
-    app.url_map.merge_slashes = False
+    app.url_map.merge_slashes = False  # `/v1//streams` is no path of ours, and no redirect either
     app.register_error_handler(HTTPException, http_error_response)
     settings = load_settings(os.environ) if pipeline is None else pipeline.settings
     # Quart keeps a body in memory also where nobody reads it: for as long as a stream lasts.

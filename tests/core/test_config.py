@@ -1,0 +1,135 @@
+import logging
+from pathlib import Path
+
+import pytest
+
+from crucible_trio.config import Settings, load_settings
+from crucible_trio.errors import ConfigError
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "crucible.toml"
+    path.write_text('buffer_tokens = 2\ngrace_seconds = 2\nretry_milliseconds = 2\n[keys]\nalice = "a"\n')
+    return path
+
+
+def test_arguments_win_over_the_environment_over_the_file_over_the_defaults(config_file: Path) -> None:
+    environment = {"CRUCIBLE_BUFFER_TOKENS": "3", "CRUCIBLE_GRACE_SECONDS": "3", "PATH": "/bin"}
+    settings = load_settings(environment, config_file=config_file, buffer_tokens=4, grace_seconds=None)
+    assert settings.buffer_tokens == 4
+    assert settings.grace_seconds == 3
+    assert settings.retry_milliseconds == 2
+    assert settings.heartbeat_seconds == Settings().heartbeat_seconds
+    assert settings.keys == {"alice": "a"}
+
+
+def test_the_environment_may_name_the_file(config_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text("buffer_tokens = 9")
+    environment = {"CRUCIBLE_CONFIG": str(other)}
+    assert load_settings(environment).buffer_tokens == 9
+    assert load_settings(environment, config_file=config_file).buffer_tokens == 2
+
+
+def test_nothing_given_means_the_documented_defaults() -> None:
+    settings = load_settings({})
+    assert settings == Settings()
+    assert (settings.buffer_tokens, settings.grace_seconds, settings.retention_seconds) == (64, 120, 600)
+    assert (settings.first_token_seconds, settings.idle_seconds, settings.total_seconds) == (300, 120, 3600)
+    assert (settings.stream_log_bytes, settings.total_log_bytes) == (16 * 2**20, 512 * 2**20)
+    assert (settings.max_streams, settings.max_streams_per_owner, settings.max_readers_per_stream) == (1000, 100, 32)
+    assert (settings.drain_seconds, settings.flush_seconds, settings.heartbeat_seconds) == (30, 5, 10)
+    assert settings.bind == ("127.0.0.1:8000",)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("MODEL", "some/model.gguf", "some/model.gguf"),
+        ("REPLAY_SPEED", "inf", float("inf")),
+        ("REPLAY_SPEED", "2.5", 2.5),
+        ("ALLOW_OPEN", "true", True),
+        ("KEYS", "alice:key1, bob:key:2", {"alice": "key1", "bob": "key:2"}),
+        ("BIND", "127.0.0.1:80, [::1]:80,", ("127.0.0.1:80", "[::1]:80")),
+        ("ALLOWED_ORIGINS", "https://a.example", ("https://a.example",)),
+        ("SERVER_NAMES", "", ()),
+        ("UPSTREAM_EXTRA_BODY", '{"thinking_budget_tokens": 40}', {"thinking_budget_tokens": 40}),
+    ],
+)
+def test_every_kind_of_setting_can_come_from_the_environment(variable: str, text: str, value: object) -> None:
+    settings = load_settings({f"CRUCIBLE_{variable}": text})
+    assert getattr(settings, variable.lower()) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("buffer_tokens", "0"),
+        ("buffer_tokens", "many"),
+        ("grace_seconds", "-1"),
+        ("grace_seconds", "nan"),
+        ("heartbeat_seconds", "0"),
+        ("engine", "magic"),
+        ("stream_log_bytes", "8191"),
+        ("allow_open", "perhaps"),
+        ("upstream_extra_body", "[1]"),
+        ("upstream_extra_body", "{"),
+    ],
+)
+def test_a_wrong_value_is_refused_and_its_setting_named(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?i){name}"):
+        load_settings({f"CRUCIBLE_{name.upper()}": text})
+
+
+def test_an_unknown_name_in_a_file_or_an_argument_is_refused_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "crucible.toml"
+    path.write_text("bufer_tokens = 2")
+    with pytest.raises(ConfigError, match="bufer_tokens"):
+        load_settings({}, config_file=path)
+    with pytest.raises(ConfigError, match="bufer_tokens"):
+        load_settings({}, bufer_tokens=2)
+
+
+def test_an_unknown_variable_is_only_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert load_settings({"CRUCIBLE_SERVICE_HOST": "10.0.0.1", "OTHER": "x"}) == Settings()
+    assert [record.getMessage() for record in caplog.records] == ["CRUCIBLE_SERVICE_HOST is no setting and is ignored"]
+
+
+@pytest.mark.parametrize("content", [None, b"buffer_tokens = ", b"\xff"])
+def test_a_file_that_cannot_be_read_is_named(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "crucible.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"crucible\.toml"):
+        load_settings({}, config_file=path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"environment": {"CRUCIBLE_KEYS": "s3cret"}},
+        {"environment": {"CRUCIBLE_KEYS": "alice:s3cret,alice:s3cret2"}},
+        {"environment": {"CRUCIBLE_KEYS": "alice:s3cret,bob:s3cret"}},
+        {"environment": {"CRUCIBLE_KEYS": ":s3cret"}},
+        {"environment": {"CRUCIBLE_KEYS": "bob:,alice:s3cret"}},
+        {"environment": {}, "keys": "s3cret"},
+        {"environment": {}, "keys": {"alice": 5, "bob": "s3cret"}},
+    ],
+)
+def test_wrong_keys_are_refused_and_never_quoted(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"(?i)keys") as refusal:
+        load_settings(**wrong)  # type: ignore[arg-type]
+    assert "s3cret" not in str(refusal.value)
+
+
+def test_the_upstream_engine_needs_an_address() -> None:
+    with pytest.raises(ConfigError, match="upstream_base_url"):
+        load_settings({"CRUCIBLE_ENGINE": "upstream"})
+    assert load_settings({"CRUCIBLE_ENGINE": "upstream"}, upstream_base_url="http://x/v1").engine == "upstream"
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        Settings().buffer_tokens = 5  # type: ignore[misc]

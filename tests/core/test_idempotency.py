@@ -1,0 +1,132 @@
+"""One key starts one stream, whoever asks how often."""
+
+from collections.abc import Callable
+
+import pytest
+import trio
+from trio.testing import MockClock, assert_no_checkpoints, wait_all_tasks_blocked
+
+from crucible_trio.config import Settings
+from crucible_trio.engine import Request, Sampling
+from crucible_trio.errors import (
+    DrainingError,
+    IdempotencyConflictError,
+    InvalidRequestError,
+    OverloadedError,
+    StreamExpiredError,
+    StreamNotFoundError,
+)
+from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.stream import Stream
+
+ANY = Request("q")
+
+
+def start(pipeline: Pipeline, key: str | None, request: Request = ANY, owner: str = "alice") -> tuple[Stream, bool]:
+    return pipeline.start_or_join(request, key, owner=owner, on_disconnect="continue", starts_with_reader=False)
+
+
+async def test_the_same_key_joins_the_stream_it_started(scripted: Callable, autojump_clock: MockClock) -> None:
+    engine = scripted("a", 5)
+    async with open_pipeline(engine) as pipeline:
+        with assert_no_checkpoints():  # between looking a key up and entering it
+            stream, joined = start(pipeline, "key")
+            assert not joined
+            assert start(pipeline, "key") == (stream, True)
+        await trio.sleep(1)
+        assert start(pipeline, "key", Request("q")) == (stream, True)
+        await trio.sleep(10)
+        assert stream.status == "completed"
+        assert start(pipeline, "key") == (stream, True)
+        assert engine.calls == 1
+
+
+async def test_without_a_key_or_with_another_each_request_starts_its_own(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("a", 5)) as pipeline:
+        started = [start(pipeline, key) for key in (None, None, "one", "two")]
+        assert not any(joined for _, joined in started)
+        assert len({stream.id for stream, _ in started}) == 4
+
+
+@pytest.mark.parametrize("other", [Request("other"), Request("q", mode="deep"), Request("q", max_output_tokens=5)])
+async def test_another_request_with_the_key_is_a_conflict(
+    other: Request, scripted: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("a", 5)) as pipeline:
+        stream, _ = start(pipeline, "key")
+        with pytest.raises(IdempotencyConflictError):
+            start(pipeline, "key", other)
+        assert pipeline.streams(owner="alice") == [stream]
+        assert start(pipeline, "key") == (stream, True)
+
+
+async def test_a_key_is_its_owners_alone(scripted: Callable, autojump_clock: MockClock) -> None:
+    async with open_pipeline(scripted("a", 5)) as pipeline:
+        stream, _ = start(pipeline, "key", owner="alice")
+        other, joined = start(pipeline, "key", Request("other"), owner="bob")
+        assert not joined
+        assert other is not stream
+
+
+async def test_a_refused_start_leaves_no_key(scripted: Callable, autojump_clock: MockClock) -> None:
+    async with open_pipeline(scripted("a", 5), Settings(max_streams=1)) as pipeline:
+        with pytest.raises(InvalidRequestError):
+            start(pipeline, "key", Request("q", sampling=Sampling(seed=1)))
+        running, _ = start(pipeline, None)
+        with pytest.raises(OverloadedError):
+            start(pipeline, "key")
+        running.cancel()
+        await wait_all_tasks_blocked()
+        assert not start(pipeline, "key")[1]
+
+
+async def test_a_key_finds_its_stream_also_when_nothing_new_is_taken(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("a", 5), Settings(max_streams=1)) as pipeline:
+        stream, _ = start(pipeline, "key")
+        assert start(pipeline, "key") == (stream, True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pipeline.drain)
+            await trio.sleep(1)
+            assert start(pipeline, "key") == (stream, True)
+            with pytest.raises(DrainingError):
+                start(pipeline, "other")
+
+
+async def test_a_key_lives_as_long_as_its_stream_and_the_hour_after(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
+    engine = scripted("a")
+    async with open_pipeline(engine) as pipeline:
+        stream, _ = start(pipeline, "key")
+        await trio.sleep(599)
+        assert start(pipeline, "key") == (stream, True)
+        await trio.sleep(2)
+        for pause in (0, 3590):
+            await trio.sleep(pause)
+            with pytest.raises(StreamExpiredError):  # never a second start
+                start(pipeline, "key")
+            with pytest.raises(IdempotencyConflictError):
+                start(pipeline, "key", Request("other"))
+        assert engine.calls == 1
+        await trio.sleep(20)
+        assert not start(pipeline, "key")[1]
+        await wait_all_tasks_blocked()
+        assert engine.calls == 2
+
+
+async def test_the_key_of_a_deleted_stream_finds_nothing_for_an_hour(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("a", 5)) as pipeline:
+        stream, _ = start(pipeline, "key")
+        pipeline.forget(stream)
+        for pause in (0, 1, 3590):
+            await trio.sleep(pause)
+            with pytest.raises(StreamNotFoundError):
+                start(pipeline, "key")
+        await trio.sleep(700)
+        assert not start(pipeline, "key")[1]

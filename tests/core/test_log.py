@@ -1,0 +1,326 @@
+from collections.abc import Callable
+from math import inf
+
+import pytest
+import trio
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+from trio.testing import MockClock, assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
+
+from crucible_trio.errors import CursorAheadError
+from crucible_trio.log import Cursor, MemoryLog
+
+
+def frames(*numbers: int) -> list[bytes]:
+    return [b"%d" % number for number in numbers]
+
+
+def a_log(*, room_without_readers: bool = False, on_growth: Callable[[int], None] = lambda _: None) -> MemoryLog:
+    return MemoryLog(room_without_readers=room_without_readers, on_growth=on_growth)
+
+
+def test_it_keeps_the_whole_stream_in_order() -> None:
+    log = a_log()
+    assert (log.head, log.read(0)) == (0, [])
+    log.append_nowait(frames(1, 2))
+    log.append_nowait(frames(3))
+    assert log.head == 3
+    assert log.read(0) == frames(1, 2, 3)
+    assert log.read(2) == frames(3)
+    assert log.read(3) == []
+    assert not log.finished
+
+
+def test_nothing_follows_the_terminal_record() -> None:
+    log = a_log()
+    log.append_nowait(frames(1, 2), last=True)
+    assert log.finished
+    with pytest.raises(trio.ClosedResourceError):
+        log.append_nowait(frames(3))
+    with pytest.raises(trio.ClosedResourceError):
+        log.append_nowait(frames(3), last=True)
+    assert log.read(0) == frames(1, 2)
+
+
+async def test_no_checkpoint_lies_between_taking_a_token_and_recording_it(autojump_clock: MockClock) -> None:
+    log = a_log()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        with assert_no_checkpoints():
+            await log.append(frames(1))
+    assert log.read(0) == frames(1)
+
+
+def test_its_growth_is_told_in_bytes() -> None:
+    grown: list[int] = []
+    log = a_log(on_growth=grown.append)
+    log.append_nowait([b"abc", b"de"])
+    log.append_nowait([b"f"], last=True)
+    assert grown == [5, 1]
+    assert log.size_bytes == 6
+
+
+def test_a_position_beyond_the_head_is_refused_and_never_waited_for() -> None:
+    log = a_log()
+    log.append_nowait(frames(1, 2))
+    for refused in (log.attach, log.read, lambda after: log.read(after, 100)):
+        with pytest.raises(CursorAheadError) as refusal:
+            refused(3)
+        assert (refusal.value.after, refusal.value.head) == (3, 2)
+    assert log.readers == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(0, [b"aaa"]), (3, [b"aaa"]), (4, [b"aaa"]), (5, [b"aaa", b"bb"]), (99, [b"aaa", b"bb", b"c"])],
+)
+def test_a_read_stops_before_the_frame_that_would_pass_its_limit(limit: int, expected: list[bytes]) -> None:
+    log = a_log()
+    log.append_nowait([b"-", b"aaa", b"bb", b"c"])
+    assert log.read(1, limit) == expected
+    assert log.read(4, limit) == []
+
+
+# Room: whether a running engine may go on.
+
+
+def test_without_readers_the_policy_decides() -> None:
+    for policy in (True, False):
+        log = a_log(room_without_readers=policy)
+        assert log.has_room == policy
+        log.append_nowait(frames(1))
+        assert log.has_room == policy
+
+
+@pytest.mark.parametrize("policy", [True, False])
+def test_there_is_room_when_the_furthest_reader_has_reached_the_head(policy: bool) -> None:
+    log = a_log(room_without_readers=policy)
+    log.append_nowait(frames(1))
+    slow = log.attach(0)
+    assert not log.has_room
+    fast = log.attach(1)
+    assert log.has_room
+    log.append_nowait(frames(2))
+    assert not log.has_room
+    fast.advance(2)
+    assert log.has_room  # the slow one can catch up: everything is kept
+    fast.detach()
+    assert not log.has_room
+    slow.advance(1)
+    assert not log.has_room
+    slow.advance(2)
+    assert log.has_room
+    slow.detach()
+    assert log.has_room == policy
+
+
+def test_a_cursor_never_goes_back() -> None:
+    log = a_log()
+    log.append_nowait(frames(1, 2))
+    cursor = log.attach(0)
+    cursor.advance(2)
+    cursor.advance(1)
+    assert cursor.position == 2
+    assert log.has_room
+
+
+def test_detaching_twice_detaches_once() -> None:
+    log = a_log()
+    first, second = log.attach(0), log.attach(0)
+    assert log.readers == 2
+    first.detach()
+    first.detach()
+    assert log.readers == 1
+    second.detach()
+    assert log.readers == 0
+
+
+async def test_once_the_engine_has_ended_there_is_room_for_ever(autojump_clock: MockClock) -> None:
+    log = a_log()
+    log.append_nowait(frames(1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.wait_for_room)
+        await wait_all_tasks_blocked()
+        log.release_room()
+    log.attach(0)
+    assert log.has_room
+
+
+async def waits(function: Callable[[], object], *, while_: Callable[[], object]) -> bool:
+    """Whether an async function still waits after something was done."""
+    done = False
+
+    async def call() -> None:
+        nonlocal done
+        await function()  # type: ignore[misc]
+        done = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        assert not done, "it did not wait"
+        while_()
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        return not done
+    raise AssertionError
+
+
+async def test_the_writer_wakes_when_a_reader_has_moved_left_or_come(autojump_clock: MockClock) -> None:
+    log = a_log(room_without_readers=True)
+    log.append_nowait(frames(1))
+    slow, fast = log.attach(0), log.attach(0)
+    assert await waits(log.wait_for_room, while_=log.wake)
+    assert await waits(log.wait_for_room, while_=slow.detach)
+    assert not await waits(log.wait_for_room, while_=lambda: log.attach(1))
+    log.append_nowait(frames(2))
+    assert not await waits(log.wait_for_room, while_=lambda: fast.advance(2))
+
+
+async def test_the_writer_wakes_when_the_last_reader_that_held_it_leaves(autojump_clock: MockClock) -> None:
+    log = a_log(room_without_readers=True)
+    log.append_nowait(frames(1))
+    reader = log.attach(0)
+    assert not await waits(log.wait_for_room, while_=reader.detach)
+
+
+async def test_whether_a_record_was_ever_read_outlives_its_reader(autojump_clock: MockClock) -> None:
+    log = a_log()
+    log.append_nowait(frames(1, 2))
+    reader = log.attach(0)
+    assert await waits(lambda: log.wait_read(1), while_=lambda: log.attach(0).detach())
+    assert not await waits(lambda: log.wait_read(1), while_=lambda: reader.advance(1))
+    reader.detach()
+    assert log.ever_read == 1
+    await log.wait_read(1)
+    assert not await waits(lambda: log.wait_read(2), while_=lambda: log.attach(2))
+
+
+# Following
+
+
+@pytest.mark.parametrize("news", ["append", "end", "wake"])
+async def test_a_follower_wakes_for_every_kind_of_news(news: str, autojump_clock: MockClock) -> None:
+    log = a_log()
+    log.append_nowait(frames(1))
+
+    def happens() -> None:
+        match news:
+            case "append":
+                log.append_nowait(frames(2))
+            case "end":
+                log.append_nowait([], last=True)
+            case _:
+                log.wake()
+
+    assert not await waits(lambda: log.wait(1), while_=happens)
+
+
+async def test_waiting_for_what_is_there_is_a_checkpoint_and_does_not_wait(autojump_clock: MockClock) -> None:
+    log = a_log()
+    log.append_nowait(frames(1))
+    with assert_checkpoints():
+        await log.wait(0)
+    log.append_nowait(frames(2), last=True)
+    with assert_checkpoints():
+        await log.wait(2)
+
+
+async def test_all_followers_get_everything_whatever_is_appended_when(autojump_clock: MockClock) -> None:
+    log = a_log()
+    seen: dict[int, list[bytes]] = {number: [] for number in range(5)}
+
+    async def follow(number: int) -> None:
+        while not (log.finished and len(seen[number]) == log.head):
+            await log.wait(len(seen[number]))
+            seen[number] += log.read(len(seen[number]), number)
+            await trio.sleep(number / 7)
+
+    async with trio.open_nursery() as nursery:
+        for number in seen:
+            nursery.start_soon(follow, number)
+        for number in range(20):
+            await trio.sleep(0.1)
+            log.append_nowait(frames(number), last=number == 19)
+    assert all(found == frames(*range(20)) for found in seen.values())
+
+
+class LogAgainstAList(RuleBasedStateMachine):
+    """Append, attach, read, advance, cut and come back, in any order, against a list and some arithmetic."""
+
+    cursors = Bundle("cursors")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grown = 0
+        self.log = a_log(on_growth=self._grew)
+        self.expected: list[bytes] = []
+        self.positions: dict[Cursor, int] = {}
+        self.ever_read = 0
+        self.ended = False
+
+    def _grew(self, size: int) -> None:
+        self.grown += size
+
+    @precondition(lambda self: not self.ended)
+    @rule(new=st.lists(st.binary(min_size=1, max_size=9), max_size=3), last=st.booleans())
+    def append(self, new: list[bytes], last: bool) -> None:
+        self.log.append_nowait(new, last=last)
+        self.expected += new
+        self.ended = last
+
+    @precondition(lambda self: self.ended)
+    @rule()
+    def append_after_the_end(self) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            self.log.append_nowait([b"x"])
+
+    @rule(target=cursors, share=st.floats(0, 1))
+    def attach(self, share: float) -> Cursor:
+        after = int(share * len(self.expected))
+        cursor = self.log.attach(after)
+        self.positions[cursor] = after
+        self.ever_read = max(self.ever_read, after)
+        return cursor
+
+    @rule(target=cursors, ahead=st.integers(1, 9))
+    def attach_ahead(self, ahead: int) -> object:
+        with pytest.raises(CursorAheadError):
+            self.log.attach(len(self.expected) + ahead)
+        return multiple()
+
+    @rule(cursor=cursors, limit=st.none() | st.integers(0, 30))
+    def read_and_advance(self, cursor: Cursor, limit: int | None) -> None:
+        position = self.positions[cursor]
+        found = self.log.read(position, limit)
+        rest = self.expected[position:]
+        assert found == rest[: len(found)]
+        if limit is None:
+            assert found == rest
+        else:
+            assert sum(map(len, found)) <= limit or len(found) == 1
+            assert len(found) == len(rest) or sum(map(len, rest[: len(found) + 1])) > limit
+        cursor.advance(position + len(found))
+        self.positions[cursor] = position + len(found)
+        self.ever_read = max(self.ever_read, position + len(found))
+
+    @rule(cursor=consumes(cursors))
+    def cut(self, cursor: Cursor) -> None:
+        cursor.detach()
+        del self.positions[cursor]
+
+    @invariant()
+    def it_is_what_the_list_says(self) -> None:
+        assert self.log.head == len(self.expected)
+        assert self.log.read(0) == self.expected
+        assert self.log.finished == self.ended
+        assert self.log.readers == len(self.positions)
+        assert self.log.ever_read == self.ever_read
+        assert self.grown == self.log.size_bytes == sum(map(len, self.expected))
+        furthest = max(self.positions.values(), default=-inf)
+        assert self.log.has_room == (furthest == len(self.expected))
+
+
+TestLogAgainstAList = LogAgainstAList.TestCase
+TestLogAgainstAList.settings = settings(max_examples=50, stateful_step_count=30)

@@ -1,0 +1,202 @@
+"""How long a finished stream can be read, what is remembered of it, and what goes first when memory is short."""
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from crucible_trio.config import Settings
+from crucible_trio.engine import Request
+from crucible_trio.errors import OverloadedError, StreamExpiredError, StreamNotFoundError
+from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.stream import Stream
+
+MINUTE, HOUR = 60, 3600
+
+
+async def finished(pipeline: Pipeline, owner: str = "") -> Stream:
+    stream = await pipeline.start(Request("q"), owner=owner, on_disconnect="continue")
+    await wait_all_tasks_blocked()
+    assert stream.status == "completed"
+    return stream
+
+
+def kept_bytes(pipeline: Pipeline) -> float | None:
+    return pipeline.metrics.registry.get_sample_value("crucible_log_bytes")
+
+
+async def test_ten_minutes_there_one_hour_gone_then_never_heard_of(
+    scripted: Callable, read_to_end: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("a", "b")) as pipeline:
+        stream = await finished(pipeline, "alice")
+        await trio.sleep(10 * MINUTE - 1)
+        assert pipeline.get(stream.id, owner="alice") is stream
+        assert len(await read_to_end(stream)) == stream.log.head
+        await trio.sleep(2)
+        for pause in (0, HOUR - 3):
+            await trio.sleep(pause)
+            for owner in ("alice", None):
+                with pytest.raises(StreamExpiredError):
+                    pipeline.get(stream.id, owner=owner)
+            with pytest.raises(StreamNotFoundError):
+                pipeline.get(stream.id, owner="bob")
+            assert pipeline.streams(owner="alice") == []
+            assert kept_bytes(pipeline) == 0
+        await trio.sleep(3)
+        with pytest.raises(StreamNotFoundError):
+            pipeline.get(stream.id, owner="alice")
+
+
+async def test_each_is_forgotten_at_its_own_time(scripted: Callable, autojump_clock: MockClock) -> None:
+    async with open_pipeline(scripted("a"), Settings(retention_seconds=10)) as pipeline:
+        streams = []
+        for _ in range(3):
+            streams.append(await finished(pipeline))
+            await trio.sleep(100)
+        await trio.sleep(HOUR - 300)
+        for number in range(4):  # one more is forgotten each time
+            for stream, error in zip(
+                streams, [StreamNotFoundError] * number + [StreamExpiredError] * (3 - number), strict=True
+            ):
+                with pytest.raises(error):
+                    pipeline.get(stream.id)
+            await trio.sleep(100)
+
+
+async def test_what_is_gone_takes_no_memory(scripted: Callable, autojump_clock: MockClock) -> None:
+    async def one(pipeline: Pipeline, last_reader_leaves: str) -> weakref.ref[Stream]:
+        stream = await pipeline.start(Request("q"))
+        async with stream.attach():
+            await wait_all_tasks_blocked()
+            if last_reader_leaves == "after the end":
+                stream.cancel()
+                await wait_all_tasks_blocked()
+        stream.cancel()
+        await wait_all_tasks_blocked()
+        pipeline.forget(stream)
+        return weakref.ref(stream)
+
+    async with open_pipeline(scripted("a", 999)) as pipeline:
+        for last_reader_leaves in ("before the end", "after the end"):
+            stream = await one(pipeline, last_reader_leaves)
+            await wait_all_tasks_blocked()
+            gc.collect()
+            assert stream() is None  # no alarm holds it
+
+
+async def test_retention_counts_from_the_end_and_a_running_stream_never_expires(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("a", 50), Settings(retention_seconds=10)) as pipeline:
+        first = await pipeline.start(Request("q"), on_disconnect="continue")
+        await trio.sleep(5)
+        second = await pipeline.start(Request("q"), on_disconnect="continue")
+        await trio.sleep(54.9)
+        assert pipeline.get(first.id) is first
+        await trio.sleep(0.2)
+        with pytest.raises(StreamExpiredError):
+            pipeline.get(first.id)
+        assert pipeline.get(second.id) is second
+        await trio.sleep(5)
+        with pytest.raises(StreamExpiredError):
+            pipeline.get(second.id)
+
+
+async def test_readers_attached_at_expiry_read_on_to_the_end(
+    scripted: Callable, text_of: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted(*"abcdef"), Settings(retention_seconds=10)) as pipeline:
+        stream = await finished(pipeline)
+        records = []
+        async with stream.attach() as reader:
+            async for record in reader:
+                records.append(record)
+                await trio.sleep(6)
+        assert text_of(records) == "abcdef"
+        with pytest.raises(StreamExpiredError):
+            pipeline.get(stream.id)
+
+
+async def test_of_too_many_gone_streams_the_oldest_are_simply_not_found(
+    scripted: Callable, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    monkeypatch.setattr("crucible_trio.retention.MAX_REMEMBERED", 2)
+    async with open_pipeline(scripted("a"), Settings(retention_seconds=10)) as pipeline:
+        streams = [await finished(pipeline) for _ in range(4)]
+        await trio.sleep(11)
+        for stream, error in zip(streams, [StreamNotFoundError] * 2 + [StreamExpiredError] * 2, strict=True):
+            with pytest.raises(error):
+                pipeline.get(stream.id)
+
+
+# Memory
+
+
+@pytest.fixture
+def half_full(scripted: Callable) -> Callable:
+    """A pipeline whose logs hold two of the engine's streams, of some 5,000 bytes each, and not three."""
+    return lambda *steps: open_pipeline(scripted(*(steps or ["x" * 5000])), Settings(total_log_bytes=12_000))
+
+
+def is_there(pipeline: Pipeline, stream: Stream) -> bool:
+    try:
+        return pipeline.get(stream.id) is stream
+    except StreamExpiredError:
+        return False
+
+
+async def test_when_memory_is_short_finished_streams_nobody_reads_go_oldest_first(
+    half_full: Callable, autojump_clock: MockClock
+) -> None:
+    async with half_full() as pipeline:
+        streams = []
+        for number in range(1, 5):
+            streams.append(await finished(pipeline))
+            assert [is_there(pipeline, stream) for stream in streams[-2:]] == [True] * min(number, 2)
+            assert not any(is_there(pipeline, stream) for stream in streams[:-2])
+            assert kept_bytes(pipeline) == sum(stream.log.size_bytes for stream in streams[-2:])
+
+
+async def test_one_that_is_read_is_spared(half_full: Callable, text_of: Callable, autojump_clock: MockClock) -> None:
+    async with half_full() as pipeline:
+        read, unread = await finished(pipeline), await finished(pipeline)
+        async with read.attach() as reader:
+            await finished(pipeline)
+            assert is_there(pipeline, read)
+            assert not is_there(pipeline, unread)
+            assert text_of([record async for record in reader]) == "x" * 5000
+        await finished(pipeline)
+        assert not is_there(pipeline, read)
+
+
+async def test_a_running_stream_is_never_touched_and_new_ones_are_refused_until_there_is_memory(
+    half_full: Callable, autojump_clock: MockClock
+) -> None:
+    async with half_full(*["x" * 5000, 9] * 4) as pipeline:
+        running = [await pipeline.start(Request("q"), on_disconnect="continue") for _ in range(2)]
+        await trio.sleep(20)  # three pieces each: far over the cap
+        with pytest.raises(OverloadedError):
+            await pipeline.start(Request("q"))
+        await trio.sleep(20)
+        assert [stream.status for stream in running] == ["completed"] * 2
+        assert all(len(stream.snapshot().output) == 20_000 for stream in running)
+        # Finished ones go as soon as that memory is asked for.
+        assert (await pipeline.start(Request("q"))).status == "running"
+        assert not any(is_there(pipeline, stream) for stream in running)
+
+
+async def test_at_exactly_the_cap_a_finished_stream_goes_before_a_new_one_is_refused(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("x" * 10_000, 1)) as pipeline:
+        measured = await pipeline.start(Request("q"), on_disconnect="continue")
+        await trio.sleep(2)
+    for total in range(measured.log.size_bytes - 20, measured.log.size_bytes + 20):
+        async with open_pipeline(scripted("x" * 10_000, 1), Settings(total_log_bytes=total)) as pipeline:
+            await pipeline.start(Request("q"), on_disconnect="continue")
+            await trio.sleep(2)
+            await pipeline.start(Request("q"))

@@ -1,0 +1,385 @@
+"""The documentation says what the code does: programs run, commands exist, tables match."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import msgspec
+import pytest
+
+import crucible_trio
+from crucible_trio import Settings, load_settings, sse
+from crucible_trio.cli import main as crucible
+from crucible_trio.engine import Request, as_engine
+from crucible_trio.metrics import Metrics
+from crucible_trio.pipeline import Pipeline
+from crucible_trio.records import CONTROL, decode_event, encode_control, encode_frame
+from crucible_trio.snapshot import Snapshot
+from crucible_trio.web import create_app
+from crucible_trio.web.errors import _ANSWERS
+from crucible_trio.web.native import _Summary
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    page
+    for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md")))
+    if "_build" not in page.parts
+]
+ADDRESS = "127.0.0.1:8000"  # in the examples
+
+_FENCE = re.compile(
+    r"(?:^<!-- run: (?P<run>\w+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```\n"
+    r"(?:\n```text\n(?P<output>.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: `run` is from a comment before it, `output` a `text` block that follows at once."""
+
+    name: str
+    language: str
+    text: str
+    run: str | None
+    output: str | None
+
+
+def blocks(language: str, pages: list[Path] = PAGES) -> list[Block]:
+    found: list[Block] = []
+    for page in pages:
+        text = page.read_text("utf-8")
+        for match in _FENCE.finditer(text):
+            name = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
+            found.append(Block(name, match["language"], match["text"], match["run"], match["output"]))
+    return [block for block in found if block.language == language]
+
+
+def programs(run: str | None) -> list[Any]:
+    return [pytest.param(block, id=block.name) for block in blocks("python") if block.run == run]
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table after a text, without its head; code loses its backticks."""
+    lines = (ROOT / page).read_text("utf-8").partition(heading)[2].splitlines()
+    rows = lines[next(number for number, line in enumerate(lines) if line.startswith("|---")) + 1 :]
+    length = next((number for number, line in enumerate(rows) if not line.startswith("|")), len(rows))
+    return [[cell.strip().replace("`", "") for cell in re.split(r"(?<!\\)\|", row.strip("|"))] for row in rows[:length]]
+
+
+@contextmanager
+def started(
+    command: list[str], says: str, stream: str, **variables: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A process, once it has said where it listens; killed at the end, or if it takes a minute to start."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CRUCIBLE_")} | variables
+    with subprocess.Popen(
+        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        watch = threading.Timer(60, process.kill)
+        watch.start()
+        try:
+            said = ""
+            while not (found := re.search(rf"{says} (http://[0-9.:]+)", said)):
+                line = getattr(process, stream).readline()
+                assert line, f"it did not start: {said}{process.stderr.read() if process.stderr else ''}"
+                said += line
+            yield found[1], process
+        finally:
+            watch.cancel()
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The URL of `crucible serve`, with a recording."""
+    command = ["-c", "from crucible_trio.cli import main; main()", "serve", "--engine", "replay"]
+    command += ["--replay-speed", "20", "--bind", "127.0.0.1:0"]
+    with started(command, " on", "stderr", CRUCIBLE_SERVER_NAMES="chat.example.org") as (url, _):
+        yield url
+
+
+# Programs
+
+
+@pytest.mark.parametrize("block", programs(None))
+def test_a_program_runs_and_prints_what_the_page_says(
+    block: Block, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = block.text.replace(f"http://{ADDRESS}", server)
+    exec(compile(source, block.name, "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    assert printed
+    if block.output is not None:
+        assert [line.rstrip() for line in printed.splitlines()] == [line.rstrip() for line in block.output.splitlines()]
+
+
+@pytest.mark.parametrize("block", programs("server"))
+def test_a_server_answers_and_ends_in_good_order(block: Block) -> None:
+    assert ADDRESS in block.text
+    source = block.text.replace(ADDRESS, "127.0.0.1:0")
+    with started(["-W", "error", "-c", source], "listening on", "stdout") as (url, process):
+        prefix = "/llm" if "url_prefix" in source else ""
+        headers = {"Accept": "text/event-stream"}
+        answer = httpx.post(f"{url}{prefix}/v1/streams", json={"input": "hello"}, headers=headers, timeout=30)
+        assert answer.status_code == 200
+        assert '"delta":"You said: hello"' in answer.text
+        assert "stream.completed" in answer.text
+        summary = httpx.post(f"{url}{prefix}/v1/streams", json={"input": "hello"}, timeout=30).json()
+        assert "stream.completed" in httpx.get(url + summary["events_url"], timeout=30).text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("block", programs("pytest"))
+def test_a_test_passes_and_can_fail(block: Block, tmp_path: Path) -> None:
+    def run(source: str) -> str:
+        (tmp_path / "test_example.py").write_text(source)
+        command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "test_example.py"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False).stdout
+
+    assert "1 passed" in run(block.text)
+    assert "1 failed" in run(block.text.replace("trio.sleep(500)", "trio.sleep(50)"))
+
+
+def test_every_kind_of_program_is_found() -> None:
+    assert {block.run for block in blocks("python")} == {None, "server", "pytest"}
+    assert any(block.name.startswith("README.md") for block in blocks("python"))
+
+
+# Commands
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for block in blocks("sh"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield block.name, words
+
+
+def test_every_command_exists_with_its_options() -> None:
+    seen = 0
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for name, words in commands():
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            words.pop(0)
+        program, *arguments = words or ["none"]
+        if program == "crucible":
+            command: click.Command = crucible
+            while isinstance(command, click.Group):
+                assert arguments[0] in command.commands, f"{name}: there is no command {arguments[0]}"
+                command = command.commands[arguments.pop(0)]
+            command.make_context("crucible", arguments)  # raises for an option that there is not
+            seen += 1
+        elif program == "make":
+            assert set(arguments) <= set(targets), name
+        else:
+            assert program in {"curl", "hypercorn", "none"}, f"{name}: {program}"
+    assert seen > 5
+
+
+def test_every_variable_is_a_setting() -> None:
+    others = {"CRUCIBLE_KEY", "CRUCIBLE_CONFIG"}
+    for page in PAGES:
+        for variable in set(re.findall(r"CRUCIBLE_[A-Z_]*[A-Z]", page.read_text("utf-8"))) - others:
+            assert variable.removeprefix("CRUCIBLE_").lower() in Settings.__struct_fields__, f"{page}: {variable}"
+
+
+def test_every_settings_file_loads(tmp_path: Path) -> None:
+    found = blocks("toml")
+    for block in found:
+        file = tmp_path / "settings.toml"
+        file.write_text(block.text)
+        assert load_settings({}, config_file=file) != Settings(), block.name
+    assert len(found) >= 2
+
+
+def test_the_tutorials_stream_is_cut_and_resumed(server: str, need_program: Any) -> None:
+    need_program("curl")
+    first, second = (block.text for block in blocks("sh", [ROOT / "docs/tutorial.md"]) if "curl" in block.text)
+
+    def run(script: str) -> str:
+        script = script.replace(f"http://{ADDRESS}", server).replace("curl -N", "curl -sN")
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout
+
+    cut = run(f"{first.strip()} | head -n 13")  # a line and four events
+    last_id = re.findall("^id: (.*)$", cut, re.MULTILINE)[-1]
+    resumed = run(re.sub(r"ID=\S+", f"ID={last_id}", second))
+    whole = run(re.sub(r"ID=\S+", f"ID={last_id}", second).replace('-H "Last-Event-ID: $ID"', ""))
+
+    def events(body: str) -> list[sse.ServerSentEvent]:
+        return sse.Decoder().feed(body.encode())
+
+    assert 0 < len(events(cut)) < len(events(whole))
+    assert events(cut) + events(resumed) == events(whole)
+    assert "stream.completed" in resumed
+
+
+def test_the_nginx_of_the_page_streams_and_resumes(server: str, tmp_path: Path) -> None:
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    [block] = blocks("nginx")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    site = re.sub(r"listen 443 ssl http2", f"listen 127.0.0.1:{port}", block.text)
+    site = re.sub(r"\n *ssl_certificate.*", "", site).replace(ADDRESS, server.removeprefix("http://"))
+    folders = "".join(
+        f"{name}_temp_path {tmp_path}/{name}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root; " if os.geteuid() == 0 else ""  # the folder of a test is its user's alone
+    file = tmp_path / "nginx.conf"
+    file.write_text(
+        f"{user}daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\n"
+        f"events {{}}\nhttp {{ access_log off; gzip on; gzip_types *; {folders}\n{site}}}\n"
+    )
+    process = subprocess.Popen([nginx, "-c", str(file), "-p", str(tmp_path)], stderr=subprocess.PIPE)
+    try:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}",
+            headers={"Host": "chat.example.org", "Origin": "https://chat.example.org", "Accept": "text/event-stream"},
+            transport=httpx.HTTPTransport(retries=8),  # until nginx listens
+            timeout=30,
+        ) as client:
+            with client.stream("POST", "/v1/streams", json={"input": "x", "mode": "deep"}) as answer:
+                assert answer.status_code == 200
+                assert "Content-Encoding" not in answer.headers
+                decoder, cut = sse.Decoder(), []
+                for chunk in answer.iter_bytes():
+                    cut += decoder.feed(chunk)
+                    if len(cut) >= 5:
+                        break
+            stream_id = answer.headers["Crucible-Stream"]
+            events = f"/v1/streams/{stream_id}/events"
+            resumed = client.get(events, headers={"Last-Event-ID": str(cut[-1].id)})
+            whole = client.get(events)
+        assert cut + sse.Decoder().feed(resumed.content) == sse.Decoder().feed(whole.content)
+        assert b"stream.completed" in resumed.content
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+# Reference
+
+
+def test_the_table_of_settings_is_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("docs_conf", ROOT / "docs" / "conf.py")
+    assert spec is not None
+    assert spec.loader is not None
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    page = (ROOT / "docs/reference/config.md").read_text("utf-8")
+    assert page == conf.with_table(page), "run `python docs/conf.py`"
+    named = re.findall(r"^\| `([a-z_]+)`<br>`CRUCIBLE_([A-Z_]+)` \|", page, re.MULTILINE)
+    assert [name for name, _ in named] == list(Settings.__struct_fields__)
+    assert all(variable == name.upper() for name, variable in named)
+
+
+def test_every_route_is_in_the_protocol_and_the_other_way_round() -> None:
+    async def silent(request: Request) -> Any:
+        yield "x"
+
+    app = create_app(Pipeline(as_engine(silent), Settings()))
+    routes = {
+        f"{method} {re.sub('<[a-z_]*id>', '{id}', rule.rule)}"
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    documented = {row[0] for row in table("docs/reference/protocol.md", "## Routes")}
+    assert documented == routes
+
+
+def test_the_examples_of_records_are_the_bytes_the_code_sends() -> None:
+    seen = set()
+    for name in ("docs/reference/protocol.md", "docs/tutorial.md"):
+        for block in blocks("text", [ROOT / name]):
+            if "data: " not in block.text:
+                continue
+            frames = block.text.removeprefix("retry: 1000\n")
+            encoded = b""
+            for event in sse.Decoder().feed(frames.encode()):
+                record = decode_event(event.data or "")
+                seen.add(record.__struct_config__.tag)
+                if isinstance(record, CONTROL):
+                    encoded += encode_control(record)
+                else:
+                    encoded += encode_frame((event.id or "").rpartition(".")[0], record)
+            assert encoded.decode() == frames, block.name
+    assert {"stream.created", "output.delta", "stream.completed", "server.draining", "server.busy"} <= seen
+
+
+def test_the_types_of_records_are_all_there() -> None:
+    documented = {row[0] for row in table("docs/reference/protocol.md", "id: str_7Q2M4kWcT0aXn3v9LzB1pg.14")}
+    schema = msgspec.json.schema_components([crucible_trio.AnyRecord], ref_template="{name}")[1]
+    tags = {type_["properties"]["type"]["enum"][0] for type_ in schema.values() if "type" in type_["properties"]}
+    assert documented == tags
+
+
+def test_the_json_of_the_protocol_has_the_fields_of_the_code() -> None:
+    found = [json.loads(block.text) for block in blocks("json", [ROOT / "docs/reference/protocol.md"])]
+    summary, snapshot = found
+    assert list(summary) == list(_Summary.__struct_fields__)
+    assert list(snapshot) == [*Snapshot.__struct_fields__, "events_url", "cancel_url"]
+    asked = {row[0] for row in table("docs/reference/protocol.md", "## Start a stream")}
+    assert asked == set(Request.__struct_fields__)
+
+
+def test_the_table_of_errors_is_the_code() -> None:
+    documented = {row[0]: (int(row[1]), row[2]) for row in table("docs/reference/errors.md", "<!-- table: web.errors")}
+    assert documented == {kind.__name__: (answer.status, answer.code) for kind, answer in _ANSWERS.items()}
+
+
+def test_the_table_of_failures_is_the_code() -> None:
+    raised: dict[str, set[bool]] = {}
+    for file in (ROOT / "crucible_trio").glob("**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+                continue
+            if node.func.id in {"EngineError", "bounded_error"} and isinstance(node.args[0], ast.Constant):
+                retryable = {
+                    word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)
+                }.get("retryable", False)
+                raised.setdefault(str(node.args[0].value), set()).add(bool(retryable))
+    documented = {row[0]: row[1] for row in table("docs/reference/errors.md", "<!-- table: engine codes")}
+    assert documented == {
+        code: "see the record" if len(values) > 1 else "yes" if values == {True} else "no"
+        for code, values in raised.items()
+    }
+    upstream = {row[0]: row[2] for row in table("docs/howto/upstream.md", "## What counts as a failure")}
+    assert upstream == {code: answer for code, answer in documented.items() if code.startswith("upstream_")}
+
+
+def test_the_table_of_metrics_is_the_code() -> None:
+    documented = {row[0].partition(" ")[0] for row in table("docs/howto/operate.md", "| metric |")}
+    assert documented == {family.name for family in Metrics().registry.collect()}
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_no_page_names_this_machine() -> None:
+    for page in [*PAGES, ROOT / "docs" / "conf.py"]:
+        assert not re.search(r"/(?:root|tmp|work|home)/|pypi\.org|pythonhosted", page.read_text("utf-8")), page
