@@ -36,10 +36,6 @@ class Clocks:
             self._waiting_since = now
             self._queued_before = queued
 
-    def wait_pauses(self) -> None:
-        """A reader is waited for instead."""
-        self._waiting_since = None
-
     def token_came(self) -> None:
         """From now on the idle deadline counts."""
         self._waiting_since = None

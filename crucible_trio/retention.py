@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from math import inf
 from typing import Final, final
 
@@ -69,7 +70,7 @@ class Retention:
 
     def expired(self, now: float) -> list[Stream]:
         """The kept streams whose time is over."""
-        return [stream for stream, until in self._kept.values() if until <= now]
+        return [stream for stream, _ in takewhile(lambda kept: kept[1] <= now, self._kept.values())]
 
     def unremember(self, now: float) -> list[str]:
         """Drop the ids whose hour is over, or that are too many.

@@ -229,7 +229,6 @@ class Stream:
                 elif self.log.has_room:
                     await self._append(await self._take_ready())
                 else:
-                    self._clocks.wait_pauses()
                     await self.log.wait_for_room()
         finally:
             self._alarm.cancel()

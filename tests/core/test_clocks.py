@@ -32,16 +32,6 @@ def test_a_wait_that_goes_on_keeps_its_beginning() -> None:
     assert watched.next_deadline(0) == 11
 
 
-def test_waiting_for_a_reader_stops_all_but_the_total() -> None:
-    watched = clocks()
-    watched.wait_begins(0, 0)
-    watched.wait_pauses()
-    assert watched.next_deadline(0) == 100
-    assert watched.expired(50, 0) is None
-    watched.wait_begins(50, 0)
-    assert watched.next_deadline(0) == 60
-
-
 def test_time_queued_before_a_wait_does_not_lengthen_it() -> None:
     watched = clocks()
     watched.wait_begins(30, 25)
@@ -74,7 +64,7 @@ def test_the_total_comes_first_when_several_have_run_out() -> None:
 
 STEP = st.one_of(
     st.tuples(st.just("wait_begins"), st.floats(0, 5)),
-    st.tuples(st.sampled_from(["wait_pauses", "token_came", "joined", "alone"]), st.just(0.0)),
+    st.tuples(st.sampled_from(["token_came", "joined", "alone"]), st.just(0.0)),
 )
 
 
