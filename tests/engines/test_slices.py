@@ -440,7 +440,7 @@ async def test_deep_is_two_turns_in_one_conversation(drive) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "trace", "answer"), [(100, 50, 50), (3, 1, 2), (2, 1, 1), (1, 1, 0), (None, 512, 512), (2000, 512, 1488)]
+    ("limit", "trace", "answer"), [(100, 50, 50), (3, 1, 2), (2, 1, 1), (1, 1, 0), (None, 192, 832), (2000, 192, 1808)]
 )
 async def test_reasoning_and_answer_share_max_output_tokens(drive, limit: int | None, trace: int, answer: int) -> None:
     async with engine_of(ScriptedServer()) as engine:
