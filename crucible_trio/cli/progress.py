@@ -37,7 +37,7 @@ def fetch_progress() -> Iterator[Callable[[int, int | None], None]]:
     try:
         yield show
     finally:
-        if begun:
+        if begun and console.is_terminal:
             bar.stop()
 
 
