@@ -10,7 +10,7 @@ EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 CORE := $(subst $(SPACE),$(COMMA),$(wildcard crucible_trio/*.py))
 
-.PHONY: serve test lint docs clean
+.PHONY: serve test trials lint docs clean
 
 serve: $(VENV)/.installed-serve
 	$(BIN)/crucible serve
@@ -22,6 +22,10 @@ test: lint
 	$(BIN)/coverage report
 	$(BIN)/coverage report --include='$(CORE)' --fail-under=100
 	$(MAKE) --no-print-directory docs
+
+# Removes one mechanism at a time and sees a test fail; a few minutes.
+trials: $(VENV)/.installed-test
+	$(BIN)/python -m tests.trials
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
