@@ -1,0 +1,640 @@
+"""Promises 1 to 4 and 6 over random programs: whatever happens in whatever order, a stream is what a plain list says.
+
+A program is a list of steps: the engine is told to write or to end, readers come, read, stall, are cut and come back,
+time passes. After every step, when nothing moves any more, `World.look` compares the stream with the model: what the
+engine was told, in order, and where each reader is. Hypothesis finds the programs and shrinks one that fails; what it
+prints can be put into an `@example` as it stands.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Literal, TypeAlias
+
+import pytest
+import trio
+from hypothesis import event, example, given, settings
+from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
+
+from crucible_trio.config import Settings
+from crucible_trio.engine import EngineInfo, Finish, OnDisconnect, Request
+from crucible_trio.errors import (
+    CursorAheadError,
+    EngineError,
+    StreamExpiredError,
+    StreamNotFoundError,
+    TooManyReadersError,
+)
+from crucible_trio.output import Output
+from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.reader import Reader
+from crucible_trio.recorder import TERMINAL_RESERVE_BYTES
+from crucible_trio.records import (
+    TERMINAL,
+    AnyRecord,
+    OutputDelta,
+    ReasoningDelta,
+    StreamCancelled,
+    StreamCompleted,
+    StreamFailed,
+    StreamIncomplete,
+    decode_frame,
+)
+from crucible_trio.retention import REMEMBERED_SECONDS
+
+GRACE = 60.0
+RETENTION = 600.0
+NEVER = 1e9  # seconds
+NEVER_FULL = 1_000_000  # orders
+SMALL, LARGE = 3, 1500  # characters of a piece; a few large ones pass the small cap
+SMALL_CAP, LARGE_CAP = 8192, 1024 * 1024
+RECORD_BYTES = 200  # of a frame without its text, at most
+
+Slot: TypeAlias = Literal[0, 1]
+
+# The steps of a program
+
+
+@dataclass(frozen=True)
+class Emit:
+    """The engine writes so many pieces, of the answer or of a segment of the trace: the last one's, or the next."""
+
+    count: int
+    kind: Literal["answer", "trace", "next segment"] = "answer"
+    size: int = SMALL
+
+
+@dataclass(frozen=True)
+class End:
+    """The engine returns or raises, once it has written what it was told before."""
+
+    how: Literal["stop", "length", "error", "engine error", "no finish"] = "stop"
+
+
+@dataclass(frozen=True)
+class Attach:
+    """A reader comes: one that is moved by the steps below, one that keeps up, or one that takes a second a record."""
+
+    reader: Slot
+    where: Literal["start", "where it was", "head", "beyond the head"] = "where it was"
+    kind: Literal["by hand", "keeps up", "slow"] = "by hand"
+
+
+@dataclass(frozen=True)
+class Read:
+    """Take so many records, one after the other, and hand each one over."""
+
+    reader: Slot
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Stall:
+    """Take everything there is and hand nothing over."""
+
+    reader: Slot
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A reader goes; one that is moved by hand may take and hand over everything in the same moment."""
+
+    reader: Slot
+    after_reading: bool = False
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Somebody cancels the stream."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Time passes."""
+
+    seconds: float
+
+
+Step: TypeAlias = Emit | End | Attach | Read | Stall | Cut | Cancel | Wait
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a stream is started with."""
+
+    on_disconnect: OnDisconnect = "pause"
+    buffer: int = 2
+    starts_with_reader: bool = False
+    cap: int = LARGE_CAP
+
+
+slots: st.SearchStrategy[Slot] = st.sampled_from([0, 1])
+emits = st.builds(Emit, st.integers(1, 12), st.sampled_from(["answer", "answer", "trace", "next segment"]))
+reads = st.builds(Read, slots, st.integers(1, 4))
+attaches = st.builds(
+    Attach,
+    slots,
+    st.sampled_from(["start", "where it was", "where it was", "head", "beyond the head"]),
+    st.sampled_from(["by hand", "by hand", "keeps up", "slow"]),
+)
+steps: st.SearchStrategy[Step] = st.one_of(
+    emits,
+    emits,
+    st.builds(Emit, st.integers(1, 3), st.just("answer"), st.just(LARGE)),
+    attaches,
+    attaches,
+    reads,
+    reads,
+    st.builds(Stall, slots),
+    st.builds(Cut, slots, st.booleans()),
+    st.builds(Wait, st.sampled_from([0.5, 3.0, GRACE - 1, GRACE + 1, RETENTION + 1, REMEMBERED_SECONDS + 1])),
+    # Both in one: few programs go on behind them.
+    st.sampled_from([Cancel(), *map(End, ["stop", "stop", "length", "error", "engine error", "no finish"])]),
+)
+setups = st.builds(
+    Setup,
+    st.sampled_from(["pause", "continue", "cancel"]),
+    st.sampled_from([1, 2, 3, 8]),
+    st.booleans(),
+    st.sampled_from([SMALL_CAP, LARGE_CAP]),
+)
+
+
+# The engine
+
+
+@dataclass(frozen=True)
+class Piece:
+    text: str
+    segment: int | None
+
+
+class ToldEngine:
+    """Does what it is told, one thing after the other.
+
+    Attributes:
+        calls: How often it was called.
+        begun: The pieces it has begun to write.
+        returned: How many of those calls have returned.
+        end: What it ended with, once it has.
+    """
+
+    def __init__(self, before_writing: Callable[[], None]) -> None:
+        self.info = EngineInfo(name="told", models=("told",))
+        self.calls = 0
+        self.live = 0
+        self.begun: list[Piece] = []
+        self.returned = 0
+        self.end: str | None = None
+        self.tell, self._orders = trio.open_memory_channel[Piece | End](NEVER_FULL)
+        self._before_writing = before_writing
+
+    @property
+    def idle(self) -> bool:
+        return not self._orders.statistics().current_buffer_used
+
+    async def generate(self, request: Request, output: Output) -> Finish | None:
+        self.calls += 1
+        self.live += 1
+        try:
+            async for order in self._orders:
+                if isinstance(order, End):
+                    self.end = order.how
+                    return self._end(order.how)
+                self.begun.append(order)
+                self._before_writing()
+                if order.segment is None:
+                    await output.delta(order.text)
+                else:
+                    await output.reasoning(order.text, order.segment)
+                self.returned += 1
+        finally:
+            self.live -= 1
+        raise AssertionError
+
+    def _end(self, how: str) -> Finish | None:
+        match how:
+            case "error":
+                raise ValueError
+            case "engine error":
+                raise EngineError("told", "As told.")
+            case "no finish":
+                return None
+        return Finish(how)
+
+
+# The readers
+
+
+@dataclass(eq=False)
+class Client:
+    """Who reads, comes back, and has read `records` from position `begin` on.
+
+    Attributes:
+        passed: The position up to which everything is handed over, while it is attached.
+    """
+
+    begin: int = 0
+    records: list[AnyRecord] = field(default_factory=list)
+    passed: int | None = None
+    reader: Reader | None = None  # moved by hand
+    scope: trio.CancelScope | None = None  # of a task that follows
+    slow: bool = False
+
+    @property
+    def position(self) -> int:
+        return self.begin + len(self.records)
+
+
+class World:
+    """A stream, its engine and its two readers, and what is known of them without asking the stream."""
+
+    def __init__(self, setup: Setup, pipeline: Pipeline, nursery: trio.Nursery, engine: ToldEngine) -> None:
+        self.setup = setup
+        self.pipeline = pipeline
+        self.nursery = nursery
+        self.engine = engine
+        self.clients = [Client(), Client()]
+        self.complaints: list[str] = []
+        self.told: list[Piece] = []
+        self.segment = -1
+        self.ever_passed = 0
+        self.alone_since: float | None = None
+        self.end: str | None = None  # how the stream must end or have ended: status and reason
+        # Where the engine was when a reader last came or went: the log's head, and how many pieces it may make until a
+        # reader gets there. If it was not held back then, one more record was on its way.
+        self.anchor = (1, setup.buffer + 1)
+        self.had_room = False  # when nothing moved any more after the last step
+        self.before: list[AnyRecord] = []  # the log then
+
+    async def start(self) -> None:
+        setup = self.setup
+        self.stream = await self.pipeline.start(
+            Request("q"), on_disconnect=setup.on_disconnect, starts_with_reader=setup.starts_with_reader
+        )
+        if self.needs_reader:
+            self.alone_since = trio.current_time()
+
+    # What must be so, by the model
+
+    @property
+    def attached(self) -> list[int]:
+        return [client.passed for client in self.clients if client.passed is not None]
+
+    @property
+    def called(self) -> bool:
+        return not self.setup.starts_with_reader or self.ever_passed >= 1
+
+    @property
+    def needs_reader(self) -> bool:
+        return not self.called or self.setup.on_disconnect != "continue"
+
+    @property
+    def has_room(self) -> bool:
+        if self.attached:
+            return max(self.attached) >= len(self.log)
+        return self.setup.on_disconnect == "continue"
+
+    @property
+    def log(self) -> list[AnyRecord]:
+        return [decode_frame(frame) for frame in self.stream.log.read(0)]
+
+    def pieces_in(self, records: list[AnyRecord]) -> int:
+        ends = list(accumulate(len(piece.text) for piece in self.engine.begun))
+        return bisect_right(ends, len(text_of(records)))
+
+    def readers_change(self) -> None:
+        """Called before a reader comes or goes."""
+        on_its_way = self.setup.buffer if self.had_room else 0
+        self.anchor = (len(self.log), self.pieces_in(self.log) + on_its_way + self.setup.buffer + 1)
+
+    def reader_came(self, client: Client, position: int) -> None:
+        self.readers_change()
+        client.passed = position
+        self.ever_passed = max(self.ever_passed, position)
+        self.alone_since = None
+
+    def handed_over(self, client: Client, position: int) -> None:
+        client.passed = position
+        self.ever_passed = max(self.ever_passed, position)
+
+    def reader_went(self, client: Client) -> None:
+        self.readers_change()
+        client.passed = None
+        if not self.attached:
+            if self.setup.on_disconnect == "cancel" and self.called:
+                self.must_end("cancelled disconnect")
+            if self.needs_reader:
+                self.alone_since = trio.current_time()
+
+    def must_end(self, how: str) -> None:
+        self.end = self.end or how
+
+    def engine_writes(self) -> None:
+        """Called by the engine with its next piece in hand: it must not be further ahead than promised."""
+        if self.stream.log.finished:  # it is stopped at its next checkpoint, and every reader may have gone by then
+            return
+        if not self.attached and not self.needs_reader:
+            return
+        head, bound = self.anchor
+        furthest = max(self.attached, default=0)
+        if furthest >= head:
+            bound = max(bound, self.pieces_in(self.log[:furthest]) + 2 * self.setup.buffer + 1)
+        if len(self.engine.begun) > bound:
+            self.complaints.append(f"the engine makes piece {len(self.engine.begun)}, and {bound} is the last it may")
+
+    # The steps
+
+    async def take_step(self, step: Step) -> None:
+        match step:
+            case Emit(count, kind, size):
+                for _ in range(count):
+                    self.tell_piece(kind, size)
+            case End():
+                self.engine.tell.send_nowait(step)
+            case Attach(slot, where, kind):
+                await self.attach(self.clients[slot], where, kind)
+            case Read(slot, count):
+                for _ in range(count):
+                    self.read(self.clients[slot], 1)
+                    await wait_all_tasks_blocked()
+            case Stall(slot):
+                client = self.clients[slot]
+                if client.reader is not None:
+                    client.records += map(decode_frame, client.reader.take(2 * LARGE_CAP))
+            case Cut(slot, after_reading):
+                await self.cut(self.clients[slot], after_reading=after_reading)
+            case Cancel():
+                self.stream.cancel()
+                self.must_end("cancelled client")
+            case Wait(seconds):
+                await trio.sleep(seconds)
+        await wait_all_tasks_blocked()
+
+    def tell_piece(self, kind: str, size: int) -> None:
+        segment: int | None = None
+        if kind != "answer":
+            self.segment = max(self.segment, 0) if kind == "trace" else self.segment + 1
+            segment = self.segment
+        piece = Piece(f"{len(self.told):0{size}}", segment)
+        self.told.append(piece)
+        self.engine.tell.send_nowait(piece)
+
+    async def attach(self, client: Client, where: str, kind: str) -> None:
+        if client.passed is not None:
+            if len(self.attached) == len(self.clients):
+                with pytest.raises(TooManyReadersError):
+                    await self.stream.attach().__aenter__()
+            return
+        client.reader = client.scope = None
+        if where == "beyond the head":
+            with pytest.raises(CursorAheadError):
+                await self.stream.attach(after=len(self.log) + 1).__aenter__()
+            return
+        if where != "where it was":
+            client.begin = 0 if where == "start" else len(self.log)
+            client.records = []
+        if kind == "by hand":
+            client.reader = self.stream.attach(after=client.position)
+            await client.reader.__aenter__()
+            self.reader_came(client, client.position)
+        else:
+            client.scope = trio.CancelScope()
+            client.slow = kind == "slow"
+            self.nursery.start_soon(self.follow, client, client.scope)
+
+    async def follow(self, client: Client, scope: trio.CancelScope) -> None:
+        with scope:
+            async with self.stream.attach(after=client.position) as reader:
+                self.reader_came(client, client.position)
+                try:
+                    async for record in reader:
+                        client.records.append(record)
+                        if client.slow:
+                            await trio.sleep(1)
+                        self.handed_over(client, client.position)
+                    if client.position < len(self.log) or not isinstance(self.log[-1], TERMINAL):
+                        self.complaints.append("a reader was sent away before the end")
+                    client.passed = None
+                finally:
+                    if client.passed is not None:
+                        self.reader_went(client)
+
+    def read(self, client: Client, limit_bytes: int) -> None:
+        if client.reader is not None:
+            client.records += map(decode_frame, client.reader.take(limit_bytes))
+            client.reader.passed(client.position)
+            self.handed_over(client, client.position)
+
+    async def cut(self, client: Client, *, after_reading: bool) -> None:
+        if client.passed is None:
+            return
+        if after_reading:
+            self.read(client, 2 * LARGE_CAP)
+        if client.scope is not None:
+            client.scope.cancel()
+            client.scope = None
+        elif client.reader is not None:
+            self.reader_went(client)
+            await client.reader.__aexit__(None, None, None)
+            client.reader = None
+
+    # The comparison
+
+    def look(self) -> None:
+        """Compare everything; nothing moves just now."""
+        log = self.log
+        assert not self.complaints, self.complaints
+        assert log[: len(self.before)] == self.before, "a record has changed"
+        self.before = log
+        self.had_room = self.called and self.has_room
+        assert [record.seq for record in log] == list(range(1, len(log) + 1)), "a hole in the log"
+        assert self.stream.log.size_bytes <= self.setup.cap
+        self._look_at_text(log)
+        self._look_at_readers(log)
+        self._find_out_how_it_must_end(log)
+        self._look_at_end(log)
+        if self.end is None:
+            self._look_at_engine(log)
+        assert self.stream.paused == (self.end is None and not self.attached and self.needs_reader)
+
+    def look_at_the_end(self) -> None:
+        """Compare what is left of it when its pipeline has closed."""
+        log = self.log
+        assert [how(record) for record in log if isinstance(record, TERMINAL)] == [how(log[-1])] == [self.end]
+        self._look_at_text(log)
+        self._look_at_readers(log)
+        for client in self.clients:
+            if client.scope is not None:
+                assert client.position == len(log), "a reader has not read to the end"
+
+    def _look_at_text(self, log: list[AnyRecord]) -> None:
+        begun = self.engine.begun
+        assert begun == self.told[: len(begun)]
+        recorded = begun[: self.pieces_in(log)]
+        assert text_of(log) == "".join(piece.text for piece in recorded), "a piece is torn, lost or there twice"
+        snapshot = self.stream.snapshot()
+        assert snapshot.last_seq == len(log)
+        assert snapshot.output == "".join(piece.text for piece in recorded if piece.segment is None)
+        assert snapshot.trace == [
+            "".join(piece.text for piece in recorded if piece.segment == segment)
+            for segment in range(max((-1 if p.segment is None else p.segment for p in recorded), default=-1) + 1)
+        ]
+
+    def _look_at_readers(self, log: list[AnyRecord]) -> None:
+        for client in self.clients:
+            assert client.records == log[client.begin : client.position], "a reader has read something else"
+        assert self.stream.log.readers == len(self.attached)
+        for client in self.clients:
+            if client.scope is not None and client.position < len(log):
+                assert client.slow, "a reader that keeps up has not been given what is there"
+
+    def _find_out_how_it_must_end(self, log: list[AnyRecord]) -> None:
+        if self.end is None and self.alone_since is not None and trio.current_time() >= self.alone_since + GRACE:
+            self.must_end("cancelled disconnect")
+        if [how(record) for record in log[-1:] if isinstance(record, StreamIncomplete)] == ["incomplete log_limit"]:
+            assert self._cap_may_have_taken_something(log), "the cap was not reached"
+            self.must_end("incomplete log_limit")
+        match self.engine.end:
+            case "stop":
+                self.must_end("completed stop")
+            case "length":
+                self.must_end("incomplete max_output_tokens")
+            case "error":
+                self.must_end("failed engine_error")
+            case "engine error":
+                self.must_end("failed told")
+            case "no finish":
+                self.must_end("failed engine_protocol")
+
+    def _cap_may_have_taken_something(self, log: list[AnyRecord]) -> bool:
+        """Whether what is not in the log, in as many records as it can be, would pass the cap."""
+        missing = self.engine.begun[self.pieces_in(log) :]
+        sizes = map(len, self.stream.log.read(0))
+        used = sum(size for record, size in zip(log, sizes, strict=True) if not isinstance(record, TERMINAL))
+        wanted = sum(len(piece.text) + RECORD_BYTES for piece in missing)
+        return bool(missing) and used + wanted > self.setup.cap - TERMINAL_RESERVE_BYTES
+
+    def _look_at_end(self, log: list[AnyRecord]) -> None:
+        ends = [record for record in log if isinstance(record, TERMINAL)]
+        assert ends == (log[-1:] if self.end else []), "not one end, the last, when it must be there"
+        assert ([how(end) for end in ends] or [None]) == [self.end]
+        assert self.stream.status == (self.end.split()[0] if self.end else "running")
+        if self.end is None:
+            return
+        assert self.engine.live == 0, "the engine was not stopped"
+        kept = self.pieces_in(log)
+        if not self._cap_may_have_taken_something(log):
+            assert kept >= self.engine.returned, "a piece whose call had returned is lost"
+        if self.end == "completed stop":
+            assert kept == len(self.engine.begun), "completed without its whole text"
+        ended_at = self.stream.accepted_at + ends[0].timings.total_ms / 1000
+        age = trio.current_time() - ended_at
+        if age < RETENTION:
+            assert self.pipeline.get(self.stream.id) is self.stream
+        else:
+            gone = StreamExpiredError if age < RETENTION + REMEMBERED_SECONDS else StreamNotFoundError
+            with pytest.raises(gone):
+                self.pipeline.get(self.stream.id)
+
+    def _look_at_engine(self, log: list[AnyRecord]) -> None:
+        engine, recorded = self.engine, self.pieces_in(log)
+        if not self.called:
+            assert engine.calls == 0, "called before a reader had record 1"
+            return
+        assert engine.calls == 1
+        waits_for_room = len(engine.begun) > engine.returned
+        if waits_for_room:
+            assert len(engine.begun) - recorded == self.setup.buffer + 1, "held back although the buffer is not full"
+            assert not self.has_room, "held back although there is room"
+        else:
+            assert engine.idle, "it does not go on although nothing holds it back"
+        if self.has_room:
+            assert recorded == len(engine.begun), "there is room, and something is not in the log"
+
+
+def text_of(records: list[AnyRecord]) -> str:
+    return "".join(record.delta for record in records if isinstance(record, OutputDelta | ReasoningDelta))
+
+
+def how(end: AnyRecord) -> str:
+    match end:
+        case StreamCompleted():
+            return f"completed {end.finish_reason}"
+        case StreamIncomplete():
+            return f"incomplete {end.reason}"
+        case StreamFailed():
+            return f"failed {end.error.code}"
+        case StreamCancelled():
+            return f"cancelled {end.by}"
+    raise AssertionError
+
+
+async def run_program(setup: Setup, program: list[Step]) -> None:
+    limits = Settings(
+        buffer_tokens=setup.buffer,
+        stream_log_bytes=setup.cap,
+        grace_seconds=GRACE,
+        retention_seconds=RETENTION,
+        max_readers_per_stream=2,
+        first_token_seconds=NEVER,
+        idle_seconds=NEVER,
+        total_seconds=NEVER,
+    )
+    engine = ToldEngine(lambda: world.engine_writes())
+    async with trio.open_nursery() as nursery:
+        async with open_pipeline(engine, limits) as pipeline:
+            world = World(setup, pipeline, nursery, engine)
+            await world.start()  # and nothing runs before the first step
+            for number, step in enumerate(program):
+                try:
+                    await world.take_step(step)
+                    world.look()
+                except BaseException as error:
+                    error.add_note(f"step {number}, {step}")
+                    raise
+            world.must_end("cancelled shutdown")
+        await trio.sleep(len(world.log))  # the slow read to the end as well
+        world.look_at_the_end()
+        event(f"ends {world.end}")
+        nursery.cancel_scope.cancel()
+
+
+# At least these every time: every end, every policy, and every kind of step.
+@example(setup=Setup(buffer=2), program=[Emit(9), Attach(0), Read(0), Read(0), Stall(0), Emit(9), Read(0, 3), End()])
+@example(
+    setup=Setup(buffer=3), program=[Attach(0, kind="slow"), Emit(40), Wait(3), Attach(1), Read(1, 9), End("error")]
+)
+@example(
+    setup=Setup(), program=[Attach(0), Emit(5, "trace"), Read(0, 3), Cut(0), Wait(GRACE - 1), Attach(0), Read(0, 9)]
+)
+@example(setup=Setup(), program=[Attach(0, kind="keeps up"), Emit(3, "next segment"), Cut(0), Emit(3), Wait(GRACE + 1)])
+@example(
+    setup=Setup("continue", buffer=1), program=[Emit(9), Attach(0), Emit(9), Attach(1, "head"), Cut(1), Read(0, 9)]
+)
+@example(setup=Setup("continue", buffer=1), program=[Emit(9), End("length"), Wait(RETENTION - 1), Attach(0), Wait(3)])
+@example(setup=Setup("continue"), program=[End("no finish"), Wait(RETENTION + 1), Wait(REMEMBERED_SECONDS + 1)])
+@example(
+    setup=Setup("continue", cap=SMALL_CAP), program=[Emit(2, size=LARGE), Attach(0), Emit(2, size=LARGE), Read(0, 9)]
+)
+@example(setup=Setup("cancel"), program=[Attach(0), Attach(1), Attach(1), Emit(9), Read(0), Cut(0), Read(1, 2), Cut(1)])
+@example(
+    setup=Setup("cancel", starts_with_reader=True), program=[Attach(0), Cut(0), Attach(0), Read(0), Emit(3), Cut(0)]
+)
+@example(setup=Setup("continue", starts_with_reader=True), program=[Emit(3), Attach(0), Cut(0), Wait(GRACE + 1)])
+@example(
+    setup=Setup("continue"), program=[Emit(3), Attach(0, "beyond the head"), Cancel(), Attach(0), Read(0, 9), Cancel()]
+)
+@example(setup=Setup("continue"), program=[Emit(3), Attach(0, "where it was", "slow"), End("engine error"), Wait(3)])
+@example(setup=Setup(starts_with_reader=True), program=[Cancel()])
+@example(setup=Setup(), program=[Attach(0), Attach(1), Emit(9), Read(0, 2), Cut(0, after_reading=True), Emit(9)])
+@settings(max_examples=1000)
+@given(setup=setups, program=st.lists(steps, min_size=1, max_size=30))
+def test_a_stream_is_what_the_model_says_after_every_step_of_every_program(
+    setup: Setup, program: list[Step], run_virtually: Callable[..., None]
+) -> None:
+    run_virtually(run_program, setup, program)
