@@ -10,7 +10,7 @@ EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 CORE := $(subst $(SPACE),$(COMMA),$(wildcard crucible_trio/*.py))
 
-.PHONY: serve test trials lint docs clean
+.PHONY: serve test soak trials lint docs clean
 
 serve: $(VENV)/.installed-serve
 	$(BIN)/crucible serve
@@ -22,6 +22,10 @@ test: lint
 	$(BIN)/coverage report
 	$(BIN)/coverage report --include='$(CORE)' --fail-under=100
 	$(MAKE) --no-print-directory docs
+
+# Load and faults on the real server, for three minutes.
+soak: $(VENV)/.installed-test
+	$(BIN)/python -W error tests/soak/soak.py --seconds 180
 
 # Removes one mechanism at a time and sees a test fail; a few minutes.
 trials: $(VENV)/.installed-test

@@ -1,4 +1,4 @@
-"""`crucible serve | ask | model`: what each command takes, and what it says when it cannot start.
+"""`crucible serve | ask | check | model`: what each command takes, and what it says when it cannot start.
 
 Everything that takes long to import is imported by the command that needs it, so that `--help` answers at once.
 """
@@ -125,6 +125,57 @@ def ask(
     else:
         run = partial(asking.ask_here, request, _settings(**options))
     sys.exit(_run(run))
+
+
+@main.command()
+@click.argument("url")
+@click.option(
+    "--wire",
+    "wire_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A TOML file that says how another server is used.",
+)
+@click.option(
+    "--client",
+    "clients",
+    multiple=True,
+    type=click.Choice(["eventsource", "httpx-sse", "fetch"]),
+    help="[default: all]",
+)
+@click.option("--phase", "phases", multiple=True, type=click.Choice(["log", "live"]), help="[default: both]")
+@click.option("--cut", "cuts", multiple=True, type=click.IntRange(min=0), help="Cut after this byte and no other.")
+@click.option("--log-cuts", type=click.IntRange(min=1), help="Bytes to cut per client from the log. [default: all]")
+@click.option("--live-cuts", type=click.IntRange(min=1), help="Streams to start and cut per client. [default: 40]")
+@click.option("--take-turns", is_flag=True, help="Share the bytes out among the clients.")
+@click.option("--seed", type=int, default=0, help="Picks the bytes where not all are cut.")
+@click.option("--at-once", type=click.IntRange(min=1), default=8, help="Cuts at a time.")
+@click.option("--timeout", type=float, default=60.0, help="Seconds without an event that count as stuck.")
+@click.option("--key", envvar=CLIENT_KEY_VARIABLE, help="The server's key. [env: CRUCIBLE_KEY]")
+def check(url: str, wire_file: Path | None, key: str | None, **options: object) -> None:
+    """Cut the event streams of the server at URL, resume them, and look for what is lost or comes twice.
+
+    One stream is cut at every byte and read on from its log, fresh ones are cut while they are made, each by three
+    clients: a browser's EventSource, httpx-sse and fetch-event-source. The exit code is 0 when nothing is lost and
+    nothing comes twice, 1 when something does, 2 when it could not be checked.
+    """
+    from crucible_trio.cli.check import check_server, command_again
+    from crucible_trio.testing.resume import CLIENTS, Wire, load_wire
+    from crucible_trio.testing.resume import check as run_check
+
+    _log_to_stderr(logging.ERROR)
+    try:
+        wire = load_wire(wire_file) if wire_file is not None else Wire()
+    except ConfigError as error:
+        raise _CannotStart(str(error)) from error
+    if key is not None:
+        wire = wire.with_headers({"Authorization": f"Bearer {key}"})
+    options |= {
+        "clients": options["clients"] or tuple(CLIENTS),
+        "phases": options["phases"] or ("log", "live"),
+        "cuts": options["cuts"] or None,
+    }
+    checking = partial(run_check, url, wire, **options)  # type: ignore[arg-type]  # click sees to them
+    sys.exit(_run(partial(check_server, checking, command_again(url, wire_file))))
 
 
 @main.group()

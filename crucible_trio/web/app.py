@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import cast
+from typing import Final, cast
 
 import trio
 from quart import Blueprint, Response, request
@@ -20,7 +20,12 @@ from crucible_trio.web.access import Access
 from crucible_trio.web.connection import Connection
 from crucible_trio.web.errors import code_of, error_response, http_error_response
 from crucible_trio.web.native import NativeApi
+from crucible_trio.web.page import add_page
 from crucible_trio.web.service import ServiceApi
+
+# Served to any page, and under any host name: orchestrators ask by address, and people follow links to the demo page.
+# Nothing here starts, stops or reads a stream.
+_OPEN: Final = frozenset({"healthz", "readyz", "page", "page_file"})
 
 
 def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
@@ -76,6 +81,7 @@ def blueprint(pipeline: Pipeline) -> Blueprint:
     api = Blueprint("crucible", __name__)
     NativeApi(pipeline, access).add_to(api)
     ServiceApi(pipeline, access).add_to(api)
+    add_page(api)
 
     @api.record_once
     def correct_connection(state: BlueprintSetupState) -> None:
@@ -85,7 +91,7 @@ def blueprint(pipeline: Pipeline) -> Blueprint:
 
     @api.before_request
     async def guard() -> Response | None:
-        if (request.endpoint or "").rpartition(".")[2] in {"healthz", "readyz"}:  # under whatever name it is registered
+        if (request.endpoint or "").rpartition(".")[2] in _OPEN:  # under whatever name it is registered
             return None
         access.check_origin(request)
         return access.preflight(request) if request.method == "OPTIONS" else None

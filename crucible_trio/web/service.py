@@ -22,17 +22,9 @@ class ServiceApi:
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the routes."""
-        blueprint.add_url_rule("/", view_func=self.index, methods=["GET"])
         blueprint.add_url_rule("/healthz", view_func=self.healthz, methods=["GET"])
         blueprint.add_url_rule("/readyz", view_func=self.readyz, methods=["GET"])
         blueprint.add_url_rule("/metrics", view_func=self.metrics, methods=["GET"])
-
-    async def index(self) -> Response:
-        """`GET /`: what this is."""
-        engine = self._pipeline.engine.info
-        return json_response(
-            {"name": "crucible_trio", "engine": engine.name, "models": engine.models, "api": "/v1/streams"}
-        )
 
     async def healthz(self) -> Response:
         """`GET /healthz`: 200 while the process answers."""

@@ -300,8 +300,9 @@ def test_every_route_is_in_the_protocol_and_the_other_way_round() -> None:
         yield "x"
 
     app = create_app(Pipeline(as_engine(silent), Settings()))
+    parameter = re.compile("<(?:[a-z]+_)?([a-z]+)>")
     routes = {
-        f"{method} {re.sub('<[a-z_]*id>', '{id}', rule.rule)}"
+        method + " " + parameter.sub(r"{\1}", rule.rule)
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }

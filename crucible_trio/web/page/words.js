@@ -1,0 +1,37 @@
+// What went wrong or how it ended, in plain words.
+
+const REASONS = {
+  max_output_tokens: "Ended early: the text reached its greatest length.",
+  first_token_deadline: "Ended early: the model took too long to begin.",
+  idle_deadline: "Ended early: the model fell silent for too long.",
+  total_deadline: "Ended early: it took too long in all.",
+  log_limit: "Ended early: the stream reached the most that the server keeps.",
+};
+
+const CANCELLED = {
+  client: "Stopped.",
+  disconnect: "Stopped: nobody was reading.",
+  shutdown: "Stopped: the server shut down.",
+};
+
+// How a stream ended: `record` is its terminal record.
+export function ending({ type, reason, error, by, finish_reason: finishReason }) {
+  if (type === "stream.failed") return `It failed: ${error.message}${error.retryable ? " Asking again may help." : ""}`;
+  if (type === "stream.cancelled") return CANCELLED[by] ?? `Stopped: ${by}.`;
+  if (type === "stream.incomplete") return REASONS[reason] ?? `Ended early: ${reason}.`;
+  return finishReason === "stop" ? "Done." : `Done (${finishReason}).`;
+}
+
+// Why a request was refused; `hadKey`: whether it brought a key.
+export async function refusal(response, hadKey) {
+  const { error } = await response.json().catch(() => ({}));
+  const wait = response.headers.get("Retry-After");
+  const later = wait ? `Try again in ${wait} seconds.` : "Try again later.";
+  switch (response.status) {
+    case 401: return hadKey ? "The server does not know this key." : "This server needs a key.";
+    case 413: return "The question is too long for this server.";
+    case 429: return `You have as many streams running as you may have. ${later}`;
+    case 503: return `${error?.code === "draining" ? "The server is shutting down." : "The server is full."} ${later}`;
+    default: return `The server refused this: ${error?.message ?? `status ${response.status}`}.`;
+  }
+}

@@ -1,0 +1,663 @@
+"""What the demo page promises: the native API's promises, as somebody with a browser sees them."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from crucible_trio import EngineError, Finish, Reasoning, Request
+from crucible_trio.records import Usage
+
+ANSWER = "document.getElementById('answer').textContent"
+TRACE = "[...document.querySelectorAll('#segments .text')].map((text) => text.textContent)"
+OPEN = "[...document.querySelectorAll('#segments details')].map((details) => details.open)"
+
+MIB = 1024 * 1024
+
+
+async def matches(page, snapshot) -> None:
+    """The page shows what the snapshot holds, letter for letter."""
+    assert await page.evaluate(ANSWER) == snapshot.output
+    assert await page.evaluate(TRACE) == snapshot.trace
+
+
+async def test_a_deep_question_shows_the_trace_in_steps_that_fold_away_and_then_the_answer(chromium, serving) -> None:
+    second, answer, rest = trio.Event(), trio.Event(), trio.Event()
+
+    async def engine(request):
+        yield Reasoning("1. Leaves are green.\n", 0)
+        await second.wait()
+        yield Reasoning("2. It gets cold.\n", 1)
+        await answer.wait()
+        yield "Because"
+        await rest.wait()
+        yield " of\nautumn."
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask("Why red?")
+        await page.status_is("Reasoning…")
+        assert await page.evaluate(OPEN) == [True]
+        second.set()
+        await page.until(f"{TRACE}.length === 2")
+        assert await page.evaluate(OPEN) == [False, True]
+        assert await page.evaluate("document.getElementById('trace').open")
+        await page.find("DisclosureTriangle", "Step 1 Leaves are green.")
+        answer.set()
+        await page.answer_is("Because")
+        await page.status_is("Answering…")
+        assert await page.evaluate(OPEN) == [False, False]
+        assert not await page.evaluate("document.getElementById('trace').open")
+        rest.set()
+        await page.status_is("Done.")
+        await matches(page, served.snapshot)
+        assert served.snapshot.output == "Because of\nautumn."
+        assert served.snapshot.mode == "deep"
+        assert (await page.content("numbers")).startswith("7 events · 0 reconnects")
+        # And again, with nothing left of the first.
+        await page.click("button", "Ask")
+        await page.status_is("Done.")
+        assert len(served.pipeline.streams()) == 2
+        await matches(page, served.snapshot)
+
+
+async def test_a_standard_question_shows_its_answer_and_no_reasoning(chromium, serving) -> None:
+    async def engine(request):
+        yield f"You asked: {request.messages[-1].content}"
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask("¿Qué?\n🍁", mode="standard")
+        await page.status_is("Done.")
+        await page.answer_is("You asked: ¿Qué?\n🍁")
+        assert served.snapshot.mode == "standard"
+        assert not await page.evaluate("document.getElementById('reasoning').checkVisibility()")
+
+
+async def test_what_is_opened_by_hand_stays_open(chromium, serving) -> None:
+    second, answer = trio.Event(), trio.Event()
+
+    async def engine(request):
+        yield Reasoning("One.", 0)
+        await second.wait()
+        yield Reasoning("Two.", 1)
+        await answer.wait()
+        yield "So."
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask()
+        await page.until(f"{TRACE}.length === 1")
+        for _ in range(2):  # shut it and open it
+            await page.click("DisclosureTriangle", "Step 1")
+        second.set()
+        await page.until(f"{TRACE}.length === 2")
+        assert await page.evaluate(OPEN) == [True, True]
+        answer.set()
+        await page.status_is("Done.")
+        assert await page.evaluate(OPEN) == [True, False]
+
+
+async def test_after_a_cut_by_hand_the_page_comes_back_at_its_last_id(chromium, serving) -> None:
+    more = trio.Event()
+
+    async def engine(request):
+        yield Reasoning("Thinking. ", 0)
+        yield "Before. "
+        await more.wait()
+        yield "While away. "
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask()
+        await page.answer_is("Before. ")
+        await page.click("button", "Cut the connection")
+        await page.status_is("You cut the connection; back in a second…")
+        more.set()
+        await page.status_is("Done.")
+        await matches(page, served.snapshot)
+        assert served.snapshot.output == "Before. While away. "
+        assert page.requests[-1].endswith(f"/events?last_event_id={served.snapshot.id}.4")
+        assert "· 1 reconnect ·" in await page.content("numbers") + " ·"
+
+
+async def test_after_a_reset_the_browser_reconnects_by_itself(chromium, serving) -> None:
+    more, again = trio.Event(), trio.Event()
+
+    async def engine(request):
+        yield "Before. "
+        await more.wait()
+        yield "Between. "
+        await again.wait()
+        yield "After."
+
+    async with serving(engine, retry_milliseconds=500) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask()
+        await page.answer_is("Before. ")
+        served.reset()
+        await page.status_is("Connection lost; the browser reconnects by itself…")
+        await page.until("document.getElementById('numbers').textContent.includes('1 reconnect')")
+        await page.status_is("Answering…")
+        more.set()
+        await page.answer_is("Before. Between. ")
+        served.reset()
+        again.set()
+        await page.status_is("Done.")
+        await matches(page, served.snapshot)
+        assert served.snapshot.output == "Before. Between. After."
+        # The page opened one EventSource and no other; the position went in its header.
+        assert not any("last_event_id" in url for url in page.requests)
+
+
+async def test_a_reload_in_the_middle_goes_on_where_it_was(chromium, serving) -> None:
+    more = trio.Event()
+
+    async def engine(request):
+        yield Reasoning("Step one.", 0)
+        yield Reasoning("Step two.", 1)
+        yield "Before. "
+        await more.wait()
+        yield "After."
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask("What then?", mode="deep")
+        await page.answer_is("Before. ")
+        await page.reload()
+        await page.answer_is("Before. ")
+        assert await page.evaluate("document.getElementById('question').value") == "What then?"
+        more.set()
+        await page.status_is("Done.")
+        await matches(page, served.snapshot)
+        assert served.snapshot.output == "Before. After."
+        assert len(served.pipeline.streams()) == 1
+        # Once more, now that it is over.
+        await page.reload()
+        await page.status_is("Done.")
+        await matches(page, served.snapshot)
+
+
+async def test_a_reload_after_the_stream_is_gone_says_so_once(chromium, serving) -> None:
+    async def engine(request):
+        yield "Soon gone."
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask()
+        await page.status_is("Done.")
+        served.pipeline.forget(served.pipeline.streams()[0])
+        await page.reload()
+        await page.status_is("The server does not have this stream any more.")
+        await page.reload()
+        await page.status_is("Ready.")
+
+
+async def test_a_slow_reader_slows_the_engine(chromium, serving) -> None:
+    begin = trio.Event()
+    piece = "leaves " * 2000
+    pieces = 40 * MIB // len(piece)
+    made = 0
+
+    async def engine(request):
+        nonlocal made
+        await begin.wait()
+        for number in range(pieces):
+            made += 1
+            yield Reasoning(piece, number)  # megabytes in one place would make any browser slow
+        yield "Done."
+
+    async with serving(engine, stream_log_bytes=128 * MIB) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        # A network about as fast as a good one. On loopback alone Linux lets the buffer grow to tens of megabytes.
+        await page.call(
+            "Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=8e6, uploadThroughput=-1
+        )
+        await page.evaluate("document.getElementById('segments').style.display = 'none'")
+        await page.click("button", "Read slowly")
+        await page.ask()
+        await page.until("document.getElementById('numbers').textContent.startsWith('1 event')")
+        begin.set()
+        await page.until(f"{TRACE}.length > 0")
+        seen = -1
+        while made > seen:  # until all buffers on the way are full
+            seen = made
+            await trio.sleep(1)
+        assert made < pieces / 2
+        assert served.pipeline.streams()[0].status == "running"
+        await page.click("button", "Read slowly")
+        await page.status_is("Done.")
+        assert made == pieces
+
+
+async def test_slow_and_fast_take_turns_and_nothing_is_lost_between_them(chromium, serving) -> None:
+    words = [f"{number} " for number in range(40)]
+    more = trio.Event()
+
+    async def engine(request):
+        for number, word in enumerate(words):
+            if number == 20:
+                await more.wait()
+            yield word
+
+    async with serving(engine, buffer_tokens=1) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        served.at_once = 30  # chunks end in the middle of events
+        await page.click("button", "Read slowly")
+        await page.ask(mode="standard")
+        await page.until(f"{ANSWER}.length > 0")
+        assert await page.evaluate("document.getElementById('slow').ariaPressed") == "true"
+        await page.click("button", "Cut the connection")
+        so_far = await page.evaluate(ANSWER)
+        await page.evaluate("new Promise((resolve) => setTimeout(resolve, 400))")  # a cut takes a second
+        assert await page.evaluate(ANSWER) == so_far
+        await page.click("button", "Read slowly")
+        await page.answer_is("".join(words[:20]))
+        await page.click("button", "Read slowly")
+        more.set()
+        await page.until(f"{ANSWER}.includes('20 ')")
+        await page.click("button", "Read slowly")
+        await page.status_is("Done.")
+        await matches(page, served.snapshot)
+        assert served.snapshot.output == "".join(words)
+        assert "· 3 reconnects" in await page.content("numbers")  # each by hand
+
+
+async def test_a_slow_reader_that_is_cut_comes_back_and_reads_to_the_end(chromium, serving) -> None:
+    more = trio.Event()
+
+    async def engine(request):
+        yield "Before. "
+        await more.wait()
+        yield "After."
+
+    async with serving(engine, heartbeat_seconds=0.05) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.click("button", "Read slowly")
+        await page.ask()
+        await page.answer_is("Before. ")
+        served.reset()
+        await page.status_is("Connection lost; coming back…")
+        await page.status_is("Answering…")
+        more.set()
+        await page.status_is("Done.")
+        await matches(page, served.snapshot)
+        assert served.snapshot.output == "Before. After."
+        assert "last_event_id=" in page.requests[-1]
+
+
+async def test_stop_stops_the_model_and_keeps_what_was_said(chromium, serving) -> None:
+    stopped = trio.Event()
+
+    async def engine(request):
+        try:
+            yield "So far."
+            await trio.sleep_forever()
+        finally:
+            stopped.set()
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask()
+        await page.answer_is("So far.")
+        await page.click("button", "Stop")
+        await page.status_is("Stopped.")
+        await stopped.wait()
+        await matches(page, served.snapshot)
+        assert (served.snapshot.status, served.snapshot.by) == ("cancelled", "client")
+
+
+async def test_nothing_is_asked_for_after_the_end_and_204_ends_the_reconnecting(chromium, serving) -> None:
+    async def engine(request):
+        yield "All."
+
+    async with serving(engine, retry_milliseconds=1) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask()
+        await page.status_is("Done.")
+        asked = len(page.requests)
+        # A bare EventSource at the last id, with nobody who closes it.
+        snapshot = served.snapshot
+        url = f"/v1/streams/{snapshot.id}/events?last_event_id={snapshot.id}.{snapshot.last_seq}"
+        await page.evaluate(f"""new Promise((resolve) => {{
+            window.source = new EventSource("{url}");
+            source.onerror = () => source.readyState === EventSource.CLOSED && resolve();
+        }})""")
+        assert page.requests[asked:] == [served.url.removesuffix("/") + url]
+
+
+# What is said is text
+
+
+HOSTILE = "<img src=x onerror='document.title=1'> </script><script>document.title=1</script> &amp; <b>\x1b[31m"
+
+
+async def test_what_a_model_says_stays_text(chromium, serving) -> None:
+    async def engine(request):
+        yield Reasoning(HOSTILE, 0)
+        yield Reasoning(HOSTILE, 1)
+        yield HOSTILE
+        raise EngineError("hostile", HOSTILE, retryable=True)
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask(HOSTILE)
+        await page.until("document.getElementById('status').textContent.startsWith('It failed: ')")
+        await matches(page, served.snapshot)
+        assert served.snapshot.trace == [HOSTILE, HOSTILE]
+        assert await page.content("status") == f"It failed: {HOSTILE} Asking again may help."
+        assert await page.evaluate("document.querySelectorAll('main img, main b, main script').length") == 0
+        assert await page.evaluate("document.title") == "crucible_trio"
+        assert not any(url.endswith("/x") for url in page.requests)
+
+
+async def test_a_script_in_the_page_would_be_refused(chromium, serving) -> None:
+    async def engine(request):
+        yield "."
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.evaluate("""{
+            const image = document.createElement("img");
+            image.setAttribute("onerror", "document.title = 'owned'");
+            image.src = "data:,";
+            const script = document.createElement("script");
+            script.textContent = "document.title = 'owned'";
+            document.body.append(image, script);
+        }""")
+        while len(page.problems) < 2:
+            await trio.sleep(0.01)
+        assert await page.evaluate("document.title") == "crucible_trio"
+        assert all("Content Security Policy" in str(problem) for problem in page.problems)
+        page.problems.clear()
+
+
+# In plain words
+
+
+async def test_where_keys_are_configured_the_page_asks_for_one_and_keeps_it_for_the_tab(chromium, serving) -> None:
+    more = trio.Event()
+
+    async def engine(request):
+        yield "Before. "
+        await more.wait()
+        yield "After."
+
+    async with serving(engine, keys={"alice": "open sesame"}) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        assert not await page.evaluate("document.getElementById('key').checkVisibility()")
+        await page.ask()
+        await page.status_is("This server needs a key.")
+        assert await page.evaluate("document.activeElement.id") == "key"
+        await page.type("wrong")
+        await page.press("Enter")
+        await page.status_is("The server does not know this key.")
+        await page.type("open sesame")
+        await page.press("Enter")
+        await page.answer_is("Before. ")
+        await page.click("button", "Cut the connection")
+        await page.until("document.getElementById('numbers').textContent.includes('1 reconnect')")
+        served.reset()
+        await page.until("document.getElementById('numbers').textContent.includes('2 reconnects')")
+        await page.reload()
+        await page.answer_is("Before. ")
+        assert await page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        await page.click("button", "Stop")  # takes the key, where reading has its token
+        await page.status_is("Stopped.")
+        assert not any("sesame" in url for url in page.requests)
+
+
+async def test_a_refused_question_says_why_and_can_be_asked_again(chromium, serving) -> None:
+    async def engine(request):
+        yield "Here."
+        await trio.sleep_forever()
+
+    for settings, status in (
+        ({"max_streams": 1}, "The server is full. Try again in 5 seconds."),
+        (
+            {"keys": {"alice": "k"}, "max_streams_per_owner": 1},
+            "You have as many streams running as you may have. Try again in 5 seconds.",
+        ),
+    ):
+        async with serving(engine, **settings) as served, chromium() as browser:
+            running = await served.pipeline.start(Request("x"), owner=next(iter(served.pipeline.settings.keys), ""))
+            page = await browser.open(served.url)
+            await page.evaluate("sessionStorage.setItem('key', 'k')")
+            await page.ask()
+            await page.status_is(status)
+            served.pipeline.forget(running)
+            await trio.testing.wait_all_tasks_blocked()
+            await page.click("button", "Ask")
+            await page.answer_is("Here.")
+
+
+async def test_what_is_wrong_with_a_question_is_said(chromium, serving) -> None:
+    async def engine(request):
+        yield "."
+
+    async with serving(engine, max_request_bytes=100) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask("Why? " * 30)
+        await page.status_is("The question is too long for this server.")
+        await page.evaluate("document.querySelector('[value=deep]').value = 'x'")
+        await page.ask()
+        await page.status_is("The server refused this: Invalid enum value 'x' - at `$.mode`.")
+
+
+async def test_the_end_is_said_in_plain_words(chromium, serving) -> None:
+    ends = {
+        "a": (Finish("length"), "Ended early: the text reached its greatest length."),
+        "b": (Finish("content_filter"), "Done (content_filter)."),
+        "c": (EngineError("gone", "The model is gone.", retryable=False), "It failed: The model is gone."),
+        "d": (ValueError("secret"), "It failed: The engine failed."),
+    }
+
+    async def engine(request):
+        end, _ = ends[request.messages[-1].content]
+        yield "Some."
+        if isinstance(end, Exception):
+            raise end
+        yield end
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        for question, (_, status) in ends.items():
+            await page.ask(question)
+            await page.status_is(status)
+            await page.answer_is("Some.")
+
+
+async def test_a_server_that_shuts_down_says_so_and_finishes_the_stream(chromium, serving) -> None:
+    more = trio.Event()
+
+    async def engine(request):
+        yield "Before. "
+        await more.wait()
+        yield "After."
+
+    async with serving(engine) as served, chromium() as browser, trio.open_nursery() as nursery:
+        page = await browser.open(served.url)
+        await page.ask()
+        await page.answer_is("Before. ")
+        nursery.start_soon(served.pipeline.drain, 30)
+        await page.status_is("Answering… The server is shutting down.")
+        more.set()
+        await page.status_is("Done. The server is shutting down.")
+        await page.ask()
+        await page.status_is("The server is shutting down. Try again in 5 seconds.")
+
+
+async def test_a_server_that_cannot_be_reached_is_named(chromium, serving) -> None:
+    async def engine(request):
+        yield "."
+
+    async with chromium() as browser:
+        async with serving(engine) as served:
+            page = await browser.open(served.url)
+        await page.ask()
+        await page.status_is("The server cannot be reached.")
+
+
+async def test_a_page_that_finds_all_readers_places_taken_waits_for_one(chromium, serving) -> None:
+    more = trio.Event()
+
+    async def engine(request):
+        yield "Before. "
+        await more.wait()
+        yield "After."
+
+    async with serving(engine, max_readers_per_stream=1) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask()
+        await page.answer_is("Before. ")
+        await page.click("button", "Cut the connection")
+        while served.snapshot.status == "running" and served.pipeline.streams()[0].log.readers:
+            await trio.sleep(0.01)
+        async with served.pipeline.streams()[0].attach():
+            await page.status_is("The stream has as many readers as it may have; trying again…")
+        await page.status_is("Answering…")
+        more.set()
+        await page.status_is("Done.")
+        await matches(page, served.snapshot)
+
+
+# Numbers
+
+
+async def test_the_models_own_count_gives_the_tokens_per_second(chromium, serving) -> None:
+    async def engine(request):
+        yield "First"
+        await trio.sleep(1)
+        yield " and last."
+        yield Finish("stop", Usage(1, 1001, 0))
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask()
+        await page.status_is("Done.")
+        timings = served.snapshot.timings
+        expected = round(1000 * 1000 / (timings.total_ms - timings.first_token_ms))
+        assert abs(int((await page.content("numbers")).split()[-2]) - expected) <= 1
+        assert "about" not in await page.content("numbers")
+
+
+# For everybody
+
+
+async def test_the_page_can_be_used_with_the_keyboard_alone(chromium, serving) -> None:
+    stopped = trio.Event()
+
+    async def engine(request):
+        try:
+            yield request.messages[-1].content
+            await trio.sleep_forever()
+        finally:
+            stopped.set()
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        focused = "document.activeElement.id || document.activeElement.value"
+        order = []
+        for _ in range(6):
+            await page.press("Tab")
+            order.append(await page.evaluate(focused))
+            assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        assert order == ["question", "deep", "ask", "cut", "slow", "stop"]
+        for _ in range(5):
+            await page.press("Tab", shift=True)
+        assert await page.evaluate(focused) == "question"
+        await page.type("One line")
+        await page.press("Enter", shift=True)
+        await page.call("Input.insertText", text="and another")
+        await page.press("Enter")
+        await page.answer_is("One line\nand another")
+        while await page.evaluate(focused) != "stop":
+            await page.press("Tab")
+        await page.press(" ")
+        await page.status_is("Stopped.")
+        await stopped.wait()
+        assert await page.evaluate(focused) == "stop"
+
+
+async def test_a_screen_reader_is_told_the_status_and_not_every_token(chromium, serving) -> None:
+    more = trio.Event()
+
+    async def engine(request):
+        yield Reasoning("Hm.", 0)
+        yield "word "
+        await more.wait()
+        for _ in range(100):
+            yield "word "
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        for role, name in (
+            ("textbox", "Question"),
+            ("group", "Mode"),
+            ("group", "Connection"),
+            ("button", "Read slowly"),
+            ("main", ""),
+        ):
+            await page.find(role, name)
+        await page.ask()
+        await page.answer_is("word ")
+        for role, name in (("heading", "Answer"), ("heading", "Reasoning"), ("region", "Answer")):
+            await page.find(role, name)
+        await page.evaluate("""{
+            window.said = [];
+            const live = document.querySelectorAll("[aria-live], [role=status], [role=alert], [role=log], output");
+            for (const region of live)
+                new MutationObserver(() => said.push(region.textContent))
+                    .observe(region, { childList: true, characterData: true, subtree: true });
+        }""")
+        more.set()
+        await page.status_is("Done.")
+        assert await page.evaluate("said") == ["Done."]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (1280, "light")])
+async def test_it_fits_the_screen_and_can_be_read(chromium, serving, width, scheme) -> None:
+    async def engine(request):
+        yield Reasoning("x" * 500, 0)
+        yield Reasoning("second", 1)
+        yield "y" * 500
+        await trio.sleep_forever()
+
+    async with serving(engine, keys={"alice": "k"}) as served, chromium() as browser:
+        page = await browser.open(served.url, width=width, prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
+        await page.evaluate("document.getElementById('ask').click()")  # the key's field shows
+        await page.status_is("This server needs a key.")
+        await page.type("k")
+        await page.press("Enter")
+        await page.answer_is("y" * 500)
+        await page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        # What a finger is to hit is 44 pixels high.
+        heights = await page.evaluate("[...document.querySelectorAll('button')].map((button) => button.offsetHeight)")
+        assert min(heights) >= 44
+        # WCAG 2.2, 1.4.3: contrast of 4.5 at least, for all that can be read and is not switched off.
+        contrasts = await page.evaluate("""{
+            const channels = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((value) => value / 255);
+            const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+            const light = (colour) => {
+                const [r, g, b] = channels(colour).map(linear);
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+            };
+            const ground = (element) => {
+                const colour = getComputedStyle(element).backgroundColor;
+                return /, 0\\)$/.test(colour) ? ground(element.parentElement) : colour;
+            };
+            const readable = [...document.querySelectorAll("main *, header *")].filter((element) =>
+                element.checkVisibility() && element.innerText && element.ariaDisabled !== "true");
+            readable.map((element) => {
+                const pair = [light(getComputedStyle(element).color), light(ground(element))].sort((a, b) => b - a);
+                return [(pair[0] + 0.05) / (pair[1] + 0.05), element.outerHTML.slice(0, 80)];
+            });
+        }""")
+        assert len(contrasts) > 15
+        assert [(contrast, element) for contrast, element in contrasts if contrast < 4.5] == []
+        paper = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (paper == "rgb(22, 23, 26)") == (scheme == "dark")
+        moving = "[...document.querySelectorAll('*')].filter((e) => parseFloat(getComputedStyle(e).transitionDuration))"
+        assert await page.evaluate(f"{moving}.length") == 0

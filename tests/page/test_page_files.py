@@ -1,0 +1,69 @@
+"""How the page's files are served."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from quart_trio import QuartTrio
+
+from crucible_trio import Settings, open_pipeline
+from crucible_trio.web import blueprint, create_app
+
+FILES = ["/", "/page/page.css", "/page/page.js", "/page/readers.js", "/page/view.js", "/page/words.js"]
+
+
+async def silent(request):
+    yield "."
+
+
+@pytest.mark.parametrize("path", FILES)
+async def test_every_file_comes_with_the_rules_a_browser_is_to_keep(path) -> None:
+    async with open_pipeline(silent, Settings(keys={"alice": "k"})) as pipeline:
+        client = create_app(pipeline).test_client()
+        response = await client.get(path)
+        assert response.status_code == 200
+        policy = response.headers["Content-Security-Policy"]
+        assert policy.startswith(
+            "default-src 'none'; connect-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        )
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert response.headers["Referrer-Policy"] == "no-referrer"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Cache-Control"] == "no-cache"
+        kind = {"css": "text/css", "js": "text/javascript"}.get(path.rpartition(".")[2], "text/html")
+        assert response.headers["Content-Type"] == f"{kind}; charset=utf-8"
+        again = await client.get(path, headers={"If-None-Match": response.headers["ETag"]})
+        assert (again.status_code, await again.get_data()) == (304, b"")
+        stale = await client.get(path, headers={"If-None-Match": '"old"'})
+        assert (stale.status_code, await stale.get_data()) == (200, await response.get_data())
+
+
+@pytest.mark.parametrize("path", ["/page/", "/page/index.html", "/page/x", "/page/../page.py", "/page/%2e%2e/app.py"])
+async def test_nothing_else_is_served(path) -> None:
+    async with open_pipeline(silent) as pipeline:
+        assert (await create_app(pipeline).test_client().get(path)).status_code == 404
+
+
+@pytest.mark.parametrize("path", FILES)
+async def test_a_link_on_a_foreign_page_leads_here_though_its_requests_do_not(path) -> None:
+    async with open_pipeline(silent) as pipeline:
+        client = create_app(pipeline).test_client()
+        foreign = {"Sec-Fetch-Site": "cross-site", "Host": "localhost"}
+        assert (await client.get(path, headers=foreign)).status_code == 200
+        assert (await client.get("/v1/streams", headers=foreign)).status_code == 403
+
+
+async def test_the_page_names_no_other_place_and_works_below_a_prefix() -> None:
+    async with open_pipeline(silent) as pipeline:
+        app = QuartTrio(__name__)
+        app.register_blueprint(blueprint(pipeline), url_prefix="/ai")
+        client = app.test_client()
+        html = await (await client.get("/ai/")).get_data(as_text=True)
+        links = [link for link in re.findall(r'(?:src|href)="([^"]*)"', html) if not link.startswith("data:")]
+        assert links == ["page/page.css", "page/page.js"]
+        for link in links:
+            response = await client.get(f"/ai/{link}")
+            assert response.status_code == 200
+            assert not re.search(r"https?://|[\"'(]//?[a-z]", await response.get_data(as_text=True))

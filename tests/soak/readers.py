@@ -1,0 +1,283 @@
+"""The clients of a soak: each reads one stream in its own way and holds what came against what had to come."""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import h11
+import httpx
+import msgspec
+import trio
+from workload import request_for, script_for
+
+from crucible_trio.client import Client, ClientStream
+from crucible_trio.records import TERMINAL, AnyRecord, StreamCancelled, StreamFailed, parse_event_id
+from crucible_trio.sse import Decoder
+
+# Far over the server's write deadline; it may be busy with hundreds of others.
+FROZEN_SECONDS = 60.0
+
+
+@dataclass
+class Tally:
+    """What has gone wrong, and what has been seen."""
+
+    lost: int = 0
+    repeated: int = 0
+    reordered: int = 0
+    wrong: list[str] = field(default_factory=list)  # everything else, in words
+    streams: int = 0
+    records: int = 0
+    connections: int = 0
+    reconnects: int = 0
+    compared: int = 0  # streams that an uncut reader read along
+    gone: int = 0  # readers that a server which was told to stop has left behind, with a beginning of the text
+    closed_at: dict[str, float] = field(default_factory=dict)  # by prompt, in time.monotonic()
+
+    def count(self, seqs: list[int], after: int, who: str) -> None:
+        """Records as they came, on one connection or handed out by a client: `after + 1` and on, one by one."""
+        seen: set[int] = set()
+        last = after
+        for seq in seqs:
+            if seq in seen or seq <= after:
+                self.repeated += 1
+                self.wrong.append(f"{who}: record {seq} came again, after {last}")
+            elif seq < last:
+                self.reordered += 1
+                self.wrong.append(f"{who}: record {seq} came after {last}")
+            elif seq > last + 1:
+                self.lost += seq - last - 1
+                self.wrong.append(f"{who}: record {seq} came after {last}")
+            seen.add(seq)
+            last = max(last, seq)
+
+    def check(self, prompt: str, records: list[AnyRecord], who: str) -> None:
+        """A whole reading: its numbers, its text and its end."""
+        self.streams += who != "control"
+        script = script_for(prompt)
+        text, end = text_of(records), records[-1]
+        self.records += len(records)
+        self.count([record.seq for record in records], 0, f"{who} {prompt!r}")
+        if not (is_beginning(text, script.text) if isinstance(end, StreamCancelled) else text == script.text):
+            self.lost += 1
+            self.wrong.append(f"{who} {prompt!r}: {first_difference(text, script.text)}")
+        code = end.error.code if isinstance(end, StreamFailed) else None
+        if (type(end).__name__, code) != script.end or sum(isinstance(record, TERMINAL) for record in records) != 1:
+            self.wrong.append(f"{who} {prompt!r}: it ended with {end!r}")
+
+    def check_beginning(self, prompt: str, records: list[AnyRecord], who: str) -> None:
+        """A reading without its end: what came is a beginning."""
+        self.streams += 1
+        self.records += len(records)
+        self.count([record.seq for record in records], 0, f"{who} {prompt!r}")
+        if not is_beginning(text_of(records), script_for(prompt).text):
+            self.wrong.append(f"{who} {prompt!r}: {first_difference(text_of(records), script_for(prompt).text)}")
+
+
+def text_of(records: list[AnyRecord]) -> str:
+    return "".join(getattr(record, "delta", "") for record in records)
+
+
+def is_beginning(text: str, expected: str) -> bool:
+    # Where a stream is stopped inside a character, what it had of that is a replacement character.
+    return expected.startswith(text.removesuffix("\N{REPLACEMENT CHARACTER}"))
+
+
+def first_difference(text: str, expected: str) -> str:
+    at = next((n for n, (one, other) in enumerate(zip(text, expected, strict=False)) if one != other), len(text))
+    return f"{len(text)} of {len(expected)} characters, at {at} {text[at : at + 20]!r} for {expected[at : at + 20]!r}"
+
+
+class Tap(httpx.AsyncBaseTransport):
+    """Listens on a client's wire: the client drops what comes twice, so it cannot say that it did."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._inner.handle_async_request(request)
+        if response.headers.get("Content-Type", "").startswith("text/event-stream"):
+            last_id = request.headers.get("Last-Event-ID")
+            after = parse_event_id(last_id)[1] if last_id else 0
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            response.stream = _Tapped(response.stream, self._tally, after)
+        return response
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _Tapped(httpx.AsyncByteStream):
+    def __init__(self, inner: httpx.AsyncByteStream, tally: Tally, after: int) -> None:
+        self._inner = inner
+        self._tally = tally
+        self._after = after
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        decoder = Decoder()
+        seqs: list[int] = []
+        try:
+            async for data in self._inner:
+                seqs += [parse_event_id(event.id)[1] for event in decoder.feed(data) if event.id]
+                yield data
+        finally:
+            self._tally.connections += 1
+            self._tally.count(seqs, self._after, "on the wire")
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+@dataclass
+class Found:
+    """One stream that is read by a client that is cut, and perhaps by another that is not."""
+
+    prompt: str
+    started: trio.Event = field(default_factory=trio.Event)  # or never will be, when there is no id
+    attached: trio.Event = field(default_factory=trio.Event)  # the one that is not cut, or never will be
+    stream_id: str | None = None
+    records: list[AnyRecord] = field(default_factory=list)
+    control: list[AnyRecord] = field(default_factory=list)
+
+
+async def read(client: Client, found: Found, tally: Tally) -> None:
+    """Read to the end, whatever happens to the connections; cancel halfway what is there to be cancelled."""
+    try:
+        async with client.start(request_for(found.prompt)) as stream:
+            found.stream_id = stream.id
+            found.started.set()
+            await _read_into(found.records, stream, cancel_at=20 if found.prompt.startswith("cancels") else None)
+    finally:
+        found.started.set()
+    tally.reconnects += stream.reconnects
+    tally.check(found.prompt, found.records, "reader")
+
+
+async def read_along(client: Client, found: Found, tally: Tally) -> None:
+    """The measure: read the same stream, and have nothing happen to the connection."""
+    await found.started.wait()
+    if found.stream_id is None:
+        found.attached.set()  # never will be
+        return
+    async with client.read(found.stream_id) as stream:
+        found.attached.set()
+        await _read_into(found.control, stream)
+    if stream.reconnects:
+        tally.wrong.append(f"control {found.prompt!r}: cut {stream.reconnects} times, by nobody")
+    tally.check(found.prompt, found.control, "control")
+
+
+async def _read_into(records: list[AnyRecord], stream: ClientStream, *, cancel_at: int | None = None) -> None:
+    async for record in stream:
+        records.append(record)
+        if len(records) == cancel_at:
+            await stream.cancel()
+
+
+class RawStream:
+    """One connection as bytes, so that it can be read slowly, or not at all."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.records: list[AnyRecord] = []
+        self.whole = False  # the body has ended as HTTP says
+        self._h11 = h11.Connection(h11.CLIENT)
+        self._decoder = Decoder()
+
+    @classmethod
+    async def start(cls, port: int, prompt: str) -> RawStream:
+        sock = trio.socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await sock.connect(("127.0.0.1", port))
+        raw = cls(trio.SocketStream(sock))
+        body = msgspec.json.encode(request_for(prompt))
+        head = [("Host", "127.0.0.1"), ("Accept", "text/event-stream"), ("Content-Type", "application/json")]
+        request = h11.Request(method="POST", target="/v1/streams", headers=[*head, ("Content-Length", str(len(body)))])
+        data = [raw._h11.send(part) or b"" for part in (request, h11.Data(data=body), h11.EndOfMessage())]
+        await raw.stream.send_all(b"".join(data))
+        return raw
+
+    async def receive(self, limit: int) -> bool:
+        """Take some bytes; False when there are no more."""
+        data = bytes(await self.stream.receive_some(limit))
+        self._h11.receive_data(data)
+        while (event := self._h11.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
+            match event:
+                case h11.Data(data=content):
+                    for sent in self._decoder.feed(bytes(content)):
+                        if sent.id:
+                            self.records.append(msgspec.json.decode(sent.data or "", type=AnyRecord))
+                case h11.EndOfMessage():
+                    self.whole = True
+                    return False
+                case h11.ConnectionClosed():
+                    return False
+        return bool(data)
+
+    def close(self, *, reset: bool = False) -> None:
+        if reset:
+            self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.stream.socket.close()
+
+
+async def read_slowly(port: int, client: Client, prompt: str, tally: Tally) -> None:
+    """Read little at a time and late; where that was too slow for the server, come back for the rest."""
+    raw = await RawStream.start(port, prompt)
+    try:
+        while await raw.receive(8192):
+            await trio.sleep(0.005)
+    except trio.BrokenResourceError:
+        await _come_back(raw, client, tally)
+    finally:
+        raw.close()
+    tally.check(prompt, raw.records, "slow")
+
+
+async def freeze(port: int, client: Client, prompt: str, tally: Tally) -> None:
+    """Stop reading until the server has given up, take what is still on the way, and come back for the rest."""
+    raw = await RawStream.start(port, prompt)
+    given_up = select.poll()
+    given_up.register(raw.stream.socket.fileno(), 0)  # errors alone: a reset is one
+    try:
+        while len(raw.records) < 2:
+            await raw.receive(4096)
+        with trio.move_on_after(FROZEN_SECONDS) as frozen:
+            while not given_up.poll(0):
+                await trio.sleep(0.05)
+        if frozen.cancelled_caught:
+            tally.wrong.append(f"frozen {prompt!r}: the server did not give up")
+        while await raw.receive(65536):
+            pass
+    except trio.BrokenResourceError:
+        await _come_back(raw, client, tally)
+    finally:
+        raw.close()
+    tally.check(prompt, raw.records, "frozen")
+
+
+async def _come_back(raw: RawStream, client: Client, tally: Tally) -> None:
+    tally.reconnects += 1
+    async with client.read(raw.records[0].stream, after=raw.records[-1].seq) as stream:
+        await _read_into(raw.records, stream)
+
+
+async def leave(port: int, prompt: str, tally: Tally) -> None:
+    """Go away from a stream that ends with its reader, and remember when."""
+    raw = await RawStream.start(port, prompt)
+    script = script_for(prompt)
+    try:
+        while text_of(raw.records) != script.text:  # now the engine stalls
+            if not await raw.receive(4096):
+                tally.wrong.append(f"leaver {prompt!r}: the body ended before it left")
+                break
+    finally:
+        raw.close(reset=random.Random(prompt).random() < 0.5)
+        tally.closed_at[prompt] = time.monotonic()
+    tally.check_beginning(prompt, raw.records, "leaver")

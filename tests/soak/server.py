@@ -1,0 +1,114 @@
+"""The server of a soak, in a process of its own, so that what it holds can be told from what the clients hold.
+
+It prints its port, then answers each line of its standard input with a line of JSON. SIGTERM ends it in good order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from functools import partial
+
+import msgspec
+import trio
+from workload import kind_of, script_for
+
+from crucible_trio import Finish, Output, Pipeline, Request, Settings, open_pipeline
+from crucible_trio.server import Config, serve
+from crucible_trio.testing import ScriptedEngine
+from crucible_trio.web import create_app
+
+WRITE_TIMEOUT = 1.0
+SETTINGS = Settings(
+    bind=("127.0.0.1:0",),
+    retry_milliseconds=10,
+    heartbeat_seconds=0.5,
+    write_timeout_seconds=WRITE_TIMEOUT,
+    drain_seconds=30.0,
+)
+
+
+class TimedEngine:
+    """A scripted engine that remembers when the streams of those who leave had let go, in `time.monotonic()`."""
+
+    def __init__(self) -> None:
+        self.scripted = ScriptedEngine(lambda request: script_for(request.input).steps, keep_runs=0)
+        self.info = self.scripted.info
+        self.let_go: dict[str, float] = {}
+
+    async def generate(self, request: Request, output: Output) -> Finish:
+        prompt = str(request.input)
+        try:
+            return await self.scripted.generate(request, output)
+        finally:
+            if kind_of(prompt) == "leaves":
+                self.let_go[prompt] = time.monotonic()
+
+
+def held() -> dict[str, float]:
+    """What this process holds just now."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later is no leak
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[1])
+    return {
+        "tasks": trio.lowlevel.current_statistics().tasks_living,
+        "files": len(os.listdir("/proc/self/fd")) - 1,  # without the one that lists them
+        "mib": pages * resource.getpagesize() / 2**20,
+    }
+
+
+async def answer_commands(engine: TimedEngine, pipeline: Pipeline) -> None:
+    received = b""
+    async for data in trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())):
+        *commands, received = (received + data).split(b"\n")
+        for command in commands:
+            answer: dict[str, float]
+            match command:
+                case b"held":
+                    live = {"engines": engine.scripted.live, "readers": _readers(pipeline)}
+                    answer = held() | live
+                case b"forget":
+                    streams = pipeline.streams()
+                    for stream in streams:
+                        pipeline.forget(stream)
+                    answer = {"forgotten": len(streams)}
+                case _:
+                    answer, engine.let_go = engine.let_go, {}
+            print(msgspec.json.encode(answer).decode(), flush=True)
+
+
+def _readers(pipeline: Pipeline) -> int:
+    return sum(stream.log.readers for stream in pipeline.streams())
+
+
+async def main() -> None:
+    engine = TimedEngine()
+    stopping = trio.Event()
+    async with open_pipeline(engine, SETTINGS) as pipeline, trio.open_nursery() as watching:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+
+            async def watch() -> None:
+                async for _ in signals:
+                    stopping.set()
+
+            watching.start_soon(watch)
+            watching.start_soon(answer_commands, engine, pipeline)
+            app, config = create_app(pipeline), Config.from_settings(SETTINGS)
+            async with trio.open_nursery() as serving:
+                run = partial(serve, app, config, drain=pipeline.drain, shutdown=stopping.wait)
+                [url] = await serving.start(run)
+                print(url.rsplit(":", 1)[1], flush=True)
+            watching.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    # What fails on purpose is not worth a line; what is not on purpose comes from elsewhere.
+    logging.getLogger("crucible_trio.endings").setLevel(logging.CRITICAL)
+    trio.run(main)

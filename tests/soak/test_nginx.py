@@ -1,0 +1,280 @@
+"""Behind Debian's nginx, whose upstream speaks HTTP/1.0 by default: a body there ends by closing its connection."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import h11
+import msgspec
+import pytest
+import trio
+
+from crucible_trio import Pipeline, Reasoning, Request, Settings, open_pipeline
+from crucible_trio.client import open_client
+from crucible_trio.server import Config, serve
+from crucible_trio.sse import Decoder
+from crucible_trio.testing import Gate, RandomChaos, Repeat, ScriptedEngine, open_chaos_proxy, split_text
+from crucible_trio.web import create_app
+
+# No daemon, so that a test can end it: a master and one worker. Every path lies in its prefix, which is private to
+# whoever runs the test: the worker must be the same user.
+CONFIGURATION = """
+%(user)s
+daemon off;
+worker_processes 1;
+pid nginx.pid;
+error_log stderr error;
+events { worker_connections 64; }
+http {
+    access_log off;
+    client_body_temp_path client;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    server {
+        listen 127.0.0.1:%(port)d;
+        location /default/ { proxy_pass http://127.0.0.1:%(server)d/; }
+        location /unbuffered/ { proxy_pass http://127.0.0.1:%(server)d/; proxy_buffering off; }
+        location /gzip/ {
+            proxy_pass http://127.0.0.1:%(server)d/;
+            gzip on;
+            gzip_types text/event-stream;
+            gzip_proxied any;
+        }
+        location /http11/ {
+            proxy_pass http://127.0.0.1:%(server)d/;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+        }
+        location /buffered/ {
+            proxy_pass http://127.0.0.1:%(server)d/;
+            proxy_ignore_headers X-Accel-Buffering;
+        }
+    }
+}
+"""
+
+TEXT = "Grüße, 🦊 naïve 🏳️\u200d🌈 \u2028\x85\n\nid: forged "
+NOT_HELD_BACK = ["default", "unbuffered", "gzip", "http11"]
+
+
+@dataclass
+class Answer:
+    """A response through the proxy, as far as it has come."""
+
+    stream: trio.SocketStream
+    body: bytes = b""
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    whole: bool = False  # the body has ended as HTTP says
+
+    def __post_init__(self) -> None:
+        self._h11 = h11.Connection(h11.CLIENT)
+        self._unzip = zlib.decompressobj(wbits=31)
+
+    async def ask(self, path: str, body: bytes, *lines: tuple[str, str]) -> None:
+        head = [("Host", "127.0.0.1"), ("Accept", "text/event-stream"), ("Content-Type", "application/json"), *lines]
+        request = h11.Request(method="POST", target=path, headers=[*head, ("Content-Length", str(len(body)))])
+        parts = [self._h11.send(part) or b"" for part in (request, h11.Data(data=body), h11.EndOfMessage())]
+        await self.stream.send_all(b"".join(parts))
+
+    async def receive(self) -> bool:
+        """Take what is there; False after the end. A reset raises `trio.BrokenResourceError`."""
+        self._h11.receive_data(bytes(await self.stream.receive_some(65536)))
+        while (event := self._h11.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
+            match event:
+                case h11.Response():
+                    self.status = event.status_code
+                    self.headers = {name.decode(): value.decode() for name, value in event.headers}
+                case h11.Data(data=data):
+                    zipped = self.headers.get("content-encoding") == "gzip"
+                    self.body += self._unzip.decompress(bytes(data)) if zipped else bytes(data)
+                case h11.EndOfMessage():
+                    self.whole = True
+                    return False
+        return True
+
+    async def read_until(self, text: str) -> None:
+        while text.encode() not in self.body:
+            assert await self.receive(), self.body
+
+    async def read_to_end(self) -> None:
+        while await self.receive():
+            pass
+
+    @property
+    def events(self) -> list[dict]:
+        return [msgspec.json.decode(event.data or "") for event in Decoder().feed(self.body)]
+
+    @property
+    def text(self) -> str:
+        return "".join(event.get("delta", "") for event in self.events)
+
+
+@dataclass
+class Behind:
+    """Our server behind nginx."""
+
+    pipeline: Pipeline
+    port: int  # of nginx
+    server: trio.CancelScope
+    answers: list[Answer] = field(default_factory=list)
+
+    async def start(self, location: str, *lines: tuple[str, str], receive_buffer: int = 65536, **ask: str) -> Answer:
+        sock = trio.socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        answer = Answer(trio.SocketStream(sock))
+        self.answers.append(answer)
+        await sock.connect(("127.0.0.1", self.port))
+        body = msgspec.json.encode({"input": "x", "mode": "deep"} | ask)
+        await answer.ask(f"/{location}/v1/streams", body, *lines)
+        return answer
+
+
+@pytest.fixture
+def behind_nginx(need_program: Callable[[str], str], tmp_path: Path) -> Callable[..., AsyncIterator[Behind]]:
+    """`async with behind_nginx(engine) as behind`; `chaos`, if any, sits between nginx and the server."""
+    nginx = need_program("nginx")
+
+    @asynccontextmanager
+    async def opened(engine: ScriptedEngine, *, chaos=(), settings: Settings | None = None) -> AsyncIterator[Behind]:
+        settings = settings or Settings(retry_milliseconds=1)
+        config = Config.from_settings(settings)
+        config.bind = ["127.0.0.1:0"]
+        scope = trio.CancelScope()
+
+        async def run(app, *, task_status: trio.TaskStatus[list[str]]) -> None:
+            with scope:
+                await serve(app, config, task_status=task_status)
+
+        with trio.fail_after(60), socket.create_server(("127.0.0.1", 0)) as listener:
+            async with open_pipeline(engine, settings) as pipeline, trio.open_nursery() as nursery:
+                [url] = await nursery.start(run, create_app(pipeline))
+                port, server = listener.getsockname()[1], int(url.rsplit(":", 1)[1])
+                async with open_chaos_proxy(server, chaos) as proxy:
+                    server = proxy.port if chaos else server  # its buffers would count in what is measured
+                    file = tmp_path / "nginx.conf"
+                    user = "user root;" if os.geteuid() == 0 else ""
+                    file.write_text(CONFIGURATION % {"user": user, "port": port, "server": server})
+                    command = [nginx, "-p", f"{tmp_path}/", "-e", "stderr", "-c", str(file)]
+                    # A listening socket that it inherits, as at an upgrade: no port is free for a moment only.
+                    environment = os.environ | {"NGINX": f"{listener.fileno()};"}
+                    options = {"pass_fds": [listener.fileno()], "env": environment, "stderr": subprocess.PIPE}
+                    process = await nursery.start(partial(trio.run_process, command, check=False, **options))
+                    behind = Behind(pipeline, port, scope)
+                    try:
+                        yield behind
+                    finally:
+                        for answer in behind.answers:
+                            answer.stream.socket.close()
+                        process.terminate()
+                        with trio.CancelScope(shield=True):
+                            await process.wait()
+                nursery.cancel_scope.cancel()
+
+    return opened
+
+
+@pytest.mark.parametrize("location", NOT_HELD_BACK)
+async def test_each_record_arrives_while_the_engine_waits_for_it(behind_nginx, location) -> None:
+    gates = [Gate(), Gate()]
+    engine = ScriptedEngine(gates[0], Reasoning("hm "), gates[1], split_text(TEXT * 20, 50, seed=3))
+    async with behind_nginx(engine) as behind:
+        answer = await behind.start(location, ("Accept-Encoding", "gzip"))
+        await answer.read_until("stream.created")
+        assert engine.written == []
+        gates[0].open()
+        await answer.read_until("reasoning.delta")
+        assert engine.written == ["hm "]
+        gates[1].open()
+        await answer.read_to_end()
+        assert answer.whole
+        assert answer.text == "hm " + TEXT * 20
+        assert (answer.headers.get("content-encoding") == "gzip") == (location == "gzip")
+        assert [event["seq"] for event in answer.events] == list(range(1, len(answer.events) + 1))
+
+
+async def test_a_proxy_that_buffers_in_spite_of_us_delays_and_loses_nothing(behind_nginx) -> None:
+    async with behind_nginx(ScriptedEngine(Reasoning("hm "), split_text(TEXT * 500, 300, seed=3))) as behind:
+        answer = await behind.start("buffered")
+        await answer.read_to_end()
+        assert answer.whole
+        assert answer.text == "hm " + TEXT * 500
+
+
+@pytest.mark.parametrize("location", NOT_HELD_BACK[:2])
+async def test_a_stalled_client_stops_the_engine_once_the_proxy_is_full(
+    behind_nginx, location, record_property
+) -> None:
+    piece = "x" * 1000
+    engine = ScriptedEngine(Repeat(piece))
+    async with behind_nginx(engine) as behind:
+        answer = await behind.start(location, receive_buffer=4096)
+        await answer.read_until("output.delta")
+        before = -1
+        [run] = engine.runs
+        while len(run.written) != before:  # until it stands still
+            before = len(run.written)
+            await trio.sleep(0.4)
+        mib = before * len(piece) / 2**20
+        record_property("engine_ahead_mib", mib)
+        print(f"{location}: the engine stopped {mib:.2f} MiB ahead of a client that stopped reading")
+        [stream] = behind.pipeline.streams()
+        assert stream.status == "running"  # held back, not ended by a cap
+        assert stream.log.readers == 1
+
+
+@pytest.mark.parametrize("location", [*NOT_HELD_BACK, "buffered"])
+async def test_a_body_that_the_server_breaks_off_never_looks_whole(behind_nginx, location) -> None:
+    gate = Gate()
+    async with behind_nginx(ScriptedEngine("x" * 9000, gate)) as behind:
+        answer = await behind.start(location)
+        await gate.wait_reached()
+        await answer.read_until("stream.created")
+        behind.server.cancel()  # resets every connection
+        with pytest.raises((trio.BrokenResourceError, h11.RemoteProtocolError)):
+            await answer.read_to_end()
+        assert not answer.whole
+
+
+async def test_a_client_that_leaves_the_proxy_stops_the_engine(behind_nginx) -> None:
+    gate = Gate()
+    engine = ScriptedEngine("x", gate)
+    async with behind_nginx(engine) as behind:
+        answer = await behind.start("default", on_disconnect="cancel")
+        await answer.read_until("output.delta")
+        answer.stream.socket.close()
+        await engine.runs[0].ended.wait()
+        assert engine.runs[0].end == "cancelled"
+
+
+@pytest.mark.parametrize("location", ["default", "http11"])
+async def test_cuts_on_both_sides_of_the_proxy_lose_nothing(behind_nginx, location) -> None:
+    engine = ScriptedEngine(Reasoning("hm "), 0.01, split_text(TEXT * 40, 100, seed=3), Repeat("y" * 5000, 3))
+    chaos = [RandomChaos(seed=seed, untouched=0.6, stalls_for_ever=False) for seed in (1, 2)]
+    async with (
+        behind_nginx(engine, chaos=chaos[0]) as behind,
+        open_chaos_proxy(behind.port, chaos[1]) as proxy,
+        open_client(
+            f"{proxy.url}/{location}", retry_seconds=0.001, silence_seconds=2, max_first_attempts=20, max_attempts=20
+        ) as client,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def read() -> None:
+            async with client.start(Request("x", mode="deep")) as stream:
+                records = [record async for record in stream]
+            assert "".join(getattr(record, "delta", "") for record in records) == "hm " + TEXT * 40 + "y" * 15000
+            assert [record.seq for record in records] == list(range(1, len(records) + 1))
+
+        for _ in range(6):
+            nursery.start_soon(read)

@@ -1,0 +1,26 @@
+"""The short form of the soak: the same program, fewer clients, a few rounds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+SHORT = ["--seconds", "3", "--clients", "40", "--controls", "5"]
+
+
+async def test_load_and_faults_lose_nothing_and_leave_nothing() -> None:
+    program = Path(__file__).with_name("soak.py")
+    with trio.fail_after(300):
+        done = await trio.run_process(
+            [sys.executable, "-W", "error", str(program), *SHORT],
+            capture_stdout=True,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    said = done.stdout.decode()
+    print(said)
+    assert done.returncode == 0, said
+    assert "lost 0, repeated 0, reordered 0, otherwise wrong 0" in said

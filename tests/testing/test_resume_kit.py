@@ -1,0 +1,366 @@
+"""The resume kit finds what is wrong with a server, and nothing where nothing is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from crucible_trio import Finish, Output, Pipeline, Request, Settings, open_pipeline
+from crucible_trio.server import Config, serve
+from crucible_trio.testing.resume import Report, Stage, Wire, check
+from crucible_trio.web import create_app
+
+SEGMENTS = [["Erst ", "das Wasser. "], ["Zehn Grad ", "zu heiß ", "verbrüht ", "茶."]]
+WORDS = [
+    "Nimm",
+    "weiches",
+    "Wasser,\nkühl",
+    "es",
+    "ab",
+    "—",
+    "80 °C",
+    "—",
+    "gieß",
+    "\U0001f375",
+    "auf.",
+    "Dann",
+    "warte",
+]
+PIECES = sum(map(len, SEGMENTS)) + len(WORDS)
+OWN = Wire(body='{"input": "{key}", "mode": "deep"}')
+
+
+def staged_engine(stage: Stage) -> Callable[[Request, Output], Any]:
+    """Waits for its turn before each piece, and makes two at a time in the end, which merge when nobody takes them."""
+
+    async def engine(request: Request, output: Output) -> Finish:
+        key = str(request.input)
+        for segment, pieces in enumerate(SEGMENTS):
+            for piece in pieces:
+                await stage.turn(key)
+                await output.reasoning(piece, segment)
+        for number, word in enumerate(WORDS):
+            if number < len(WORDS) - 1:
+                await stage.turn(key)
+            await output.delta(f" {word}")
+        return Finish()
+
+    return engine
+
+
+@asynccontextmanager
+async def own_server(stage: Stage, **settings: Any) -> AsyncIterator[tuple[Pipeline, str]]:
+    async with open_pipeline(staged_engine(stage), Settings(**settings)) as pipeline, trio.open_nursery() as nursery:
+        config = Config.from_settings(pipeline.settings)
+        config.bind = ["127.0.0.1:0"]
+        [url] = await nursery.start(partial(serve, create_app(pipeline), config, drain=pipeline.drain))
+        yield pipeline, url
+        nursery.cancel_scope.cancel()
+
+
+def checked(report: Report, phase: str) -> int:
+    return sum(row.checked for row in report.rows if row.phase == phase)
+
+
+def size(report: Report, phase: str) -> int:
+    return max(row.size for row in report.rows if row.phase == phase)
+
+
+# Our own application
+
+
+async def test_our_server_survives_a_cut_at_every_byte_of_a_logged_stream() -> None:
+    stage = Stage()
+    with trio.fail_after(300):
+        async with own_server(stage) as (pipeline, url):
+            report = await check(url, OWN, phases=["log"], take_turns=True, stage=stage)
+            [stream] = pipeline.streams()
+    assert report.ok, str(report)
+    assert checked(report, "log") > 2200
+    assert sum(row.skipped.total() + row.unmeasured for row in report.rows) == 0
+    # What the stream must have to be worth it: records, segments, wide characters, a record made of several pieces.
+    assert 20 <= stream.log.head < PIECES + 3
+    assert "3 channels of text" in report.stream
+    assert not report.notes
+
+
+async def test_our_application_survives_a_cut_at_every_byte_of_a_stream_that_is_being_made() -> None:
+    stage = Stage()
+    with trio.fail_after(300):
+        async with open_pipeline(staged_engine(stage)) as pipeline:
+            report = await check(create_app(pipeline), OWN, phases=["live"], take_turns=True, stage=stage)
+            assert any(stream.log.head < PIECES + 2 for stream in pipeline.streams())  # merged after the cut
+    assert report.ok, str(report)
+    assert checked(report, "live") > 2200
+    assert sum(row.skipped.total() + row.unmeasured for row in report.rows) == 0
+
+
+async def test_every_client_finds_our_server_whole_live_and_from_the_log() -> None:
+    stage = Stage()
+    with trio.fail_after(120):
+        async with own_server(stage) as (_, url):
+            report = await check(url, OWN, log_cuts=60, live_cuts=60, stage=stage, seed=1)
+    assert report.ok, str(report)
+    assert [(row.phase, row.client, row.checked) for row in report.rows] == [
+        (phase, client, 60) for client in ("eventsource", "httpx-sse", "fetch") for phase in ("log", "live")
+    ]
+
+
+async def test_a_start_that_answers_with_json_is_followed_to_its_events() -> None:
+    stage = Stage()
+    wire = Wire(body=OWN.body, headers=OWN.headers | {"Accept": "application/json"}, events="{json:events_url}")
+    with trio.fail_after(60):
+        async with open_pipeline(staged_engine(stage)) as pipeline:
+            report = await check(create_app(pipeline), wire, log_cuts=30, live_cuts=30, stage=stage)
+    assert report.ok, str(report)
+    assert all(row.checked == 30 for row in report.rows)
+
+
+async def test_an_event_source_can_start_by_itself() -> None:
+    stage = Stage()
+    wire = Wire(method="GET", path="/v1/generate?prompt={key}&mode=deep&idempotency_key={key}", headers={}, events=None)
+    with trio.fail_after(60):
+        async with open_pipeline(staged_engine(stage)) as pipeline:
+            report = await check(
+                create_app(pipeline), wire, clients=["eventsource"], log_cuts=40, live_cuts=40, stage=stage
+            )
+    assert report.ok, str(report)
+
+
+async def test_a_bug_of_ours_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crucible_trio.dialects import native
+
+    stage = Stage()
+    open_view = native.open_view
+
+    class LosesOne:
+        def __init__(self, dialect: Any) -> None:
+            self._dialect = dialect
+            self._is_first = True
+
+        def feed(self, frames: Any) -> bytes:
+            frames = list(frames)
+            if self._is_first and frames:
+                self._is_first = False
+                frames = frames[1:]
+            return self._dialect.feed(frames)
+
+    async def lossy_view(trace: Any, log: Any, after: int) -> Any:
+        dialect = await open_view(trace, log, after)
+        return LosesOne(dialect) if after else dialect
+
+    monkeypatch.setattr(native, "open_view", lossy_view)
+    with trio.fail_after(60):
+        async with open_pipeline(staged_engine(stage)) as pipeline:
+            report = await check(create_app(pipeline), OWN, log_cuts=20, live_cuts=20, stage=stage)
+    assert report.exit_code == 1
+    assert report.names.most_common(1)[0][0] == "off by one on resume"
+
+
+# A small server, right and wrong
+
+
+async def test_a_correct_server_of_another_kind_passes_at_every_byte(open_small_server: Any) -> None:
+    with trio.fail_after(120):
+        async with open_small_server(staged=True) as server:
+            report = await check(server.url, server.wire, live_cuts=60, take_turns=True, stage=server.stage)
+    assert report.ok, str(report)
+    assert checked(report, "log") == size(report, "log") + 1
+    assert checked(report, "live") == 60
+
+
+@pytest.mark.parametrize(
+    ("bug", "name"),
+    [
+        ("skips one", "off by one on resume"),
+        ("sends one again", "off by one on resume"),
+        ("ignores ids", "ids ignored"),
+        ("drops one", "dropped event"),
+        ("repeats one", "repeated event"),
+        ("loses the tail", "lost tail"),
+        ("ends without terminal", "clean end without terminal"),
+        ("goes on after the end", "goes on after the terminal"),
+        ("ends twice", "repeated event"),
+        ("refuses", "reconnect refused"),
+        ("garbles characters", "other text"),
+        ("hangs", "stuck"),
+        ("sends nothing but heartbeats", "stuck"),
+        ("never gets to the end", "no end"),
+    ],
+)
+async def test_a_planted_bug_is_found_and_named(open_small_server: Any, bug: str, name: str) -> None:
+    with trio.fail_after(60):
+        async with open_small_server(bug) as server:
+            timeout = 0.3 if name == "stuck" else 30
+            report = await check(server.url, server.wire, log_cuts=12, live_cuts=6, timeout=timeout, at_once=12)
+    assert report.exit_code == 1, str(report)
+    assert report.names.most_common(1)[0][0] == name, str(report)
+    assert f"FAIL {name}: " in str(report)
+    # Every client finds it, from the log and live.
+    assert all(row.failed for row in report.rows), str(report)
+
+
+async def test_an_id_before_its_data_is_found_by_the_client_that_takes_it_early(open_small_server: Any) -> None:
+    with trio.fail_after(60):
+        async with open_small_server("sends the id first") as server:
+            report = await check(server.url, server.wire, log_cuts=100, live_cuts=20)
+    assert set(report.names) == {"id before its data"}, str(report)
+    assert {failure.client for failure in report.failures} == {"fetch"}
+
+
+async def test_a_start_that_is_sent_again_and_starts_again_is_found(open_small_server: Any) -> None:
+    with trio.fail_after(60):
+        async with open_small_server("starts another") as server:
+            report = await check(server.url, server.wire, log_cuts=40, live_cuts=20)
+    assert set(report.names) <= {"another stream", "ids ignored", "repeated event"}, str(report)
+    assert {failure.client for failure in report.failures} == {"fetch"}
+
+
+async def test_a_stream_without_ids_fails_before_anything_is_cut(open_small_server: Any) -> None:
+    with trio.fail_after(10):
+        async with open_small_server("sends no ids") as server:
+            report = await check(server.url, server.wire)
+    assert (report.exit_code, set(report.names)) == (1, {"no ids"})
+    assert not report.rows
+
+
+async def test_what_is_lost_while_nobody_reads_is_found_live_and_only_there(open_small_server: Any) -> None:
+    with trio.fail_after(60):
+        async with open_small_server("forgets what nobody reads", staged=True) as server:
+            report = await check(server.url, server.wire, log_cuts=24, live_cuts=40, stage=server.stage)
+    assert report.exit_code == 1
+    assert {failure.phase for failure in report.failures} == {"live"}
+    assert "dropped event" in report.names
+
+
+async def test_a_failure_is_seen_again_by_what_the_report_says(open_small_server: Any) -> None:
+    with trio.fail_after(60):
+        async with open_small_server("drops one") as server:
+            report = await check(server.url, server.wire, log_cuts=24, phases=["log"], clients=["httpx-sse"])
+            [first, *_] = report.failures
+            again = f"again: crucible check {server.url} --phase log --client httpx-sse --cut {first.cut_at} --seed 0"
+            assert again in str(report)
+            second = await check(server.url, server.wire, phases=["log"], clients=["httpx-sse"], cuts=[first.cut_at])
+    assert second.failures == [first]
+    assert "uncut: ...mm weiches Wasser,\\nkühl [es ab — 80 °C — und gieß]..." in str(second)
+    assert "cut:   ...mm weiches Wasser,\\nkühl []" in str(second)
+
+
+async def test_a_seed_picks_the_same_bytes_again_and_another_one_others(open_small_server: Any) -> None:
+    async def places(seed: int) -> list[int]:
+        found = []
+        async with open_small_server("skips one") as server:
+            report = await check(
+                server.url, server.wire, phases=["log"], clients=["fetch"], log_cuts=12, seed=seed, at_once=1
+            )
+            found = [failure.cut_at for failure in report.failures]
+        return found
+
+    with trio.fail_after(60):
+        assert await places(1) == await places(1) != await places(2)
+
+
+async def test_ids_that_are_no_numbers_are_compared_with_the_uncut_readers(open_small_server: Any) -> None:
+    import msgspec
+
+    with trio.fail_after(60):
+        for bug, code in (("", 0), ("drops one", 1), ("repeats one", 1)):
+            async with open_small_server(bug, letters=True) as server:
+                wire = msgspec.structs.replace(server.wire, ids="opaque")
+                report = await check(server.url, wire, log_cuts=24, live_cuts=12)
+                assert report.exit_code == code, str(report)
+                report = await check(server.url, server.wire)
+                assert set(report.names) == {"no ids"}, str(report)
+
+
+# What cannot be checked
+
+
+async def test_nobody_there_is_no_failure_and_no_success() -> None:
+    with trio.fail_after(10):
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        await listener.aclose()
+        report = await check(f"http://127.0.0.1:{port}")
+    assert (report.exit_code, report.problem) == (2, "nobody answers there")
+
+
+async def test_a_stream_that_is_too_small_is_not_checked(open_small_server: Any) -> None:
+    with trio.fail_after(10):
+        async with open_small_server(events=[("begin", ""), ("say", "too small"), ("end", "stop")]) as server:
+            report = await check(server.url, server.wire)
+    assert report.exit_code == 2
+    assert "3 events" in str(report.problem)
+
+
+async def test_a_start_that_is_refused_is_quoted() -> None:
+    with trio.fail_after(10):
+        async with open_pipeline(staged_engine(Stage())) as pipeline:
+            report = await check(create_app(pipeline), Wire(body='{"prompt": "{key}"}'))
+    assert report.exit_code == 2
+    assert "the start was answered 400" in str(report)
+    assert "prompt" in str(report)
+
+
+async def test_what_was_not_checked_is_said(open_small_server: Any) -> None:
+    ascii_events = [("begin", ""), *(("say", f"word {number} ") for number in range(20)), ("end", "stop")]
+    with trio.fail_after(30):
+        async with open_small_server(events=ascii_events) as server:
+            wire = Wire(path="/runs", headers={}, body="{key}", events=None, kind="event:", text="", terminal=("end",))
+            report = await check(server.url, wire, log_cuts=5, live_cuts=5)
+    assert report.ok, str(report)
+    assert "note: eventsource cannot read" in str(report)
+    assert "note: all characters are of one byte" in str(report)
+
+
+async def test_a_busy_server_is_not_judged() -> None:
+    stage = Stage()
+    with trio.fail_after(60):
+        async with own_server(stage, max_streams=1) as (_, url):
+            report = await check(url, OWN, phases=["live"], clients=["fetch"], live_cuts=20, stage=stage)
+    [row] = report.rows
+    assert report.ok, str(report)
+    assert row.skipped["the start was answered 503"] > 0
+    assert row.checked + row.skipped.total() == 20
+
+
+@pytest.mark.parametrize("url", ["https://example.org", "nonsense", "http://", "http://[::1", "http://127.0.0.1:x"])
+async def test_a_url_that_cannot_be_used_is_an_error(url: str) -> None:
+    from crucible_trio.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="URL"):
+        await check(url)
+
+
+async def test_an_application_that_does_not_start_is_an_error() -> None:
+    from crucible_trio.errors import ConfigError
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no model"})
+
+    with pytest.raises(ConfigError, match="no model"):
+        await check(app)
+
+
+async def test_an_applications_lifespan_is_run_around_the_check() -> None:
+    happened = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            happened.append("asked")
+            raise RuntimeError
+        for word in ("startup", "shutdown"):
+            assert await receive() == {"type": f"lifespan.{word}"}
+            happened.append(word)
+            await send({"type": f"lifespan.{word}.complete"})
+
+    with trio.fail_after(10):
+        report = await check(app)
+    assert happened == ["startup", "asked", "shutdown"]
+    assert report.problem == "the start was not answered (broken)"

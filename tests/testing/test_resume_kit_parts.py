@@ -1,0 +1,221 @@
+"""The parts of the resume kit that do no I/O: clients like their originals, what events mean, what a trip lacked."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from httpx_sse._decoders import SSEDecoder, SSELineDecoder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crucible_trio import sse
+from crucible_trio.errors import ConfigError
+from crucible_trio.testing.resume import CLIENTS, Report, Row, Stage, Wire, load_wire
+from crucible_trio.testing.resume.clients import EVENT_SOURCE, FETCH, HTTPX_SSE, ClientKind, Follower
+from crucible_trio.testing.resume.judging import Finding, show_difference
+from crucible_trio.testing.resume.report import Failure
+from crucible_trio.testing.resume.wire import HttpRequest
+
+BODY = (
+    "retry: 1000\n:\nevent: a\ndata: eins\nid: s.1\n\ndata: zwei\ndata: ½\r\nid: s.2\r\n\r\n: hm\n\n"
+    "data: drei\nid: s.3\n\ndata: ohne\n\nid:s.4\ndata: vier\n\ndata: fünf\rid: s.5\r\r"
+).encode()
+
+
+def follow(kind: ClientKind, body: bytes, *, seed: int = 0) -> tuple[Follower, list[str]]:
+    follower = Follower(kind)
+    follower.connect()
+    events: list[sse.ServerSentEvent] = []
+    rng = random.Random(seed)
+    while body:
+        length = rng.randint(1, 9)
+        events += follower.feed(body[:length])
+        body = body[length:]
+    events += follower.lose()
+    return follower, [event.data or "" for event in events]
+
+
+def httpx_sse_reads(body: bytes) -> tuple[str, list[str]]:
+    """What a user of httpx-sse has before the connection breaks: the last id and the data, by its own decoders."""
+    lines, decoder = SSELineDecoder(), SSEDecoder()
+    found = [decoder.decode(line) for line in lines.decode(body.decode(errors="ignore"))]
+    # It gives out comments with a blank line as empty events, which a user of JSON leaves aside.
+    events = [event for event in found if event is not None]
+    return next((event.id for event in reversed(events) if event.id), ""), [e.data for e in events if e.data]
+
+
+# Clients
+
+
+def test_the_httpx_client_has_what_httpx_sse_has_at_every_cut() -> None:
+    for cut_at in range(len(BODY) + 1):
+        body = BODY[:cut_at]
+        if not body.endswith(b"\r"):  # after a CR it waits for one byte more
+            follower, data = follow(HTTPX_SSE, body, seed=cut_at)
+            assert (follower.last_id, data) == httpx_sse_reads(body), cut_at
+
+
+@given(cut_at=st.integers(0, len(BODY)), seed=st.integers(0, 1000))
+def test_an_event_source_never_has_an_id_whose_event_it_has_not(cut_at: int, seed: int) -> None:
+    follower, data = follow(EVENT_SOURCE, BODY[:cut_at], seed=seed)
+    names = ["", "eins", "zwei\n½", "drei", "vier", "fünf"]
+    assert follower.last_id == ("s." + str(max(names.index(name) for name in data if name != "ohne")) if data else "")
+
+
+def test_fetch_takes_an_id_as_soon_as_its_line_has_ended() -> None:
+    assert follow(FETCH, b"id: s.1")[0].last_id == ""
+    assert follow(FETCH, b"id: s.1\n")[0].last_id == "s.1"
+    assert follow(FETCH, b"id: s.1\nevent: x")[0].last_id == "s.1"
+    assert follow(FETCH, b"data: x\nid:s.1\nevent: x")[0].last_id == "s.1"
+    assert follow(FETCH, b"data: x\nid: s.1\n\nid: s.2\ndata: y")[0].last_id == "s.2"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_fetch_is_given_the_event_that_lacks_but_its_blank_line(end: str) -> None:
+    follower, data = follow(FETCH, f"data: x{end}id: s.1{end}".encode())
+    assert (follower.last_id, data, follower.favoured) == ("s.1", ["x"], 1)
+    # Not when the data is still to come: that is the server's doing.
+    follower, data = follow(FETCH, f"id: s.1{end}data: x{end}".encode())
+    assert (follower.last_id, data, follower.favoured) == ("s.1", [], 0)
+
+
+def test_a_new_connection_forgets_the_half_event_and_keeps_the_id() -> None:
+    for kind in CLIENTS.values():
+        follower, _ = follow(kind, b"data: x\nid: s.1\n\ndata: ha")
+        follower.connect()
+        assert [event.data for event in follower.feed(b"lf\n\ndata: y\n\n")] == ["y"]
+        assert follower.last_id == "s.1"
+
+
+# The wire
+
+
+def event(data: str, **fields: Any) -> sse.ServerSentEvent:
+    return sse.ServerSentEvent(data=data, **fields)
+
+
+def test_our_events_are_read_by_type_and_segment() -> None:
+    wire = Wire()
+    trace = wire.read(event('{"type":"reasoning.delta","seq":2,"segment":1,"delta":"hm"}', id="s.2"))
+    answer = wire.read(event('{"type":"output.delta","seq":3,"delta":"ja"}', id="s.3"))
+    end = wire.read(event('{"type":"stream.failed","seq":4}', id="s.4"))
+    busy = wire.read(event('{"type":"server.busy","reconnect_in_ms":5}'))
+    assert (trace.channel, trace.text, trace.id) == ("reasoning.delta/1", "hm", "s.2")
+    assert (answer.channel, answer.text) == ("output.delta", "ja")
+    assert (end.is_terminal, end.text) == (True, "")
+    assert (busy.is_control, busy.is_terminal, busy.id) == (True, False, None)
+
+
+def test_events_of_other_servers_can_be_described() -> None:
+    chat = Wire(kind="object", text="choices.0.delta.content", terminal=("[DONE]",))
+    assert chat.read(event('{"object":"chunk","choices":[{"delta":{"content":"ja"}}]}')).text == "ja"
+    assert chat.read(event('{"object":"chunk","choices":[]}')).text == ""
+    assert chat.read(event("[DONE]")).is_terminal
+    plain = Wire(kind="event:", text="", terminal=("end",))
+    assert plain.read(event("12", event="say")).text == "12"
+    assert (plain.read(event("x", event="end")).is_terminal, plain.read(event("x", event="end")).text) == (True, "")
+
+
+def test_a_key_stands_where_the_wire_says() -> None:
+    wire = Wire(path="/s?k={key}", headers={"X": "{key}!"}, body='{"a": "{key}"}')
+    assert wire.is_repeatable
+    assert wire.start("/base", "k1") == HttpRequest(
+        method="POST", target="/base/s?k=k1", headers=(("X", "k1!"),), body=b'{"a": "k1"}'
+    )
+    assert not Wire(headers={}).is_repeatable
+
+
+@pytest.mark.parametrize(
+    ("events", "target"),
+    [
+        ("{header:Location}/events", "/llm/v1/streams/s/events"),
+        ("events/{json:stream.id}", "/llm/v1/events/7"),
+        ("{json:url}", "/e?token=x"),
+        ("{header:Nothing}", None),
+        ("/{json:stream.nothing}", None),
+        (None, None),
+    ],
+)
+def test_the_events_are_found_in_the_answer_to_the_start(events: str | None, target: str | None) -> None:
+    headers = {"location": "/llm/v1/streams/s"}
+    content = b'{"stream": {"id": 7}, "url": "http://localhost/e?token=x"}'
+    found = Wire(events=events).find_events(HttpRequest(method="POST", target="/llm/v1/streams"), headers, content)
+    assert (found.target if found else None) == target
+
+
+def test_a_number_is_what_an_id_ends_with() -> None:
+    assert Wire().number("str_7Q2M4.12") == (12, 0)
+    assert Wire().number("1526919030474-55") == (1526919030474, 55)
+    assert Wire().number("abc") is None
+
+
+def test_a_wire_comes_from_a_file_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "wire.toml"
+    file.write_text('path = "/chat"\nterminal = ["done"]\n[headers]\nAccept = "text/event-stream"\n')
+    wire = load_wire(file)
+    assert (wire.path, wire.terminal, wire.method) == ("/chat", ("done",), "POST")
+    for text in ('pfad = "/x"', 'ids = "some"', "path = ", 'text = "\\ud800"'):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=r"wire\.toml"):
+            load_wire(file)
+    with pytest.raises(ConfigError):
+        load_wire(tmp_path / "nowhere")
+
+
+# Stage and report
+
+
+async def test_a_stage_gives_each_stream_its_own_turns(autojump_clock: Any) -> None:
+    stage = Stage()
+    made: list[str] = []
+
+    async def make(key: str) -> None:
+        for _ in range(3):
+            await stage.turn(key)
+            made.append(key)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            stage.more("a")  # before anybody waits
+            nursery.start_soon(make, "a")
+            nursery.start_soon(make, "b")
+            await trio.testing.wait_all_tasks_blocked()
+            assert made == ["a"]
+            stage.more("a")
+            await trio.testing.wait_all_tasks_blocked()
+            assert made == ["a", "a"]
+            stage.release("b")
+            await trio.testing.wait_all_tasks_blocked()
+            assert made == ["a", "a", "b", "b", "b"]
+            stage.release("a")
+
+
+def test_a_difference_is_shown_where_it_begins_and_steers_no_terminal() -> None:
+    assert show_difference({"a": "x"}, {"a": "x"}) == ""
+    shown = show_difference({"a": "0123456789" * 9}, {"a": "0123456789" * 5 + "\x1b]0;hm\x07"})
+    assert shown.splitlines() == [
+        "a, from character 50 on:",
+        "uncut: ...678901234567890123456789[012345678901234567890123]...",
+        "cut:   ...678901234567890123456789[\\x1b]0;hm\\x07]",
+    ]
+
+
+def test_nothing_judged_is_no_success() -> None:
+    assert Report("x").exit_code == 2
+    assert Report("x", rows=[Row(phase="log", client="fetch", planned=3)]).exit_code == 2
+    assert Report("x", rows=[Row(phase="log", client="fetch", checked=1)]).exit_code == 0
+    assert Report("x", problem="hm", rows=[Row(phase="log", client="fetch", checked=1)]).exit_code == 2
+
+
+def test_a_report_shows_two_of_a_kind_and_counts_the_others() -> None:
+    finding = Finding(name="stuck", message="no\x1bevent")
+    failures = [Failure(phase="log", client="fetch", cut_at=n, finding=finding) for n in range(5)]
+    text = str(Report("the application x", failures=failures))
+    assert text.count("FAIL stuck: no\\x1bevent") == 2
+    assert "check(..., phases=['log'], clients=['fetch'], cuts=[1], seed=0)" in text
+    assert "and 3 more of the same names" in text
+    assert text.endswith("FAILED: stuck (5)")
