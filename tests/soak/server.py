@@ -31,6 +31,7 @@ SETTINGS = Settings(
     heartbeat_seconds=0.5,
     write_timeout_seconds=WRITE_TIMEOUT,
     drain_seconds=30.0,
+    flush_seconds=1.0,  # shorter than the streams that run when it is told to stop: only draining saves those
 )
 
 

@@ -12,6 +12,7 @@ time; the printed line repeats a run.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import signal
 import subprocess
@@ -112,7 +113,7 @@ class Round:
                     for found in streams:
                         nursery.start_soon(self._read, found, cut, uncut)
                     for found in along:
-                        nursery.start_soon(readers.read_along, uncut, found, self.tally)
+                        nursery.start_soon(self._read_along, found, uncut)
                     if stop_in_the_middle:
                         for found in along:
                             await found.attached.wait()
@@ -129,6 +130,13 @@ class Round:
                 self.tally.compared += 1
                 if found.records != found.control:
                     self.tally.wrong.append(f"{found.prompt!r}: one reader was cut and one was not, and they differ")
+
+    async def _read_along(self, found: Found, uncut: Client) -> None:
+        try:
+            await readers.read_along(uncut, found, self.tally)
+        except (StreamLostError, ServerRefusedError) as error:  # also when it has been told to stop: nothing excuses it
+            self.tally.lost += 1
+            self.tally.wrong.append(f"control {found.prompt!r}: {error}")
 
     async def _read(self, found: Found, cut: Client, uncut: Client) -> None:
         port, name = self.process.port, found.prompt
@@ -172,7 +180,8 @@ async def let_go(process: Process, tally: Tally) -> list[float]:
     with trio.move_on_after(SETTLE_SECONDS):
         while tally.closed_at:
             for prompt, moment in (await process.ask("let go")).items():
-                seconds.append(moment - tally.closed_at.pop(prompt))
+                if prompt in tally.closed_at:  # not one that was late for the last round
+                    seconds.append(moment - tally.closed_at.pop(prompt))
             await trio.sleep(0.05)
     tally.wrong += [f"{prompt!r}: the client has left and the engine runs on" for prompt in tally.closed_at]
     tally.closed_at.clear()
@@ -225,10 +234,8 @@ async def soak(*, seconds: float, clients: int, controls: int, seed: int) -> Tal
         f"{tally.reconnects} times reconnected, {tally.compared} streams compared with an uncut reader, "
         f"{tally.gone} readers without a server after SIGTERM"
     )
-    print(
-        f"from client close to engine cancelled: {max(seconds_to_let_go) * 1000:.1f} ms at the longest, "
-        f"of {len(seconds_to_let_go)}"
-    )
+    longest = max(seconds_to_let_go, default=math.nan) * 1000
+    print(f"from client close to engine cancelled: {longest:.1f} ms at the longest, of {len(seconds_to_let_go)}")
     print(
         f"lost {tally.lost}, repeated {tally.repeated}, reordered {tally.reordered}, otherwise wrong {len(tally.wrong)}"
     )

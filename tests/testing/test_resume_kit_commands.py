@@ -114,7 +114,7 @@ async def test_pytest_makes_a_test_of_a_url(open_small_server: Any, wire_file: P
 
 
 async def test_the_pages_test_passes_and_can_fail(tmp_path: Path) -> None:
-    source = example("python", "async def test_")
+    source = example("python", "async def test_").replace("_cuts=100", "_cuts=10")
     (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\n")
     file = tmp_path / "test_example.py"
     file.write_text(source)

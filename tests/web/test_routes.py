@@ -137,7 +137,7 @@ async def test_models_says_what_a_request_may_name(open_api, scripted, autojump_
         }
 
 
-async def test_the_root_says_what_this_is(open_api, autojump_clock: MockClock) -> None:
+async def test_the_root_is_the_demo_page(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         assert (await api.get("/")).status == 200
 
