@@ -95,22 +95,15 @@ async def test_the_command_says_when_it_could_not_check(open_small_server: Any, 
     assert (code, "cannot read the wire" in said) == (2, True)
 
 
-async def test_pytest_makes_a_test_of_a_url(open_small_server: Any, wire_file: Path) -> None:
-    for bug, code in (("", 0), ("skips one", 1)):
-        async with open_small_server(bug) as server:
-            words = (
-                "--check-resume",
-                server.url,
-                "--check-resume-wire",
-                str(wire_file),
-                "--check-resume-log-cuts",
-                "30",
-            )
-            result, said = await run_pytest(*words, cwd=wire_file.parent)
-        assert result == code, said
-        assert ("FAIL off by one on resume: " in said) == bool(bug)
-        assert "1 passed" in said or "1 failed" in said
-        assert "Traceback" not in said
+async def test_pytest_makes_a_test_of_each_url(open_small_server: Any, wire_file: Path) -> None:
+    async with open_small_server() as good, open_small_server("skips one") as bad:
+        words = ("--check-resume", good.url, "--check-resume", bad.url, "--check-resume-wire", str(wire_file))
+        code, said = await run_pytest(*words, "--check-resume-log-cuts", "30", "-v", cwd=wire_file.parent)
+    assert code == 1, said
+    assert f"check-resume[{good.url}] PASSED" in said
+    assert f"check-resume[{bad.url}] FAILED" in said
+    assert "FAIL off by one on resume: " in said
+    assert "Traceback" not in said
 
 
 async def test_the_pages_test_passes_and_can_fail(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from crucible_trio import sse
 from crucible_trio.errors import ConfigError
 from crucible_trio.testing.resume import CLIENTS, Report, Row, Stage, Wire, load_wire
+from crucible_trio.testing.resume.asgi import open_asgi
 from crucible_trio.testing.resume.clients import EVENT_SOURCE, FETCH, HTTPX_SSE, ClientKind, Follower
-from crucible_trio.testing.resume.judging import Finding, show_difference
+from crucible_trio.testing.resume.judging import Finding, judge, show_difference
 from crucible_trio.testing.resume.report import Failure
-from crucible_trio.testing.resume.wire import HttpRequest
+from crucible_trio.testing.resume.trips import Leg, Trip
+from crucible_trio.testing.resume.wire import HttpRequest, Piece, Reading
 
 BODY = (
     "retry: 1000\n:\nevent: a\ndata: eins\nid: s.1\n\ndata: zwei\ndata: ½\r\nid: s.2\r\n\r\n: hm\n\n"
@@ -164,6 +166,135 @@ def test_a_wire_comes_from_a_file_and_a_wrong_one_is_named(tmp_path: Path) -> No
             load_wire(file)
     with pytest.raises(ConfigError):
         load_wire(tmp_path / "nowhere")
+
+
+# Judging
+
+
+def leg(*events: tuple[str | None, str], asked: str = "", **fields: Any) -> Leg:
+    pieces = [
+        Piece(
+            id=event_id,
+            kind=text if text.isupper() else "",
+            channel="",
+            text="" if text.isupper() else text,
+            is_terminal=text == "END",
+            is_control=text == "LATER",
+        )
+        for event_id, text in events
+    ]
+    fields = {"status": 200, "headers": {"content-type": "text/event-stream"}, "end": "clean"} | fields
+    return Leg(HttpRequest(method="GET", target="/s"), asked, pieces=pieces, **fields)
+
+
+def verdict(*legs: Leg, kind: ClientKind = HTTPX_SSE, wire: Wire | None = None, measured: bool = True) -> str | None:
+    truth = Reading()
+    for piece in leg(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END")).pieces:
+        truth.add(piece)
+    finding = judge(Trip(kind, list(legs)), truth if measured else None, wire or Wire())
+    return finding.name if finding else None
+
+
+HALF = leg(("1", "a"), ("2", "b"), end="cut")
+REST = leg(("3", "c"), ("4", "END"), asked="2")
+ALL = leg(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END"), end="cut")
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_is_in_order_is_not_blamed(measured: bool) -> None:
+    good = [
+        [HALF, REST],
+        [leg(status=None, end="cut"), leg(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END"))],
+        # The terminal once more, or nothing, or 204, or a refusal, for who asks once more.
+        [ALL, leg(("4", "END"), asked="4")],
+        [ALL, leg(asked="4")],
+        [ALL, leg(asked="4", status=204, headers={})],
+        [ALL, leg(asked="4", status=404, headers={})],
+        # A control event has no id, and the body may end with it.
+        [HALF, leg((None, "LATER"), asked="2"), leg((None, "LATER"), ("3", "c"), ("4", "END"), asked="2")],
+        [HALF, leg(("3", "c"), asked="2", end="broken"), leg(("4", "END"), asked="3")],
+    ]
+    for legs in good:
+        assert verdict(*legs, measured=measured) is None, legs
+
+
+@pytest.mark.parametrize(
+    ("legs", "name"),
+    [
+        ([HALF, leg(("4", "END"), asked="2")], "lost tail"),
+        ([leg(("1", "a"), end="cut"), leg(("3", "c"), ("4", "END"), asked="1")], "off by one on resume"),
+        ([leg(("1", "a"), ("3", "c"), ("4", "END"))], "dropped event"),
+        ([HALF, leg(("2", "b"), asked="2")], "off by one on resume"),
+        ([HALF, leg(("1", "a"), asked="2")], "ids ignored"),
+        ([HALF, leg(("3", "c"), ("3", "c"), asked="2")], "repeated event"),
+        ([HALF, leg(("3", "c"), asked="2")], "clean end without terminal"),
+        ([HALF, leg(asked="2", status=204, headers={})], "lost tail"),
+        ([HALF, leg(asked="2", status=409, headers={})], "reconnect refused"),
+        ([HALF, leg(asked="2", headers={"content-type": "text/html"})], "reconnect refused"),
+        ([HALF, leg(asked="2", status=None, end="no server")], "reconnect refused"),
+        ([HALF, leg(asked="2", end="silent")], "stuck"),
+        ([HALF, leg(asked="2", end="broken")], "no end"),
+        ([HALF, leg(("x", "c"), asked="2")], "another stream"),
+        ([HALF, leg(("3", "d"), ("4", "END"), asked="2")], "other text"),
+        ([HALF, leg(("3", "c"), ("4", "END"), (None, "more"), asked="2")], "goes on after the terminal"),
+        ([ALL, leg(("4", "END"), ("5", "e"), asked="4")], "goes on after the terminal"),
+        ([leg(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END"), ("4", "END"))], "repeated event"),
+        ([leg(("1", "a"), end="cut"), leg(("3", "c"), ("4", "END"), asked="2")], "id before its data"),
+        ([leg(("1", "a"), ("2", "b"), ("3", "c"), end="cut"), leg(asked="4")], "id before its data"),
+        ([leg(("1", "a"), ("2", "b"), ("3", "c"), end="cut"), leg(asked="4", status=204)], "id before its data"),
+    ],
+)
+def test_the_first_thing_that_is_wrong_has_a_name(legs: list[Leg], name: str) -> None:
+    assert verdict(*legs) == name
+
+
+def test_without_an_uncut_reader_the_numbers_must_count_or_rise() -> None:
+    gap = [HALF, leg(("7", "c"), ("9", "END"), asked="2")]
+    back = [HALF, leg(("1", "c"), ("9", "END"), asked="2")]
+    assert verdict(*gap, measured=False) == "dropped event"
+    assert verdict(*gap, measured=False, wire=Wire(ids="rising")) is None
+    assert verdict(*back, measured=False, wire=Wire(ids="rising")) == "repeated event"
+    assert verdict(*gap, measured=False, wire=Wire(ids="opaque")) is None
+    assert verdict(leg(("x", "a")), measured=False) == "no ids"
+
+
+# The application in this process
+
+
+async def test_an_application_hears_of_the_cut(autojump_clock: Any) -> None:
+    heard = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        assert await receive() == {"type": "http.request", "body": b"hm", "more_body": False}
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 100, "more_body": True})
+        assert await receive() == {"type": "http.disconnect"}
+        await send({"type": "http.response.body", "body": b"into the void", "more_body": True})
+        heard.set()
+
+    with trio.fail_after(10):
+        async with open_asgi(app) as network:
+            connection = await network.connect()
+            await connection.send_all(b"POST /a%20b HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhm")
+            assert await connection.receive_some(9) == b"HTTP/1.1 "
+            connection.close(reset=True)
+            await heard.wait()
+
+
+async def test_an_application_that_fails_midway_looks_cut(autojump_clock: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    with trio.fail_after(10):
+        async with open_asgi(app) as network:
+            connection = await network.connect()
+            await connection.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await connection.receive_some(1000)).endswith(b"1\r\nx\r\n")
+            with pytest.raises(trio.BrokenResourceError):
+                await connection.receive_some(1000)
 
 
 # Stage and report
