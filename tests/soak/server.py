@@ -19,8 +19,9 @@ import msgspec
 import trio
 from workload import kind_of, script_for
 
-from crucible_trio import Finish, Output, Pipeline, Request, Settings, open_pipeline
+from crucible_trio import Finish, Output, Pipeline, Request, Settings, Stream, open_pipeline
 from crucible_trio.server import Config, serve
+from crucible_trio.server.connection import Connection
 from crucible_trio.testing import ScriptedEngine
 from crucible_trio.web import create_app
 
@@ -61,6 +62,8 @@ def held() -> dict[str, float]:
     return {
         "tasks": trio.lowlevel.current_statistics().tasks_living,
         "files": len(os.listdir("/proc/self/fd")) - 1,  # without the one that lists them
+        "kept": sum(isinstance(thing, Stream | Connection) for thing in gc.get_objects()),
+        "blocks": sys.getallocatedblocks(),
         "mib": pages * resource.getpagesize() / 2**20,
     }
 
@@ -76,13 +79,17 @@ async def answer_commands(engine: TimedEngine, pipeline: Pipeline) -> None:
                     live = {"engines": engine.scripted.live, "readers": _readers(pipeline)}
                     answer = held() | live
                 case b"forget":
-                    streams = pipeline.streams()
-                    for stream in streams:
-                        pipeline.forget(stream)
-                    answer = {"forgotten": len(streams)}
+                    answer = {"forgotten": _forget_all(pipeline)}
                 case _:
                     answer, engine.let_go = engine.let_go, {}
             print(msgspec.json.encode(answer).decode(), flush=True)
+
+
+def _forget_all(pipeline: Pipeline) -> int:
+    streams = pipeline.streams()
+    for stream in streams:
+        pipeline.forget(stream)
+    return len(streams)
 
 
 def _readers(pipeline: Pipeline) -> int:

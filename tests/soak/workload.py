@@ -71,7 +71,8 @@ def script_for(prompt: str) -> Script:
             giant = str(dice.getrandbits(64)) * 5000 if dice.random() < 0.1 else ""
             pieces = [Reasoning(part, number) for number, part in enumerate(trace)]
             pieces += [*split_text(answer, dice.randint(20, 100), seed=dice.getrandbits(32)), giant]
-            pauses = [0.0, 0.002, 0.02, 0.1] if kind == "reads" else [0.04]  # the second lasts for some seconds
+            # Some are to last while others start: the more there are, the longer.
+            pauses = [0.0, 0.002, 0.02, 0.1] if kind == "reads" else [0.001 * int(prompt.split()[2])]
             steps = [step for piece in pieces for step in (piece, dice.choice(pauses)) if step or dice.random() < 0.3]
             usage = Usage(output_tokens=len(pieces))
             return Script([*steps, Finish("stop", usage)], "".join(trace) + answer + giant)
@@ -88,9 +89,10 @@ def script_for(prompt: str) -> Script:
             answer = _text(dice, 200)
             return Script([*split_text(answer, 10), math.inf], answer, ("StreamCancelled", None))
         case _:  # slow, frozen: more than all buffers on the way hold
-            block = _text(dice, 1000)  # made once: the machine's time belongs to the server
-            answer = "".join(f"{number:05} {block}" for number in range(400))
-            return Script(split_text(answer, 400), answer)
+            # Made of one block: the time of the machine belongs to the server.
+            block = _text(dice, 1000)
+            pieces = [f"{number:05} {block}" for number in range(400)]
+            return Script(pieces, "".join(map(str, pieces)))
 
 
 def _text(dice: random.Random, length: int) -> str:
