@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import final
+
+import msgspec
 
 from crucible_trio.engine import Request
 from crucible_trio.errors import IdempotencyConflictError
@@ -13,7 +16,8 @@ class Keys:
     """Which stream each owner's keys have started."""
 
     def __init__(self) -> None:
-        self._started: dict[tuple[str, str], tuple[Request, str]] = {}
+        # The request's digest, not the request: a key is kept for longer than its stream, and no cap counts its bytes.
+        self._started: dict[tuple[str, str], tuple[bytes, str]] = {}
         self._key_of: dict[str, tuple[str, str]] = {}
 
     def find(self, owner: str, key: str, request: Request) -> str | None:
@@ -25,13 +29,13 @@ class Keys:
         started = self._started.get((owner, key))
         if started is None:
             return None
-        if started[0] != request:
+        if started[0] != _digest(request):
             raise IdempotencyConflictError
         return started[1]
 
     def enter(self, owner: str, key: str, request: Request, stream_id: str) -> None:
         """Remember what a key has started."""
-        self._started[owner, key] = (request, stream_id)
+        self._started[owner, key] = (_digest(request), stream_id)
         self._key_of[stream_id] = (owner, key)
 
     def drop(self, stream_id: str) -> None:
@@ -39,3 +43,7 @@ class Keys:
         key = self._key_of.pop(stream_id, None)
         if key is not None:
             del self._started[key]
+
+
+def _digest(request: Request) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(request)).digest()

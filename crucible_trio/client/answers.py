@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from typing import Final, NoReturn, final
 
 import httpx
 import msgspec
-import trio
 
 from crucible_trio.client.attempts import Attempts, CutError
 from crucible_trio.errors import ServerRefusedError, StreamExpiredError, StreamNotFoundError
+from crucible_trio.httpx_bodies import aclose_body
 
 # Of an error's body; ours are far smaller, and a proxy's page is not worth reading.
 MAX_ERROR_BYTES: Final = 64 * 1024
@@ -51,16 +50,7 @@ class Body:
 
         Checkpoints: perhaps. Cancellation: the connection is closed all the same.
         """
-        # httpx nests half a dozen async generators; closing the outermost leaves the others to the garbage collector,
-        # and trio warns of each. An exception passes through all of them and ends them.
-        try:
-            with trio.CancelScope() as scope, suppress(CutError, httpx.StreamError):
-                scope.cancel()
-                chunk: bytes | None = b""
-                while chunk is not None:
-                    chunk = await self.receive()
-        finally:
-            await self._response.aclose()
+        await aclose_body(self._response, self._chunks)
 
 
 async def ask(

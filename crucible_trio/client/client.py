@@ -25,6 +25,7 @@ from crucible_trio.client.attempts import MAX_ATTEMPTS, MAX_FIRST_ATTEMPTS, RETR
 from crucible_trio.client.stream import ClientStream, OnReconnect
 from crucible_trio.engine import Request, Trace
 from crucible_trio.errors import ServerRefusedError
+from crucible_trio.httpx_bodies import Content
 from crucible_trio.records import format_event_id, parse_event_id
 
 # Three heartbeats of the server: a connection that carries not even those is dead, whatever TCP believes.
@@ -122,7 +123,9 @@ class Client:
             "Content-Type": "application/json",
             "Idempotency-Key": idempotency_key,
         }
-        start = self._http.build_request("POST", "/v1/streams", headers=headers, content=msgspec.json.encode(request))
+        content = msgspec.json.encode(request)
+        start = self._http.build_request("POST", "/v1/streams", headers=headers, content=content)
+        start.stream = Content(content)
         return ClientStream(
             self._http, self._patience, start, None, after=0, trace=request.trace, on_reconnect=on_reconnect
         )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import socket
-import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from itertools import cycle
 
 import pytest
 import trio
@@ -19,6 +18,7 @@ from crucible_trio.errors import ServerRefusedError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import OutputDelta, ReasoningDelta, ReasoningDone, StreamCancelled, StreamCompleted, Usage
 from crucible_trio.server import Config, serve
+from crucible_trio.testing import ChaosProxy, Treatment, open_chaos_proxy
 from crucible_trio.web.app import create_app
 
 TRACE = [f"step {n} \u2028 ä" for n in range(20)]
@@ -61,42 +61,13 @@ async def serving(engine, **settings) -> AsyncIterator[tuple[Pipeline, str]]:
         nursery.cancel_scope.cancel()
 
 
-@asynccontextmanager
-async def cutting_proxy(url: str, next_cut: Callable[[], int]) -> AsyncIterator[str]:
-    """Forwards each connection to the server and cuts it after `next_cut()` bytes of answer, by FIN and RST in turn."""
-    port = int(url.rpartition(":")[2])
-    count = 0
-
-    async def forward(client: trio.SocketStream) -> None:
-        nonlocal count
-        count += 1
-        by_reset = count % 2 == 0
-        left = next_cut()
-        async with client, await trio.open_tcp_stream("127.0.0.1", port) as server, trio.open_nursery() as nursery:
-
-            async def send_requests() -> None:
-                try:
-                    async for chunk in client:
-                        await server.send_all(chunk)
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(send_requests)
-            try:
-                while left > 0 and (chunk := await server.receive_some(left)):
-                    await client.send_all(chunk)
-                    left -= len(chunk)
-            except trio.BrokenResourceError:
-                pass
-            if by_reset:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(trio.serve_tcp, forward, 0, host="127.0.0.1"))
-        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        nursery.cancel_scope.cancel()
+def cutting_proxy(url: str, seed: int) -> AbstractAsyncContextManager[ChaosProxy]:
+    """Each connection brings a few records; the heads alone take 400 bytes, so some bring nothing."""
+    draw = random.Random(seed)
+    cuts = cycle(["fin", "rst"])
+    return open_chaos_proxy(
+        int(url.rpartition(":")[2]), lambda _: Treatment(cut_after=draw.randrange(200, 2500), cut=next(cuts))
+    )
 
 
 async def read_all(stream):
@@ -118,9 +89,8 @@ async def test_a_stream_cut_at_random_bytes_is_whole_and_was_generated_once():
     with trio.fail_after(120):
         async with (
             serving(engine) as (_, url),
-            # A few records for each connection; the heads alone take 400 bytes, so some bring nothing.
-            cutting_proxy(url, lambda: draw.randrange(200, 2500)) as proxy,
-            open_client(proxy, retry_seconds=0, max_attempts=100, max_first_attempts=100) as client,
+            cutting_proxy(url, 20240607) as proxy,
+            open_client(proxy.url, retry_seconds=0, max_attempts=100, max_first_attempts=100) as client,
         ):
             for _ in range(20):
                 async with client.start(Request("Why?", mode=draw.choice(["deep", "standard"]))) as stream:
@@ -137,12 +107,11 @@ async def test_a_stream_cut_at_random_bytes_is_whole_and_was_generated_once():
 
 @pytest.mark.parametrize("trace", ["final", "none"])
 async def test_a_cut_view_is_whole_too(trace):
-    draw = random.Random(7)
     with trio.fail_after(60):
         async with (
             serving(Engine()) as (_, url),
-            cutting_proxy(url, lambda: draw.randrange(200, 2500)) as proxy,
-            open_client(proxy, retry_seconds=0, max_attempts=100, max_first_attempts=100) as client,
+            cutting_proxy(url, 7) as proxy,
+            open_client(proxy.url, retry_seconds=0, max_attempts=100, max_first_attempts=100) as client,
             client.start(Request("Why?", mode="deep", trace=trace)) as stream,
         ):
             records = await read_all(stream)

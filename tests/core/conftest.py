@@ -15,10 +15,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from crucible_trio.engine import EngineInfo, Finish, Reasoning, Request
-from crucible_trio.output import Output
 from crucible_trio.records import AnyRecord, OutputDelta, ReasoningDelta, decode_frame
 from crucible_trio.stream import Stream
+from crucible_trio.testing import ScriptedEngine
 
 T = TypeVar("T")
 
@@ -42,52 +41,6 @@ def _fails_instead_of_hanging(test: Callable[..., Awaitable[None]]) -> Callable[
             await test(**fixtures)
 
     return guarded
-
-
-class ScriptedEngine:
-    """An engine that does as it is told.
-
-    Steps: a `str` is a piece of the answer, a `Reasoning` one of the trace, a number a pause in seconds, a `Finish` is
-    returned, an exception raised.
-
-    Attributes:
-        calls: How often it was called.
-        live: How many calls have not ended.
-        made: Pieces it has begun to write.
-        written: Pieces whose call has returned.
-    """
-
-    def __init__(self, *steps: str | Reasoning | float | Finish | BaseException) -> None:
-        self.info = EngineInfo(name="scripted", models=("scripted",))
-        self.steps = steps
-        self.calls = 0
-        self.live = 0
-        self.made: list[str] = []
-        self.written: list[str] = []
-
-    async def generate(self, request: Request, output: Output) -> Finish:
-        self.calls += 1
-        self.live += 1
-        try:
-            for step in self.steps:
-                match step:
-                    case str():
-                        self.made.append(step)
-                        await output.delta(step)
-                        self.written.append(step)
-                    case Reasoning(text, segment):
-                        self.made.append(text)
-                        await output.reasoning(text, segment)
-                        self.written.append(text)
-                    case int() | float():
-                        await trio.sleep(step)
-                    case Finish():
-                        return step
-                    case _:
-                        raise step
-            return Finish()
-        finally:
-            self.live -= 1
 
 
 @pytest.fixture(scope="session")

@@ -575,8 +575,6 @@ class Server:
         await wait_all_tasks_blocked()
 
 
-# httpx sends a request's body through an async generator of its own, and leaves it to the garbage collector when cut.
-@pytest.mark.filterwarnings("ignore:Async generator 'httpx._content.ByteStream.__aiter__':ResourceWarning")
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("by", ["cancel", "exception"])
 def test_whatever_is_cut_at_whatever_step_no_upstream_connection_is_left(by: str, target: str) -> None:

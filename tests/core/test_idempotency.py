@@ -1,5 +1,6 @@
 """One key starts one stream, whoever asks how often."""
 
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -16,6 +17,7 @@ from crucible_trio.errors import (
     StreamExpiredError,
     StreamNotFoundError,
 )
+from crucible_trio.idempotency import Keys
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.stream import Stream
 
@@ -130,3 +132,16 @@ async def test_the_key_of_a_deleted_stream_finds_nothing_for_an_hour(
                 start(pipeline, "key")
         await trio.sleep(700)
         assert not start(pipeline, "key")[1]
+
+
+def test_a_key_remembers_that_a_request_was_the_same_and_not_the_request() -> None:
+    keys = Keys()
+    tracemalloc.start()
+    try:
+        for n in range(20):
+            keys.enter("alice", f"key {n}", Request(f"{n}" + "x" * 200_000), f"stream {n}")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000
+    assert keys.find("alice", "key 7", Request("7" + "x" * 200_000)) == "stream 7"

@@ -18,6 +18,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from crucible_trio import httpx_bodies
 from crucible_trio.config import Settings
 from crucible_trio.engine import Engine, Finish, Message, Request, Sampling
 from crucible_trio.engines import open_engine
@@ -584,7 +585,7 @@ async def test_cancelling_closes_the_connection(server: ScriptedServer, begun: b
 async def test_cancelling_while_the_buffer_is_full_closes_the_connection(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream_response, "_CLOSE_TIMEOUT", 1000)  # closing is not left to it
+    monkeypatch.setattr(httpx_bodies, "_CLOSE_SECONDS", 1000)  # closing is not left to it
 
     async def begin_and_stall(connection: Connection) -> None:
         await connection.send(BEGUN)

@@ -186,48 +186,6 @@ async def _serving(
         scope.cancel()
 
 
-@asynccontextmanager
-async def _cutting(port: int, cuts: list[int]) -> AsyncIterator[int]:
-    waiting = list(cuts)
-
-    async def handle(near: trio.SocketStream) -> None:
-        allowed = waiting.pop(0) if waiting else None
-        far = await trio.open_tcp_stream("127.0.0.1", port)
-        try:
-            async with trio.open_nursery() as nursery:
-
-                async def forth() -> None:
-                    async for data in near:
-                        await far.send_all(data)
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(forth)
-                async for data in far:
-                    await near.send_all(data if allowed is None else data[:allowed])
-                    if allowed is not None:
-                        allowed -= len(data)
-                        if allowed <= 0:
-                            break
-                nursery.cancel_scope.cancel()
-        except* trio.BrokenResourceError:
-            pass  # one side is gone, and so is the other in a moment
-        finally:
-            near.socket.close()
-            far.socket.close()
-
-    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, handle, [listener])
-        yield listener.socket.getsockname()[1]
-        nursery.cancel_scope.cancel()
-
-
-@pytest.fixture
-def cutting_proxy() -> Callable[[int, list[int]], AbstractAsyncContextManager[int]]:
-    """`async with cutting_proxy(port, [n, m]) as proxy_port`: the first connection is cut after n bytes of answer."""
-    return _cutting
-
-
 @pytest.fixture(params=["own", "stock"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Both servers, for the promises that stock hypercorn can keep as well."""

@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from crucible_trio import Finish, Output, Request
+from crucible_trio.testing import Treatment, open_chaos_proxy
 
 CRUCIBLE = [sys.executable, "-c", "from crucible_trio.cli import main; main()"]
 
@@ -143,7 +144,7 @@ async def test_without_the_extra_the_three_ways_out_are_named() -> None:
     assert b"Traceback" not in process.stderr
 
 
-async def test_ask_shows_the_same_text_when_its_connection_is_cut(serving, cutting_proxy) -> None:
+async def test_ask_shows_the_same_text_when_its_connection_is_cut(serving) -> None:
     async def thinks(request: Request, output: Output) -> Finish:
         for number, word in enumerate(["First", "we", "think.", ""]):
             await output.reasoning(word + " ", min(number, 1))
@@ -153,21 +154,22 @@ async def test_ask_shows_the_same_text_when_its_connection_is_cut(serving, cutti
         await output.delta(request.input)
         return Finish()
 
-    async with serving(thinks) as served, cutting_proxy(served.port, [1500]) as proxy_port:
+    cut = Treatment(cut_after=1500, cut="fin")
+    async with serving(thinks) as served, open_chaos_proxy(served.port, [cut]) as proxy:
         outputs = []
-        for port in (served.port, proxy_port):
-            arguments = ("ask", "what was asked", "--mode", "deep", "--url", f"http://127.0.0.1:{port}")
+        for url in (served.url, proxy.url):
+            arguments = ("ask", "what was asked", "--mode", "deep", "--url", url)
             with trio.fail_after(60):
                 done = await trio.run_process(
                     [*CRUCIBLE, *arguments], capture_stdout=True, capture_stderr=True, check=False
                 )
             assert done.returncode == 0
             outputs.append(done)
-    uncut, cut = outputs
-    assert uncut.stdout == cut.stdout
+    uncut, resumed = outputs
+    assert uncut.stdout == resumed.stdout
     assert uncut.stdout.decode().index("First we") < uncut.stdout.decode().index("we answer:  what was asked")
     assert b"\x1b" not in uncut.stdout  # neither ours, it is no terminal, nor the model's
-    assert re.search(rb"reconnected at \d+", cut.stderr)
+    assert re.search(rb"reconnected at \d+", resumed.stderr)
     assert b"reconnected" not in uncut.stderr
 
 

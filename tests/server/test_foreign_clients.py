@@ -12,6 +12,7 @@ import httpx_sse
 import trio
 
 from crucible_trio import Finish, Output, Request
+from crucible_trio.testing import Treatment, open_chaos_proxy
 
 TEXT = "Grüße an alle, die \u2028 Zeilen brechen: \x85 \r\n und \U0001f98a."
 
@@ -23,16 +24,16 @@ async def slow_text(request: Request, output: Output) -> Finish:
     return Finish()
 
 
-async def test_httpx_sse_cut_again_and_again_gets_the_text(serving, kind, cutting_proxy) -> None:
+async def test_httpx_sse_cut_again_and_again_gets_the_text(serving, kind) -> None:
     seen: list[str] = []
     last_id: str | None = None
     record = {"type": ""}
-    cuts = list(range(300, 1800, 150))
+    cuts = [Treatment(cut_after=n, cut="fin") for n in range(300, 1800, 150)]
     connections = 0
     async with (
         serving(slow_text, kind=kind) as served,
-        cutting_proxy(served.port, cuts) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http,
+        open_chaos_proxy(served.port, cuts) as proxy,
+        httpx.AsyncClient(base_url=proxy.url) as http,
     ):
         with trio.fail_after(30):
             while record["type"] != "stream.completed":

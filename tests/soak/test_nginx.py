@@ -257,11 +257,6 @@ async def test_a_client_that_leaves_the_proxy_stops_the_engine(behind_nginx) -> 
         assert engine.runs[0].end == "cancelled"
 
 
-# A request that is cut while its body is being sent leaves a generator of httpx to the garbage collector.
-LEFT_BY_HTTPX = pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
-
-
-@LEFT_BY_HTTPX
 @pytest.mark.parametrize("location", ["default", "http11"])
 async def test_cuts_on_both_sides_of_the_proxy_lose_nothing(behind_nginx, location) -> None:
     engine = ScriptedEngine(Reasoning("hm "), 0.01, split_text(TEXT * 40, 100, seed=3), Repeat("y" * 5000, 3))

@@ -379,9 +379,6 @@ async def test_the_report_says_what_was_done_to_each(server) -> None:
 
 # The real client on the real server, through it
 
-# A request that is cut while its body is being sent leaves a generator of httpx to the garbage collector.
-LEFT_BY_HTTPX = pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
-
 TEXT = "Grüße, 🦊 naïve 🏳️\u200d🌈 \u2028\x85\n\nid: forged "
 
 
@@ -396,7 +393,6 @@ async def _serving(engine: ScriptedEngine) -> AsyncIterator[int]:
         nursery.cancel_scope.cancel()
 
 
-@LEFT_BY_HTTPX
 @pytest.mark.parametrize(("cut", "first"), [("fin", 0), ("rst", 2)])
 async def test_cut_at_every_fourth_byte_a_real_client_gets_the_uncut_text(cut, first) -> None:
     engine = ScriptedEngine(Reasoning("hm "), Reasoning(TEXT, 1), split_text(TEXT, 4, seed=5))
@@ -420,7 +416,6 @@ async def test_cut_at_every_fourth_byte_a_real_client_gets_the_uncut_text(cut, f
             assert streams > 250
 
 
-@LEFT_BY_HTTPX
 @pytest.mark.parametrize("seed", range(3))
 async def test_random_chaos_loses_nothing_for_real_clients(seed) -> None:
     pieces = split_text(TEXT * 40, 300, seed=seed)

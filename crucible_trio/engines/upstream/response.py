@@ -21,6 +21,7 @@ import trio
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.completion import Completion, Piece, error_of, failure
 from crucible_trio.errors import EngineError, EventTooLargeError
+from crucible_trio.httpx_bodies import aclose_body
 from crucible_trio.output import Output
 from crucible_trio.sse import Decoder, ServerSentEvent
 
@@ -37,9 +38,6 @@ MAX_CHUNK_LENGTH: Final = 4 * 1024 * 1024
 # Bytes and seconds spent on the body of a refusal, in search of one word.
 _MAX_ERROR_BODY = 16 * 1024
 _ERROR_BODY_TIMEOUT = 2.0
-
-# Closing a socket does not wait; this is for the surprise.
-_CLOSE_TIMEOUT = 1.0
 
 
 @final
@@ -78,14 +76,7 @@ class Body:
 
     async def aclose(self) -> None:
         """Give the connection back, or close it if the body has not ended."""
-        # httpx reads through several nested async generators. Closing the outer one would leave the others to the
-        # garbage collector, which warns, and finishes them in system tasks; only an exception out of the innermost one
-        # ends them all. So the connection is closed first, and then the next read fails.
-        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
-            await self._response.aclose()
-            with suppress(httpx.TransportError, httpx.StreamError):
-                async for _ in self._chunks:
-                    pass
+        await aclose_body(self._response, self._chunks)
 
 
 @asynccontextmanager
