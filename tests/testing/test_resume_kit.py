@@ -38,7 +38,10 @@ OWN = Wire(body='{"input": "{key}", "mode": "deep"}')
 
 
 def staged_engine(stage: Stage) -> Callable[[Request, Output], Any]:
-    """Waits for its turn before each piece, and makes two at a time in the end, which merge when nobody takes them."""
+    """Waits for its turn before each piece but the last two, so that these are one record.
+
+    The recorder may take the piece before them by itself; it then waits for a reader, longer than the engine needs.
+    """
 
     async def engine(request: Request, output: Output) -> Finish:
         key = str(request.input)
@@ -47,7 +50,7 @@ def staged_engine(stage: Stage) -> Callable[[Request, Output], Any]:
                 await stage.turn(key)
                 await output.reasoning(piece, segment)
         for number, word in enumerate(WORDS):
-            if number < len(WORDS) - 1:
+            if number < len(WORDS) - 2:
                 await stage.turn(key)
             await output.delta(f" {word}")
         return Finish()
