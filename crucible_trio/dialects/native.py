@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, final
+from typing import ClassVar, Final, final
 
 import msgspec
 import trio
@@ -44,12 +44,16 @@ async def open_view(trace: Trace, log: MemoryLog, after: int) -> Dialect:
 
 @final
 class _Segments:
+    resumes: ClassVar = True
+
     def feed(self, frames: Sequence[bytes]) -> bytes:
         return b"".join(frames)
 
 
 @final
 class _NoTrace:
+    resumes: ClassVar = True
+
     def feed(self, frames: Sequence[bytes]) -> bytes:
         hidden = (ReasoningDelta, ReasoningDone)
         return b"".join(frame for frame in frames if not isinstance(decode_frame(frame), hidden))
@@ -57,6 +61,8 @@ class _NoTrace:
 
 @final
 class _Final:
+    resumes: ClassVar = True
+
     def __init__(self) -> None:
         self._stream_id = ""
         self._segments: dict[int, list[str]] = {}  # since the last `reasoning.done`

@@ -55,6 +55,8 @@ class EventStreamBody(ResponseBody):
         try:
             await self._reader.__aenter__()
         except TooManyReadersError:
+            if not self._dialect.resumes:
+                raise
             # The status line is out, and a browser would give up for ever on any status that refuses a reconnect.
             self._refused = True
         return self
@@ -87,7 +89,7 @@ class EventStreamBody(ResponseBody):
                 continue
             if self._reader.at_end:
                 raise StopAsyncIteration
-            if self._pipeline.draining and not self._announced:
+            if self._pipeline.draining and not self._announced and self._dialect.resumes:
                 self._announced = True
                 return encode_control(ServerDraining(self._settings.retry_milliseconds))
             if trio.current_time() >= (heartbeat_at := self._silent_since + self._settings.heartbeat_seconds):
@@ -97,7 +99,7 @@ class EventStreamBody(ResponseBody):
 
     def _begin(self) -> bytes:
         self._begun = True
-        retry = sse.retry_line(self._settings.retry_milliseconds)
+        retry = sse.retry_line(self._settings.retry_milliseconds) if self._dialect.resumes else b""
         if self._refused:
             return retry + encode_control(ServerBusy(self._settings.retry_milliseconds))
         self._unsent = memoryview(retry + self._take(MESSAGE_BYTES - len(retry)))
