@@ -102,18 +102,16 @@ class Run:
 class ScriptedEngine:
     """An engine that follows a script, the same one for every stream, or one that depends on the request.
 
-    | step | what the engine does |
-    |---|---|
-    | `str` | writes a piece of the answer, of any length; half a surrogate pair at either end is allowed |
-    | `Reasoning(text, segment)` | writes a piece of the trace |
-    | a number | pauses so many seconds; `math.inf` stalls for ever |
-    | `Gate()`, `trio.Event()` | waits until it is opened, or set |
-    | `Queued(step)` | does the step while it counts as waiting for a place at the model |
-    | `Repeat(step, times)` | does the step so many times |
-    | a list or tuple | does its steps in order |
-    | a function of the request | does the step that it returns |
-    | `Finish(reason, usage)` | ends the stream; at the end of the script `Finish()` is understood |
-    | an exception | raises it |
+    * `str`: writes a piece of the answer, of any length; half a surrogate pair at either end is allowed
+    * `Reasoning(text, segment)`: writes a piece of the trace
+    * a number: pauses so many seconds; `math.inf` stalls for ever
+    * `Gate()`, `trio.Event()`: waits until it is opened, or set
+    * `Queued(step)`: does the step while it counts as waiting for a place at the model
+    * `Repeat(step, times)`: does the step so many times
+    * a list or tuple: does its steps in order
+    * a function of the request: does the step that it returns
+    * `Finish(reason, usage)`: ends the stream; at the end of the script `Finish()` is understood
+    * an exception: raises it
 
     Limits that a request sets are not looked at: a script that ends early says so itself.
 

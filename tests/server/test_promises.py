@@ -192,6 +192,8 @@ async def test_a_body_that_breaks_never_looks_whole_on_http_1_1(serving, kind, m
     from crucible_trio.dialects import native
 
     class Broken:
+        resumes = True
+
         def feed(self, frames: list[bytes]) -> bytes:
             if any(b'"y"' in frame for frame in frames):
                 raise RuntimeError("our own bug")

@@ -160,6 +160,8 @@ async def test_a_bug_of_ours_would_be_found(monkeypatch: pytest.MonkeyPatch) -> 
     open_view = native.open_view
 
     class LosesOne:
+        resumes = True
+
         def __init__(self, dialect: Any) -> None:
             self._dialect = dialect
             self._is_first = True
