@@ -9,7 +9,7 @@ import logging
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, final
+from typing import Annotated, Any, Final, Literal, TypeAlias, final
 
 import msgspec
 
@@ -23,6 +23,8 @@ CLIENT_KEY_VARIABLE: Final = "CRUCIBLE_KEY"  # of `crucible ask --url`; no setti
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""OpenAI's `reasoning_effort`."""
 
 
 @final
@@ -106,6 +108,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     server_names: tuple[str, ...] = ()
     """Host names this server answers to beside the loopback names, while no keys are configured."""
 
+    # The OpenAI-compatible API.
+    openai_deep_efforts: tuple[Effort, ...] = ("medium", "high", "xhigh", "max")
+    """Values of `reasoning_effort` that mean mode `deep`; the others, and none at all, mean `standard`. `low` asks for
+    an answer soon, and here there is nothing between no trace and a whole one."""
+    openai_deep_suffix: str = ":deep"
+    """A model's name with this at its end is that model in mode `deep`, for clients that let people pick a name and
+    nothing else. Empty: there are no such names."""
+    openai_models: dict[str, str] = {}
+    """Other names for models, for clients with a name built in; the suffix may follow: `{"o3": "smollm2-135m:deep"}`.
+    In the environment, JSON."""
+
     # The server.
     bind: tuple[str, ...] = ("127.0.0.1:8000",)
     """Addresses to listen on, as `host:port`."""
@@ -174,9 +187,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
             logger.warning("%s is no setting and is ignored", variable)
         elif name == "keys":
             values[name] = _keys(text)
-        elif name in {"upstream_thinking", "upstream_extra_body"}:
+        elif name in {"upstream_thinking", "upstream_extra_body", "openai_models"}:
             values[name] = _json(variable, text)
-        elif name in {"allowed_origins", "server_names", "bind"}:
+        elif name in {"allowed_origins", "server_names", "bind", "openai_deep_efforts"}:
             values[name] = [part.strip() for part in text.split(",") if part.strip()]
         else:
             values[name] = text

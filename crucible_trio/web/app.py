@@ -16,9 +16,10 @@ from crucible_trio.config import Settings, load_settings
 from crucible_trio.engines import open_engine
 from crucible_trio.errors import CrucibleError
 from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.web import openai
 from crucible_trio.web.access import Access
 from crucible_trio.web.connection import Connection
-from crucible_trio.web.errors import code_of, error_response, http_error_response
+from crucible_trio.web.errors import answer_to, error_response, http_error_response
 from crucible_trio.web.native import NativeApi
 from crucible_trio.web.page import add_page
 from crucible_trio.web.service import ServiceApi
@@ -40,7 +41,7 @@ def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
     """
     app = QuartTrio(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # `/v1//streams` is no path of ours, and no redirect either
-    app.register_error_handler(HTTPException, http_error_response)
+    app.register_error_handler(HTTPException, _no_route)
     settings = load_settings(os.environ) if pipeline is None else pipeline.settings
     # Quart keeps a body in memory also where nobody reads it: for as long as a stream lasts.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
@@ -49,6 +50,12 @@ def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
     else:
         _run_own_pipeline(app, settings)
     return app
+
+
+async def _no_route(error: HTTPException) -> Response:
+    # A coroutine function, because Quart would run a plain one in a thread.
+    shape = openai.http_error_response if openai.is_openai_path(request.path) else http_error_response
+    return await shape(error)
 
 
 def _run_own_pipeline(app: QuartTrio, settings: Settings) -> None:
@@ -82,6 +89,7 @@ def blueprint(pipeline: Pipeline) -> Blueprint:
     NativeApi(pipeline, access).add_to(api)
     ServiceApi(pipeline, access).add_to(api)
     add_page(api)
+    api.register_blueprint(openai.openai_blueprint(pipeline, access))
 
     @api.record_once
     def correct_connection(state: BlueprintSetupState) -> None:
@@ -103,7 +111,7 @@ def blueprint(pipeline: Pipeline) -> Blueprint:
 
     @api.errorhandler(CrucibleError)
     async def refuse(error: CrucibleError) -> Response:
-        pipeline.metrics.refused.labels(code_of(error)).inc()
+        pipeline.metrics.refused.labels(answer_to(error).code).inc()
         return error_response(error)
 
     api.register_error_handler(HTTPException, http_error_response)

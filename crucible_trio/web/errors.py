@@ -60,27 +60,42 @@ class BodyTooLargeError(CrucibleError):
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
+    """How an error is answered, whatever an API's body looks like.
+
+    Attributes:
+        status: The HTTP status.
+        code: For programs; metrics count by it.
+        retry_after: When to try again, in seconds; None where trying again does not help.
+    """
+
     status: int
     code: str
     retry_after: int | None = None
 
+    def add_headers(self, response: Response) -> None:
+        """Add what belongs to the status."""
+        if self.retry_after is not None:
+            response.headers["Retry-After"] = str(self.retry_after)
+        if self.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+
 
 # Never 409: client SDKs retry it, and would start a second stream.
-_ANSWERS: Final[dict[type[CrucibleError], _Answer]] = {
-    InvalidRequestError: _Answer(400, "invalid_request"),
-    InvalidLastEventIdError: _Answer(400, "invalid_last_event_id"),
-    CursorAheadError: _Answer(400, "cursor_ahead"),
-    UnauthorizedError: _Answer(401, "unauthorized"),
-    ForbiddenError: _Answer(403, "forbidden"),
-    StreamNotFoundError: _Answer(404, "stream_not_found"),
-    StreamExpiredError: _Answer(410, "stream_expired"),
-    BodyTooLargeError: _Answer(413, "body_too_large"),
-    UnsupportedMediaTypeError: _Answer(415, "unsupported_media_type"),
-    IdempotencyConflictError: _Answer(422, "idempotency_conflict"),
-    OwnerLimitError: _Answer(429, "too_many_streams", retry_after=5),
-    OverloadedError: _Answer(503, "overloaded", retry_after=5),
-    DrainingError: _Answer(503, "draining", retry_after=5),
+_ANSWERS: Final[dict[type[CrucibleError], Answer]] = {
+    InvalidRequestError: Answer(400, "invalid_request"),
+    InvalidLastEventIdError: Answer(400, "invalid_last_event_id"),
+    CursorAheadError: Answer(400, "cursor_ahead"),
+    UnauthorizedError: Answer(401, "unauthorized"),
+    ForbiddenError: Answer(403, "forbidden"),
+    StreamNotFoundError: Answer(404, "stream_not_found"),
+    StreamExpiredError: Answer(410, "stream_expired"),
+    BodyTooLargeError: Answer(413, "body_too_large"),
+    UnsupportedMediaTypeError: Answer(415, "unsupported_media_type"),
+    IdempotencyConflictError: Answer(422, "idempotency_conflict"),
+    OwnerLimitError: Answer(429, "too_many_streams", retry_after=5),
+    OverloadedError: Answer(503, "overloaded", retry_after=5),
+    DrainingError: Answer(503, "draining", retry_after=5),
 }
 
 
@@ -90,35 +105,47 @@ class _Body(msgspec.Struct, omit_defaults=True):
     param: str | None = None
 
 
-def code_of(error: CrucibleError) -> str:
-    """The `code` that clients and metrics see for an error."""
-    return _ANSWERS[type(error)].code
+def answer_to(error: CrucibleError) -> Answer:
+    """How an error of ours is answered."""
+    return _ANSWERS[type(error)]
 
 
 def error_response(error: CrucibleError) -> Response:
-    """The answer for an error of ours."""
-    answer = _ANSWERS[type(error)]
-    response = _error(answer.status, answer.code, str(error), getattr(error, "param", None))
-    if answer.retry_after is not None:
-        response.headers["Retry-After"] = str(answer.retry_after)
-    if answer.status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
+    """The native answer for an error of ours."""
+    answer = answer_to(error)
+    response = _error(answer, str(error), getattr(error, "param", None))
+    answer.add_headers(response)
     return response
 
 
 async def http_error_response(error: HTTPException) -> Response:
-    """The answer for what Quart itself refuses (404, 405, 408 and so on), and for an error nobody expected (500).
+    """The native answer for what Quart itself refuses.
 
     A coroutine function, because Quart would run a plain one in a thread. Checkpoints: never.
     """
-    status = error.code or 500
-    message = {404: "there is no such path", 405: "the path has no such method"}.get(status, error.name)
-    response = _error(status, error.name.lower().replace(" ", "_"), message)
-    for name, value in error.get_headers():
-        if name.lower() != "content-type":  # Allow, for one
-            response.headers[name] = value
+    answer, message = answer_to_http_error(error)
+    response = _error(answer, message)
+    copy_headers(error, response)
     return response
 
 
-def _error(status: int, code: str, message: str, param: str | None = None) -> Response:
-    return json_response({"error": _Body(code, message, param)}, status)
+def answer_to_http_error(error: HTTPException) -> tuple[Answer, str]:
+    """How to answer what Quart itself refuses (404, 405, 408 and so on), and an error nobody expected (500).
+
+    Returns:
+        The answer, and the sentence for people.
+    """
+    status = error.code or 500
+    message = {404: "there is no such path", 405: "the path has no such method"}.get(status, error.name)
+    return Answer(status, error.name.lower().replace(" ", "_")), message
+
+
+def copy_headers(error: HTTPException, response: Response) -> None:
+    """Give the response the headers that Quart's own would have: `Allow`, for one."""
+    for name, value in error.get_headers():
+        if name.lower() != "content-type":
+            response.headers[name] = value
+
+
+def _error(answer: Answer, message: str, param: str | None = None) -> Response:
+    return json_response({"error": _Body(answer.code, message, param)}, answer.status)

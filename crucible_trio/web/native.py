@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import Final, final
 
 import msgspec
-import trio
 from quart import Blueprint, Request, Response, request, url_for
-from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 from werkzeug.http import parse_accept_header
 
 from crucible_trio import sse
 from crucible_trio.dialects import native
-from crucible_trio.engine import OnDisconnect, Trace
+from crucible_trio.engine import EngineInfo, OnDisconnect, Trace
 from crucible_trio.engine import Request as Ask
 from crucible_trio.errors import CursorAheadError, InvalidLastEventIdError, InvalidRequestError
 from crucible_trio.pipeline import Pipeline
@@ -23,13 +19,9 @@ from crucible_trio.snapshot import Status
 from crucible_trio.stream import Stream
 from crucible_trio.web.access import Access
 from crucible_trio.web.body import EventStreamBody
-from crucible_trio.web.errors import BodyTooLargeError, UnsupportedMediaTypeError
-from crucible_trio.web.responses import json_response, no_content
+from crucible_trio.web.intake import check_parameters, idempotency_key, read_body, valid
+from crucible_trio.web.responses import event_response, json_response, name_stream, no_content
 
-# A client that sends its request this slowly is not going to read a stream.
-BODY_SECONDS: Final = 60.0
-
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _TRACES: Final[dict[str, Trace]] = {"segments": "segments", "final": "final", "none": "none"}
 _START_PARAMETERS: Final = frozenset({"trace", "done"})
 _EVENTS_PARAMETERS: Final = _START_PARAMETERS | {"last_event_id", "token"}
@@ -71,43 +63,44 @@ class NativeApi:
     async def start(self) -> Response:
         """`POST /v1/streams`: start a stream; with `Last-Event-ID` resume one and start nothing."""
         owner = self._access.owner(request)
-        _check_parameters(request, _START_PARAMETERS)
+        check_parameters(request, _START_PARAMETERS)
         _check_view(request)
         if last_event_id := request.headers.get("Last-Event-ID"):
             stream, after = self._resume(last_event_id, owner)
             return await self._event_stream(stream, after)
-        ask = await _read_ask(request, self._pipeline.settings.max_request_bytes)
-        key = _idempotency_key(request.headers.get("Idempotency-Key"))
+        body = await read_body(request, self._pipeline.settings.max_request_bytes)
+        ask = valid(lambda: _ask_decoder.decode(body))
+        key = idempotency_key(request.headers.get("Idempotency-Key"))
         if _wants_events(request):
             return await self._start_event_stream(ask, key, owner)
         stream, joined = self._pipeline.start_or_join(
             ask, key, owner=owner, on_disconnect="continue", starts_with_reader=False
         )
         response = json_response(self._summary(stream), 200 if joined else 201)
-        return self._name_stream(response, stream, joined=joined)
+        return name_stream(response, _url(stream), joined=joined)
 
     async def generate(self) -> Response:
         """`GET /v1/generate`: what a bare `EventSource` can open; starts a stream, or resumes it when it reconnects."""
         owner = self._access.owner(request)
-        _check_parameters(request, _GENERATE_PARAMETERS)
+        check_parameters(request, _GENERATE_PARAMETERS)
         _check_view(request)
         if last_event_id := _last_event_id(request):
             stream, after = self._resume(last_event_id, owner)
             return await self._events_or_204(stream, after)
         if request.method == "HEAD":
-            return _event_response(b"")
+            return event_response(b"")
         prompt = request.args.get("prompt")
         if prompt is None:
             raise InvalidRequestError("the parameter 'prompt' is missing", "prompt")
         fields = {"input": prompt, "mode": request.args.get("mode", "standard")}
-        ask = _valid(lambda: msgspec.convert(fields, Ask))
-        return await self._start_event_stream(ask, _idempotency_key(request.args.get("idempotency_key")), owner)
+        ask = valid(lambda: msgspec.convert(fields, Ask))
+        return await self._start_event_stream(ask, idempotency_key(request.args.get("idempotency_key")), owner)
 
     async def events(self, stream_id: str) -> Response:
         """`GET /v1/streams/{id}/events`: follow a stream from the position the client names."""
         owner = self._access.events_owner(request, stream_id)
         stream = self._pipeline.get(stream_id, owner=owner)
-        _check_parameters(request, _EVENTS_PARAMETERS)
+        check_parameters(request, _EVENTS_PARAMETERS)
         _check_view(request)
         after = 0
         if last_event_id := _last_event_id(request):
@@ -143,11 +136,7 @@ class NativeApi:
         """`GET /v1/models`: what a request may name."""
         self._access.owner(request)
         info = self._pipeline.engine.info
-        data = [
-            {"id": model, "object": "model", "owned_by": info.name, "sampling": sorted(info.sampling)}
-            for model in info.models
-        ]
-        return json_response({"object": "list", "data": data})
+        return json_response({"object": "list", "data": [model_entry(info, model) for model in info.models]})
 
     def _own_stream(self, stream_id: str) -> Stream:
         return self._pipeline.get(stream_id, owner=self._access.owner(request))
@@ -164,7 +153,7 @@ class NativeApi:
         stream, joined = self._pipeline.start_or_join(
             ask, key, owner=owner, on_disconnect=on_disconnect, starts_with_reader=True
         )
-        return self._name_stream(await self._event_stream(stream, 0), stream, joined=joined)
+        return name_stream(await self._event_stream(stream, 0), _url(stream), joined=joined)
 
     async def _events_or_204(self, stream: Stream, after: int) -> Response:
         if stream.finished_before(after) and "done" not in request.args:
@@ -175,16 +164,10 @@ class NativeApi:
         if stream.finished_before(after):
             after -= 1  # some clients raise on 204: they get the terminal record once more
         if request.method == "HEAD":
-            return _event_response(b"", stream)
+            return event_response(b"", stream)
         trace = _TRACES[request.args.get("trace", stream.request.trace)]
         dialect = await native.open_view(trace, stream.log, after)
-        return _event_response(EventStreamBody(self._pipeline, stream, dialect, after), stream)
-
-    def _name_stream(self, response: Response, stream: Stream, *, joined: bool) -> Response:
-        response.headers["Location"] = url_for(".show", stream_id=stream.id)
-        if joined:
-            response.headers["Crucible-Replayed"] = "true"
-        return response
+        return event_response(EventStreamBody(self._pipeline, stream, dialect, after), stream)
 
     def _summary(self, stream: Stream) -> _Summary:
         return _Summary(
@@ -202,6 +185,15 @@ class NativeApi:
         return url_for(".events", stream_id=stream.id, token=token)
 
 
+def model_entry(info: EngineInfo, model: str) -> dict[str, object]:
+    """What is said of a model."""
+    return {"id": model, "object": "model", "created": 0, "owned_by": info.name, "sampling": sorted(info.sampling)}
+
+
+def _url(stream: Stream) -> str:
+    return url_for(".show", stream_id=stream.id)
+
+
 def _cancel_url(stream: Stream) -> str:
     return url_for(".cancel", stream_id=stream.id)
 
@@ -209,22 +201,6 @@ def _cancel_url(stream: Stream) -> str:
 def _check_cursor(stream: Stream, after: int) -> None:
     if after > stream.log.head:
         raise CursorAheadError(after, stream.log.head)
-
-
-def _event_response(body: EventStreamBody | bytes, stream: Stream | None = None) -> Response:
-    response = Response(body, content_type=sse.MEDIA_TYPE)
-    response.timeout = None  # Quart's RESPONSE_TIMEOUT would cut a healthy stream without a word
-    response.headers.update(
-        {
-            "Cache-Control": "no-store, no-transform",  # proxies that compress, buffer
-            "X-Accel-Buffering": "no",
-            "X-Content-Type-Options": "nosniff",
-        }
-    )
-    response.headers.pop("Content-Length", None)  # of an answer to HEAD: the stream's length is nobody's to know
-    if stream is not None:
-        response.headers["Crucible-Stream"] = stream.id
-    return response
 
 
 def _wants_events(request: Request) -> bool:
@@ -239,54 +215,9 @@ def _last_event_id(request: Request) -> str | None:
     return request.headers.get("Last-Event-ID") or request.args.get("last_event_id") or None
 
 
-def _check_parameters(request: Request, known: frozenset[str]) -> None:
-    for name in request.args:
-        if name not in known:
-            raise InvalidRequestError(f"there is no parameter {name!r}", name)
-
-
 def _check_view(request: Request) -> None:
     # Before anything is started: a refused request must not leave a stream behind.
     if request.args.get("trace", "segments") not in _TRACES:
         raise InvalidRequestError(f"'trace' is one of {', '.join(_TRACES)}", "trace")
     if request.args.get("done", "event") != "event":
         raise InvalidRequestError("'done' can only be 'event'", "done")
-
-
-def _idempotency_key(key: str | None) -> str | None:
-    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise InvalidRequestError("an idempotency key is 1 to 255 visible ASCII characters", "Idempotency-Key")
-    return key
-
-
-async def _read_ask(request: Request, limit: int) -> Ask:
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaTypeError
-    if (request.content_length or 0) > limit:
-        raise BodyTooLargeError(limit)
-    body = bytearray()
-    with trio.move_on_after(BODY_SECONDS) as slow:
-        try:
-            async for chunk in request.body:
-                body += chunk
-                if len(body) > limit:
-                    raise BodyTooLargeError(limit)
-        except RequestEntityTooLarge as error:  # the application's own limit, which may be lower than ours
-            raise BodyTooLargeError(request.max_content_length or limit) from error
-    if slow.cancelled_caught:
-        raise RequestTimeout
-    return _valid(lambda: _ask_decoder.decode(body))
-
-
-_FIELD = re.compile(r"(?:(?P<kind>unknown|required) field `(?P<name>[^`]*)`)?(?: - at `\$\.?(?P<path>[^`]*)`)?$")
-
-
-def _valid(make: Callable[[], Ask]) -> Ask:
-    try:
-        return make()
-    except msgspec.ValidationError as error:
-        found = _FIELD.search(str(error))
-        parts = [part for part in (found["path"], found["name"]) if part] if found else []
-        raise InvalidRequestError(str(error), ".".join(parts) or None) from error
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise InvalidRequestError("the body is not valid JSON in UTF-8") from error

@@ -131,7 +131,7 @@ async def test_models_says_what_a_request_may_name(open_api, scripted, autojump_
         assert answer.json == {
             "object": "list",
             "data": [
-                {"id": model, "object": "model", "owned_by": "scripted", "sampling": ["seed", "top_p"]}
+                {"id": model, "object": "model", "created": 0, "owned_by": "scripted", "sampling": ["seed", "top_p"]}
                 for model in ("scripted", "other")
             ],
         }

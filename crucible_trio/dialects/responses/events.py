@@ -1,0 +1,145 @@
+"""The events of the responses API that this server sends, and their bytes."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, final
+
+import msgspec
+
+from crucible_trio.dialects.responses.objects import OutputItem, OutputText, Response, SummaryText
+from crucible_trio.records import encode_json
+
+
+class Event(msgspec.Struct, tag_field="type", kw_only=True):
+    """One event. `sequence_number` counts from 0 without holes; the fold sets it."""
+
+    sequence_number: int = 0
+
+
+class _ResponseEvent(Event, kw_only=True):
+    response: Response
+
+
+@final
+class ResponseCreated(_ResponseEvent, tag="response.created", kw_only=True):
+    """Always event 0."""
+
+
+@final
+class ResponseInProgress(_ResponseEvent, tag="response.in_progress", kw_only=True):
+    """Always event 1."""
+
+
+@final
+class ResponseCompleted(_ResponseEvent, tag="response.completed", kw_only=True):
+    """The last event: everything is there."""
+
+
+@final
+class ResponseIncomplete(_ResponseEvent, tag="response.incomplete", kw_only=True):
+    """The last event: it was stopped. The SDKs know no event for a cancelled one; the response's status says so."""
+
+
+@final
+class ResponseFailed(_ResponseEvent, tag="response.failed", kw_only=True):
+    """The last event: the engine failed."""
+
+
+TerminalEvent: TypeAlias = ResponseCompleted | ResponseIncomplete | ResponseFailed
+
+
+class _ItemEvent(Event, kw_only=True):
+    output_index: int
+    item: OutputItem
+
+
+@final
+class OutputItemAdded(_ItemEvent, tag="response.output_item.added", kw_only=True):
+    """An item begins; it is empty."""
+
+
+@final
+class OutputItemDone(_ItemEvent, tag="response.output_item.done", kw_only=True):
+    """An item is finished; it is whole."""
+
+
+class _InItem(Event, kw_only=True):
+    item_id: str
+    output_index: int
+
+
+class _InSummary(_InItem, kw_only=True):
+    summary_index: int
+
+
+@final
+class SummaryPartAdded(_InSummary, tag="response.reasoning_summary_part.added", kw_only=True):
+    """A segment begins; its text is empty."""
+
+    part: SummaryText
+
+
+@final
+class SummaryTextDelta(_InSummary, tag="response.reasoning_summary_text.delta", kw_only=True):
+    """A piece of a segment."""
+
+    delta: str
+
+
+@final
+class SummaryTextDone(_InSummary, tag="response.reasoning_summary_text.done", kw_only=True):
+    """A segment's whole text."""
+
+    text: str
+
+
+@final
+class SummaryPartDone(_InSummary, tag="response.reasoning_summary_part.done", kw_only=True):
+    """A segment is finished."""
+
+    part: SummaryText
+
+
+class _InContent(_InItem, kw_only=True):
+    content_index: Literal[0] = 0
+
+
+@final
+class ContentPartAdded(_InContent, tag="response.content_part.added", kw_only=True):
+    """A message's one part begins; its text is empty."""
+
+    part: OutputText
+
+
+@final
+class OutputTextDelta(_InContent, tag="response.output_text.delta", kw_only=True):
+    """A piece of the answer."""
+
+    delta: str
+    logprobs: tuple[str, ...] = ()
+
+
+@final
+class OutputTextDone(_InContent, tag="response.output_text.done", kw_only=True):
+    """A message's whole text."""
+
+    text: str
+    logprobs: tuple[str, ...] = ()
+
+
+@final
+class ContentPartDone(_InContent, tag="response.content_part.done", kw_only=True):
+    """A message's one part is finished."""
+
+    part: OutputText
+
+
+def encode_event(event: Event) -> bytes:
+    """The bytes of an event: its type, then its JSON on one `data` line. No id: the SDKs know none here."""
+    return b"event: %b\ndata: %b\n\n" % (_type_of(event).encode(), encode_json(event))
+
+
+def _type_of(event: Event) -> str:
+    tag = event.__struct_config__.tag
+    assert isinstance(tag, str)
+    return tag

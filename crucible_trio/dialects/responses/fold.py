@@ -1,0 +1,171 @@
+"""From the records of a log to the events and the object of one response.
+
+```
+stream.created     response.created, response.in_progress
+reasoning.delta    output_item.added (once), reasoning_summary_part.added (per segment), reasoning_summary_text.delta
+reasoning.done     the segment's .done events, output_item.done
+output.delta       output_item.added and content_part.added (once), output_text.delta
+terminal           the open item's .done events, then response.completed, .incomplete or .failed
+```
+
+Reasoning that comes again after a piece of the answer closes that message, and opens a reasoning item and then a
+message of their own: an item's events are never mixed with another's, `output_index` is the item's place in `output`,
+and the answer is the messages joined, as the SDKs' `output_text` joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, final
+
+import msgspec
+
+from crucible_trio.dialects.responses.events import (
+    Event,
+    ResponseCompleted,
+    ResponseCreated,
+    ResponseFailed,
+    ResponseIncomplete,
+    ResponseInProgress,
+    TerminalEvent,
+)
+from crucible_trio.dialects.responses.items import OpenItem, OpenMessage, OpenReasoning
+from crucible_trio.dialects.responses.objects import (
+    Asked,
+    IncompleteDetails,
+    ItemStatus,
+    OutputItem,
+    Response,
+    ResponseError,
+    ResponseStatus,
+    format_response_id,
+    usage_of,
+)
+from crucible_trio.records import (
+    AnyRecord,
+    OutputDelta,
+    ReasoningDelta,
+    ReasoningDone,
+    StreamCancelled,
+    StreamCompleted,
+    StreamCreated,
+    StreamFailed,
+    StreamIncomplete,
+    Terminal,
+)
+
+# A finish reason that an engine may hand on from its upstream: the text was cut, and must not look whole.
+_CONTENT_FILTER: Final = "content_filter"
+
+_EVENTS: Final[dict[ResponseStatus, type[TerminalEvent]]] = {
+    "completed": ResponseCompleted,
+    "incomplete": ResponseIncomplete,
+    "failed": ResponseFailed,
+    "cancelled": ResponseIncomplete,  # the SDKs know no `response.cancelled`
+}
+
+
+@final
+class ResponseFold:
+    """Takes a log's records from record 1 on, in order; the state comes from them and from `asked` alone.
+
+    Attributes:
+        next_number: The `sequence_number` of the next event, which is also how many there were.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        self.next_number = 0
+        self._asked = asked
+        self._suffix = ""  # of the items' ids
+        self._created_at = 0.0
+        self._response: Response | None = None  # without its output, which grows
+        self._finished: list[OutputItem] = []
+        self._open: OpenItem | None = None
+
+    def feed(self, record: AnyRecord) -> list[Event]:
+        """Take the next record.
+
+        Returns:
+            Its events, numbered. At least one for every record but `reasoning.done` without a trace.
+        """
+        events = list(self._events(record))
+        for event in events:
+            event.sequence_number = self.next_number
+            self.next_number += 1
+        return events
+
+    def response(self) -> Response:
+        """The response as it stands. There must have been a record."""
+        assert self._response is not None
+        output = [*self._finished] if self._open is None else [*self._finished, self._open.item("in_progress")]
+        return msgspec.structs.replace(self._response, output=output)
+
+    def _events(self, record: AnyRecord) -> Iterator[Event]:
+        match record:
+            case StreamCreated():
+                self._suffix = format_response_id(record.stream).removeprefix("resp_")
+                self._created_at = record.created_at
+                self._response = _new_response(record, self._asked)
+                yield ResponseCreated(response=self.response())
+                yield ResponseInProgress(response=self.response())
+            case ReasoningDelta():
+                if not isinstance(self._open, OpenReasoning):
+                    yield from self._finish_item("completed")
+                    self._open = OpenReasoning(f"rs_{self._suffix}_{len(self._finished)}", len(self._finished))
+                    yield from self._open.begin()
+                yield from self._open.add(record.segment, record.delta)
+            case ReasoningDone():
+                yield from self._finish_item("completed")
+            case OutputDelta():
+                if not isinstance(self._open, OpenMessage):
+                    yield from self._finish_item("completed")
+                    self._open = OpenMessage(f"msg_{self._suffix}_{len(self._finished)}", len(self._finished))
+                    yield from self._open.begin()
+                yield from self._open.add(record.delta)
+            case _:
+                yield from self._end(record)
+
+    def _finish_item(self, status: ItemStatus) -> Iterator[Event]:
+        if self._open is not None:
+            item, self._open = self._open, None
+            yield from item.finish(status)
+            self._finished.append(item.item(status))
+
+    def _end(self, record: Terminal) -> Iterator[Event]:
+        assert self._response is not None
+        status, reason = _outcome(record)
+        yield from self._finish_item("completed" if status == "completed" else "incomplete")
+        error = ResponseError(record.error.code, record.error.message) if isinstance(record, StreamFailed) else None
+        self._response = msgspec.structs.replace(
+            self._response,
+            status=status,
+            completed_at=int(self._created_at + record.timings.total_ms / 1000) if status == "completed" else None,
+            error=error,
+            incomplete_details=None if reason is None else IncompleteDetails(reason),
+            usage=usage_of(record.usage),
+        )
+        yield _EVENTS[status](response=self.response())
+
+
+def _new_response(created: StreamCreated, asked: Asked) -> Response:
+    return Response(
+        id=format_response_id(created.stream),
+        created_at=int(created.created_at),
+        model=created.model,
+        **msgspec.structs.asdict(asked),
+    )
+
+
+def _outcome(record: Terminal) -> tuple[ResponseStatus, str | None]:
+    match record:
+        case StreamCompleted(finish_reason=reason) if reason == _CONTENT_FILTER:
+            return "incomplete", reason
+        case StreamCompleted():
+            return "completed", None
+        case StreamIncomplete(reason=reason):
+            return "incomplete", reason
+        case StreamCancelled():
+            # Not null: an SDK that finds no reason takes the text for whole.
+            return "cancelled", "cancelled"
+        case _:
+            return "failed", None

@@ -1,0 +1,113 @@
+"""Output items that are being written, and the events that write them.
+
+Texts are kept as the pieces they came in and joined when a part is finished, so that following live costs what the
+pieces cost and not their square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias, final
+
+from crucible_trio.dialects.responses.events import (
+    ContentPartAdded,
+    ContentPartDone,
+    Event,
+    OutputItemAdded,
+    OutputItemDone,
+    OutputTextDelta,
+    OutputTextDone,
+    SummaryPartAdded,
+    SummaryPartDone,
+    SummaryTextDelta,
+    SummaryTextDone,
+)
+from crucible_trio.dialects.responses.objects import ItemStatus, MessageItem, OutputText, ReasoningItem, SummaryText
+
+
+@final
+class OpenReasoning:
+    """A trace that is being written: each segment is a part of its summary, numbered within this item from 0."""
+
+    def __init__(self, item_id: str, output_index: int) -> None:
+        self._id = item_id
+        self._index = output_index
+        self._finished: list[SummaryText] = []
+        self._segment: int | None = None
+        self._pieces: list[str] = []
+
+    def begin(self) -> Iterator[Event]:
+        """The events that open it."""
+        yield OutputItemAdded(output_index=self._index, item=self.item("in_progress"))
+
+    def add(self, segment: int, delta: str) -> Iterator[Event]:
+        """The events for one more piece."""
+        if segment != self._segment:
+            yield from self._finish_segment()
+            self._segment = segment
+            yield SummaryPartAdded(
+                item_id=self._id,
+                output_index=self._index,
+                summary_index=len(self._finished),
+                part=SummaryText(""),
+            )
+        self._pieces.append(delta)
+        yield SummaryTextDelta(
+            item_id=self._id, output_index=self._index, summary_index=len(self._finished), delta=delta
+        )
+
+    def finish(self, status: ItemStatus) -> Iterator[Event]:
+        """The events that close it."""
+        yield from self._finish_segment()
+        yield OutputItemDone(output_index=self._index, item=self.item(status))
+
+    def item(self, status: ItemStatus) -> ReasoningItem:
+        """The item as it stands."""
+        unfinished = [] if self._segment is None else [SummaryText("".join(self._pieces))]
+        return ReasoningItem(self._id, status, self._finished + unfinished)
+
+    def _finish_segment(self) -> Iterator[Event]:
+        if self._segment is None:
+            return
+        part = SummaryText("".join(self._pieces))
+        index = len(self._finished)
+        self._finished.append(part)
+        self._segment = None
+        self._pieces.clear()
+        yield SummaryTextDone(item_id=self._id, output_index=self._index, summary_index=index, text=part.text)
+        yield SummaryPartDone(item_id=self._id, output_index=self._index, summary_index=index, part=part)
+
+
+@final
+class OpenMessage:
+    """An answer that is being written; it has one part."""
+
+    def __init__(self, item_id: str, output_index: int) -> None:
+        self._id = item_id
+        self._index = output_index
+        self._pieces: list[str] = []
+
+    def begin(self) -> Iterator[Event]:
+        """The events that open it."""
+        yield OutputItemAdded(output_index=self._index, item=MessageItem(self._id, "in_progress", []))
+        yield ContentPartAdded(item_id=self._id, output_index=self._index, part=OutputText(""))
+
+    def add(self, delta: str) -> Iterator[Event]:
+        """The event for one more piece."""
+        self._pieces.append(delta)
+        yield OutputTextDelta(item_id=self._id, output_index=self._index, delta=delta)
+
+    def finish(self, status: ItemStatus) -> Iterator[Event]:
+        """The events that close it."""
+        item = self.item(status)
+        [part] = item.content
+        yield OutputTextDone(item_id=self._id, output_index=self._index, text=part.text)
+        yield ContentPartDone(item_id=self._id, output_index=self._index, part=part)
+        yield OutputItemDone(output_index=self._index, item=item)
+
+    def item(self, status: ItemStatus) -> MessageItem:
+        """The item as it stands."""
+        return MessageItem(self._id, status, [OutputText("".join(self._pieces))])
+
+
+OpenItem: TypeAlias = OpenReasoning | OpenMessage

@@ -1,0 +1,360 @@
+"""What the tests of OpenAI's wires share: the application called in process on virtual time, and the SDK on sockets.
+
+Test modules cannot import one another, so everything here is reached through fixtures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import pytest
+import trio
+
+from crucible_trio import Pipeline, Settings, open_pipeline
+from crucible_trio.engine import Request
+from crucible_trio.server import Config, serve
+from crucible_trio.testing import ScriptedEngine
+from crucible_trio.web import create_app
+
+T = TypeVar("T")
+Json: TypeAlias = dict[str, Any]
+
+# Virtual seconds, longer than any test waits on purpose; and real ones, for the tests on sockets.
+VIRTUAL_SECONDS = 20_000
+REAL_SECONDS = 30
+
+
+class Engine(ScriptedEngine):
+    """A scripted engine with two models.
+
+    Attributes:
+        requests: What it was called with.
+    """
+
+    def __init__(
+        self, *steps: Any, models: Sequence[str] = ("scripted", "other"), sampling: Iterable[str] = ()
+    ) -> None:
+        super().__init__(*steps, models=models, sampling=sampling)
+
+    @property
+    def requests(self) -> list[Request]:
+        return [run.request for run in self.runs]
+
+
+@dataclass
+class Exchange:
+    """One request and what has come back so far.
+
+    Attributes:
+        status: None until the response has begun.
+        headers: By name in lower case; each comes once.
+        messages: The body's messages, each as it was handed to the server, empty ones left out.
+        times: When each message came, in virtual seconds.
+        ended: Whether the application has said that the body is complete.
+        broken: Whether the application gave up after the status line; a server resets the connection then.
+    """
+
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    messages: list[bytes] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    ended: bool = False
+    broken: bool = False
+    _gone: trio.Event = field(default_factory=trio.Event)
+    _news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.messages)
+
+    @property
+    def json(self) -> Json:
+        assert self.headers["content-type"] == "application/json"
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of the finished events, `[DONE]` as text; the shape of every line is checked on the way."""
+        assert self.headers["content-type"] == "text/event-stream"
+        *blocks, _ = self.body.replace(b":\n", b"").decode().split("\n\n")
+        events = []
+        for block in blocks:
+            *first, last = block.split("\n")
+            assert len(first) <= 1
+            assert all(line.startswith("event: ") for line in first)
+            assert last.startswith("data: ")
+            data = last.removeprefix("data: ")
+            events.append(data if data == "[DONE]" else json.loads(data))
+            assert not first or first == [f"event: {events[-1]['type']}"]
+        return events
+
+    @property
+    def error(self) -> Json:
+        """The error of a refused request; its shape is checked on the way."""
+        assert set(self.json) == {"error"}
+        error: Json = self.json["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert self.status is not None
+        assert self.status >= 400
+        assert self.status != 409
+        # Either trying again helps, and when is said, or the SDKs are told not to.
+        assert ("retry-after" in self.headers) != (self.headers.get("x-should-retry") == "false")
+        return error
+
+    def header(self, name: str) -> str:
+        return self.headers[name]
+
+    def has_header(self, name: str) -> bool:
+        return name in self.headers
+
+    def disconnect(self) -> None:
+        """The client leaves."""
+        self._gone.set()
+
+    async def until(self, condition: Callable[[Exchange], bool]) -> None:
+        """Wait until what has come back is enough."""
+        while not condition(self):
+            assert not self.ended, self.body
+            await self._news.park()
+
+    async def until_event(self, count: int) -> None:
+        """Wait until so many events have come."""
+        await self.until(lambda self: self.body.count(b"\n\n") >= count)
+
+    async def until_sent(self, piece: bytes) -> None:
+        """Wait until the body holds this."""
+        await self.until(lambda self: piece in self.body)
+
+
+@dataclass(frozen=True)
+class Api:
+    """The application over a pipeline, called as a server calls it.
+
+    Attributes:
+        pipeline: Its streams.
+        engine: What they come from.
+    """
+
+    pipeline: Pipeline
+    engine: Any
+    app: Any
+
+    @asynccontextmanager
+    async def open(self, method: str, target: str, body: bytes | Json = b"", **headers: str) -> AsyncIterator[Exchange]:
+        """Send a request and look at the response while it comes; leaving disconnects.
+
+        Args:
+            method: Of the request.
+            target: Path and query.
+            body: Bytes, or what becomes JSON.
+            headers: `_` stands for `-`; `Content-Type: application/json` is there with a JSON body unless given.
+        """
+        exchange = Exchange()
+        if isinstance(body, dict):
+            headers.setdefault("Content_Type", "application/json")
+            body = json.dumps(body).encode()
+        path, _, query = target.partition("?")
+        requests = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Json:
+            await trio.lowlevel.checkpoint()
+            if requests:
+                return requests.pop()
+            await exchange._gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Mapping[str, Any]) -> None:
+            await trio.lowlevel.checkpoint()
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                names = [name.decode("ascii").lower() for name, _ in message["headers"]]
+                assert len(names) == len(set(names))
+                exchange.headers = dict(zip(names, [value.decode() for _, value in message["headers"]], strict=True))
+            elif not exchange._gone.is_set():
+                if message["body"]:
+                    exchange.messages.append(message["body"])
+                    exchange.times.append(trio.current_time())
+                exchange.ended = not message["more_body"]
+                if exchange.ended:  # a server says so at the end of every response
+                    exchange._gone.set()
+            exchange._news.unpark_all()
+
+        async def run() -> None:
+            try:
+                await self.app(
+                    {
+                        "type": "http",
+                        "asgi": {"version": "3.0"},
+                        "http_version": "1.1",
+                        "method": method,
+                        "scheme": "http",
+                        "path": path,
+                        "raw_path": path.encode(),
+                        "query_string": query.encode(),
+                        "root_path": "",
+                        "headers": [
+                            (name.replace("_", "-").lower().encode(), value.encode())
+                            for name, value in ({"Host": "localhost"} | headers).items()
+                        ],
+                        "client": ("127.0.0.1", 50000),
+                        "server": ("127.0.0.1", 8000),
+                        "extensions": {},
+                    },
+                    receive,
+                    send,
+                )
+            except Exception:
+                if exchange.status is None:
+                    raise
+                exchange.broken = True
+
+        with trio.fail_after(VIRTUAL_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                yield exchange
+                exchange.disconnect()
+
+    async def ask(self, method: str, target: str, body: bytes | Json = b"", **headers: str) -> Exchange:
+        """Send a request and take the whole response."""
+        async with self.open(method, target, body, **headers) as exchange:
+            await exchange.until(lambda exchange: exchange.ended)
+        return exchange
+
+    async def get(self, target: str, **headers: str) -> Exchange:
+        return await self.ask("GET", target, **headers)
+
+    async def post(self, target: str, body: bytes | Json = b"", **headers: str) -> Exchange:
+        return await self.ask("POST", target, body, **headers)
+
+    async def start(self, **fields: Any) -> str:
+        """Start a native stream that does not wait for a reader.
+
+        Returns:
+            Its id.
+        """
+        answer = await self.post("/v1/streams", {"input": "Why?"} | fields)
+        assert answer.status == 201, answer.body
+        return answer.json["id"]
+
+    async def chat(self, headers: Mapping[str, str] | None = None, **fields: Any) -> Exchange:
+        """A chat completion with one question, and with fields."""
+        return await self.post("/v1/chat/completions", chat_body(**fields), **(headers or {}))
+
+    def open_chat(
+        self, headers: Mapping[str, str] | None = None, **fields: Any
+    ) -> AbstractAsyncContextManager[Exchange]:
+        """`open` for a chat completion."""
+        return self.open("POST", "/v1/chat/completions", chat_body(**fields), **(headers or {}))
+
+    def number(self, name: str, **labels: str) -> float:
+        """One of the pipeline's metrics; 0 when it has never been counted."""
+        return self.pipeline.metrics.registry.get_sample_value(f"crucible_{name}", labels) or 0
+
+
+def chat_body(**fields: Any) -> Json:
+    return {"messages": [{"role": "user", "content": "Why?"}]} | fields
+
+
+@asynccontextmanager
+async def _open_api(
+    *steps: Any, engine: Any = None, sampling: Iterable[str] = (), **settings: Any
+) -> AsyncIterator[Api]:
+    engine = engine or Engine(*steps, sampling=sampling)
+    async with open_pipeline(engine, Settings(**settings)) as pipeline:
+        yield Api(pipeline, engine, create_app(pipeline))
+
+
+@pytest.fixture(scope="session")
+def open_api() -> Callable[..., AbstractAsyncContextManager[Api]]:
+    """`async with open_api(*steps, **settings) as api`, on virtual time; `engine=` for one that is no script."""
+    return _open_api
+
+
+@pytest.fixture(scope="session")
+def scripted() -> type[Engine]:
+    """The class of engines that follow a script: `scripted(*steps, models=..., sampling=...)`."""
+    return Engine
+
+
+# On sockets
+
+
+@dataclass(frozen=True)
+class Served:
+    """An application that is being served.
+
+    Attributes:
+        pipeline: Its streams.
+        base_url: What an SDK takes under this name.
+    """
+
+    pipeline: Pipeline
+    base_url: str
+
+
+@asynccontextmanager
+async def _serving(engine: Any, **settings: Any) -> AsyncIterator[Served]:
+    with trio.fail_after(REAL_SECONDS):
+        async with open_pipeline(engine, Settings(**settings)) as pipeline, trio.open_nursery() as nursery:
+            config = Config.from_settings(pipeline.settings)
+            config.bind = ["127.0.0.1:0"]
+            urls: list[str] = await nursery.start(partial(serve, create_app(pipeline), config))
+            yield Served(pipeline, f"{urls[0]}/v1")
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., AbstractAsyncContextManager[Served]]:
+    """`async with serving(engine, **settings) as served`: our own server on a free port."""
+    return _serving
+
+
+def _options(served: Served, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"base_url": served.base_url, "api_key": "none", "max_retries": 0, "timeout": REAL_SECONDS} | dict(options)
+
+
+@pytest.fixture(scope="session")
+def with_sync_client() -> Callable[..., Awaitable[Any]]:
+    """`await with_sync_client(served, use, **options)` calls `use(client)` with an `OpenAI` in a thread of its own."""
+    openai = pytest.importorskip("openai")
+
+    async def run(served: Served, use: Callable[[Any], T], **options: Any) -> T:
+        def in_thread() -> T:
+            with openai.OpenAI(**_options(served, options)) as client:
+                return use(client)
+
+        return await trio.to_thread.run_sync(in_thread, abandon_on_cancel=True)
+
+    return run
+
+
+@pytest.fixture(params=["trio", "asyncio"])
+def with_async_client(request: pytest.FixtureRequest) -> Iterator[Callable[..., Awaitable[Any]]]:
+    """`await with_async_client(served, use, **options)` awaits `use(client)` with an `AsyncOpenAI`.
+
+    On trio, in the same loop as the server; and on asyncio, in a thread of its own.
+    """
+    openai = pytest.importorskip("openai")
+
+    async def run(served: Served, use: Callable[[Any], Awaitable[T]], **options: Any) -> T:
+        async def call() -> T:
+            async with openai.AsyncOpenAI(**_options(served, options)) as client:
+                return await use(client)
+
+        if request.param == "trio":
+            return await call()
+        return await trio.to_thread.run_sync(partial(asyncio.run, call()), abandon_on_cancel=True)
+
+    with warnings.catch_warnings():
+        # The SDK stops at `[DONE]` or an error and leaves its own generators to the collector, which trio minds.
+        warnings.filterwarnings("ignore", "Async generator '(openai|httpx|httpcore)", ResourceWarning)
+        yield run
+        gc.collect()

@@ -1,0 +1,304 @@
+"""What a request for a chat completion may say: understood, harmless, or refused by name."""
+
+from __future__ import annotations
+
+import pytest
+from trio.testing import MockClock
+
+from crucible_trio.config import Settings, load_settings
+from crucible_trio.engine import EngineInfo, Message, Request, Sampling
+from crucible_trio.errors import ConfigError
+from crucible_trio.testing import ScriptedEngine
+from crucible_trio.web.openai.asks import Asks
+from crucible_trio.web.openai.chat import BODY, MESSAGE
+
+SAMPLING = ("temperature", "top_p", "seed", "stop")
+
+
+def engine(*, sampling: tuple[str, ...] = ()) -> ScriptedEngine:
+    return ScriptedEngine("a", models=["small", "org/large"], sampling=sampling)
+
+
+async def asked(open_api, fields: dict[str, object], **settings: object) -> Request:
+    """What the engine is asked."""
+    async with open_api(engine=engine(sampling=SAMPLING), **settings) as api:
+        answer = await api.chat(**fields)
+        assert answer.status == 200, answer.body
+        [run] = api.engine.runs
+        return run.request
+
+
+async def refusal(open_api, fields: dict[str, object], **settings: object) -> tuple[object, ...]:
+    """Status, code and param of the answer; nothing has been started."""
+    async with open_api(engine=settings.pop("engine", None) or engine(sampling=SAMPLING), **settings) as api:
+        answers = [await api.chat(stream=stream, **fields) for stream in (False, True)]
+        assert api.pipeline.streams() == []
+        assert answers[0].body == answers[1].body
+        error = answers[0].error
+        assert api.number("requests_refused_total", code=error["code"]) == 2
+        return answers[0].status, error["code"], error["param"]
+
+
+async def test_every_field_that_is_understood_reaches_the_engine(open_api, autojump_clock: MockClock) -> None:
+    fields = {
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "Why"}, {"type": "text", "text": "so?"}]},
+            {"role": "assistant", "content": "So."},
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": "Why?", "name": "Ann"},
+        ],
+        "model": "org/large",
+        "max_completion_tokens": 7,
+        "reasoning_effort": "high",
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 1,
+        "stop": ["x", "y"],
+    }
+    assert await asked(open_api, fields) == Request(
+        input=(
+            Message("system", "Be brief."),
+            Message("user", "Why\nso?"),
+            Message("assistant", "So."),
+            Message("system", "Be kind."),
+            Message("user", "Why?"),
+        ),
+        mode="deep",
+        model="org/large",
+        max_output_tokens=7,
+        sampling=Sampling(0.5, 0.9, 1, ("x", "y")),
+    )
+
+
+async def test_without_a_word_about_it_everything_is_the_engines_default(open_api, autojump_clock: MockClock) -> None:
+    assert await asked(open_api, {}) == Request(input=(Message("user", "Why?"),), mode="standard", model="small")
+
+
+async def test_an_answers_message_can_be_sent_back_as_it_came(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("a") as api:
+        message = (await api.chat()).json["choices"][0]["message"]
+        message |= {"tool_calls": None, "function_call": None, "audio": None, "annotations": []}
+        message |= {"reasoning_content": "x", "reasoning": "x"}
+        messages = [{"role": "user", "content": "Why?"}, message, {"role": "user", "content": "Who?"}]
+        assert (await api.chat(messages=messages)).status == 200
+        assert api.engine.runs[-1].request.messages[1] == Message("assistant", "a")
+
+
+async def test_instructions_without_a_word_are_none(open_api, autojump_clock: MockClock) -> None:
+    for role in ("system", "developer"):
+        messages = [{"role": role, "content": ""}, {"role": "user", "content": "Why?"}]
+        assert (await asked(open_api, {"messages": messages})).input == (Message("user", "Why?"),)
+
+
+# Limits
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_both_names_of_the_limit_count(open_api, name, autojump_clock: MockClock) -> None:
+    assert (await asked(open_api, {name: 5})).max_output_tokens == 5
+    assert await refusal(open_api, {name: 50}, max_output_tokens=49) == (400, "invalid_request", name)
+    assert await refusal(open_api, {name: 0}) == (400, "invalid_request", name)
+
+
+async def test_two_limits_that_differ_are_refused(open_api, autojump_clock: MockClock) -> None:
+    assert (await asked(open_api, {"max_tokens": 5, "max_completion_tokens": 5})).max_output_tokens == 5
+    fields = {"max_tokens": 5, "max_completion_tokens": 6}
+    assert await refusal(open_api, fields) == (400, "invalid_request", "max_tokens")
+
+
+# Modes and models
+
+
+@pytest.mark.parametrize(
+    ("fields", "model", "mode"),
+    [
+        ({}, "small", "standard"),
+        ({"model": "small"}, "small", "standard"),
+        ({"model": "small:deep"}, "small", "deep"),
+        ({"model": "org/large:deep"}, "org/large", "deep"),
+        ({"model": "small:deep", "reasoning_effort": "none"}, "small", "deep"),
+        ({"model": "gpt"}, "org/large", "standard"),
+        ({"model": "gpt", "reasoning_effort": "medium"}, "org/large", "deep"),
+        ({"model": "o3"}, "small", "deep"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "small", "standard"),
+        ({"chat_template_kwargs": {}}, "small", "standard"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "small", "deep"),
+        ({"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "high"}, "small", "deep"),
+        *[({"reasoning_effort": effort}, "small", "standard") for effort in ("none", "minimal", "low", None)],
+        *[({"reasoning_effort": effort}, "small", "deep") for effort in ("medium", "high", "xhigh", "max")],
+    ],
+)
+async def test_names_and_efforts_mean_models_and_modes(
+    open_api, fields, model, mode, autojump_clock: MockClock
+) -> None:
+    request = await asked(open_api, fields, openai_models={"gpt": "org/large", "o3": "small:deep"})
+    assert (request.model, request.mode) == (model, mode)
+
+
+async def test_what_they_mean_can_be_set(open_api, autojump_clock: MockClock) -> None:
+    settings = {"openai_deep_suffix": "-thinking", "openai_deep_efforts": ("low",)}
+    assert (await asked(open_api, {"model": "small-thinking"}, **settings)).mode == "deep"
+    assert (await asked(open_api, {"reasoning_effort": "low"}, **settings)).mode == "deep"
+    assert (await asked(open_api, {"reasoning_effort": "high"}, **settings)).mode == "standard"
+    for suffix in ("-thinking", ""):
+        settings = {"openai_deep_suffix": suffix}
+        assert await refusal(open_api, {"model": "small:deep"}, **settings) == (404, "model_not_found", "model")
+
+
+def test_they_can_be_set_in_the_environment() -> None:
+    settings = load_settings(
+        {
+            "CRUCIBLE_OPENAI_MODELS": '{"o3": "small:deep"}',
+            "CRUCIBLE_OPENAI_DEEP_EFFORTS": "high, max",
+            "CRUCIBLE_OPENAI_DEEP_SUFFIX": "",
+        }
+    )
+    assert settings.openai_models == {"o3": "small:deep"}
+    assert settings.openai_deep_efforts == ("high", "max")
+    assert settings.openai_deep_suffix == ""
+    with pytest.raises(ConfigError, match="openai_deep_efforts"):
+        load_settings({"CRUCIBLE_OPENAI_DEEP_EFFORTS": "huge"})
+
+
+def test_a_models_own_name_comes_before_what_the_suffix_makes_of_it() -> None:
+    asks = Asks(EngineInfo(name="x", models=("small", "small:deep")), Settings())
+    assert asks.resolve("small:deep") == ("small:deep", "standard")
+    assert asks.resolve("small:deep:deep") == ("small:deep", "deep")
+
+
+def test_a_name_for_a_model_that_is_not_there_is_an_error_at_the_start() -> None:
+    with pytest.raises(ConfigError, match="openai_models: 'gpt': there is no model 'lost'"):
+        Asks(EngineInfo(name="x", models=("small",)), Settings(openai_models={"gpt": "lost"}))
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "", "small:", ":deep", "Small", "small:deep:deep"])
+async def test_an_unknown_model_is_404_as_with_openai(open_api, model, autojump_clock: MockClock) -> None:
+    assert await refusal(open_api, {"model": model}) == (404, "model_not_found", "model")
+
+
+async def test_an_unknown_effort_is_refused(open_api, autojump_clock: MockClock) -> None:
+    assert await refusal(open_api, {"reasoning_effort": "huge"}) == (400, "invalid_request", "reasoning_effort")
+
+
+async def test_an_unknown_word_for_a_template_is_refused(open_api, autojump_clock: MockClock) -> None:
+    fields = {"chat_template_kwargs": {"enable_thinking": True, "x": 1}}
+    assert await refusal(open_api, fields) == (400, "invalid_request", "chat_template_kwargs.x")
+
+
+# Sampling
+
+
+async def test_one_stop_text_is_a_list_of_one(open_api, autojump_clock: MockClock) -> None:
+    assert (await asked(open_api, {"stop": "x"})).sampling == Sampling(stop=("x",))
+    assert (await asked(open_api, {"stop": []})).sampling == Sampling()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", 0.5), ("top_p", 0.9), ("seed", 1), ("stop", "x"), ("temperature", 0)]
+)
+async def test_a_sampling_field_that_the_engine_does_not_honour_is_refused(
+    open_api, field, value, autojump_clock: MockClock
+) -> None:
+    assert await refusal(open_api, {field: value}, engine=engine()) == (400, "unsupported_parameter", field)
+
+
+async def test_openais_defaults_ask_nothing_of_an_engine_that_honours_no_such_field(
+    open_api, autojump_clock: MockClock
+) -> None:
+    async with open_api(engine=engine()) as api:
+        assert (await api.chat(temperature=1, top_p=1.0)).status == 200
+        assert api.engine.runs[0].request.sampling == Sampling()
+    assert (await asked(open_api, {"temperature": 1, "top_p": 1.0})).sampling == Sampling(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", 3), ("top_p", 0), ("seed", -1), ("stop", ["x"] * 17), ("stop", [""])]
+)
+async def test_a_value_out_of_its_range_is_refused_by_name(open_api, field, value, autojump_clock: MockClock) -> None:
+    status, code, param = await refusal(open_api, {field: value})
+    assert (status, code, str(param).partition("[")[0]) == (400, "invalid_request", field)
+
+
+# Harmless and refused
+
+
+ANYTHING = ["text", 1, True, {"x": "y"}, ["x"], None]
+
+
+@pytest.mark.parametrize("name", BODY.harmless)
+async def test_a_harmless_field_changes_nothing(open_api, name, autojump_clock: MockClock) -> None:
+    plain = await asked(open_api, {})
+    for value in ANYTHING:
+        assert await asked(open_api, {name: value}) == plain
+
+
+@pytest.mark.parametrize("name", BODY.refused)
+async def test_an_unsupported_field_is_refused_by_name_unless_it_asks_for_nothing(
+    open_api, name, autojump_clock: MockClock
+) -> None:
+    plain = await asked(open_api, {})
+    for value in [*BODY.refused[name], None]:
+        assert await asked(open_api, {name: value}) == plain
+    for value in ["x", 2, {"type": "json_object"}, [{"type": "function"}]]:
+        assert await refusal(open_api, {name: value}) == (400, "unsupported_parameter", name)
+
+
+@pytest.mark.parametrize("name", MESSAGE.refused)
+async def test_so_are_those_of_a_message(open_api, name, autojump_clock: MockClock) -> None:
+    messages = [{"role": "assistant", "content": "a", name: "x"}]
+    expected = (400, "unsupported_parameter", f"messages[0].{name}")
+    assert await refusal(open_api, {"messages": messages}) == expected
+
+
+@pytest.mark.parametrize("name", ["x", "input", "max_output_tokens", "mode", "Model", ""])
+async def test_an_unknown_field_is_refused_by_name(open_api, name, autojump_clock: MockClock) -> None:
+    assert await refusal(open_api, {name: 1}) == (400, "unknown_parameter", name)
+
+
+@pytest.mark.parametrize(
+    ("messages", "code", "param"),
+    [
+        ([], "invalid_request", "messages"),
+        ("Why?", "invalid_request", "messages"),
+        (["Why?"], "invalid_request", "messages[0]"),
+        ([{"role": "user"}], "invalid_request", "messages[0].content"),
+        ([{"content": "Why?"}], "invalid_request", "messages[0].role"),
+        ([{"role": "user", "content": ""}], "invalid_request", "messages[0].content"),
+        ([{"role": "user", "content": []}], "invalid_request", "messages[0].content"),
+        ([{"role": "user", "content": 1}], "invalid_request", "messages[0].content"),
+        ([{"role": "user", "content": None}], "invalid_request", "messages[0].content"),
+        ([{"role": "tool", "content": "x"}], "invalid_request", "messages[0].role"),
+        ([{"role": "system", "content": ""}], "invalid_request", "messages"),
+        ([{"role": "user", "content": "x", "x": 1}], "unknown_parameter", "messages[0].x"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "invalid_request", "messages[0].content[0].text"),
+        ([{"role": "user", "content": [{"text": "x"}]}], "invalid_request", "messages[0].content[0].type"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x", "x": 1}]}],
+            "unknown_parameter",
+            "messages[0].content[0].x",
+        ),
+        *[
+            (
+                [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": kind, kind: {}}]}],
+                "unsupported_parameter",
+                "messages[0].content[1].type",
+            )
+            for kind in ("image_url", "input_audio", "file", "refusal", "input_text", "x")
+        ],
+    ],
+)
+async def test_a_message_that_does_not_fit_is_refused_where_it_stands(
+    open_api, messages, code, param, autojump_clock: MockClock
+) -> None:
+    assert await refusal(open_api, {"messages": messages}) == (400, code, param)
+
+
+async def test_stream_options_go_with_a_stream(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("a") as api:
+        answer = await api.chat(stream_options={"include_usage": True})
+        assert (answer.status, answer.error["param"]) == (400, "stream_options")
+        answer = await api.chat(stream=True, stream_options={"x": True})
+        assert (answer.status, answer.error["param"]) == (400, "stream_options.x")
+        assert (await api.chat(stream=True, stream_options={"include_obfuscation": True})).status == 200
+        assert (await api.chat(stream=False, stream_options=None)).status == 200

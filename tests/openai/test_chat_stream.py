@@ -1,0 +1,306 @@
+"""A streamed chat completion: its bytes, its ends, and what happens when the client leaves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from crucible_trio.dialects.chat import Chunks
+from crucible_trio.engine import Finish, Reasoning
+from crucible_trio.errors import EngineError
+from crucible_trio.records import Usage
+from crucible_trio.testing import Gate, Repeat
+from crucible_trio.web.openai import answers
+
+USAGE = Usage(3, 9, 4)
+DEEP = (Reasoning("First, ", 0), 1, Reasoning("then.", 1), 1, "Hel", 1, "lo.", Finish(usage=USAGE))
+ERROR = {"param": None, "type": "server_error"}
+KEY = {"Idempotency_Key": "key"}
+
+
+def texts(events: list[Any], name: str = "content") -> str:
+    return "".join(event["choices"][0]["delta"].get(name, "") for event in events if event != "[DONE]")
+
+
+async def test_a_stream_is_these_bytes(open_api, autojump_clock: MockClock) -> None:
+    async with open_api(*DEEP) as api:
+        answer = await api.chat(stream=True, reasoning_effort="high", stream_options={"include_usage": True})
+        stream = api.pipeline.streams()[0]
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.headers["crucible-stream"] == stream.id
+    assert answer.headers["location"] == f"/v1/streams/{stream.id}"
+    assert "crucible-replayed" not in answer.headers
+    head = (
+        f'data: {{"id":"chatcmpl-{stream.id[4:]}","object":"chat.completion.chunk","created":{int(stream.created_at)},'
+        '"model":"scripted","choices":['
+    )
+    tail = '],"usage":null}\n\n'
+    deltas = [
+        '{"role":"assistant","content":""},"finish_reason":null',
+        '{"reasoning_content":"First, ","reasoning":"First, "},"finish_reason":null',
+        '{"reasoning_content":"then.","reasoning":"then."},"finish_reason":null',
+        '{"content":"Hel"},"finish_reason":null',
+        '{"content":"lo."},"finish_reason":null',
+        '{},"finish_reason":"stop"',
+    ]
+    usage = (
+        '{"prompt_tokens":3,"completion_tokens":9,"total_tokens":12,"completion_tokens_details":{"reasoning_tokens":4}}'
+    )
+    assert answer.body.decode() == (
+        "".join(f'{head}{{"index":0,"delta":{delta}}}{tail}' for delta in deltas)
+        + f'{head}],"usage":{usage}}}\n\n'
+        + "data: [DONE]\n\n"
+    )
+
+
+async def test_usage_is_in_no_chunk_unless_it_is_asked_for(open_api, autojump_clock: MockClock) -> None:
+    async with open_api(*DEEP) as api:
+        for options in ({}, {"stream_options": {}}, {"stream_options": {"include_usage": False}}):
+            answer = await api.chat(stream=True, **options)
+            assert b"usage" not in answer.body
+            assert answer.events[-1] == "[DONE]"
+            assert answer.events[-2]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("usage", [Usage(), Usage(input_tokens=3), Usage(output_tokens=9, reasoning_tokens=4)])
+async def test_usage_that_nobody_counted_is_not_made_up(open_api, usage, autojump_clock: MockClock) -> None:
+    async with open_api("a", Finish(usage=usage)) as api:
+        answer = await api.chat(stream=True, stream_options={"include_usage": True})
+        assert [event["usage"] for event in answer.events[:-1]] == [None] * 3
+        assert all(event["choices"] for event in answer.events[:-1])
+
+
+async def test_usage_without_reasoning_has_no_details(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("a", Finish(usage=Usage(3, 9))) as api:
+        answer = await api.chat(stream=True, stream_options={"include_usage": True})
+        assert answer.events[-2]["usage"] == {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12}
+
+
+async def test_lines_end_where_every_client_ends_them(open_api, autojump_clock: MockClock) -> None:
+    text = "a\u2028b\u2029c\x85d\r\ne"
+    async with open_api(Reasoning(text), text) as api:
+        answer = await api.chat(stream=True)
+        assert len(answer.body.decode().splitlines()) == 2 * len(answer.events)
+        assert texts(answer.events) == texts(answer.events, "reasoning") == text
+
+
+async def test_silence_is_a_comment_line_without_an_event(open_api, autojump_clock: MockClock) -> None:
+    async with open_api(25, "a", heartbeat_seconds=10) as api:
+        answer = await api.chat(stream=True)
+        assert answer.body.count(b":\n") == 2
+        assert b"}\n\n:\n:\ndata: " in answer.body
+        assert texts(answer.events) == "a"
+
+
+async def test_a_draining_server_says_nothing_on_a_wire_that_knows_no_word_for_it(
+    open_api, autojump_clock: MockClock
+) -> None:
+    gate = Gate()
+    async with open_api("a", gate, "b") as api, trio.open_nursery() as nursery:
+        async with api.open_chat(stream=True) as answer:
+            await answer.until_sent(b'"a"')
+            nursery.start_soon(api.pipeline.drain, 100)
+            await wait_all_tasks_blocked()
+            gate.open()
+            await answer.until(lambda answer: answer.ended)
+        assert texts(answer.events) == "ab"
+        assert b"server." not in answer.body
+        assert b"retry:" not in answer.body
+
+
+# Ends
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        (["a"], "stop"),
+        ([Finish()], "stop"),
+        (["a", Finish("length")], "length"),
+        (["a", Finish("content_filter")], "content_filter"),
+        (["a", Finish("something of the engine's own")], "stop"),
+        ([Repeat("a")], "length"),  # over the server's own limit
+        ([Repeat("x" * 4000)], "length"),  # over the log's
+    ],
+)
+async def test_an_end_that_is_no_accident_has_a_finish_reason(
+    open_api, steps, reason, autojump_clock: MockClock
+) -> None:
+    async with open_api(*steps, max_output_tokens=50, stream_log_bytes=40_000) as api:
+        answer = await api.chat(stream=True)
+        assert [event["choices"][0]["finish_reason"] for event in answer.events[:-1]] == [
+            *[None] * (len(answer.events) - 2),
+            reason,
+        ]
+        assert answer.events[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "message"),
+    [
+        ([EngineError("model_failed", "It broke.")], "model_failed", "It broke."),
+        ([ValueError("secret")], "engine_error", "The engine failed."),
+        ([1000, "b"], "idle_deadline", "The model stopped in the middle."),
+        ([Repeat([1, "b"])], "total_deadline", "The answer was not finished in time."),
+    ],
+)
+async def test_an_accident_is_an_error_and_never_looks_whole(
+    open_api, steps, code, message, autojump_clock: MockClock
+) -> None:
+    async with open_api("a", *steps, total_seconds=200, idle_seconds=100) as api:
+        answer = await api.chat(stream=True, stream_options={"include_usage": True})
+        *chunks, last = answer.events
+        assert texts(chunks).startswith("a")
+        assert all(chunk["choices"][0]["finish_reason"] is None for chunk in chunks)
+        assert last == {"error": {"message": message, "code": code} | ERROR}
+        assert b"[DONE]" not in answer.body
+
+
+async def test_a_model_that_does_not_begin_is_an_error(open_api, autojump_clock: MockClock) -> None:
+    async with open_api(1000, first_token_seconds=5) as api:
+        answer = await api.chat(stream=True)
+        assert answer.events[1:] == [
+            {"error": {"message": "The model did not begin in time.", "code": "first_token_deadline"} | ERROR}
+        ]
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        ("client", "The stream was cancelled."),
+        ("shutdown", "The server is shutting down."),
+        ("disconnect", "The stream was cancelled, because its client had left."),
+    ],
+)
+async def test_a_cancelled_stream_is_an_error(open_api, by, message, autojump_clock: MockClock) -> None:
+    async with open_api("a", Gate()) as api, api.open_chat(stream=True) as answer:
+        await answer.until_sent(b'"a"')
+        api.pipeline.streams()[0].cancel(by)
+        await answer.until(lambda answer: answer.ended)
+        assert answer.events[-1] == {"error": {"message": message, "code": "cancelled"} | ERROR}
+        assert b"[DONE]" not in answer.body
+
+
+# The client leaves
+
+
+async def test_a_client_that_leaves_stops_the_engine(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("a", gate := Gate(), "b") as api:
+        async with api.open_chat(stream=True) as answer:
+            await answer.until_sent(b'"a"')
+            await gate.wait_reached()
+        await wait_all_tasks_blocked()
+        [stream] = api.pipeline.streams()
+        assert (stream.status, stream.snapshot().by) == ("cancelled", "disconnect")
+        assert [run.end for run in api.engine.runs] == ["cancelled"]
+
+
+async def test_with_a_key_the_stream_pauses_and_a_retry_gets_all_of_it(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("a", gate := Gate(), "b") as api:
+        async with api.open_chat(KEY, stream=True) as first:
+            await first.until_sent(b'"a"')
+            await gate.wait_reached()
+        await wait_all_tasks_blocked()
+        [stream] = api.pipeline.streams()
+        assert (stream.status, stream.paused) == ("running", True)
+        gate.open()
+        answer = await api.chat(KEY, stream=True)
+        assert answer.headers["crucible-replayed"] == "true"
+        assert answer.headers["crucible-stream"] == first.headers["crucible-stream"] == stream.id
+        assert answer.body.startswith(first.body)
+        assert texts(answer.events) == "ab"
+        assert api.engine.calls == 1
+
+
+async def test_a_replay_is_the_same_bytes(open_api, autojump_clock: MockClock) -> None:
+    async with open_api(*DEEP) as api:
+        first = await api.chat(KEY, stream=True)
+        autojump_clock.jump(100)
+        assert (await api.chat(KEY, stream=True)).body == first.body
+        assert api.engine.calls == 1
+
+
+async def test_a_key_with_another_question_is_refused(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("a") as api:
+        await api.chat(KEY, stream=True)
+        answer = await api.chat(KEY, stream=True, messages=[{"role": "user", "content": "Who?"}])
+        assert (answer.status, answer.error["code"]) == (422, "idempotency_conflict")
+
+
+@pytest.mark.parametrize("key", ["", "ä", "a b", "x" * 256])
+async def test_a_key_that_is_none_is_refused_before_anything_is_started(
+    open_api, key, autojump_clock: MockClock
+) -> None:
+    async with open_api("a") as api:
+        for stream in (True, False):
+            answer = await api.chat({"Idempotency_Key": key}, stream=stream)
+            assert (answer.status, answer.error["param"]) == (400, "Idempotency-Key")
+        assert api.pipeline.streams() == []
+
+
+async def test_the_same_stream_can_be_read_natively_at_the_same_time(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("a", gate := Gate(), "b") as api, api.open_chat(stream=True) as answer:
+        await answer.until_sent(b'"a"')
+        location = answer.headers["location"]
+        async with api.open("GET", f"{location}/events") as native:
+            await native.until_sent(b'"delta":"a"')
+            gate.open()
+            await native.until(lambda native: native.ended)
+            await answer.until(lambda answer: answer.ended)
+        assert b"stream.completed" in native.body
+        assert b"id: " in native.body
+        assert texts(answer.events) == "ab"
+        assert (await api.get(location)).json["output"] == "ab"
+
+
+async def test_one_reader_too_many_is_refused_while_it_can_be_said(open_api, autojump_clock: MockClock) -> None:
+    gate = Gate()
+    async with (
+        open_api("a", gate, max_readers_per_stream=1) as api,
+        api.open_chat(KEY, stream=True) as first,
+    ):
+        await first.until_sent(b'"a"')
+        for stream in (True, False):
+            answer = await api.chat(KEY, stream=stream)
+            assert (answer.status, answer.error["code"]) == (429, "too_many_readers")
+            assert answer.error["type"] == "rate_limit_error"
+        gate.open()
+        await first.until(lambda first: first.ended)
+
+
+async def test_a_reader_that_is_refused_too_late_to_say_so_gets_no_end(
+    open_api, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Two come at once for the last place: both status lines are out before one of them is attached."""
+    monkeypatch.setattr(answers, "check_room", lambda *_: None)
+    gate = Gate()
+    async with open_api("a", gate, max_readers_per_stream=1) as api, api.open_chat(KEY, stream=True) as first:
+        await first.until_sent(b'"a"')
+        async with api.open_chat(KEY, stream=True) as second:
+            await wait_all_tasks_blocked()
+        assert (second.status, second.body, second.ended) == (200, b"", False)
+        gate.open()
+        await first.until(lambda first: first.ended)
+        assert texts(first.events) == "a"
+
+
+# The fold
+
+
+async def test_what_a_record_looks_like_depends_on_the_records_before_it_alone(
+    open_api, autojump_clock: MockClock
+) -> None:
+    async with open_api(*DEEP) as api:
+        await api.chat(stream=True)
+        frames = api.pipeline.streams()[0].log.read(0)
+        whole = Chunks(include_usage=True).feed(frames)
+        for cut in range(len(frames) + 1):
+            fold = Chunks(include_usage=True)
+            assert fold.feed(frames[:cut]) + fold.feed(frames[cut:]) == whole
+        ids = {json.loads(line[6:])["id"] for line in whole.decode().split("\n\n")[:-2]}
+        assert len(ids) == 1

@@ -1,0 +1,496 @@
+"""The responses wire without I/O: what the events of a log are, and that every resume is the tail of the whole."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Sequence
+from functools import partial
+
+import msgspec
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+from trio.testing import MockClock
+
+from crucible_trio.dialects.responses import (
+    Asked,
+    ReasoningAsked,
+    format_response_id,
+    open_view,
+    parse_response_id,
+    snapshot,
+)
+from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
+from crucible_trio.log import MemoryLog
+from crucible_trio.output import Token
+from crucible_trio.recorder import Recorder
+from crucible_trio.records import (
+    ErrorInfo,
+    StreamCancelled,
+    StreamCompleted,
+    StreamFailed,
+    StreamIncomplete,
+    Timings,
+    Usage,
+)
+
+STREAM = "str_7Q2M4kWcT0aXn3v9LzB1pg"
+RESPONSE = "resp_7Q2M4kWcT0aXn3v9LzB1pg"
+CREATED_AT = 1764000000.75
+TIMINGS = Timings(212.0, 3411.0)
+USAGE = Usage(3, 9, 4)
+COMPLETED = partial(StreamCompleted, finish_reason="stop", usage=USAGE, timings=TIMINGS)
+ASKED = Asked(
+    instructions="Be short.",
+    metadata={"run": "7"},
+    max_output_tokens=64,
+    temperature=0.5,
+    reasoning=ReasoningAsked(effort="high", summary="auto"),
+    background=True,
+)
+
+# Segments are numbers, the answer has none. Each inner list is what the recorder finds ready at once.
+DEEP = [
+    [Token("First, ", 0), Token("add.", 0)],
+    [Token("Then ", 1)],
+    [Token("check.", 1), Token("Hel", None)],
+    [Token("lo", None)],
+]
+INTERRUPTED = [[Token("a", 0)], [Token("Hel", None)], [Token("b", 0)], [Token("c", 1)], [Token("lo", None)]]
+
+
+def make_log(batches: Sequence[Sequence[Token]], ending: object = COMPLETED) -> MemoryLog:
+    """A log as a stream writes it; a running one if there is no ending."""
+    log = MemoryLog(room_without_readers=True)
+    recorder = Recorder(STREAM, max_bytes=10_000_000)
+    log.append_nowait([recorder.create(mode="deep", model="tiny", created_at=CREATED_AT)])
+    for batch in batches:
+        log.append_nowait(recorder.add(batch))
+    if ending is not None:
+        log.append_nowait(recorder.finish([], ending), last=True)
+    return log
+
+
+async def body_of(log: MemoryLog, starting_after: int | None = None, asked: Asked = ASKED) -> bytes:
+    view, after = await open_view(log, asked, starting_after)
+    return view.feed(log.read(after))
+
+
+def events_in(body: bytes) -> list[dict[str, object]]:
+    """The events of a body; checks the shape of every line on the way."""
+    events = []
+    for block in body.decode().split("\n\n")[:-1]:
+        kind, data = block.split("\n")
+        assert kind.startswith("event: ")
+        assert data.startswith("data: ")
+        event = json.loads(data.removeprefix("data: "))
+        assert event["type"] == kind.removeprefix("event: ")
+        events.append(event)
+    return events
+
+
+async def events_of(log: MemoryLog) -> list[dict[str, object]]:
+    return events_in(await body_of(log))
+
+
+def types_of(events: list[dict[str, object]]) -> list[str]:
+    return [str(event["type"]).removeprefix("response.") for event in events]
+
+
+async def test_a_deep_stream_has_exactly_the_documented_events() -> None:
+    events = await events_of(make_log(DEEP))
+    assert types_of(events) == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "reasoning_summary_part.added",
+        "reasoning_summary_text.delta",
+        "reasoning_summary_text.done",
+        "reasoning_summary_part.done",
+        "reasoning_summary_part.added",
+        "reasoning_summary_text.delta",
+        "reasoning_summary_text.delta",
+        "reasoning_summary_text.done",
+        "reasoning_summary_part.done",
+        "output_item.done",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+async def test_every_event_is_the_documented_json() -> None:
+    body = (await body_of(make_log([[Token("Hm", 0)], [Token("Hi", None)]]))).decode()
+    blocks = body.split("\n\n")
+    asked = (
+        '"instructions":"Be short.","max_output_tokens":64,"max_tool_calls":null,"metadata":{"run":"7"},'
+        '"model":"tiny","output":OUTPUT,"parallel_tool_calls":false,"previous_response_id":null,'
+        '"reasoning":{"effort":"high","summary":"auto"},"service_tier":"default","store":true,"temperature":0.5,'
+        '"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_logprobs":0,"top_p":null,'
+        '"truncation":"disabled"'
+    )
+    begun = (
+        f'{{"id":"{RESPONSE}","object":"response","created_at":1764000000,"completed_at":null,"status":"in_progress",'
+        f'"background":true,"error":null,"incomplete_details":null,{asked.replace("OUTPUT", "[]")},"usage":null}}'
+    )
+    rs, msg = "rs_7Q2M4kWcT0aXn3v9LzB1pg_0", "msg_7Q2M4kWcT0aXn3v9LzB1pg_1"
+    in_rs = f'"item_id":"{rs}","output_index":0,"summary_index":0'
+    in_msg = f'"item_id":"{msg}","output_index":1,"content_index":0'
+    hm = '{"type":"summary_text","text":"Hm"}'
+    hi = '{"type":"output_text","text":"Hi","annotations":[],"logprobs":[]}'
+    trace = f'{{"type":"reasoning","id":"{rs}","status":"completed","summary":[{hm}]}}'
+    answer = f'{{"type":"message","id":"{msg}","status":"completed","content":[{hi}],"role":"assistant"}}'
+    ended = (
+        f'{{"id":"{RESPONSE}","object":"response","created_at":1764000000,"completed_at":1764000004,'
+        f'"status":"completed","background":true,"error":null,"incomplete_details":null,'
+        f'{asked.replace("OUTPUT", f"[{trace},{answer}]")},"usage":{{"input_tokens":3,'
+        '"input_tokens_details":{"cached_tokens":0,"cache_write_tokens":0},"output_tokens":9,'
+        '"output_tokens_details":{"reasoning_tokens":4},"total_tokens":12}}'
+    )
+    expected = [
+        ("created", f'"response":{begun}'),
+        ("in_progress", f'"response":{begun}'),
+        (
+            "output_item.added",
+            f'"output_index":0,"item":{{"type":"reasoning","id":"{rs}","status":"in_progress","summary":[]}}',
+        ),
+        ("reasoning_summary_part.added", f'{in_rs},"part":{{"type":"summary_text","text":""}}'),
+        ("reasoning_summary_text.delta", f'{in_rs},"delta":"Hm"'),
+        ("reasoning_summary_text.done", f'{in_rs},"text":"Hm"'),
+        ("reasoning_summary_part.done", f'{in_rs},"part":{hm}'),
+        ("output_item.done", f'"output_index":0,"item":{trace}'),
+        (
+            "output_item.added",
+            f'"output_index":1,"item":{{"type":"message","id":"{msg}","status":"in_progress","content":[],'
+            '"role":"assistant"}',
+        ),
+        (
+            "content_part.added",
+            f'{in_msg},"part":{{"type":"output_text","text":"","annotations":[],"logprobs":[]}}',
+        ),
+        ("output_text.delta", f'{in_msg},"delta":"Hi","logprobs":[]'),
+        ("output_text.done", f'{in_msg},"text":"Hi","logprobs":[]'),
+        ("content_part.done", f'{in_msg},"part":{hi}'),
+        ("output_item.done", f'"output_index":1,"item":{answer}'),
+        ("completed", f'"response":{ended}'),
+    ]
+    assert blocks == [
+        f'event: response.{kind}\ndata: {{"type":"response.{kind}","sequence_number":{number},{rest}}}'
+        for number, (kind, rest) in enumerate(expected)
+    ] + [""]
+
+
+async def test_the_sdks_own_models_take_every_event_strictly() -> None:
+    adapter = TypeAdapter(ResponseStreamEvent)
+    ends = [
+        COMPLETED,
+        partial(StreamIncomplete, reason="max_output_tokens", usage=USAGE, timings=TIMINGS),
+        partial(StreamCompleted, finish_reason="stop", usage=Usage(), timings=TIMINGS),
+    ]
+    for ending in ends:
+        for event in await events_of(make_log(INTERRUPTED, ending)):
+            parsed = adapter.validate_python(event)
+            assert not parsed.model_extra
+            if response := getattr(parsed, "response", None):
+                assert set(response.model_extra) == {"store"}  # the API has it, the SDK has not
+                assert all(not item.model_extra for item in response.output)
+
+
+@pytest.mark.parametrize("batches", [DEEP, INTERRUPTED, []])
+async def test_a_replay_is_the_same_bytes(batches: list[list[Token]]) -> None:
+    log = make_log(batches)
+    whole = await body_of(log)
+    for size in (1, 2, 3):
+        view, _ = await open_view(log, ASKED)
+        frames = log.read(0)
+        pieces = [view.feed(frames[start : start + size]) for start in range(0, len(frames), size)]
+        assert b"".join(pieces) == whole
+
+
+@pytest.mark.parametrize("batches", [DEEP, INTERRUPTED, []])
+async def test_a_resume_after_any_event_is_the_tail_of_the_whole(batches: list[list[Token]]) -> None:
+    await _every_resume_is_the_tail(make_log(batches))
+
+
+async def _every_resume_is_the_tail(log: MemoryLog) -> None:
+    blocks = (await body_of(log)).split(b"\n\n")[:-1]
+    for number in range(len(blocks)):
+        tail = b"".join(block + b"\n\n" for block in blocks[number + 1 :])
+        view, after = await open_view(log, ASKED, number)
+        assert b"".join(view.feed([frame]) for frame in log.read(after)) == tail
+
+
+TOKENS = st.builds(Token, st.text(min_size=1, max_size=3), st.none() | st.integers(0, 2))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(TOKENS, min_size=1, max_size=4), max_size=8))
+def test_any_log_resumes_anywhere_and_its_texts_are_those_of_the_log(batches: list[list[Token]]) -> None:
+    async def check() -> None:
+        log = make_log(batches)
+        await _every_resume_is_the_tail(log)
+        events = await events_of(log)
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        answer = "".join(token.text for batch in batches for token in batch if token.segment is None)
+        trace = "".join(token.text for batch in batches for token in batch if token.segment is not None)
+        output = events[-1]["response"]["output"]
+        assert Response.model_validate(events[-1]["response"]).output_text == answer
+        deltas = [event for event in events if str(event["type"]).endswith(".delta")]
+        assert _joined(deltas, "response.output_text.delta") == answer
+        assert _joined(deltas, "response.reasoning_summary_text.delta") == trace
+        assert "".join(part["text"] for item in output for part in item.get("summary", [])) == trace
+        done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+        assert done == output
+        added = [event for event in events if event["type"] == "response.output_item.added"]
+        assert [event["output_index"] for event in added] == list(range(len(output)))
+        assert (await snapshot(log, ASKED)).status == "completed"
+
+    trio.run(check, clock=MockClock(autojump_threshold=0))
+
+
+def _joined(events: list[dict[str, object]], kind: str) -> str:
+    return "".join(str(event["delta"]) for event in events if event["type"] == kind)
+
+
+async def test_a_resume_in_the_middle_of_a_records_events_goes_back_to_before_the_record() -> None:
+    log = make_log(DEEP)
+    # Event 2 opens the item, 3 the part, 4 is the delta: all three are record 2.
+    assert [(await open_view(log, ASKED, number))[1] for number in (None, 0, 1, 2, 3, 4)] == [0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("ending", [None, COMPLETED])
+async def test_a_resume_after_the_last_event_there_is_has_nothing_to_send_yet(ending: object) -> None:
+    log = make_log(DEEP, ending)
+    count = len(await events_of(log))
+    view, after = await open_view(log, ASKED, count - 1)
+    assert after == log.head
+    assert view.feed([]) == b""
+
+
+@pytest.mark.parametrize("ending", [None, COMPLETED])
+async def test_a_resume_after_an_event_that_never_was_is_refused(ending: object) -> None:
+    log = make_log(DEEP, ending)
+    count = len(await events_of(log))
+    for number in (count, count + 1, 10**30):
+        with trio.fail_after(30), pytest.raises(InvalidRequestError, match=f"last event, {count - 1}") as caught:
+            await open_view(log, ASKED, number)
+        assert caught.value.param == "starting_after"
+
+
+async def test_a_resume_goes_on_with_what_comes_later() -> None:
+    log = MemoryLog(room_without_readers=True)
+    recorder = Recorder(STREAM, max_bytes=10_000_000)
+    log.append_nowait([recorder.create(mode="deep", model="tiny", created_at=CREATED_AT)])
+    log.append_nowait(recorder.add([Token("Hel", None)]))
+    view, after = await open_view(log, ASKED, 3)
+    tail = view.feed(log.read(after))
+    position = log.head
+    log.append_nowait(recorder.add([Token("lo", None)]))
+    log.append_nowait(recorder.finish([], COMPLETED), last=True)
+    tail += view.feed(log.read(position))
+    assert (await body_of(log)).endswith(tail)
+    assert events_in(tail)[0]["sequence_number"] == 4
+
+
+async def test_reasoning_that_comes_again_has_items_of_its_own() -> None:
+    events = await events_of(make_log(INTERRUPTED))
+    output = events[-1]["response"]["output"]
+    assert [(item["type"], item["id"]) for item in output] == [
+        ("reasoning", "rs_7Q2M4kWcT0aXn3v9LzB1pg_0"),
+        ("message", "msg_7Q2M4kWcT0aXn3v9LzB1pg_1"),
+        ("reasoning", "rs_7Q2M4kWcT0aXn3v9LzB1pg_2"),
+        ("message", "msg_7Q2M4kWcT0aXn3v9LzB1pg_3"),
+    ]
+    # The second item's parts count from 0 again, whatever the log's segments are: they are its own summary's places.
+    added = [event for event in events if event["type"] == "response.reasoning_summary_part.added"]
+    assert [(event["output_index"], event["summary_index"]) for event in added] == [(0, 0), (2, 0), (2, 1)]
+    assert [part["text"] for part in output[2]["summary"]] == ["b", "c"]
+    assert [part["text"] for item in output if "content" in item for part in item["content"]] == ["Hel", "lo"]
+
+
+async def test_one_item_is_finished_before_the_next_begins() -> None:
+    open_item = None
+    for event in await events_of(make_log(INTERRUPTED)):
+        match event["type"]:
+            case "response.output_item.added":
+                assert open_item is None
+                open_item = event["item"]["id"]
+            case "response.output_item.done":
+                assert open_item == event["item"]["id"]
+                open_item = None
+            case _ if "item_id" in event:
+                assert event["item_id"] == open_item
+    assert open_item is None
+
+
+async def test_a_merged_record_is_one_delta() -> None:
+    apart = await events_of(make_log([[Token("Hel", None)], [Token("lo", None)]]))
+    merged = await events_of(make_log([[Token("Hel", None), Token("lo", None)]]))
+    assert [event["delta"] for event in apart if "delta" in event] == ["Hel", "lo"]
+    assert [event["delta"] for event in merged if "delta" in event] == ["Hello"]
+    assert merged[-1]["response"] == apart[-1]["response"]
+
+
+def _incomplete(reason: str) -> object:
+    return partial(StreamIncomplete, reason=reason, usage=Usage(), timings=TIMINGS)
+
+
+CANCELLED = partial(StreamCancelled, by="client", usage=Usage(), timings=TIMINGS)
+FAILED = partial(StreamFailed, error=ErrorInfo("upstream_timeout", "Too slow.", True), usage=Usage(), timings=TIMINGS)
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "status", "reason", "error"),
+    [
+        (COMPLETED, "completed", "completed", None, None),
+        (partial(COMPLETED, finish_reason="eos"), "completed", "completed", None, None),
+        (partial(COMPLETED, finish_reason="content_filter"), "incomplete", "incomplete", "content_filter", None),
+        *(
+            (_incomplete(reason), "incomplete", "incomplete", reason, None)
+            for reason in (
+                "max_output_tokens",
+                "first_token_deadline",
+                "idle_deadline",
+                "total_deadline",
+                "log_limit",
+            )
+        ),
+        (CANCELLED, "incomplete", "cancelled", "cancelled", None),
+        (FAILED, "failed", "failed", None, {"code": "upstream_timeout", "message": "Too slow."}),
+    ],
+)
+@pytest.mark.parametrize("batches", [DEEP, DEEP[:2], []])
+async def test_every_ending_says_what_it_was(
+    batches: list[list[Token]], ending: object, kind: str, status: str, reason: str | None, error: object
+) -> None:
+    events = await events_of(make_log(batches, ending))
+    last = events[-1]
+    response = last["response"]
+    assert last["type"] == f"response.{kind}"
+    assert response["status"] == status
+    assert response["incomplete_details"] == (None if reason is None else {"reason": reason})
+    assert response["error"] == error
+    assert (response["completed_at"] is not None) == (status == "completed")
+    assert (
+        sum(event["type"] in {"response.completed", "response.incomplete", "response.failed"} for event in events) == 1
+    )
+    statuses = [item["status"] for item in response["output"]]
+    # A trace has its own end in the log, before anybody knows how the stream ends; an answer ends with the stream.
+    assert statuses == ["completed", "completed" if status == "completed" else "incomplete"][: len(statuses)]
+
+
+async def test_a_stream_without_a_token_has_no_items() -> None:
+    events = await events_of(make_log([]))
+    assert types_of(events) == ["created", "in_progress", "completed"]
+    assert events[-1]["response"]["output"] == []
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        (Usage(), None),
+        (Usage(3, None, 4), None),
+        (Usage(None, 9, 4), None),
+        (Usage(3, 9, None), (3, 9, 0, 12)),
+        (Usage(0, 0, 0), (0, 0, 0, 0)),
+    ],
+)
+async def test_usage_is_null_as_a_whole_where_input_or_output_is_unknown(
+    usage: Usage, expected: tuple[int, ...] | None
+) -> None:
+    events = await events_of(make_log([], partial(COMPLETED, usage=usage)))
+    found = events[-1]["response"]["usage"]
+    if expected is None:
+        assert found is None
+    else:
+        reasoning = found["output_tokens_details"]["reasoning_tokens"]
+        assert (found["input_tokens"], found["output_tokens"], reasoning, found["total_tokens"]) == expected
+
+
+async def test_characters_that_break_lines_in_old_clients_are_escaped() -> None:
+    body = await body_of(make_log([[Token("a\u2028b\x85c\r\nd", None)]]))
+    assert "\u2028".encode() not in body
+    assert "\x85".encode() not in body
+    assert b"\r" not in body
+    assert events_in(body)[-1]["response"]["output"][0]["content"][0]["text"] == "a\u2028b\x85c\r\nd"
+
+
+async def test_the_response_so_far_is_what_the_log_holds() -> None:
+    for count in range(len(DEEP) + 1):
+        response = await snapshot(make_log(DEEP[:count], None), ASKED)
+        assert response.status == "in_progress"
+        assert response.usage is None
+        output = response.output
+        texts = [part.text for item in output for part in (getattr(item, "summary", None) or item.content)]
+        assert texts == [[], ["First, add."], ["First, add.", "Then "], ["First, add.", "Then check.", "Hel"]][
+            min(count, 3)
+        ] or texts == ["First, add.", "Then check.", "Hello"]
+        assert [item.status for item in output] == [[], ["in_progress"], ["completed", "in_progress"]][
+            0 if count == 0 else 1 if count < 3 else 2
+        ]
+
+
+async def test_the_response_at_the_end_is_that_of_the_last_event() -> None:
+    log = make_log(INTERRUPTED)
+    assert json.loads(msgspec.json.encode(await snapshot(log, ASKED))) == (await events_of(log))[-1]["response"]
+
+
+def test_a_responses_id_is_its_streams_id_and_back() -> None:
+    assert format_response_id(STREAM) == RESPONSE
+    assert parse_response_id(RESPONSE) == STREAM
+
+
+@pytest.mark.parametrize(
+    "text", ["", STREAM, "resp_", RESPONSE + "x", RESPONSE + "\n", RESPONSE[:-1] + "/", "resp_é" * 5]
+)
+def test_an_id_that_nobody_gave_out_is_not_found(text: str) -> None:
+    with pytest.raises(StreamNotFoundError):
+        parse_response_id(text)
+
+
+async def test_folding_a_long_log_lets_others_run() -> None:
+    log = make_log([[Token("word ", None)] for _ in range(5_000)])
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    for fold in (partial(open_view, log, ASKED, 5_000), partial(snapshot, log, ASKED)):
+        turns = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            await fold()
+            nursery.cancel_scope.cancel()
+        assert turns >= log.size_bytes // (64 * 1024) - 1 > 5
+
+
+@pytest.mark.parametrize("segment", [None, 0])
+async def test_a_piece_costs_what_it_is_long_whatever_came_before(segment: int | None) -> None:
+    """Seen by memory, which no neighbour disturbs: joining the text at every piece would take all of it each time."""
+    log = make_log([[Token("x" * 2_500, segment)] for _ in range(400)], None)
+    *frames, last = log.read(0)
+    view, _ = await open_view(log, ASKED)
+    tracemalloc.start()
+    try:
+        view.feed(frames)
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        view.feed([last])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert before > 400 * 2_500
+    assert peak - before < 10 * 2_500

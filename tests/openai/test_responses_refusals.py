@@ -1,0 +1,184 @@
+"""What a request for a response may not say is refused by name, and starts nothing; what is harmless is ignored."""
+
+from __future__ import annotations
+
+import pytest
+
+ASK = {"model": "scripted", "input": "Why?"}
+PATH = "/v1/responses"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt"),
+        ({"context_management": [{"type": "compaction"}]}, "context_management"),
+        ({"background_options": {"completion_window": "2h"}}, "background_options"),
+        ({"moderation": {"model": "m"}}, "moderation"),
+        ({"image": {}}, "image"),
+        ({"access_programs": {}}, "access_programs"),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
+        ({"reasoning": {"context": "all_turns"}}, "reasoning.context"),
+        ({"temperature": 0.5}, "temperature"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].type"),
+        ({"input": [{"type": ["message"], "role": "user", "content": "x"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_by_name(
+    fields: dict[str, object], param: str, open_api, autojump_clock
+) -> None:
+    await _is_refused(open_api, ASK | fields, 400, "unsupported_parameter", param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"mode": "deep"}, "mode"),
+        ({"max_tokens": 5}, "max_tokens"),
+        ({"reasoning": {"depth": 3}}, "reasoning.depth"),
+        ({"text": {"size": 3}}, "text.size"),
+        ({"input": [{"role": "user", "content": "x", "name": "Eve"}]}, "input[0].name"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "b": 1}]}]},
+            "input[0].content[0].b",
+        ),
+    ],
+)
+async def test_what_nobody_knows_is_refused_by_name(
+    fields: dict[str, object], param: str, open_api, autojump_clock
+) -> None:
+    await _is_refused(open_api, ASK | fields, 400, "unknown_parameter", param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": None}, "input"),
+        ({"input": 3}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": ["text"]}, "input[0]"),
+        ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, "input"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
+        ({"input": [{"role": "user", "content": ""}]}, "input[0].content"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": True}}, "stream_options.include_usage"),
+        ({"background": True, "store": False}, "store"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"max_output_tokens": 10**9}, "max_output_tokens"),
+        ({"metadata": {"a": 1}}, "metadata[...]"),
+        ({"metadata": {"a": "b" * 513}}, "metadata[...]"),
+        ({"metadata": {str(number): "b" for number in range(17)}}, "metadata"),
+        ({"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
+        ({"reasoning": {"summary": "long"}}, "reasoning.summary"),
+        ({"reasoning": 3}, "reasoning"),
+        ({"text": "long"}, "text"),
+        ({"instructions": ["x"]}, "instructions"),
+    ],
+)
+async def test_what_does_not_fit_is_refused_by_name(
+    fields: dict[str, object], param: str, open_api, autojump_clock
+) -> None:
+    error = await _is_refused(open_api, ASK | fields, 400, "invalid_request", None)
+    assert error["param"] == param
+
+
+async def test_a_long_name_in_the_metadata_is_refused(open_api, autojump_clock) -> None:
+    await _is_refused(open_api, ASK | {"metadata": {"a" * 65: "b"}}, 400, "invalid_request", None)
+
+
+async def test_an_unknown_model_is_404(open_api, autojump_clock) -> None:
+    await _is_refused(open_api, ASK | {"model": "gpt-9"}, 404, "model_not_found", "model")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000, b'{"input": "a", "input": 1}'])
+async def test_a_body_that_is_no_request_is_400(body: bytes, open_api, autojump_clock) -> None:
+    async with open_api("Hi") as api:
+        answer = await api.post(PATH, body, Content_Type="application/json")
+        assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
+        assert api.pipeline.streams() == []
+
+
+async def test_a_query_is_refused_where_there_is_none(open_api, autojump_clock) -> None:
+    async with open_api("Hi") as api:
+        answer = await api.post(f"{PATH}?stream=true", ASK)
+        assert (answer.status, answer.error["param"]) == (400, "stream")
+        assert api.pipeline.streams() == []
+
+
+async def test_a_bad_key_for_repeats_is_refused(open_api, autojump_clock) -> None:
+    async with open_api("Hi") as api:
+        answer = await api.post(PATH, ASK, Idempotency_Key="a b")
+        assert (answer.status, answer.error["param"]) == (400, "Idempotency-Key")
+        assert api.pipeline.streams() == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "max_tool_calls": 3},
+        {"tools": None, "tool_choice": "auto", "include": [], "truncation": "disabled", "top_logprobs": 0},
+        {"previous_response_id": None, "conversation": None, "prompt": None, "moderation": None},
+        {"text": {"format": {"type": "text"}, "verbosity": "medium"}},
+        {"reasoning": {"effort": None, "summary": "auto", "context": "auto", "mode": "standard"}},
+        {"user": "u", "safety_identifier": "s", "service_tier": "flex"},
+        {"prompt_cache_key": "k", "prompt_cache_retention": "24h", "prompt_cache_options": {"mode": "implicit"}},
+        {"temperature": 1, "top_p": 1.0, "metadata": {}, "store": None, "background": None, "stream": None},
+        {"input": [{"role": "system", "content": ""}, {"role": "user", "content": "Why?"}]},
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        {"instructions": "", "background_options": {"completion_window": "soonest"}, "context_management": []},
+    ],
+)
+async def test_what_is_harmless_or_asks_for_nothing_is_taken(
+    fields: dict[str, object], open_api, autojump_clock
+) -> None:
+    async with open_api("Hi") as api:
+        answer = await api.post(PATH, ASK | fields)
+    assert answer.status == 200, answer.body
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "code"),
+    [
+        ({"max_streams": 1}, 503, "overloaded"),
+        ({"max_streams_per_owner": 1, "keys": {"alice": "key"}}, 429, "too_many_streams"),
+    ],
+)
+async def test_a_limit_is_told_with_a_time_to_come_back(
+    settings: dict[str, object], status: int, code: str, open_api, autojump_clock
+) -> None:
+    async with open_api(1_000, "Hi", **settings) as api:
+        headers = {"Authorization": "Bearer key"} if "keys" in settings else {}
+        await api.post(PATH, ASK | {"background": True}, **headers)
+        answer = await api.post(PATH, ASK | {"background": True}, **headers)
+    assert (answer.status, answer.error["code"]) == (status, code)
+    assert "retry-after" in answer.headers
+    assert "x-should-retry" not in answer.headers
+
+
+async def _is_refused(
+    open_api: object, body: dict[str, object], status: int, code: str, param: str | None
+) -> dict[str, object]:
+    async with open_api("Hi") as api:
+        answer = await api.post(PATH, body)
+        assert answer.status == status, answer.body
+        error = answer.error
+        assert error["code"] == code
+        assert param is None or error["param"] == param
+        assert answer.headers["x-should-retry"] == "false"
+        assert api.pipeline.streams() == []
+        assert api.number("requests_refused_total", code=code) == 1
+    return error

@@ -1,0 +1,221 @@
+"""The responses API under OpenAI's own SDK, unmodified: raw iteration, its helpers, and coming back after a cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+
+from crucible_trio.engine import Finish, Reasoning
+from crucible_trio.errors import EngineError
+from crucible_trio.records import Usage
+from crucible_trio.testing import Gate, Repeat, ScriptedEngine
+
+openai = pytest.importorskip("openai")
+
+DEEP = (Reasoning("First, ", 0), Reasoning("then.", 1), "Hel", "lo", Finish(usage=Usage(3, 9, 4)))
+AGAIN = ("Hel", Reasoning("Hm", 0), Reasoning("so", 0), "lo", Finish(usage=Usage(3, 9, 4)))
+ASK: dict[str, Any] = {"model": "scripted", "input": "Why?"}
+
+
+def text_in(events: list[Any], kind: str = "response.output_text.delta") -> str:
+    return "".join(event.delta for event in events if event.type == kind)
+
+
+def numbers_in(events: list[Any]) -> list[int]:
+    return [event.sequence_number for event in events]
+
+
+@pytest.mark.parametrize("steps", [DEEP, AGAIN])
+async def test_raw_events_are_read_to_the_end(steps: tuple[Any, ...], serving, with_sync_client) -> None:
+    async with serving(ScriptedEngine(*steps)) as served:
+        events = await with_sync_client(served, lambda client: list(client.responses.create(**ASK, stream=True)))
+    assert numbers_in(events) == list(range(len(events)))
+    assert text_in(events) == events[-1].response.output_text == "Hello"
+    trace = text_in(events, "response.reasoning_summary_text.delta")
+    assert trace == "".join(part.text for item in events[-1].response.output for part in getattr(item, "summary", []))
+    assert (events[-1].type, events[-1].response.usage.total_tokens) == ("response.completed", 12)
+
+
+async def test_raw_events_are_read_by_the_asynchronous_client(serving, with_async_client) -> None:
+    async def use(client: Any) -> list[Any]:
+        return [event async for event in await client.responses.create(**ASK, stream=True)]
+
+    async with serving(ScriptedEngine(*DEEP)) as served:
+        events = await with_async_client(served, use)
+    assert numbers_in(events) == list(range(len(events)))
+    assert text_in(events) == "Hello"
+
+
+@pytest.mark.parametrize("steps", [DEEP, AGAIN])
+async def test_the_stream_helper_accumulates_the_final_response(
+    steps: tuple[Any, ...], serving, with_sync_client
+) -> None:
+    def use(client: Any) -> tuple[list[str], Any]:
+        with client.responses.stream(**ASK) as stream:
+            snapshots = [event.snapshot for event in stream if event.type == "response.output_text.delta"]
+            return snapshots, stream.get_final_response()
+
+    async with serving(ScriptedEngine(*steps)) as served:
+        snapshots, final = await with_sync_client(served, use)
+    assert snapshots[-1] == final.output[-1].content[0].text
+    assert final.output_text == "Hello"
+    kinds = ["message", "reasoning", "message"] if steps is AGAIN else ["reasoning", "message"]
+    assert [item.type for item in final.output] == kinds
+
+
+async def test_a_whole_response_needs_no_stream(serving, with_async_client) -> None:
+    async def use(client: Any) -> tuple[Any, Any]:
+        created = await client.responses.create(**ASK, reasoning={"effort": "high", "summary": "auto"})
+        return created, await client.responses.retrieve(created.id)
+
+    async with serving(ScriptedEngine(*DEEP)) as served:
+        created, retrieved = await with_async_client(served, use)
+    assert (created.status, created.output_text) == ("completed", "Hello")
+    assert [part.text for part in created.output[0].summary] == ["First, ", "then."]
+    assert retrieved == created
+
+
+async def test_a_background_response_is_polled_until_it_is_done(serving, with_async_client) -> None:
+    gate = Gate()
+
+    async def use(client: Any) -> list[Any]:
+        seen = [await client.responses.create(**ASK, background=True)]
+        while seen[-1].status in {"queued", "in_progress"}:
+            seen.append(await client.responses.retrieve(seen[0].id))
+            if len(seen) == 3:
+                trio_token.run_sync_soon(gate.open)
+        return seen
+
+    async with serving(ScriptedEngine("Hel", gate, "lo")) as served:
+        trio_token = trio.lowlevel.current_trio_token()
+        seen = await with_async_client(served, use)
+    assert seen[-1].output_text == "Hello"
+    assert {response.id for response in seen} == {seen[0].id}
+
+
+async def test_a_cut_background_stream_goes_on_where_it_was_for_every_number(serving, with_sync_client) -> None:
+    def cut(client: Any) -> tuple[list[Any], list[Any]]:
+        whole: list[Any] = []
+        with client.responses.create(**ASK, background=True, stream=True) as stream:
+            for event in stream:
+                whole.append(event)
+                if event.type == "response.output_text.delta":
+                    break
+        response_id = whole[0].response.id
+        with client.responses.retrieve(response_id, stream=True, starting_after=whole[-1].sequence_number) as stream:
+            whole += stream
+        return whole, [
+            list(client.responses.retrieve(response_id, stream=True, starting_after=number))
+            for number in numbers_in(whole)
+        ]
+
+    async with serving(ScriptedEngine(*DEEP[:-2], 0.01, *DEEP[-2:])) as served:
+        whole, tails = await with_sync_client(served, cut)
+    assert numbers_in(whole) == list(range(len(whole)))
+    assert text_in(whole) == whole[-1].response.output_text == "Hello"
+    for number, tail in enumerate(tails):
+        assert tail == whole[number + 1 :]
+
+
+async def test_the_stream_helper_comes_back_by_id(serving, with_sync_client) -> None:
+    def use(client: Any) -> tuple[Any, list[Any], Any]:
+        created = client.responses.create(**ASK, background=True)
+        with client.responses.stream(response_id=created.id, starting_after=5) as stream:
+            return created, list(stream), stream.get_final_response()
+
+    async with serving(ScriptedEngine(*DEEP)) as served:
+        created, events, final = await with_sync_client(served, use)
+    assert numbers_in(events)[0] == 6
+    assert (final.id, final.output_text) == (created.id, "Hello")
+
+
+async def test_a_second_client_cancels_what_the_first_one_reads(serving, with_sync_client) -> None:
+    engine = ScriptedEngine("Hel", Repeat(0.01))
+
+    def use(client: Any) -> tuple[list[Any], Any, Any]:
+        events: list[Any] = []
+        cancelled = None
+        with client.responses.create(**ASK, stream=True) as stream:
+            for event in stream:
+                events.append(event)
+                if event.type == "response.output_text.delta":
+                    other = client.with_options(max_retries=0)
+                    cancelled = other.responses.cancel(events[0].response.id)
+        return events, cancelled, client.responses.retrieve(events[0].response.id)
+
+    async with serving(engine) as served:
+        events, cancelled, retrieved = await with_sync_client(served, use)
+    assert events[-1].type == "response.incomplete"
+    assert [response.status for response in (events[-1].response, cancelled, retrieved)] == ["cancelled"] * 3
+    assert events[-1].response == retrieved
+    assert engine.runs[0].end == "cancelled"
+
+
+async def test_a_deleted_response_is_not_found(serving, with_sync_client) -> None:
+    def use(client: Any) -> None:
+        created = client.responses.create(**ASK)
+        client.responses.delete(created.id)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(created.id)
+
+    async with serving(ScriptedEngine(*DEEP)) as served:
+        await with_sync_client(served, use)
+        assert served.pipeline.streams() == []
+
+
+async def test_who_closes_the_stream_stops_the_model(serving, with_sync_client) -> None:
+    engine = ScriptedEngine("Hel", Repeat(["word ", 0.001]))
+
+    def use(client: Any) -> None:
+        with client.responses.create(**ASK, stream=True) as stream:
+            for event in stream:
+                if event.type == "response.output_text.delta":
+                    break
+
+    async with serving(engine) as served:
+        await with_sync_client(served, use)
+        await engine.runs[0].ended.wait()
+    assert engine.runs[0].end == "cancelled"
+
+
+async def test_a_failed_whole_response_raises_and_is_not_repeated_where_that_is_useless(
+    serving, with_sync_client
+) -> None:
+    engine = ScriptedEngine("Hel", EngineError("upstream_timeout", "Too slow."))
+
+    def use(client: Any) -> str:
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.responses.create(**ASK)
+        return caught.value.code
+
+    async with serving(engine) as served:
+        assert await with_sync_client(served, use, max_retries=2) == "upstream_timeout"
+    assert engine.calls == 1
+
+
+async def test_a_failed_stream_ends_with_its_error_and_has_no_final_response(serving, with_sync_client) -> None:
+    def use(client: Any) -> list[Any]:
+        with client.responses.stream(**ASK) as stream:
+            events = list(stream)
+            with pytest.raises(RuntimeError, match=r"response\.completed"):
+                stream.get_final_response()
+            return events
+
+    async with serving(ScriptedEngine("Hel", EngineError("upstream_timeout", "Too slow."))) as served:
+        events = await with_sync_client(served, use)
+    assert events[-1].type == "response.failed"
+    assert events[-1].response.error.code == "upstream_timeout"
+    assert events[-1].response.output_text == "Hel"
+
+
+async def test_a_refusal_names_the_parameter(serving, with_sync_client) -> None:
+    def use(client: Any) -> Any:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(**ASK, tools=[{"type": "web_search"}])
+        return caught.value
+
+    async with serving(ScriptedEngine(*DEEP)) as served:
+        error = await with_sync_client(served, use)
+    assert (error.param, error.code, error.type) == ("tools", "unsupported_parameter", "invalid_request_error")
