@@ -22,7 +22,8 @@ class Cursor:
     Attributes:
         position: That position.
         write_at_once: Called when something is appended while the reader waits: hands over what can be without waiting,
-            and returns the position up to which everything is. Unless that is the head, the reader is woken.
+            and returns the position up to which everything is. Unless that is the head, the reader is woken; at the
+            log's end always.
     """
 
     __slots__ = ("_log", "_task", "position", "write_at_once")
@@ -70,7 +71,7 @@ class Cursor:
             return
         if self.write_at_once is not None:
             self.position = self.write_at_once()
-        if self.position < self._log.head:
+        if self.position < self._log.head or self._log.finished:
             self.wake()
 
 

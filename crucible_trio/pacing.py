@@ -39,12 +39,14 @@ class Pacing(trio.abc.Instrument):
             the one before belongs to a burst.
         at_once: Records made in the engine's call.
         later: Times that a stream's records were left for later.
+        direct_writes: Times that a record went to a client in the middle of its append; counted by the transports.
     """
 
     def __init__(self, alarms: Alarms) -> None:
         self.passes = 0
         self.at_once = 0
         self.later = 0
+        self.direct_writes = 0
         self._alarms = alarms
         self._pass_began = -inf
         self._at_once_before = 0  # this pass
