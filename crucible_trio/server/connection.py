@@ -230,7 +230,7 @@ class _Tasks(TaskGroup):
         scope: Scope,
         send: Callable[[ASGISendEvent | None], Awaitable[None]],
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
-        if self._connection.offers_direct_writes:
+        if scope["type"] == "http" and self._connection.offers_direct_writes:
             scope["extensions"][EXTENSION] = {"body": DirectWrites(self._connection)}
         inbox = _Inbox(config.max_app_queue_size)
         nursery = self._nursery

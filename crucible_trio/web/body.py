@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self, final
 
 import trio
-from quart import Request
+from quart import request
 from quart.wrappers.response import ResponseBody
 
 from crucible_trio import sse
@@ -43,12 +43,6 @@ class DirectWrites(Protocol):
         """Write what is left of it."""
 
 
-def direct_writes(request: Request) -> DirectWrites | None:
-    """The server's writes that do not wait, for the response to this request, if it has them."""
-    extensions = request.scope.get("extensions") or {}
-    return extensions.get(DIRECT_WRITES, {}).get("body")
-
-
 @final
 class EventStreamBody(ResponseBody):
     """Follows a stream from a position to its terminal record.
@@ -64,18 +58,15 @@ class EventStreamBody(ResponseBody):
         stream: What to follow.
         dialect: How its records look, fed up to `after`.
         after: The position up to which the client has everything.
-        direct: The server's writes that do not wait, if it has them.
     """
 
-    def __init__(
-        self, pipeline: Pipeline, stream: Stream, dialect: Dialect, after: int, direct: DirectWrites | None
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, stream: Stream, dialect: Dialect, after: int) -> None:
         self._pipeline = pipeline
         self._settings = pipeline.settings
         self._dialect = dialect
         self._reader = stream.attach(after)
-        self._direct = direct
-        if direct is not None:
+        self._direct = _direct_writes()
+        if self._direct is not None:
             self._reader.write_at_once = self._write_at_once
         self._unsent = memoryview(b"")
         self._is_held = False  # the server has the rest of a direct write
@@ -173,3 +164,8 @@ class EventStreamBody(ResponseBody):
 
     def _take(self, limit_bytes: int) -> bytes:
         return self._dialect.feed(self._reader.take(limit_bytes))
+
+
+def _direct_writes() -> DirectWrites | None:
+    extensions = request.scope.get("extensions") or {}
+    return extensions.get(DIRECT_WRITES, {}).get("body")

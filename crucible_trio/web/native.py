@@ -22,7 +22,7 @@ from crucible_trio.records import Mode, parse_event_id
 from crucible_trio.snapshot import Status
 from crucible_trio.stream import Stream
 from crucible_trio.web.access import Access
-from crucible_trio.web.body import EventStreamBody, direct_writes
+from crucible_trio.web.body import EventStreamBody
 from crucible_trio.web.errors import BodyTooLargeError, UnsupportedMediaTypeError
 from crucible_trio.web.responses import json_response, no_content
 
@@ -178,7 +178,7 @@ class NativeApi:
             return _event_response(b"", stream)
         trace = _TRACES[request.args.get("trace", stream.request.trace)]
         dialect = await native.open_view(trace, stream.log, after)
-        return _event_response(EventStreamBody(self._pipeline, stream, dialect, after, direct_writes(request)), stream)
+        return _event_response(EventStreamBody(self._pipeline, stream, dialect, after), stream)
 
     def _name_stream(self, response: Response, stream: Stream, *, joined: bool) -> Response:
         response.headers["Location"] = url_for(".show", stream_id=stream.id)
