@@ -17,13 +17,22 @@ from crucible_trio.errors import CursorAheadError
 
 @final
 class Cursor:
-    """How far one attached reader has got: the last position it has handed to its transport."""
+    """How far one attached reader has got: the last position it has handed to its transport.
 
-    __slots__ = ("_log", "position")
+    Attributes:
+        position: That position.
+        write_at_once: Called when something is appended while the reader waits: hands over what can be without waiting,
+            and returns the position up to which everything is. Unless that is the head, the reader is woken; at the
+            log's end always.
+    """
+
+    __slots__ = ("_log", "_task", "position", "write_at_once")
 
     def __init__(self, log: MemoryLog, position: int) -> None:
         self._log = log
+        self._task: trio.lowlevel.Task | None = None
         self.position = position
+        self.write_at_once: Callable[[], int] | None = None
 
     def advance(self, position: int) -> None:
         """Say that everything up to `position` has been handed over. Never goes back."""
@@ -35,6 +44,36 @@ class Cursor:
         """Leave; may be called twice."""
         self._log._leave(self)
 
+    async def wait(self, after: int) -> None:
+        """Wait until there is something after a position, the log is finished, or `wake` is called.
+
+        Checkpoints: always. Cancellation: safe. The caller looks again: a return promises nothing.
+        """
+        if self._log.head > after or self._log.finished:
+            await trio.lowlevel.checkpoint()
+            return
+        # Parked without a checkpoint before it, so no wake between the caller's look and this can be missed.
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def wake(self) -> None:
+        """Let `wait` return, for news that are in no log."""
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+            self._task = None
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _appended(self) -> None:
+        if self._task is None:
+            return
+        if self.write_at_once is not None:
+            self.position = self.write_at_once()
+        if self.position < self._log.head or self._log.finished:
+            self.wake()
+
 
 @final
 class MemoryLog:
@@ -45,6 +84,7 @@ class MemoryLog:
     Args:
         room_without_readers: Whether an engine may go on while nobody is attached.
         on_growth: Called with the number of bytes of every append.
+        on_room: Called when there may be room that was not there before.
 
     Attributes:
         size_bytes: Bytes of all frames.
@@ -52,19 +92,23 @@ class MemoryLog:
         ever_read: The furthest position any reader has passed, also one that has left.
     """
 
-    def __init__(self, *, room_without_readers: bool, on_growth: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        *,
+        room_without_readers: bool,
+        on_growth: Callable[[int], None] = lambda _: None,
+        on_room: Callable[[], None] = lambda: None,
+    ) -> None:
         self.size_bytes = 0
         self.finished = False
         self.ever_read = 0
         self._room_without_readers = room_without_readers
         self._on_growth = on_growth
+        self._on_room = on_room
         self._frames: list[bytes] = []
         self._cursors: set[Cursor] = set()
         self._furthest = 0  # of the attached cursors
-        self._released = False
-        # ParkingLot, not Condition: a Condition costs three times as much to wake.
-        self._followers = trio.lowlevel.ParkingLot()
-        self._writer = trio.lowlevel.ParkingLot()
+        self._first_read = trio.lowlevel.ParkingLot()
 
     @property
     def head(self) -> int:
@@ -94,34 +138,17 @@ class MemoryLog:
         self.finished = last
         size = sum(map(len, frames))
         self.size_bytes += size
-        self._followers.unpark_all()
+        for cursor in self._cursors:
+            cursor._appended()
+            self._note(cursor.position)
         self._on_growth(size)
-
-    async def append(self, frames: Sequence[bytes], *, last: bool = False) -> None:
-        """Append as `append_nowait` does. Checkpoints: never, so cancellation cannot lose a record."""
-        self.append_nowait(frames, last=last)
-
-    async def wait_for_room(self) -> None:
-        """Wait until the furthest reader has reached the head, or no reader holds the engine back.
-
-        Checkpoints: only if it has to wait. Cancellation: safe.
-        """
-        while not self.has_room:
-            await self._writer.park()
 
     @property
     def has_room(self) -> bool:
         """Whether a running engine may go on."""
-        if self._released:
-            return True
         if self._cursors:
             return self._furthest >= len(self._frames)
         return self._room_without_readers
-
-    def release_room(self) -> None:
-        """From now on there is room: it holds back a running engine and nothing else."""
-        self._released = True
-        self._writer.unpark_all()
 
     async def wait_read(self, position: int) -> None:
         """Wait until some reader's cursor has passed `position`.
@@ -129,7 +156,7 @@ class MemoryLog:
         Checkpoints: only if it has to wait. Cancellation: safe.
         """
         while self.ever_read < position:
-            await self._writer.park()
+            await self._first_read.park()
 
     # Reading
 
@@ -168,26 +195,23 @@ class MemoryLog:
                 return self._frames[after:end]
         return self._frames[after : end + 1]
 
-    async def wait(self, after: int) -> None:
-        """Wait until there is something after a position, the log is finished, or `wake` is called.
-
-        Checkpoints: always. Cancellation: safe. The caller looks again: a return promises nothing.
-        """
-        if len(self._frames) > after or self.finished:
-            await trio.lowlevel.checkpoint()
-        else:  # parked without a checkpoint before it, so no wake between the caller's look and this can be missed
-            await self._followers.park()
-
     def wake(self) -> None:
         """Let all waiting readers look again, for news that are in no log."""
-        self._followers.unpark_all()
+        for cursor in self._cursors:
+            cursor.wake()
+
+    def _note(self, position: int) -> None:
+        if position > self._furthest:
+            self._furthest = position
+        if position > self.ever_read:
+            self.ever_read = position
+            self._first_read.unpark_all()
 
     def _moved(self, position: int) -> None:
-        self.ever_read = max(self.ever_read, position)
-        self._furthest = max(self._furthest, position)
-        self._writer.unpark_all()
+        self._note(position)
+        self._on_room()
 
     def _leave(self, cursor: Cursor) -> None:
         self._cursors.discard(cursor)
         self._furthest = max((other.position for other in self._cursors), default=0)
-        self._writer.unpark_all()
+        self._on_room()

@@ -32,6 +32,7 @@ from crucible_trio.errors import (
 )
 from crucible_trio.idempotency import Keys
 from crucible_trio.metrics import Metrics
+from crucible_trio.pacing import Pacing
 from crucible_trio.retention import Retention
 from crucible_trio.stream import Stream
 
@@ -50,6 +51,7 @@ class Pipeline:
         settings: Its limits.
         metrics: Its numbers.
         alarms: Its timer.
+        pacing: Decides when its streams record.
         draining: Whether it starts nothing new because it is shutting down.
     """
 
@@ -58,6 +60,7 @@ class Pipeline:
         self.settings = settings
         self.metrics = Metrics()
         self.alarms = Alarms()
+        self.pacing = Pacing(self.alarms)
         self.draining = False
         self._nursery: trio.Nursery | None = None
         self._running: dict[str, Stream] = {}
@@ -78,12 +81,23 @@ class Pipeline:
 
         Cancellation: every running stream ends as `cancelled` by `shutdown`, then this returns.
         """
+        trio.lowlevel.add_instrument(self.pacing)
         try:
             async with trio.open_nursery() as self._nursery:
                 task_status.started()
-                await self.alarms.run()
+                try:
+                    await self.alarms.run()
+                finally:
+                    self._stop_all()
         finally:
             self._nursery = None
+            trio.lowlevel.remove_instrument(self.pacing)
+
+    def _stop_all(self) -> None:
+        # Not left to the engines' own end: one that does not let go would keep its readers waiting for theirs.
+        for stream in self._running.values():
+            stream.cancel("shutdown")
+            stream.record()
 
     # Starting
 
@@ -145,6 +159,7 @@ class Pipeline:
             self.settings,
             self.metrics,
             self.alarms,
+            self.pacing,
             owner=owner,
             on_disconnect=request.on_disconnect or on_disconnect,
             starts_with_reader=starts_with_reader,

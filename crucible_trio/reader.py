@@ -30,6 +30,8 @@ class Reader:
 
     Attributes:
         taken: The position up to which frames have been taken.
+        write_at_once: Set before entering, by a transport that can write without waiting. Called in the middle of an
+            append while the reader is in `wait`: hands over what it can and returns the position up to which all is.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Reader:
         self._log = log
         self._attach = attach
         self._left = left
+        self.write_at_once: Callable[[], int] | None = None
         self._cursor: Cursor | None = None
         self.taken = after
         self._records: list[AnyRecord] = []  # newest first; a deque would take 700 bytes of every idle stream
 
     async def __aenter__(self) -> Self:
         self._cursor = self._attach(self.taken)
+        self._cursor.write_at_once = self.write_at_once
         return self
 
     async def __aexit__(
@@ -74,11 +78,11 @@ class Reader:
 
         Checkpoints: always. Cancellation: safe.
         """
-        return self._log.wait(self.taken)
+        return self._entered.wait(self.taken)
 
     def wake(self) -> None:
         """Let `wait` return, for news that are in no log."""
-        self._log.wake()
+        self._entered.wake()
 
     def passed(self, position: int) -> None:
         """Say that everything up to `position` has been handed over; this gives the engine room.
@@ -86,9 +90,13 @@ class Reader:
         Raises:
             trio.ClosedResourceError: The reader has not been entered, or has left.
         """
+        self._entered.advance(position)
+
+    @property
+    def _entered(self) -> Cursor:
         if self._cursor is None:
             raise trio.ClosedResourceError
-        self._cursor.advance(position)
+        return self._cursor
 
     def __aiter__(self) -> Self:
         return self

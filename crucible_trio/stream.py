@@ -1,4 +1,4 @@
-"""One generation: a generator task, the buffer, a recorder task and a log.
+"""One generation: a task that runs the engine, the buffer, a recorder and a log.
 
 ```
 engine ── output.delta ──► memory channel ──► recorder ──► log ──► readers
@@ -6,8 +6,12 @@ engine ── output.delta ──► memory channel ──► recorder ──►
   └── not called before a reader wants it        └──── room ◄──── cursors
 ```
 
-The two tasks live and die with `Stream.run`. How a stream ends is decided once, by whatever comes first: the engine's
-end, a deadline, a cap, a cancel. The recorder then appends what is left and the terminal record in one append.
+The recorder has no task and never waits: `Stream.record` copies what there is, and is called when there may be
+something: by the engine's own call, by the pipeline's `Pacing`, by a reader that makes room. No checkpoint lies between
+taking a token and appending it, so neither cancellation nor a second caller can lose one or change the order.
+
+How a stream ends is decided once, by whatever comes first: the engine's end, a deadline, a cap, a cancel. Then what is
+left and the terminal record go into the log in one append.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from crucible_trio.errors import TooManyReadersError
 from crucible_trio.log import Cursor, MemoryLog
 from crucible_trio.metrics import Metrics
 from crucible_trio.output import Output, Token
+from crucible_trio.pacing import Pacing
 from crucible_trio.reader import Reader
 from crucible_trio.recorder import Recorder
 from crucible_trio.records import (
@@ -68,6 +73,7 @@ class Stream:
         settings: Settings,
         metrics: Metrics,
         alarms: Alarms,
+        pacing: Pacing,
         *,
         owner: str,
         on_disconnect: OnDisconnect,
@@ -91,11 +97,13 @@ class Stream:
         self._starts_with_reader = starts_with_reader
         self._ending: Ending | None = None
         self._stopped_at: float | None = None
-        self._scope = trio.CancelScope()  # of the two tasks, once they run
+        self._scope = trio.CancelScope()  # of the engine
         self._alarms = alarms
+        self._pacing = pacing
+        self._is_marked = False  # to be recorded later
         self._alarm = Alarm(inf, self._look_at_clocks)
         self._send, self._receive = trio.open_memory_channel[Token](settings.buffer_tokens)
-        self._output = Output(self._send)
+        self._output = Output(self._send, pacing, self._written)
         self._clocks = Clocks(
             now=now,
             first_token=_given(request.deadlines.first_token_seconds, settings.first_token_seconds),
@@ -105,7 +113,10 @@ class Stream:
         )
         self._token_limit = _given(request.max_output_tokens, settings.max_output_tokens)
         self._recorder = Recorder(self.id, max_bytes=settings.stream_log_bytes)
-        self.log = MemoryLog(room_without_readers=on_disconnect == "continue", on_growth=on_growth)
+        self._tokens_of_mode = metrics.tokens.labels(request.mode)
+        self.log = MemoryLog(
+            room_without_readers=on_disconnect == "continue", on_growth=on_growth, on_room=self._room_came
+        )
         created = self._recorder.create(mode=request.mode, model=request.model, created_at=self.created_at)
         self.log.append_nowait([created])
         self._nobody_is_attached()
@@ -183,26 +194,26 @@ class Stream:
             self._clocks.alone(trio.current_time())
             self._set_alarm()
 
-    # The two tasks
+    # The engine's task
 
     async def run(self) -> None:
         """Generate and record until the terminal record; returns when the engine has let go as well.
 
         Cancellation: the stream ends `cancelled` by `shutdown`, with every piece in its log whose call has returned.
         """
-        async with trio.open_nursery() as nursery:
-            self._scope = nursery.cancel_scope
-            if self._ending is not None:  # stopped before its first step, when there was nothing to cancel
-                self._scope.cancel()
-            nursery.start_soon(self._generate)
-            # The recorder needs no task of its own, and a thousand idle streams are a thousand tasks fewer.
-            await self._record()
+        self._set_alarm()
+        try:
+            with self._scope:
+                await self._generate()
+        finally:
+            self.record()
 
     async def _generate(self) -> None:
         try:
             if self._waits_for_reader:
                 await self.log.wait_read(1)
             if self._ending is None:  # a cancel may have come first
+                self.record()  # from here on the engine is waited for
                 finish = await self._engine.generate(self.request, self._output)
                 self._engine_ended(endings.finished(finish))
         except* Exception as group:  # a Cancelled in the same group passes on
@@ -210,7 +221,6 @@ class Stream:
         finally:
             self._decide(endings.cancelled("shutdown"))  # nothing has decided: the stream was cancelled from outside
             self._send.close()
-            self.log.release_room()
             if self._stopped_at is not None:
                 self._metrics.cancel_seconds.observe(trio.current_time() - self._stopped_at)
 
@@ -219,33 +229,46 @@ class Stream:
         if trio.current_effective_deadline() != -inf:
             self._decide(ending)
 
-    async def _record(self) -> None:
-        """Copy tokens to the log until something has decided how the stream ends, then write that."""
-        try:
-            self._set_alarm()
-            while self._ending is None:
-                if self._waits_for_reader:
-                    await self.log.wait_read(1)
-                elif self.log.has_room:
-                    await self._append(await self._take_ready())
-                else:
-                    await self.log.wait_for_room()
-        finally:
-            self._alarm.cancel()
-            await self._finish()
+    # The recorder
 
-    async def _take_ready(self) -> list[Token]:
-        """Wait for a token, then take what is ready, a buffer full at most; none at the channel's end."""
-        batch = self._take_nowait(self._settings.buffer_tokens)
-        if not batch:
-            self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
-            self._set_alarm()
-            try:
-                batch.append(await self._receive.receive())
-            except trio.EndOfChannel:
-                return []
-            batch += self._take_nowait(self._settings.buffer_tokens - 1)
-        return batch
+    def record(self) -> None:
+        """Copy what is in the buffer to the log, as far as there is room; write the end once it is decided.
+
+        Never waits; may be called at any time.
+        """
+        self._is_marked = False
+        if self.log.finished:
+            return
+        while self._ending is None and self._has_room:
+            batch = self._take_nowait(self._settings.buffer_tokens)
+            if not batch:
+                self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
+                self._set_alarm()
+                return
+            self._append(batch)
+        if self._ending is not None:
+            self._finish()
+
+    @property
+    def _has_room(self) -> bool:
+        return self.log.has_room and not self._waits_for_reader
+
+    def _written(self, at_once: bool) -> None:
+        if self._has_room:
+            if at_once and self._pacing.may_record_at_once():
+                self.record()
+            else:
+                self._record_later()
+
+    def _room_came(self) -> None:
+        # The reader that makes room takes what it makes room for: no task has to be woken for it.
+        if self._ending is None and self._has_room:
+            self.record()
+
+    def _record_later(self) -> None:
+        if not self._is_marked:
+            self._is_marked = True
+            self._pacing.record_later(self.record)
 
     def _take_nowait(self, limit: float) -> list[Token]:
         batch: list[Token] = []
@@ -256,32 +279,29 @@ class Stream:
             pass  # what was taken before is in hand and must not be lost with the exception
         return batch
 
-    async def _append(self, batch: list[Token]) -> None:
-        # No checkpoint lies between taking a token and this append: cancellation cannot lose one.
-        if not batch:
-            return
+    def _append(self, batch: list[Token]) -> None:
         self._count(batch)
         self._clocks.token_came()
-        await self.log.append(self._recorder.add(batch))
+        self.log.append_nowait(self._recorder.add(batch))
         if self._recorder.full:
             self._stop(endings.incomplete("log_limit"))
         elif self.tokens > self._token_limit:  # the engine ignores what was asked
             self._stop(endings.incomplete("max_output_tokens"))
 
-    async def _finish(self) -> None:
+    def _finish(self) -> None:
         """Append what is left and the terminal record at once, reader or not."""
+        self._alarm.cancel()
         rest = self._take_nowait(inf)
         self._receive.close()
-        self._decide(endings.cancelled("shutdown"))  # unless something has decided already
         self._count(rest)
-        await self.log.append(self._recorder.finish(rest, self._make_terminal), last=True)
+        self.log.append_nowait(self._recorder.finish(rest, self._make_terminal), last=True)
 
     def _count(self, batch: list[Token]) -> None:
         if batch and self._first_token_at is None:
             self._first_token_at = trio.current_time()
             self._metrics.first_token_seconds.observe(self._first_token_at - self.accepted_at)
         self.tokens += len(batch)
-        self._metrics.tokens.labels(self.request.mode).inc(len(batch))
+        self._tokens_of_mode.inc(len(batch))
 
     def _make_terminal(self, seq: int) -> Terminal:
         assert self._ending is not None
@@ -306,6 +326,7 @@ class Stream:
         if self._decide(ending):
             self._stopped_at = trio.current_time()
             self._scope.cancel()
+            self._record_later()  # an engine may take its time to let go; readers need not wait for that
 
     def _set_alarm(self) -> None:
         # When it fires too early the clocks are compared and it is set again.

@@ -21,11 +21,14 @@ class Config(HypercornConfig):
         flush_timeout: Seconds that connections have, once nothing more is accepted, to take what is left.
         max_connections: Open connections; more are closed at once, unanswered. To a browser's EventSource that is a
             network error: it comes back.
+        direct_writes: Whether the application is offered writes that do not wait; not behind ASGI middleware that
+            changes bodies.
     """
 
     write_timeout: float = 30.0
     flush_timeout: float = 5.0
     max_connections: int = 10_000
+    direct_writes: bool = True
     # Reconnects come in storms; the kernel cuts this to net.core.somaxconn.
     backlog = 4096
     # Never the query: a prompt or a token may stand in it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -32,6 +33,7 @@ from hypercorn.utils import parse_socket_addr
 from crucible_trio.alarms import Alarm, Alarms
 from crucible_trio.errors import trace_without_text
 from crucible_trio.server.config import Config
+from crucible_trio.server.direct import EXTENSION, DirectWrites
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class Connection:
         self._send_lock = trio.Lock()
         self._closing = Alarm(inf, self.close)
         self._is_lingering = False
-        self._tasks = _Tasks()
+        self._unsent = b""  # of a write that did not wait
+        self._tasks = _Tasks(self)
         sock = stream.socket
         self._protocol = Protocol(
             shared.app,
@@ -131,11 +134,54 @@ class Connection:
             case Updated():
                 self._become_busy()
 
+    # Writes that do not wait: see `DirectWrites`
+
+    @property
+    def offers_direct_writes(self) -> bool:
+        """Whether the application is offered them."""
+        return self._config.direct_writes
+
+    @property
+    def request(self) -> object:
+        """What stands for the request that is being answered; None between two."""
+        return self._protocol.stream
+
+    @property
+    def is_mid_body(self) -> bool:
+        """Whether the head of a response is out, and its end is not."""
+        return self._protocol.connection.our_state is h11.SEND_BODY
+
+    @property
+    def can_write_nowait(self) -> bool:
+        """Whether the socket is open and nothing else is being written to it, or left over."""
+        return not self._unsent and not self._send_lock.locked() and self._stream.socket.fileno() != -1
+
+    def frame(self, event: h11.Data) -> bytes:
+        """The bytes of a piece of a body, as the protocol at hand frames it; they must be the next to be written."""
+        return self._protocol.connection.send(event) or b""
+
+    def write_nowait(self, data: bytes) -> bool:
+        """Give the kernel what it takes and keep the rest; whether it took all."""
+        try:
+            sent = os.write(self._stream.socket.fileno(), data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # the peer is gone; that ends the request
+            self.close(reset=True)
+            return False
+        self._unsent = data[sent:]
+        return not self._unsent
+
+    async def flush(self) -> None:
+        """Write what is left. Checkpoints: always. Cancellation: resets the connection."""
+        await self._write(b"")
+
     async def _write(self, data: bytes) -> None:
         written = False
         try:
             async with self._send_lock:
-                view = memoryview(data)
+                view = memoryview(self._unsent + data)
+                self._unsent = b""
                 for start in range(0, len(view), _WRITE_BYTES):
                     with trio.fail_after(self._config.write_timeout):
                         await self._stream.send_all(view[start : start + _WRITE_BYTES])
@@ -173,6 +219,10 @@ class Connection:
 class _Tasks(TaskGroup):
     """hypercorn's tasks of one connection; what the client sends goes to the application through a lighter queue."""
 
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
     async def spawn_app(
         self,
         app: AppWrapper,
@@ -180,6 +230,8 @@ class _Tasks(TaskGroup):
         scope: Scope,
         send: Callable[[ASGISendEvent | None], Awaitable[None]],
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
+        if scope["type"] == "http" and self._connection.offers_direct_writes:
+            scope["extensions"][EXTENSION] = {"body": DirectWrites(self._connection)}
         inbox = _Inbox(config.max_app_queue_size)
         nursery = self._nursery
         assert nursery is not None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from math import inf
 from types import TracebackType
-from typing import Final, Self, final
+from typing import Final, Protocol, Self, final
 
 import trio
+from quart import request
 from quart.wrappers.response import ResponseBody
 
 from crucible_trio import sse
@@ -21,8 +22,25 @@ from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import ServerBusy, ServerDraining, encode_control
 from crucible_trio.stream import Stream
 
+# Where a server offers writes that do not wait (`server/direct.py`).
+DIRECT_WRITES: Final = "crucible_trio.direct_writes"
+
 # One body message: one write with one deadline on our server, one join of a log's frames here.
 MESSAGE_BYTES: Final = 16 * 1024
+
+
+class DirectWrites(Protocol):
+    """What `server/direct.py` says."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a piece can be written now."""
+
+    def write_nowait(self, data: bytes) -> bool:
+        """Write a piece; whether all of it is out."""
+
+    async def flush(self) -> None:
+        """Write what is left of it."""
 
 
 @final
@@ -31,6 +49,9 @@ class EventStreamBody(ResponseBody):
 
     The reader is attached while Quart has entered the body. Being asked for the next message says that the last one has
     been written: that, and not the reading, moves the cursor and gives the engine room.
+
+    Where the server offers it, a piece for a client that keeps up is written in the middle of the append that brought
+    it, and no task is woken.
 
     Args:
         pipeline: For its settings, and to announce that it drains.
@@ -44,7 +65,12 @@ class EventStreamBody(ResponseBody):
         self._settings = pipeline.settings
         self._dialect = dialect
         self._reader = stream.attach(after)
+        self._direct = _direct_writes()
+        if self._direct is not None:
+            self._reader.write_at_once = self._write_at_once
         self._unsent = memoryview(b"")
+        self._is_held = False  # the server has the rest of a direct write
+        self._failure: Exception | None = None  # in the middle of somebody else's append
         self._begun = False
         self._refused = False
         self._announced = False
@@ -96,6 +122,33 @@ class EventStreamBody(ResponseBody):
                 return sse.HEARTBEAT
             self._alarm = self._pipeline.alarms.set_no_later(self._alarm, heartbeat_at, self._reader.wake)
             await self._reader.wait()
+            if self._failure is not None:
+                raise self._failure
+            if self._is_held and self._direct is not None:
+                await self._direct.flush()
+                self._is_held = False
+            if self._unsent:
+                return self._next_piece()
+
+    def _write_at_once(self) -> int:
+        """Write what has been appended while this waits in `__anext__`; returns up to where all is written."""
+        assert self._direct is not None
+        before = self._reader.taken
+        if self._unsent or self._is_held or not self._direct.ready:
+            return before
+        try:
+            events = self._take(MESSAGE_BYTES)
+        except Exception as error:  # this body's, and not the engine's that appends
+            self._failure = error
+            return before
+        if len(events) > MESSAGE_BYTES:
+            self._unsent = memoryview(events)
+            return before
+        if events:
+            self._silent_since = trio.current_time()
+            self._pipeline.pacing.direct_writes += 1
+            self._is_held = not self._direct.write_nowait(events)
+        return before if self._is_held else self._reader.taken
 
     def _begin(self) -> bytes:
         self._begun = True
@@ -111,3 +164,8 @@ class EventStreamBody(ResponseBody):
 
     def _take(self, limit_bytes: int) -> bytes:
         return self._dialect.feed(self._reader.take(limit_bytes))
+
+
+def _direct_writes() -> DirectWrites | None:
+    extensions = request.scope.get("extensions") or {}
+    return extensions.get(DIRECT_WRITES, {}).get("body")

@@ -120,8 +120,9 @@ async def test_a_reader_that_attaches_behind_stops_a_running_continue_until_it_h
                 await anext(reader)
             await trio.sleep(100)
             assert len(engine.made) == held  # the last records are not handed over yet
-            for _ in range(10):
+            for _ in range(3):
                 await anext(reader)
+            await trio.sleep(100)
             assert len(engine.made) > held
 
 
@@ -169,17 +170,15 @@ async def at_once(request: Request, output: Output) -> Finish:
     return Finish()
 
 
-async def test_all_that_is_ready_when_a_token_comes_is_one_record_of_a_buffer_at_most(
+async def test_what_comes_in_a_burst_is_merged_into_records_of_a_buffer_at_most(
     read_to_end: Callable[..., Awaitable[list[AnyRecord]]], autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(at_once, Settings(buffer_tokens=8)) as pipeline:
         records = await read_to_end(await pipeline.start(Request("q")))
-        lengths = [len(record.delta) for record in records if isinstance(record, OutputDelta)]
-        assert sum(lengths) == 100
-        assert lengths[0] == max(lengths[:-1]) == 8  # the last append takes what is left
-    async with open_pipeline(at_once, Settings(buffer_tokens=100)) as pipeline:
-        records = await read_to_end(await pipeline.start(Request("q")))
-        assert [record.delta for record in records if isinstance(record, OutputDelta)] == ["x" * 100]
+    lengths = [len(record.delta) for record in records if isinstance(record, OutputDelta)]
+    assert sum(lengths) == 100
+    assert max(lengths[:-1]) == 8  # the last append takes what is left
+    assert len(lengths) <= 2 + 100 / 8
 
 
 async def test_a_record_never_changes_once_it_is_in_the_log(scripted: Callable, autojump_clock: MockClock) -> None:

@@ -115,7 +115,9 @@ class Watched:
         assert isinstance(request.input, str)
         failing = partial(self._drive, "stream" if request.input == "subject" else "neighbour")
         sound = partial(self._drive, "nowhere")
-        drive, drive_write = (sound, failing) if self._fails_in_writes else (failing, sound)
+        drive, drive_write = (
+            (sound, partial(failing, between_checkpoints)) if self._fails_in_writes else (failing, sound)
+        )
         diary = Diary(output, self.calls[request.input], drive, drive_write)
         self.live += 1
         try:
@@ -124,6 +126,13 @@ class Watched:
             self.live -= 1
         self.returned.add(request.input)
         return finish
+
+
+async def between_checkpoints(write: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    """A write need not have a checkpoint of its own where something can fail."""
+    await trio.lowlevel.checkpoint()
+    await write(*arguments)
+    await trio.lowlevel.checkpoint()
 
 
 # How something is cut

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 from math import inf
 
 import pytest
@@ -16,8 +17,13 @@ def frames(*numbers: int) -> list[bytes]:
     return [b"%d" % number for number in numbers]
 
 
-def a_log(*, room_without_readers: bool = False, on_growth: Callable[[int], None] = lambda _: None) -> MemoryLog:
-    return MemoryLog(room_without_readers=room_without_readers, on_growth=on_growth)
+def a_log(
+    *,
+    room_without_readers: bool = False,
+    on_growth: Callable[[int], None] = lambda _: None,
+    on_room: Callable[[], None] = lambda: None,
+) -> MemoryLog:
+    return MemoryLog(room_without_readers=room_without_readers, on_growth=on_growth, on_room=on_room)
 
 
 def test_it_keeps_the_whole_stream_in_order() -> None:
@@ -136,17 +142,6 @@ def test_detaching_twice_detaches_once() -> None:
     assert log.readers == 0
 
 
-async def test_once_the_engine_has_ended_there_is_room_for_ever(autojump_clock: MockClock) -> None:
-    log = a_log()
-    log.append_nowait(frames(1))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(log.wait_for_room)
-        await wait_all_tasks_blocked()
-        log.release_room()
-    log.attach(0)
-    assert log.has_room
-
-
 async def waits(function: Callable[[], object], *, while_: Callable[[], object]) -> bool:
     """Whether an async function still waits after something was done."""
     done = False
@@ -167,22 +162,24 @@ async def waits(function: Callable[[], object], *, while_: Callable[[], object])
     raise AssertionError
 
 
-async def test_the_writer_wakes_when_a_reader_has_moved_left_or_come(autojump_clock: MockClock) -> None:
-    log = a_log(room_without_readers=True)
+def test_the_writer_hears_of_every_move_that_may_make_room() -> None:
+    heard: list[bool] = []
+    log = a_log(room_without_readers=True, on_room=lambda: heard.append(log.has_room))
     log.append_nowait(frames(1))
     slow, fast = log.attach(0), log.attach(0)
-    assert await waits(log.wait_for_room, while_=log.wake)
-    assert await waits(log.wait_for_room, while_=slow.detach)
-    assert not await waits(log.wait_for_room, while_=lambda: log.attach(1))
+    slow.detach()
+    assert not any(heard)
+    log.attach(1)
+    assert heard.pop()
     log.append_nowait(frames(2))
-    assert not await waits(log.wait_for_room, while_=lambda: fast.advance(2))
-
-
-async def test_the_writer_wakes_when_the_last_reader_that_held_it_leaves(autojump_clock: MockClock) -> None:
-    log = a_log(room_without_readers=True)
-    log.append_nowait(frames(1))
-    reader = log.attach(0)
-    assert not await waits(log.wait_for_room, while_=reader.detach)
+    fast.advance(1)
+    assert not heard.pop()
+    fast.advance(2)
+    assert heard.pop()
+    log.append_nowait(frames(3))
+    for cursor in tuple(log._cursors):
+        cursor.detach()
+    assert heard.pop()  # nobody holds it any more
 
 
 async def test_whether_a_record_was_ever_read_outlives_its_reader(autojump_clock: MockClock) -> None:
@@ -214,17 +211,78 @@ async def test_a_follower_wakes_for_every_kind_of_news(news: str, autojump_clock
             case _:
                 log.wake()
 
-    assert not await waits(lambda: log.wait(1), while_=happens)
+    assert not await waits(partial(log.attach(1).wait, 1), while_=happens)
 
 
 async def test_waiting_for_what_is_there_is_a_checkpoint_and_does_not_wait(autojump_clock: MockClock) -> None:
     log = a_log()
     log.append_nowait(frames(1))
+    cursor = log.attach(0)
     with assert_checkpoints():
-        await log.wait(0)
+        await cursor.wait(0)
     log.append_nowait(frames(2), last=True)
     with assert_checkpoints():
-        await log.wait(2)
+        await cursor.wait(2)
+
+
+async def test_a_follower_that_was_cancelled_is_not_woken(autojump_clock: MockClock) -> None:
+    log = a_log()
+    log.append_nowait(frames(1))
+    cursor = log.attach(1)
+    with trio.move_on_after(1):
+        await cursor.wait(1)
+    cursor.wake()
+    log.append_nowait(frames(2))
+    await cursor.wait(1)
+
+
+class Hand:
+    """Writes what it is handed, up to a position, without waiting."""
+
+    def __init__(self, log: MemoryLog, position: int) -> None:
+        self.log = log
+        self.limit = 99
+        self.cursor = log.attach(position)
+        self.cursor.write_at_once = self.write
+        self.written: list[bytes] = []
+        self.position = position
+
+    def write(self) -> int:
+        new = self.log.read(self.position)[: max(0, self.limit - self.position)]
+        self.written += new
+        self.position += len(new)
+        return self.position
+
+
+async def test_what_is_written_at_once_makes_room_and_wakes_nobody(autojump_clock: MockClock) -> None:
+    log = a_log()
+    log.append_nowait(frames(1))
+    hand = Hand(log, 1)
+    assert await waits(partial(hand.cursor.wait, 1), while_=lambda: log.append_nowait(frames(2, 3)))
+    assert hand.written == frames(2, 3)
+    assert (hand.cursor.position, log.ever_read, log.has_room) == (3, 3, True)
+
+
+async def test_what_cannot_be_written_at_once_wakes_its_reader(autojump_clock: MockClock) -> None:
+    log = a_log()
+    log.append_nowait(frames(1))
+    hand = Hand(log, 1)
+    hand.limit = 2
+    assert not await waits(partial(hand.cursor.wait, 1), while_=lambda: log.append_nowait(frames(2, 3)))
+    assert hand.written == frames(2)
+    assert (hand.cursor.position, log.has_room) == (2, False)
+
+
+async def test_nothing_is_written_at_once_for_a_reader_that_does_not_wait(autojump_clock: MockClock) -> None:
+    log = a_log()
+    log.append_nowait(frames(1))
+    hand = Hand(log, 1)
+    log.append_nowait(frames(2))
+    with trio.move_on_after(1):
+        await hand.cursor.wait(2)
+    log.append_nowait(frames(3))  # it was cancelled and has not left yet
+    assert hand.written == []
+    assert hand.cursor.position == 1
 
 
 async def test_all_followers_get_everything_whatever_is_appended_when(autojump_clock: MockClock) -> None:
@@ -232,8 +290,9 @@ async def test_all_followers_get_everything_whatever_is_appended_when(autojump_c
     seen: dict[int, list[bytes]] = {number: [] for number in range(5)}
 
     async def follow(number: int) -> None:
+        cursor = log.attach(0)
         while not (log.finished and len(seen[number]) == log.head):
-            await log.wait(len(seen[number]))
+            await cursor.wait(len(seen[number]))
             seen[number] += log.read(len(seen[number]), number)
             await trio.sleep(number / 7)
 

@@ -1,8 +1,12 @@
+import time
+
 import pytest
 import trio
-from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from crucible_trio.alarms import Alarms
 from crucible_trio.output import Output, Token
+from crucible_trio.pacing import Pacing
 
 
 def open_output(buffer: int) -> tuple[Output, trio.MemoryReceiveChannel[Token]]:
@@ -44,12 +48,46 @@ async def test_writing_waits_while_the_buffer_is_full(autojump_clock: MockClock)
 
 
 @pytest.mark.parametrize("text", ["x", ""])
-async def test_every_call_is_a_checkpoint_also_without_text(text: str, autojump_clock: MockClock) -> None:
-    output, _receive = open_output(9)
-    with assert_checkpoints():
-        await output.delta(text)
-    with assert_checkpoints():
-        await output.reasoning(text, 0)
+async def test_every_call_looks_for_cancellation(text: str, autojump_clock: MockClock) -> None:
+    output, receive = open_output(9)
+    for write in (output.delta(text), output.reasoning(text, 0)):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await write
+        assert scope.cancelled_caught
+    with pytest.raises(trio.WouldBlock):
+        receive.receive_nowait()
+
+
+async def test_an_engine_that_never_waits_lets_others_run() -> None:
+    pacing = Pacing(Alarms())
+    trio.lowlevel.add_instrument(pacing)
+    send, _receive = trio.open_memory_channel[Token](10_000)
+    output = Output(send, pacing)
+    passes = 0
+
+    async def count() -> None:
+        nonlocal passes
+        while True:
+            passes += 1
+            await trio.lowlevel.checkpoint()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            await trio.lowlevel.checkpoint()
+            before = passes
+            for _ in range(64 * 10 + 1):
+                await output.delta("x")
+            assert passes - before >= 10
+            before = passes
+            for _ in range(3):  # each takes longer than a pass may
+                await output.delta("x")
+                time.sleep(0.006)  # noqa: ASYNC251 - an engine that computes
+            assert passes - before >= 2
+            nursery.cancel_scope.cancel()
+    finally:
+        trio.lowlevel.remove_instrument(pacing)
 
 
 async def test_an_empty_piece_takes_no_place(autojump_clock: MockClock) -> None:

@@ -1,0 +1,102 @@
+"""When tokens go from a buffer to its log: in the engine's own call, or a little later, for many streams in one go.
+
+A switch of tasks costs more than recording a token and writing it to a socket together, so a token that comes alone is
+recorded by the call that brings it. What comes in a burst is left in the buffer and merged, and so is everything when
+there is more to do than time: then records grow, and the cost of a token falls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from time import perf_counter
+from typing import Final, final
+
+import trio
+
+from crucible_trio.alarms import Alarm, Alarms
+
+logger = logging.getLogger(__name__)
+
+# How many records one pass of the scheduler makes: at 20 us each, nobody else waits much longer than a millisecond.
+_RECORDS_PER_PASS: Final = 64
+# When recording for everybody has taken this long, as long is left to the engines before the next time. Without, a
+# thousand busy streams would get one token per record and pass, and never catch up.
+_REST_AFTER_SECONDS: Final = 0.005
+# A call of an engine that never waits lets others run this often: after so many pieces, or so long.
+_PIECES_PER_PASS: Final = 64
+_SECONDS_PER_PASS: Final = 0.005
+
+
+@final
+class Pacing(trio.abc.Instrument):
+    """What the streams of a pipeline share to find the right moment. Its `Alarms` and the scheduler drive it.
+
+    Attributes:
+        passes: How often the scheduler has looked for something to run: a piece of text that comes in the same pass as
+            the one before belongs to a burst.
+        at_once: Records made in the engine's call.
+        later: Times that a stream's records were left for later.
+        direct_writes: Times that a record went to a client in the middle of its append; counted by the transports.
+    """
+
+    def __init__(self, alarms: Alarms) -> None:
+        self.passes = 0
+        self.at_once = 0
+        self.later = 0
+        self.direct_writes = 0
+        self._alarms = alarms
+        self._pass_began = -inf
+        self._at_once_before = 0  # this pass
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._alarm = Alarm(inf, self._record)
+        self._spent = 0.0
+        self._resting = False
+
+    def after_io_wait(self, timeout: float) -> None:
+        """The scheduler begins a pass (`trio.abc.Instrument`)."""
+        self.passes += 1
+        self._pass_began = perf_counter()
+        self._at_once_before = self.at_once
+
+    def is_over(self, pieces: int) -> bool:
+        """Whether an engine that has written so many pieces in this pass should let others run."""
+        return pieces >= _PIECES_PER_PASS or perf_counter() - self._pass_began > _SECONDS_PER_PASS
+
+    def may_record_at_once(self) -> bool:
+        """Whether a call of an engine may record what it brings; counts it."""
+        if self._resting or self.at_once - self._at_once_before >= _RECORDS_PER_PASS:
+            return False
+        self.at_once += 1
+        return True
+
+    def record_later(self, record: Callable[[], None]) -> None:
+        """Have `record` called in another pass; it must not wait. One that waits already is not to be added again."""
+        self.later += 1
+        self._waiting.append(record)
+        if self._alarm.at == inf:
+            self._set_alarm(trio.current_time())
+
+    def _set_alarm(self, at: float) -> None:
+        self._alarm = self._alarms.set(at, self._record)
+
+    def _record(self) -> None:
+        self._resting = False
+        began = trio.current_time()
+        for _ in range(min(len(self._waiting), _RECORDS_PER_PASS)):
+            record = self._waiting.popleft()
+            try:
+                record()
+            except Exception:
+                logger.exception("an error of our own")
+        now = trio.current_time()
+        self._spent += now - began
+        if self._waiting:
+            self._set_alarm(now)
+        else:
+            if self._spent > _REST_AFTER_SECONDS:
+                self._resting = True
+                self._set_alarm(now + self._spent)
+            self._spent = 0.0
