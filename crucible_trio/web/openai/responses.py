@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Final, Self, final
 from weakref import WeakKeyDictionary
 
-import trio
 from quart import Blueprint, Response, request
 from quart.wrappers.response import ResponseBody
 
@@ -35,9 +34,6 @@ from crucible_trio.web.openai.asks import Asks
 from crucible_trio.web.openai.errors import UnsupportedParameterError, failure_response
 from crucible_trio.web.openai.response_body import read_body
 from crucible_trio.web.responses import event_response, json_response
-
-# A cancelled stream writes its terminal record at the next step of its recorder; this is for a machine that is stuck.
-CANCEL_SECONDS: Final = 5.0
 
 _BOOLEANS: Final = {"true": True, "false": False}
 _RETRIEVE_PARAMETERS: Final = frozenset({"stream", "starting_after", "include", "include[]", "include_obfuscation"})
@@ -114,9 +110,7 @@ class ResponsesApi:
         """
         stream = self._own_stream(response_id)
         stream.cancel("client")
-        with trio.move_on_after(CANCEL_SECONDS):
-            while not stream.log.finished:
-                await stream.log.wait(stream.log.head)
+        stream.record()  # the end is written now, however long the engine takes to let go
         return await self._show(stream)
 
     async def delete(self, response_id: str) -> Response:
