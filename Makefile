@@ -10,7 +10,7 @@ EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 CORE := $(subst $(SPACE),$(COMMA),$(wildcard crucible_trio/*.py))
 
-.PHONY: serve test soak trials lint docs clean
+.PHONY: serve test soak trials bench bench-quick lint docs clean
 
 serve: $(VENV)/.installed-serve
 	$(BIN)/crucible serve
@@ -30,6 +30,14 @@ soak: $(VENV)/.installed-test
 # Removes one mechanism at a time and sees a test fail; a few minutes.
 trials: $(VENV)/.installed-test
 	$(BIN)/python -m tests.trials
+
+# Measures the whole path beside what people use today, for about 45 minutes; wants a machine with nothing else to do.
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks
+
+# One round of the main scenarios, without a verdict; a few minutes.
+bench-quick: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks --quick
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -52,5 +60,9 @@ $(VENV)/.installed-test: $(VENV)/.made pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[local,dev]'
 	touch $@ $(VENV)/.installed-serve
 
+$(VENV)/.installed-bench: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) docs/_build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) docs/_build tests/openai/node/node_modules .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

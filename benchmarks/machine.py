@@ -1,0 +1,65 @@
+"""Where a run was made: the machine, the versions, and whether somebody else was at work there."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+_PACKAGES: Final = (
+    "crucible_trio", "trio", "quart-trio", "quart", "hypercorn", "h11", "msgspec",
+    "fastapi", "starlette", "sse-starlette", "uvicorn", "uvloop", "httptools", "aiohttp", "aiohttp-sse",
+)  # fmt: skip
+
+
+def describe() -> dict[str, str]:
+    """The machine."""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
+    )
+    memory = next(int(line.split()[1]) // 2**20 for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
+    return {
+        "processor": cpu,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{memory} GiB",
+        "kernel": platform.release(),
+        "system": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What was measured."""
+    return {
+        "python": platform.python_version(),
+        "node": _output("node", "--version").removeprefix("v"),
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        **{package: version(package) for package in _PACKAGES},
+    }
+
+
+def busy_share(seconds: float) -> float:
+    """How much of all cores others use just now; this process sleeps meanwhile."""
+    idle, total = _times()
+    time.sleep(seconds)
+    idle_after, total_after = _times()
+    return 1 - (idle_after - idle) / max(1, total_after - total)
+
+
+def _times() -> tuple[int, int]:
+    times = [int(field) for field in _lines("/proc/stat")[0].split()[1:]]
+    return times[3] + times[4], sum(times[:8])
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,208 @@
+"""The table: what is run, with whom, and what is wanted. Each kind of load has a file of its own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks.scenarios.cancel import Cancel
+from benchmarks.scenarios.fan_out import FanOut
+from benchmarks.scenarios.first_byte import FirstByte
+from benchmarks.scenarios.flood import Flood
+from benchmarks.scenarios.growth import GrowingLog, GrowingStreams
+from benchmarks.scenarios.idle import Idle
+from benchmarks.scenarios.pace import CPU, MEMORY, P50, P99, RATE, Pace
+from benchmarks.scenarios.resume import Resume
+from benchmarks.scenarios.scenario import Goal, Metric, Scenario
+from benchmarks.scenarios.stalled import Stalled
+
+_ALL: Final = ("crucible", "crucible-plain", "sse-starlette", "fastapi", "aiohttp-sse", "quart-trio", "node")
+# Without the naive quart-trio route, which is never the best Python rival, where it would cost most of the time.
+_MOST: Final = ("crucible", "crucible-plain", "sse-starlette", "fastapi", "aiohttp-sse", "node")
+_OURS: Final = ("crucible", "crucible-plain")
+
+BUFFER: Final = 64  # our default, and every rival's queue
+
+_LATENCY_GOALS: Final = (
+    # Of the rival that is cheapest: one that is dear and quick is no better for it.
+    Goal(metric="p50_ms", bound=1.0, rival_by="cpu_us"),
+    Goal(metric="p99_ms", bound=1.0, rival_by="cpu_us"),
+)
+
+
+def _cpu_goal(bound: float) -> Goal:
+    return Goal(metric="cpu_us", bound=bound)
+
+
+def _rate(name: str, label: str, unit: str = "/s") -> Metric:
+    return Metric(name=name, label=label, unit=unit, better="higher")
+
+
+def _time(name: str, label: str) -> Metric:
+    return Metric(name=name, label=label, unit="ms")
+
+
+SCENARIOS: Final = (
+    Scenario(
+        name="pace",
+        title="Model pace: 200 streams, 50 tokens/s each, one timer feeding all",
+        run=Pace(streams=200, rate=50),
+        metrics=(CPU, P50, P99, RATE),
+        goals=(_cpu_goal(0.6), *_LATENCY_GOALS),
+        servers=_ALL,
+        main=True,
+    ),
+    Scenario(
+        name="timers",
+        title="The same with a timer per stream",
+        run=Pace(kind="timer", streams=200, rate=50),
+        metrics=(CPU, P50, P99, RATE),
+        goals=(_cpu_goal(1.0), *_LATENCY_GOALS),
+        servers=_MOST,
+        main=True,
+    ),
+    Scenario(
+        name="many",
+        title="Many: 1,000 streams, 20 tokens/s each, one timer",
+        run=Pace(streams=1000, rate=20),
+        metrics=(CPU, P50, P99, RATE, MEMORY),
+        goals=(_cpu_goal(0.6), *_LATENCY_GOALS, Goal(metric="tokens_per_s", bound=19_000, of="absolute")),
+        servers=_MOST,
+    ),
+    Scenario(
+        name="overload",
+        title="Overload: 1,000 streams, 100 tokens/s each, on one core",
+        run=Pace(streams=1000, rate=100, warm_up=0.4, window=1.4, tail=0.2),
+        metrics=(RATE, P50, P99, MEMORY, CPU),
+        goals=(
+            Goal(metric="tokens_per_s", bound=2.0),
+            Goal(metric="p99_ms", bound=1.0, rival_by="tokens_per_s"),
+        ),
+        servers=_MOST,
+    ),
+    Scenario(
+        name="flood-1",
+        title="Flood: a model that never waits, 1 stream",
+        run=Flood(streams=1),
+        metrics=(RATE, CPU),
+        goals=(Goal(metric="tokens_per_s", bound=3.0),),
+        servers=_ALL,
+        main=True,
+    ),
+    Scenario(
+        name="flood-50",
+        title="Flood: a model that never waits, 50 streams",
+        run=Flood(streams=50),
+        metrics=(RATE, CPU),
+        goals=(Goal(metric="tokens_per_s", bound=3.0),),
+        servers=_MOST,
+    ),
+    Scenario(
+        name="resume",
+        title="Resume: reconnect at 0 and in the middle of a log of 10,000 records",
+        run=Resume(records=10_000),
+        metrics=(
+            _rate("records_per_s", "records, from 0"),
+            _rate("half_records_per_s", "records, from the middle"),
+            _time("whole_ms", "caught up, from 0"),
+            _time("half_ms", "caught up, from the middle"),
+        ),
+        goals=(Goal(metric="records_per_s", bound=10.0), Goal(metric="half_records_per_s", bound=10.0)),
+        servers=_MOST,
+        main=True,
+    ),
+    Scenario(
+        name="fan-out",
+        title="Fan-out: 100 readers on one stream, 50 tokens/s",
+        run=FanOut(readers=100, rate=50),
+        metrics=(CPU, P50, P99, RATE),
+        goals=(_cpu_goal(0.5),),
+        servers=_ALL,
+        main=True,
+    ),
+    Scenario(
+        name="first-byte",
+        title="First byte: 100 requests at once, a model that answers at once",
+        run=FirstByte(at_once=100, times=5),
+        metrics=(
+            _time("record_p50_ms", "first record p50"),
+            _time("record_p99_ms", "first record p99"),
+            _time("token_p50_ms", "first token p50"),
+            _time("token_p99_ms", "first token p99"),
+        ),
+        goals=tuple(
+            Goal(metric=metric, bound=1.0)
+            for metric in ("record_p50_ms", "record_p99_ms", "token_p50_ms", "token_p99_ms")
+        ),
+        servers=_ALL,
+        main=True,
+    ),
+    Scenario(
+        name="cancel",
+        title="Cancel: 200 live streams at 50 tokens/s, clients leave one after another",
+        run=Cancel(streams=200, rate=50),
+        metrics=(
+            _time("p50_ms", "until the model sees it, p50"),
+            _time("p99_ms", "until the model sees it, p99"),
+            Metric(name="unseen", label="models that did not within 5 s", unit="of 200"),
+        ),
+        goals=(Goal(metric="p99_ms", bound=5.0, of="absolute"),),
+        servers=_ALL,
+        main=True,
+    ),
+    Scenario(
+        name="stalled",
+        title="Stalled client of a model that never waits",
+        run=Stalled(),
+        metrics=(
+            Metric(name="held", label="tokens ahead in the server", unit="tokens"),
+            Metric(name="kernel", label="tokens in the kernel's buffers", unit="tokens"),
+        ),
+        goals=(Goal(metric="held", bound=2 * BUFFER + 1, of="absolute"),),
+        servers=_ALL,
+        main=True,
+    ),
+    Scenario(
+        name="idle",
+        title="Idle: 1,000 and 5,000 open silent streams",
+        run=Idle(few=1000, many=5000),
+        metrics=(
+            Metric(name="few_kib", label="memory per stream, 1,000", unit="KiB"),
+            Metric(name="many_kib", label="memory per stream, 5,000", unit="KiB"),
+            Metric(name="cpu_percent", label="CPU at 5,000", unit="% of a core"),
+        ),
+        goals=(
+            Goal(metric="few_kib", bound=1.0),
+            Goal(metric="many_kib", bound=1.0),
+            Goal(metric="cpu_percent", bound=1.0),
+        ),
+        servers=_MOST,
+        most_rounds=3,
+    ),
+    Scenario(
+        name="growth-streams",
+        title="Cost as streams grow: 800 tokens/s in all, a timer per stream",
+        run=GrowingStreams(sizes=(1, 10, 100, 1000), reference=10, total_rate=800),
+        metrics=(
+            *(Metric(name=str(size), label=f"CPU per token, {size:,}", unit="µs") for size in (1, 10, 100, 1000)),
+            Metric(name="worst", label="worst, relative to 10", unit="times"),
+        ),
+        goals=(Goal(metric="worst", bound=1.3, of="absolute"),),
+        servers=(*_OURS, "sse-starlette"),
+        most_rounds=3,
+    ),
+    Scenario(
+        name="growth-log",
+        title="Cost as a log grows: one stream at 800 tokens/s",
+        run=GrowingLog(sizes=(100, 1000, 10_000, 100_000), reference=1000, rate=800),
+        metrics=(
+            *(
+                Metric(name=str(size), label=f"CPU per token, {size:,} records", unit="µs")
+                for size in (100, 1000, 10_000, 100_000)
+            ),
+            Metric(name="worst", label="worst, relative to 1,000", unit="times"),
+        ),
+        goals=(Goal(metric="worst", bound=1.3, of="absolute"),),
+        servers=_OURS,
+        most_rounds=3,
+    ),
+)

@@ -1,0 +1,44 @@
+"""Many readers of one stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.client.load import Load
+from benchmarks.process import running
+from benchmarks.scenarios.scenario import Figures
+from benchmarks.scenarios.window import latencies_ms, measure, tokens_in
+from benchmarks.servers import Server
+from benchmarks.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class FanOut:
+    """So many readers of one stream with so many tokens per second."""
+
+    readers: int
+    rate: float
+    warm_up: float = 1.0
+    window: float = 3.0
+
+    def __call__(self, server: Server) -> Figures:
+        """Run it once; every token must arrive at every reader."""
+        spec = Spec(kind="batch", tokens=int(self.rate * (self.warm_up + self.window + 0.3)), rate=self.rate)
+        with running(server) as process, Load(process.port) as load:
+            [first] = load.start([spec])
+            load.open([lambda: load.connect_follow(first.wire.stream)] * (self.readers - 1))
+            process.ask("/bench/go")
+            load.run_for(self.warm_up)
+            window = measure(load, process, self.window)
+            load.finish(60.0)
+        for reader in load.readers:
+            reader.check(spec.tokens)
+        tokens = tokens_in(load.readers, window)
+        p50, p99 = latencies_ms(load.readers, window)
+        return {
+            "cpu_us": window.server.used * 1e6 / tokens,
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "tokens_per_s": tokens / window.seconds,
+            **window.conditions(),
+        }

@@ -1,0 +1,66 @@
+"""What a token costs as there are more streams, and as a log gets longer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.client.load import Load
+from benchmarks.process import running
+from benchmarks.scenarios.pace import Pace
+from benchmarks.scenarios.resume import filled
+from benchmarks.scenarios.scenario import Figures
+from benchmarks.scenarios.window import measure, tokens_in
+from benchmarks.servers import Server
+from benchmarks.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowingStreams:
+    """Each of these numbers of streams, with the same number of tokens per second in all: only the streams grow.
+
+    A timer for each stream, so that a token is one timer and one delivery however many there are.
+    """
+
+    sizes: tuple[int, ...]
+    reference: int
+    total_rate: float
+
+    def __call__(self, server: Server) -> Figures:
+        """Run it once; the figures are CPU µs per token, and the worst of them relative to the reference."""
+        figures = {
+            str(size): Pace(kind="timer", streams=size, rate=self.total_rate / size, tail=1.5)(server)["cpu_us"]
+            for size in self.sizes
+        }
+        return _with_worst(figures, self.reference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowingLog:
+    """One stream whose log holds so many records already, and its reader at the log's end."""
+
+    sizes: tuple[int, ...]
+    reference: int
+    rate: float
+    window: float = 3.0
+
+    def __call__(self, server: Server) -> Figures:
+        """Run it once; figures as above."""
+        return _with_worst({str(size): self._cpu_us(server, size) for size in self.sizes}, self.reference)
+
+    def _cpu_us(self, server: Server, size: int) -> float:
+        spec = Spec(kind="timer", fill=size, rate=self.rate, tokens=int(self.rate * (self.window + 1.0)))
+        with running(server) as process, Load(process.port) as load:
+            stream = filled(load, process, spec)
+            load.readers.clear()
+            reader = load.connect_follow(stream, size // 2)
+            reader.ask()
+            load.run_for(0.3)
+            process.ask("/bench/go")
+            load.run_for(0.5)
+            window = measure(load, process, self.window)
+            load.finish(60.0)
+        return window.server.used * 1e6 / tokens_in([reader], window)
+
+
+def _with_worst(figures: Figures, reference: int) -> Figures:
+    return figures | {"worst": max(figures.values()) / figures[str(reference)]}

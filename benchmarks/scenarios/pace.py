@@ -1,0 +1,76 @@
+"""Streams at the pace of a model: what a delivered token costs, and how long it is under way."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.client.load import Load
+from benchmarks.process import running
+from benchmarks.scenarios.scenario import Figures, Metric
+from benchmarks.scenarios.window import latencies_ms, measure, tokens_in
+from benchmarks.servers import Server
+from benchmarks.spec import Spec
+
+CPU = Metric(name="cpu_us", label="server CPU per token", unit="µs")
+P50 = Metric(name="p50_ms", label="token latency p50", unit="ms")
+P99 = Metric(name="p99_ms", label="token latency p99", unit="ms")
+RATE = Metric(name="tokens_per_s", label="tokens delivered", unit="/s", better="higher")
+MEMORY = Metric(name="kib_per_stream", label="memory per stream", unit="KiB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """A load.
+
+    Attributes:
+        kind: Whose timer.
+        streams: How many at once.
+        rate: Tokens per second, each.
+        warm_up: Seconds before the window.
+        window: Seconds that are measured.
+        tail: Seconds of tokens after it: the window ends before any stream does.
+        patience: Seconds that a server which cannot keep the pace has for the rest.
+    """
+
+    kind: Literal["batch", "timer"] = "batch"
+    streams: int
+    rate: float
+    warm_up: float = 1.0
+    window: float = 3.0
+    tail: float = 0.3
+    patience: float = 90.0
+
+    def specs(self) -> list[Spec]:
+        """The streams' work."""
+        count = int(self.rate * (self.warm_up + self.window + self.tail))
+        return [
+            Spec(kind=self.kind, name=f"s{n}", tokens=count, rate=self.rate, offset=n / self.streams)
+            for n in range(self.streams)
+        ]
+
+    def __call__(self, server: Server) -> Figures:
+        """Run it once; every token must arrive."""
+        specs = self.specs()
+        with running(server) as process, Load(process.port) as load:
+            before = process.memory_bytes()
+            load.start(specs)
+            process.ask("/bench/go")
+            load.run_for(self.warm_up)
+            window = measure(load, process, self.window)
+            memory = process.memory_bytes() - before
+            load.finish(self.patience)
+        for reader, spec in zip(load.readers, specs, strict=True):
+            reader.check(spec.tokens)
+        tokens = tokens_in(load.readers, window)
+        p50, p99 = latencies_ms(load.readers, window)
+        gc.collect()
+        return {
+            "cpu_us": window.server.used * 1e6 / tokens,
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "tokens_per_s": tokens / window.seconds,
+            "kib_per_stream": memory / self.streams / 1024,
+            **window.conditions(),
+        }

@@ -1,0 +1,114 @@
+"""A verdict compares medians with the right rival, in the right direction, and never guesses."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.report import report, scenario_report
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios.scenario import Goal, Metric, Scenario
+from benchmarks.servers import SERVERS
+from benchmarks.stats import percentile, spread
+from benchmarks.validity import REFERENCE, REFERENCE_FLOOD, checks
+from benchmarks.verdict import Rounds, judge
+
+CPU = Metric(name="cpu", label="CPU", unit="µs")
+P99 = Metric(name="p99", label="p99", unit="ms")
+RATE = Metric(name="rate", label="rate", unit="/s", better="higher")
+
+
+def scenario(*goals: Goal) -> Scenario:
+    return Scenario(
+        name="a", title="A", run=lambda _: {}, metrics=(CPU, P99, RATE), goals=goals, servers=tuple(SERVERS)
+    )
+
+
+def rounds(**changes: float) -> Rounds:
+    ours = {"cpu": 10.0, "p99": 5.0, "rate": 300.0} | changes
+    return {
+        "crucible": [ours, ours | {"cpu": 1000.0, "p99": 1000.0}, ours],  # one bad round is no verdict
+        "crucible-plain": [{"cpu": 1.0, "p99": 1.0, "rate": 9999.0}],
+        "sse-starlette": [{"cpu": 20.0, "p99": 4.0, "rate": 100.0}],
+        "fastapi": [{"cpu": 30.0, "p99": 2.0, "rate": 90.0}],
+        "node": [{"cpu": 2.0, "p99": 1.0, "rate": 9999.0}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("goal", "met", "figure", "rival"),
+    [
+        (Goal(metric="cpu", bound=0.5), True, 0.5, "sse-starlette"),
+        (Goal(metric="cpu", bound=0.49), False, 0.5, "sse-starlette"),
+        (Goal(metric="rate", bound=3.0), True, 3.0, "sse-starlette"),
+        (Goal(metric="rate", bound=3.1), False, 3.0, "sse-starlette"),
+        (Goal(metric="p99", bound=1.0), False, 2.5, "fastapi"),
+        (Goal(metric="p99", bound=1.0, rival_by="cpu"), False, 1.25, "sse-starlette"),
+        (Goal(metric="p99", bound=5.0, of="absolute"), True, 5.0, ""),
+        (Goal(metric="rate", bound=301.0, of="absolute"), False, 300.0, ""),
+    ],
+)
+def test_a_goal_is_judged_by_medians(goal: Goal, met: bool, figure: float, rival: str) -> None:
+    [judgement] = judge(scenario(goal), rounds())
+    assert (judgement.met, judgement.figure, judgement.rival) == (met, figure, rival)
+
+
+@pytest.mark.parametrize("missing", ["crucible", "rivals"])
+def test_what_was_not_measured_is_not_met(missing: str) -> None:
+    found = rounds()
+    for server in ["crucible"] if missing == "crucible" else ["sse-starlette", "fastapi"]:
+        found[server] = []
+    [judgement] = judge(scenario(Goal(metric="cpu", bound=1.0)), found)
+    assert not judgement.met
+    assert "no figure" in str(judgement)
+
+
+def test_the_report_shows_medians_spread_ratio_and_verdict() -> None:
+    text = scenario_report(scenario(Goal(metric="cpu", bound=0.5)), rounds(), verdict=True)
+    assert "10 (10 to 1,000) | 1; ours 10.00 | 20; ours 0.50" in text
+    assert "- met: CPU 0.5 times sse-starlette (goal <= 0.5)" in text
+    assert "met" not in scenario_report(scenario(Goal(metric="cpu", bound=0.5)), rounds(), verdict=False)
+
+
+def test_a_rival_far_below_its_reference_invalidates_the_run() -> None:
+    slower = {form: rate / 2 for form, rate in REFERENCE.items()}  # a slower machine is no reason
+    assert all(check.passed for check in checks(slower, REFERENCE_FLOOD / 2))
+    lame = slower | {"aiohttp-sse": slower["aiohttp-sse"] * 0.79}
+    assert [check.what for check in checks(lame, None) if not check.passed] == ["bare aiohttp-sse"]
+    assert [check.what for check in checks(slower, REFERENCE_FLOOD * 0.39) if not check.passed] == [
+        "sse-starlette in a flood"
+    ]
+    assert all(check.passed for check in checks(slower | {"uvicorn": 1.0}, None))  # a floor, not a rival
+
+
+def test_a_whole_report_names_failures_and_disturbances() -> None:
+    figures = {"cpu_us": 10.0, "p50_ms": 1.0, "p99_ms": 2.0, "tokens_per_s": 100.0}
+    run = {
+        "when": "2026-01-01", "quick": False, "rounds": 1, "busy": 0.4, "machine": {}, "versions": {},
+        "bare": {form: rate for form, rate in REFERENCE.items() if form != "quart-trio"} | {"quart-trio": 1.0},
+        "full_form_flood": REFERENCE_FLOOD,
+        "scenarios": {"pace": {"crucible": [figures | {"server_waited": 0.2, "client_ran": 0.95}], "fastapi": []}},
+        "failures": [{"scenario": "pace", "server": "fastapi", "why": "TokensLostError: lost", "said": ""}],
+    }  # fmt: skip
+    text = report(run)
+    for part in ("Not a quiet machine", "pace, fastapi: TokensLostError: lost", "crucible waited 20%", "busy for 95%"):
+        assert part in text
+    assert "INVALID RUN" in text
+
+
+def test_percentiles_and_spread() -> None:
+    assert percentile([3, 1, 2], 0.5) == 2
+    assert percentile(range(1, 101), 0.99) == 99
+    assert percentile(range(1, 1001), 0.5) == 500
+    assert percentile([7], 0.99) == 7
+    with pytest.raises(ValueError, match="nothing"):
+        percentile([], 0.5)
+    found = spread([5.0, 1.0, 2.0])
+    assert (found.median, found.least, found.most, found.rounds) == (2.0, 1.0, 5.0, 3)
+
+
+def test_every_goal_names_a_metric_of_its_scenario_and_every_server_is_known() -> None:
+    for line in SCENARIOS:
+        names = {metric.name for metric in line.metrics}
+        assert {goal.metric for goal in line.goals} | {goal.rival_by for goal in line.goals} - {None} <= names
+        assert set(line.servers) <= set(SERVERS)
+        assert {"crucible", "crucible-plain"} <= set(line.servers)
