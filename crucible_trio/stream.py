@@ -114,7 +114,6 @@ class Stream:
         )
         self._token_limit = _given(request.max_output_tokens, settings.max_output_tokens)
         self._recorder = Recorder(self.id, max_bytes=settings.stream_log_bytes)
-        self._tokens_of_mode = metrics.tokens.labels(request.mode)
         self.log = MemoryLog(
             room_without_readers=on_disconnect == "continue", on_growth=on_growth, on_room=self._room_came
         )
@@ -243,7 +242,8 @@ class Stream:
         while self._ending is None and self._has_room:
             batch = self._take_nowait(self._settings.buffer_tokens)
             if not batch:
-                self._wait_for_engine()
+                self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
+                self._set_alarm()
                 break
             self._append(batch)
         if self._ending is not None:
@@ -255,9 +255,12 @@ class Stream:
             return False
         if not self._pacing.may_record_at_once():
             return False
+        has_alarm = self._clocks.waits_for_token  # a later deadline: the alarm comes too early, and is set again then
         self._append([token])
         if self.log.has_room:
-            self._wait_for_engine()
+            self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
+            if not has_alarm:
+                self._set_alarm()
         return True
 
     def _written(self) -> None:
@@ -278,10 +281,6 @@ class Stream:
     @property
     def _has_room(self) -> bool:
         return self.log.has_room and not self._waits_for_reader
-
-    def _wait_for_engine(self) -> None:
-        self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
-        self._set_alarm()
 
     def _take_nowait(self, limit: float) -> list[Token]:
         batch: list[Token] = []
@@ -314,7 +313,7 @@ class Stream:
             self._first_token_at = trio.current_time()
             self._metrics.first_token_seconds.observe(self._first_token_at - self.accepted_at)
         self.tokens += len(batch)
-        self._tokens_of_mode.inc(len(batch))
+        self._metrics.tokens.by_mode[self.request.mode] += len(batch)
 
     def _make_terminal(self, seq: int) -> Terminal:
         assert self._ending is not None
