@@ -7,7 +7,7 @@ records. Merging happens before a record gets its number and never after, so a p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, final
 
 import msgspec
@@ -101,7 +101,10 @@ class Recorder:
         frames.append(self._number(ending(self.seq + 1)))
         return frames
 
-    def _merge(self, tokens: Iterable[Token]) -> Iterator[tuple[int | None, str]]:
+    def _merge(self, tokens: Sequence[Token]) -> Iterator[tuple[int | None, str]]:
+        if len(tokens) == 1:
+            yield tokens[0].segment, tokens[0].text
+            return
         run: list[str] = []
         length = 0
         segment: int | None = None

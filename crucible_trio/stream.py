@@ -251,7 +251,7 @@ class Stream:
 
     def _record_at_once(self, token: Token) -> bool:
         # What comes alone to an empty buffer need not go through it.
-        if not self._is_drained or self._ending is not None or not self._has_room:
+        if not self._is_drained or self._ending is not None or not self.log.has_room:
             return False
         if not self._pacing.may_record_at_once():
             return False
@@ -266,7 +266,7 @@ class Stream:
     def _written(self) -> None:
         self._is_drained = False
         self._clocks.token_came()  # whoever is waited for now, it is not the engine
-        if self._has_room and not self._is_marked:
+        if self.log.has_room and not self._is_marked:
             self._record_later()
 
     def _room_came(self) -> None:
