@@ -30,6 +30,11 @@ class Clocks:
         self._queued_before = 0.0
         self._alone_since: float | None = None
 
+    @property
+    def waits_for_token(self) -> bool:
+        """Whether the idle deadline runs."""
+        return self._has_token and self._waiting_since is not None
+
     def wait_begins(self, now: float, queued: float) -> None:
         """The engine is waited for, unless it was already. `queued`: seconds it has spent queued in all."""
         if self._waiting_since is None:

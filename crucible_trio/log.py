@@ -205,7 +205,8 @@ class MemoryLog:
             self._furthest = position
         if position > self.ever_read:
             self.ever_read = position
-            self._first_read.unpark_all()
+            if self._first_read:
+                self._first_read.unpark_all()
 
     def _moved(self, position: int) -> None:
         self._note(position)

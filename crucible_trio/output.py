@@ -37,18 +37,20 @@ class Output:
     Args:
         send: The buffer.
         pacing: When a call lets others run; by default, always.
-        written: Called when a piece has been put into the buffer, and when the buffer is full, with whether it should
-            be emptied at once: not in the middle of a burst.
+        record: Asked with a token that comes first in its pass of the scheduler: whether it is in the log already.
+        written: Called when a token has been put into the buffer, and when the buffer is full.
     """
 
     def __init__(
         self,
         send: trio.MemorySendChannel[Token],
         pacing: Pacing | None = None,
-        written: Callable[[bool], None] = lambda _: None,
+        record: Callable[[Token], bool] = lambda _: False,
+        written: Callable[[], None] = lambda: None,
     ) -> None:
         self._send = send
         self._pacing = pacing or Pacing(Alarms())
+        self._record = record
         self._written = written
         self._pass = -1  # of the last piece
         self._pieces = 0  # in that pass
@@ -123,15 +125,18 @@ class Output:
             self._pieces = 0  # in a new pass, and still the same burst
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
+        self._pieces = 1 if is_first else self._pieces + 1
+        self._pass = self._pacing.passes
         token = Token(text, segment)
+        if is_first and self._record(token):
+            return
         try:
             try:
                 self._send.send_nowait(token)
             except trio.WouldBlock:
-                self._written(True)
+                self._written()
                 await self._send.send(token)
+                self._pass = self._pacing.passes
         except trio.BrokenResourceError:  # the stream has closed the other end; to an engine that is the end of it
             raise trio.ClosedResourceError from None
-        self._pieces = 1 if is_first else self._pieces + 1
-        self._pass = self._pacing.passes
-        self._written(is_first)
+        self._written()

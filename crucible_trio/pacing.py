@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from math import inf
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Final, final
 
 import trio
@@ -20,14 +20,13 @@ from crucible_trio.alarms import Alarm, Alarms
 
 logger = logging.getLogger(__name__)
 
-# How many records one pass of the scheduler makes: at 20 us each, nobody else waits much longer than a millisecond.
-_RECORDS_PER_PASS: Final = 64
-# When recording for everybody has taken this long, as long is left to the engines before the next time. Without, a
-# thousand busy streams would get one token per record and pass, and never catch up.
-_REST_AFTER_SECONDS: Final = 0.005
-# A call of an engine that never waits lets others run this often: after so many pieces, or so long.
-_PIECES_PER_PASS: Final = 64
+# So long, in real time, one pass of the scheduler may record, or an engine that never waits may write, before others
+# run. A record takes 10 to 20 us.
 _SECONDS_PER_PASS: Final = 0.005
+_PIECES_PER_PASS: Final = 64
+# When recording for everybody has taken longer than a pass may, as long is left to the engines before the next time.
+# Without, a thousand busy streams would get one token per record and pass, and never catch up. That is counted in time
+# on the processor: to have been held up by another process is no reason to wait even longer.
 
 
 @final
@@ -49,7 +48,6 @@ class Pacing(trio.abc.Instrument):
         self.direct_writes = 0
         self._alarms = alarms
         self._pass_began = -inf
-        self._at_once_before = 0  # this pass
         self._waiting: deque[Callable[[], None]] = deque()
         self._alarm = Alarm(inf, self._record)
         self._spent = 0.0
@@ -59,7 +57,6 @@ class Pacing(trio.abc.Instrument):
         """The scheduler begins a pass (`trio.abc.Instrument`)."""
         self.passes += 1
         self._pass_began = perf_counter()
-        self._at_once_before = self.at_once
 
     def is_over(self, pieces: int) -> bool:
         """Whether an engine that has written so many pieces in this pass should let others run."""
@@ -67,7 +64,7 @@ class Pacing(trio.abc.Instrument):
 
     def may_record_at_once(self) -> bool:
         """Whether a call of an engine may record what it brings; counts it."""
-        if self._resting or self.at_once - self._at_once_before >= _RECORDS_PER_PASS:
+        if self._resting or perf_counter() - self._pass_began > _SECONDS_PER_PASS:
             return False
         self.at_once += 1
         return True
@@ -84,19 +81,19 @@ class Pacing(trio.abc.Instrument):
 
     def _record(self) -> None:
         self._resting = False
-        began = trio.current_time()
-        for _ in range(min(len(self._waiting), _RECORDS_PER_PASS)):
-            record = self._waiting.popleft()
+        began = thread_time()
+        while self._waiting:
             try:
-                record()
+                self._waiting.popleft()()
             except Exception:
                 logger.exception("an error of our own")
-        now = trio.current_time()
-        self._spent += now - began
+            if perf_counter() - self._pass_began > _SECONDS_PER_PASS:
+                break
+        self._spent += thread_time() - began
         if self._waiting:
-            self._set_alarm(now)
+            self._set_alarm(trio.current_time())
         else:
-            if self._spent > _REST_AFTER_SECONDS:
+            if self._spent > _SECONDS_PER_PASS:
                 self._resting = True
-                self._set_alarm(now + self._spent)
+                self._set_alarm(trio.current_time() + self._spent)
             self._spent = 0.0

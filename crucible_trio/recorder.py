@@ -7,7 +7,7 @@ records. Merging happens before a record gets its number and never after, so a p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, final
 
 import msgspec
@@ -79,7 +79,11 @@ class Recorder:
         """
         frames: list[bytes] = []
         for segment, text in self._merge(tokens):
-            self._add_text(frames, segment, text)
+            if text.isascii() and not self._half:
+                self._add_text(frames, segment, text)
+            else:
+                for its_segment, whole in self._whole_characters(segment, text):
+                    self._add_text(frames, its_segment, whole)
         return frames
 
     def finish(self, tokens: Sequence[Token], ending: Callable[[int], Terminal]) -> list[bytes]:
@@ -97,20 +101,23 @@ class Recorder:
         frames.append(self._number(ending(self.seq + 1)))
         return frames
 
-    def _merge(self, tokens: Iterable[Token]) -> Iterator[tuple[int | None, str]]:
+    def _merge(self, tokens: Sequence[Token]) -> Iterator[tuple[int | None, str]]:
+        if len(tokens) == 1:
+            yield tokens[0].segment, tokens[0].text
+            return
         run: list[str] = []
         length = 0
         segment: int | None = None
         for token in tokens:
             if run and (token.segment != segment or length + len(token.text) > _SAFE_LENGTH):
-                yield from self._whole_characters(segment, "".join(run))
+                yield segment, "".join(run)
                 run.clear()
                 length = 0
             segment = token.segment
             run.append(token.text)
             length += len(token.text)
         if run:
-            yield from self._whole_characters(segment, "".join(run))
+            yield segment, "".join(run)
 
     def _whole_characters(self, segment: int | None, text: str) -> Iterator[tuple[int | None, str]]:
         if self._half:
@@ -129,9 +136,9 @@ class Recorder:
             yield segment, text
 
     def _add_text(self, frames: list[bytes], segment: int | None, text: str) -> None:
-        if segment is None:
+        if segment is None and self._segments:
             self._close_trace(frames)
-        for piece in _split(text):
+        for piece in (text,) if len(text) <= _SAFE_LENGTH else _split(text):
             record: AnyRecord
             if segment is None:
                 record = OutputDelta(seq=self.seq + 1, delta=piece)
@@ -174,7 +181,7 @@ class _Text(msgspec.Struct):
 
 
 def _split(text: str) -> Iterator[str]:
-    if len(text) <= _SAFE_LENGTH or len(encode_json(_Text(text))) <= _MAX_TEXT_BYTES:
+    if len(encode_json(_Text(text))) <= _MAX_TEXT_BYTES:
         yield text
     else:
         middle = len(text) // 2

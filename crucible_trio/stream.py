@@ -100,10 +100,11 @@ class Stream:
         self._scope = trio.CancelScope()  # of the engine
         self._alarms = alarms
         self._pacing = pacing
+        self._is_drained = True  # nothing is in the buffer
         self._is_marked = False  # to be recorded later
         self._alarm = Alarm(inf, self._look_at_clocks)
         self._send, self._receive = trio.open_memory_channel[Token](settings.buffer_tokens)
-        self._output = Output(self._send, pacing, self._written)
+        self._output = Output(self._send, pacing, self._record_at_once, self._written)
         self._clocks = Clocks(
             now=now,
             first_token=_given(request.deadlines.first_token_seconds, settings.first_token_seconds),
@@ -113,7 +114,6 @@ class Stream:
         )
         self._token_limit = _given(request.max_output_tokens, settings.max_output_tokens)
         self._recorder = Recorder(self.id, max_bytes=settings.stream_log_bytes)
-        self._tokens_of_mode = metrics.tokens.labels(request.mode)
         self.log = MemoryLog(
             room_without_readers=on_disconnect == "continue", on_growth=on_growth, on_room=self._room_came
         )
@@ -244,21 +244,30 @@ class Stream:
             if not batch:
                 self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
                 self._set_alarm()
-                return
+                break
             self._append(batch)
         if self._ending is not None:
             self._finish()
 
-    @property
-    def _has_room(self) -> bool:
-        return self.log.has_room and not self._waits_for_reader
+    def _record_at_once(self, token: Token) -> bool:
+        # What comes alone to an empty buffer need not go through it.
+        if not self._is_drained or self._ending is not None or not self.log.has_room:
+            return False
+        if not self._pacing.may_record_at_once():
+            return False
+        has_alarm = self._clocks.waits_for_token  # a later deadline: the alarm comes too early, and is set again then
+        self._append([token])
+        if self.log.has_room:
+            self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
+            if not has_alarm:
+                self._set_alarm()
+        return True
 
-    def _written(self, at_once: bool) -> None:
-        if self._has_room:
-            if at_once and self._pacing.may_record_at_once():
-                self.record()
-            else:
-                self._record_later()
+    def _written(self) -> None:
+        self._is_drained = False
+        self._clocks.token_came()  # whoever is waited for now, it is not the engine
+        if self.log.has_room and not self._is_marked:
+            self._record_later()
 
     def _room_came(self) -> None:
         # The reader that makes room takes what it makes room for: no task has to be woken for it.
@@ -266,9 +275,12 @@ class Stream:
             self.record()
 
     def _record_later(self) -> None:
-        if not self._is_marked:
-            self._is_marked = True
-            self._pacing.record_later(self.record)
+        self._is_marked = True
+        self._pacing.record_later(self.record)
+
+    @property
+    def _has_room(self) -> bool:
+        return self.log.has_room and not self._waits_for_reader
 
     def _take_nowait(self, limit: float) -> list[Token]:
         batch: list[Token] = []
@@ -276,7 +288,7 @@ class Stream:
             while len(batch) < limit:
                 batch.append(self._receive.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
-            pass  # what was taken before is in hand and must not be lost with the exception
+            self._is_drained = True  # and what was taken before is in hand and must not be lost with the exception
         return batch
 
     def _append(self, batch: list[Token]) -> None:
@@ -301,7 +313,7 @@ class Stream:
             self._first_token_at = trio.current_time()
             self._metrics.first_token_seconds.observe(self._first_token_at - self.accepted_at)
         self.tokens += len(batch)
-        self._tokens_of_mode.inc(len(batch))
+        self._metrics.tokens.by_mode[self.request.mode] += len(batch)
 
     def _make_terminal(self, seq: int) -> Terminal:
         assert self._ending is not None
@@ -326,7 +338,8 @@ class Stream:
         if self._decide(ending):
             self._stopped_at = trio.current_time()
             self._scope.cancel()
-            self._record_later()  # an engine may take its time to let go; readers need not wait for that
+            if not self._is_marked:  # an engine may take its time to let go; readers need not wait for that
+                self._record_later()
 
     def _set_alarm(self) -> None:
         # When it fires too early the clocks are compared and it is set again.

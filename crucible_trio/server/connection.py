@@ -66,6 +66,7 @@ class Connection:
         self._config = shared.config
         self._stream = stream
         self._send_lock = trio.Lock()
+        self._writers = 0  # that hold the lock or wait for it
         self._closing = Alarm(inf, self.close)
         self._is_lingering = False
         self._unsent = b""  # of a write that did not wait
@@ -146,31 +147,34 @@ class Connection:
         """What stands for the request that is being answered; None between two."""
         return self._protocol.stream
 
-    @property
-    def is_mid_body(self) -> bool:
-        """Whether the head of a response is out, and its end is not."""
-        return self._protocol.connection.our_state is h11.SEND_BODY
+    def is_ready_for(self, request: object) -> bool:
+        """Whether the body of this request's response has begun, and nothing else is being written or left over."""
+        protocol = self._protocol
+        return (
+            protocol.stream is request
+            and not self._unsent
+            and not self._writers
+            and protocol.connection.our_state is h11.SEND_BODY
+        )
 
-    @property
-    def can_write_nowait(self) -> bool:
-        """Whether the socket is open and nothing else is being written to it, or left over."""
-        return not self._unsent and not self._send_lock.locked() and self._stream.socket.fileno() != -1
-
-    def frame(self, event: h11.Data) -> bytes:
+    def frame(self, data: bytes) -> bytes:
         """The bytes of a piece of a body, as the protocol at hand frames it; they must be the next to be written."""
-        return self._protocol.connection.send(event) or b""
+        return self._protocol.connection.send(h11.Data(data=data)) or b""
 
     def write_nowait(self, data: bytes) -> bool:
         """Give the kernel what it takes and keep the rest; whether it took all."""
         try:
+            # Asked every time: a number that was kept could be another client's by now. -1 if it is closed.
             sent = os.write(self._stream.socket.fileno(), data)
         except BlockingIOError:
             sent = 0
         except OSError:  # the peer is gone; that ends the request
             self.close(reset=True)
             return False
+        if sent == len(data):
+            return True
         self._unsent = data[sent:]
-        return not self._unsent
+        return False
 
     async def flush(self) -> None:
         """Write what is left. Checkpoints: always. Cancellation: resets the connection."""
@@ -178,6 +182,7 @@ class Connection:
 
     async def _write(self, data: bytes) -> None:
         written = False
+        self._writers += 1
         try:
             async with self._send_lock:
                 view = memoryview(self._unsent + data)
@@ -189,6 +194,7 @@ class Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass
         finally:
+            self._writers -= 1
             if not written:  # also when cancelled: what is out is unknown, nothing may follow it
                 self.close(reset=True)
         if not written:

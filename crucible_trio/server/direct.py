@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-import h11
-
 if TYPE_CHECKING:
     from crucible_trio.server.connection import Connection
 
@@ -21,30 +19,32 @@ EXTENSION: Final = "crucible_trio.direct_writes"
 class DirectWrites:
     """Writes into one response. Neither `ready` nor `write_nowait` ever raises."""
 
-    __slots__ = ("_connection", "_request")
+    __slots__ = ("_connection", "_is_chunked", "_request")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._request = connection.request
+        self._is_chunked: bool | None = None  # not known yet
 
     @property
     def ready(self) -> bool:
         """Whether a piece can be written now: the body has begun, and nothing else is being written or left over."""
-        # The socket is asked every time: a number that was kept could be another client's by now.
-        return (
-            self._connection.request is self._request
-            and self._connection.is_mid_body
-            and self._connection.can_write_nowait
-        )
+        return self._connection.is_ready_for(self._request)
 
     def write_nowait(self, data: bytes) -> bool:
-        """Write a piece of the body; only when `ready`.
+        """Write a piece of the body; only when `ready`, and not empty.
 
         Returns:
             Whether the kernel has all of it. What is left goes out before anything else that is sent, and with `flush`;
             until then nothing more can be written here.
         """
-        return self._connection.write_nowait(self._connection.frame(h11.Data(data=data)))
+        return self._connection.write_nowait(_chunk(data) if self._is_chunked else self._framed(data))
+
+    def _framed(self, data: bytes) -> bytes:
+        # h11 frames the first piece, and shows how: as chunks, whose bytes depend on nothing else, or otherwise.
+        framed = self._connection.frame(data)
+        self._is_chunked = framed == _chunk(data)
+        return framed
 
     async def flush(self) -> None:
         """Write what is left, as `send` would: with a deadline, and a reset when that passes.
@@ -52,3 +52,7 @@ class DirectWrites:
         Checkpoints: always. Cancellation: resets the connection, because nobody knows what is out.
         """
         await self._connection.flush()
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -6,7 +6,7 @@ import os
 from typing import Final, cast
 
 import trio
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response, has_request_context, request
 from quart.blueprints import BlueprintSetupState
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
@@ -54,7 +54,8 @@ def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
 
 async def _no_route(error: HTTPException) -> Response:
     # A coroutine function, because Quart would run a plain one in a thread.
-    shape = openai.http_error_response if openai.is_openai_path(request.path) else http_error_response
+    is_openai = has_request_context() and openai.is_openai_path(request.path)  # a WebSocket has another context
+    shape = openai.http_error_response if is_openai else http_error_response
     return await shape(error)
 
 

@@ -315,7 +315,7 @@ async def test_nobody_sees_what_is_left_without_the_terminal_record(
 ) -> None:
     async with open_pipeline(scripted("abc", 1, "def", 1)) as pipeline:
         stream = await pipeline.start(Request("q"))  # nobody reads: all of it is left at the end
-        await stream.log.attach(1).wait(1)
+        await stream.log.attach(0).wait(1)
         assert (stream.log.head, stream.log.finished) == (3, True)
         assert stream.snapshot().output == "abcdef"
 

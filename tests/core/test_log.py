@@ -7,7 +7,7 @@ import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
-from trio.testing import MockClock, assert_checkpoints, assert_no_checkpoints, wait_all_tasks_blocked
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from crucible_trio.errors import CursorAheadError
 from crucible_trio.log import Cursor, MemoryLog
@@ -47,15 +47,6 @@ def test_nothing_follows_the_terminal_record() -> None:
     with pytest.raises(trio.ClosedResourceError):
         log.append_nowait(frames(3), last=True)
     assert log.read(0) == frames(1, 2)
-
-
-async def test_no_checkpoint_lies_between_taking_a_token_and_recording_it(autojump_clock: MockClock) -> None:
-    log = a_log()
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        with assert_no_checkpoints():
-            await log.append(frames(1))
-    assert log.read(0) == frames(1)
 
 
 def test_its_growth_is_told_in_bytes() -> None:

@@ -59,7 +59,7 @@ async def test_every_call_looks_for_cancellation(text: str, autojump_clock: Mock
         receive.receive_nowait()
 
 
-async def test_an_engine_that_never_waits_lets_others_run() -> None:
+async def test_an_engine_that_never_waits_lets_others_run(autojump_clock: MockClock) -> None:
     pacing = Pacing(Alarms())
     trio.lowlevel.add_instrument(pacing)
     send, _receive = trio.open_memory_channel[Token](10_000)
@@ -79,9 +79,9 @@ async def test_an_engine_that_never_waits_lets_others_run() -> None:
             before = passes
             for _ in range(64 * 10 + 1):
                 await output.delta("x")
-            assert passes - before >= 10
+            assert passes - before >= 9
             before = passes
-            for _ in range(3):  # each takes longer than a pass may
+            for _ in range(4):  # each takes longer than a pass may
                 await output.delta("x")
                 time.sleep(0.006)  # noqa: ASYNC251 - an engine that computes
             assert passes - before >= 2

@@ -26,6 +26,7 @@ from crucible_trio.output import Output
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import Usage
 from crucible_trio.web.app import create_app
+from crucible_trio.web.body import DIRECT_WRITES
 
 T = TypeVar("T")
 Headers: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
@@ -140,6 +141,7 @@ class Exchange:
         ended: Whether the application has said that the body is complete.
         cut_its_own_end: Whether the application cancelled itself while it said so.
         allowance: How many more of the body's messages are taken; a client that does not read has 0.
+        direct: Messages that were written without waiting, where that is offered.
     """
 
     journal: list[str]
@@ -150,6 +152,9 @@ class Exchange:
     ended: bool = False
     cut_its_own_end: bool = False
     allowance: float = inf
+    direct: list[bytes] = field(default_factory=list)
+    _is_sending: bool = False
+    _held: bytes = b""
     _gone: trio.Event = field(default_factory=trio.Event)
     _news: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     _gate: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
@@ -233,7 +238,42 @@ class Exchange:
         """Wait until so many events have come."""
         await self.until(lambda self: self.body.count(b"\n\n") >= count)
 
+    # What a server offers that can write without waiting (`server/direct.py`)
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.messages) and not (self._is_sending or self._held or self.ended or self._gone.is_set())
+
+    def write_nowait(self, data: bytes) -> bool:
+        assert self.ready
+        assert data
+        if self.allowance < 1:  # half of it, as a kernel would
+            self._held = data[len(data) // 2 :]
+            self._take(data[: len(data) // 2])
+            return False
+        self.allowance -= 1
+        self.direct.append(data)
+        self._take(data)
+        return True
+
+    async def flush(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": True})
+
+    def _take(self, data: bytes) -> None:
+        self.messages.append(data)
+        self.times.append(trio.current_time())
+        self.journal.append(f"sent {data.decode(errors='replace')}")
+        self._news.unpark_all()
+
     async def _send(self, message: Mapping[str, object]) -> None:
+        assert not self._is_sending
+        self._is_sending = True
+        try:
+            await self._send_one(message)
+        finally:
+            self._is_sending = False
+
+    async def _send_one(self, message: Mapping[str, object]) -> None:
         if message["type"] == "http.response.start":
             assert self.status is None
             self.status = message["status"]
@@ -254,15 +294,14 @@ class Exchange:
                 except trio.Cancelled:
                     self.cut_its_own_end = True
                     raise
-            elif body:
+            elif body or self._held:
                 while self.allowance < 1:
                     await self._gate.park()
                 self.allowance -= 1
                 assert len(self.messages) < _MORE_THAN_ANY_BODY_HAS, "messages without end"
                 if not self._gone.is_set():
-                    self.messages.append(body)
-                    self.times.append(trio.current_time())
-                    self.journal.append(f"sent {body.decode(errors='replace')}")
+                    body, self._held = self._held + body, b""
+                    self._take(body)
         self._news.unpark_all()
         await trio.lowlevel.checkpoint()
 
@@ -283,6 +322,7 @@ class Api:
         body: bytes | Sequence[Chunk] | Json = b"",
         *,
         allowance: float = inf,
+        offers_direct_writes: bool = False,
         http_version: str = "1.1",
         **headers: str,
     ) -> AsyncIterator[Exchange]:
@@ -293,6 +333,7 @@ class Api:
             target: Path and query.
             body: Bytes; or pieces and pauses; or what becomes JSON.
             allowance: How many of the body's messages are taken before the client stops reading.
+            offers_direct_writes: Whether the server can write without waiting.
             http_version: As the server found it.
             headers: `_` stands for `-`; JSON and `Host: localhost` are there unless given; an empty Host is left out.
         """
@@ -322,7 +363,7 @@ class Api:
             ],
             "client": ("127.0.0.1", 50000),
             "server": ("127.0.0.1", 8000),
-            "extensions": {},
+            "extensions": {DIRECT_WRITES: {"body": exchange}} if offers_direct_writes else {},
         }
 
         async def receive() -> Json:
