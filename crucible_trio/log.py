@@ -56,6 +56,11 @@ class Cursor:
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._abort)
 
+    @property
+    def waits(self) -> bool:
+        """Whether somebody is in `wait` and has not been woken."""
+        return self._task is not None
+
     def wake(self) -> None:
         """Let `wait` return, for news that are in no log."""
         if self._task is not None:

@@ -80,6 +80,11 @@ class Reader:
         """
         return self._entered.wait(self.taken)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is in `wait` and has not been woken."""
+        return self._entered.waits
+
     def wake(self) -> None:
         """Let `wait` return, for news that are in no log."""
         self._entered.wake()

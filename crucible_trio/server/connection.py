@@ -168,7 +168,7 @@ class Connection:
             sent = os.write(self._stream.socket.fileno(), data)
         except BlockingIOError:
             sent = 0
-        except OSError:  # the peer is gone; that ends the request
+        except OSError:  # the peer is gone, which ends the request; whoever writes next finds the socket closed
             self.close(reset=True)
             return False
         if sent == len(data):
@@ -184,13 +184,15 @@ class Connection:
         written = False
         self._writers += 1
         try:
-            async with self._send_lock:
-                view = memoryview(self._unsent + data)
-                self._unsent = b""
-                for start in range(0, len(view), _WRITE_BYTES):
-                    with trio.fail_after(self._config.write_timeout):
-                        await self._stream.send_all(view[start : start + _WRITE_BYTES])
-            written = True
+            await trio.lowlevel.checkpoint_if_cancelled()
+            # Mostly the kernel takes it all: then there is nothing to wait for, and no lock and no deadline are needed.
+            is_alone = self._writers == 1 and not self._unsent
+            if is_alone and self.write_nowait(data):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                written = True
+            elif self._stream.socket.fileno() != -1:
+                await self._write_slowly(b"" if is_alone else data)
+                written = True
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass
         finally:
@@ -199,6 +201,14 @@ class Connection:
                 self.close(reset=True)
         if not written:
             await self._protocol.handle(Closed())
+
+    async def _write_slowly(self, data: bytes) -> None:
+        async with self._send_lock:
+            view = memoryview(self._unsent + data)
+            self._unsent = b""
+            for start in range(0, len(view), _WRITE_BYTES):
+                with trio.fail_after(self._config.write_timeout):
+                    await self._stream.send_all(view[start : start + _WRITE_BYTES])
 
     async def _end(self) -> None:
         if self._protocol.answered_early and not self._is_lingering:

@@ -75,7 +75,7 @@ class EventStreamBody(ResponseBody):
         self._refused = False
         self._announced = False
         self._silent_since = 0.0
-        self._alarm = Alarm(inf, self._reader.wake)
+        self._alarm = Alarm(inf, self._look_at_clock)
 
     async def __aenter__(self) -> Self:
         try:
@@ -118,9 +118,9 @@ class EventStreamBody(ResponseBody):
             if self._pipeline.draining and not self._announced and self._dialect.resumes:
                 self._announced = True
                 return encode_control(ServerDraining(self._settings.retry_milliseconds))
-            if trio.current_time() >= (heartbeat_at := self._silent_since + self._settings.heartbeat_seconds):
+            if trio.current_time() >= self._silent_since + self._settings.heartbeat_seconds:
                 return sse.HEARTBEAT
-            self._alarm = self._pipeline.alarms.set_no_later(self._alarm, heartbeat_at, self._reader.wake)
+            self._set_alarm()
             await self._reader.wait()
             if self._failure is not None:
                 raise self._failure
@@ -132,9 +132,8 @@ class EventStreamBody(ResponseBody):
 
     def _write_at_once(self) -> int:
         """Write what has been appended while this waits in `__anext__`; returns up to where all is written."""
-        assert self._direct is not None
         before = self._reader.taken
-        if self._unsent or self._is_held or not self._direct.ready:
+        if not self._can_write_at_once:
             return before
         try:
             events = self._take(MESSAGE_BYTES)
@@ -144,11 +143,33 @@ class EventStreamBody(ResponseBody):
         if len(events) > MESSAGE_BYTES:
             self._unsent = memoryview(events)
             return before
-        if events:
-            self._silent_since = trio.current_time()
-            self._pipeline.pacing.direct_writes += 1
-            self._is_held = not self._direct.write_nowait(events)
-        return before if self._is_held else self._reader.taken
+        if events and not self._write_directly(events):
+            return before
+        return self._reader.taken
+
+    def _look_at_clock(self) -> None:
+        """The heartbeat may be due; the alarm comes early when something has been written since it was set."""
+        is_due = trio.current_time() >= self._silent_since + self._settings.heartbeat_seconds
+        can_write = self._reader.waits and self._can_write_at_once
+        if is_due and can_write and self._write_directly(sse.HEARTBEAT):
+            self._set_alarm()
+        else:
+            self._reader.wake()
+
+    def _set_alarm(self) -> None:
+        at = self._silent_since + self._settings.heartbeat_seconds
+        self._alarm = self._pipeline.alarms.set_no_later(self._alarm, at, self._look_at_clock)
+
+    @property
+    def _can_write_at_once(self) -> bool:
+        return not self._unsent and not self._is_held and self._direct is not None and self._direct.ready
+
+    def _write_directly(self, data: bytes) -> bool:
+        assert self._direct is not None
+        self._silent_since = trio.current_time()
+        self._pipeline.pacing.direct_writes += 1
+        self._is_held = not self._direct.write_nowait(data)
+        return not self._is_held
 
     def _begin(self) -> bytes:
         self._begun = True

@@ -119,6 +119,17 @@ async def test_a_direct_write_is_no_silence(open_api: Callable, autojump_clock: 
         assert at - exchange.times[0] == pytest.approx(28.0)
 
 
+async def test_heartbeats_are_written_directly_too_and_go_on(open_api: Callable, autojump_clock: MockClock) -> None:
+    async with (
+        open_api(35.0, "a", 5.0, "b") as api,
+        api.open("POST", "/v1/streams", {"input": "q"}, offers_direct_writes=True, Accept=EVENTS) as exchange,
+    ):
+        await exchange.until(lambda exchange: exchange.ended)
+        beats = [time for time, message in zip(exchange.times, exchange.messages, strict=True) if message == b":\n"]
+        assert beats == [pytest.approx(exchange.times[0] + seconds) for seconds in (10, 20, 30)]
+        assert exchange.direct.count(b":\n") == 3
+
+
 async def test_an_error_of_the_body_does_not_reach_the_engine(
     open_api: Callable, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
