@@ -21,7 +21,7 @@ from crucible_trio.server import Config, serve
 from crucible_trio.sse import Decoder
 from crucible_trio.web import create_app
 
-Kind = Literal["own", "stock"]
+Kind = Literal["own", "plain", "stock"]  # our server, with direct writes and without; hypercorn's
 
 
 @dataclass
@@ -160,8 +160,9 @@ async def _serving(
 ) -> AsyncIterator[Served]:
     stopping, stopped = trio.Event(), trio.Event()
     async with open_pipeline(engine, settings) as pipeline, trio.open_nursery() as nursery:
-        if kind == "own":
+        if kind != "stock":
             config = Config.from_settings(pipeline.settings)
+            config.direct_writes = kind == "own"
             run = partial(serve, app(pipeline), config, drain=pipeline.drain, shutdown=stopping.wait)
         else:
             config = hypercorn.config.Config()
@@ -181,14 +182,15 @@ async def _serving(
         urls = await nursery.start(run_and_tell)
         served = Served(pipeline, int(urls[0].rsplit(":", 1)[1]), scope, stopping, stopped)
         yield served
+        assert kind == "own" or not pipeline.pacing.direct_writes
         for client in served.clients:
             client.stream.socket.close()
         scope.cancel()
 
 
-@pytest.fixture(params=["own", "stock"])
+@pytest.fixture(params=["own", "plain", "stock"])
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Both servers, for the promises that stock hypercorn can keep as well."""
+    """All servers, for the promises that stock hypercorn can keep as well."""
     return request.param
 
 

@@ -1,0 +1,196 @@
+"""Writes that do not wait, on real sockets: the order of the bytes, the right client, the right response."""
+
+from __future__ import annotations
+
+import gc
+import os
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from crucible_trio import Finish, Output, Request, Settings
+from crucible_trio.server import Config, serve
+from crucible_trio.server.connection import Connection
+from crucible_trio.server.direct import EXTENSION, DirectWrites
+
+
+async def slowly(request: Request, output: Output) -> Finish:
+    for number in range(30):
+        await output.delta(f"{number} ")
+        await trio.sleep(0.002)
+    return Finish()
+
+
+@pytest.mark.parametrize("offered", [True, False])
+async def test_a_client_that_keeps_up_gets_its_tokens_directly_where_that_is_offered(serving, offered: bool) -> None:
+    async with serving(slowly, direct_writes=offered) as served:
+        client = await served.connect()
+        with trio.fail_after(20):
+            await client.start()
+            await client.read_until(b"0\r\n\r\n")
+        assert client.text == "".join(f"{number} " for number in range(30))
+        written = served.pipeline.pacing.direct_writes
+        assert written > 20 if offered else written == 0
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_client_that_reads_little_gets_the_bytes_in_order(
+    serving, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+    write_nowait = DirectWrites.write_nowait
+
+    def watched(self: DirectWrites, data: bytes) -> bool:
+        held.append(not write_nowait(self, data))
+        return not held[-1]
+
+    monkeypatch.setattr(DirectWrites, "write_nowait", watched)
+
+    async def large_pieces(request: Request, output: Output) -> Finish:
+        for number in range(150):
+            await output.delta(f"{number:04}" * 1000)
+            await trio.lowlevel.checkpoint()
+        return Finish()
+
+    async with serving(large_pieces) as served:
+        client = await served.connect(receive_buffer=4096)
+        with trio.fail_after(60):
+            await client.start(version=version)
+            while not client.received.endswith(b"0\r\n\r\n" if version == "1.1" else b"\n\n") or (
+                b"stream.completed" not in client.received[-1000:]
+            ):
+                assert await client.receive(3000)
+                await trio.sleep(0.0005)
+        assert client.text == "".join(f"{number:04}" * 1000 for number in range(150))
+        assert any(held), "the kernel has taken everything: nothing was tried"
+        assert not all(held)
+
+
+async def test_the_next_client_gets_none_of_the_last_ones_bytes(serving) -> None:
+    """A closed socket's number is the next one's: a write that had kept it would reach the wrong client."""
+    numbers: set[int] = set()
+    reused = 0
+
+    async def two_tokens(request: Request, output: Output) -> Finish:
+        await output.delta("first")
+        await went_on.wait()
+        await output.delta("second")
+        return Finish()
+
+    async with serving(two_tokens) as served:
+        for _ in range(30):
+            went_on = trio.Event()
+            before = set(os.listdir("/proc/self/fd"))
+            reader = await served.connect()
+            with trio.fail_after(20):
+                await reader.start(on_disconnect="continue")
+                await reader.read_until(b"first")
+                reader.reset()
+                other = await served.connect()
+                went_on.set()
+                await other.request("GET", "/healthz")
+                status, body = await other.read_response()
+                assert (status, body) == (200, b'{"status":"ok"}')
+                [stream] = [stream for stream in served.pipeline.streams() if stream.id in reader.received.decode()]
+                while stream.status == "running":
+                    await trio.sleep(0.001)
+            assert b"second" not in other.received
+            assert stream.snapshot().output == "firstsecond"
+            new = {int(number) for number in set(os.listdir("/proc/self/fd")) - before}
+            reused += bool(numbers & new)
+            numbers |= new
+            other.stream.socket.close()
+        assert reused > 10
+
+
+async def raw_app(scope: Any, receive: Any, send: Any) -> None:
+    """Hands its direct writes to the test, begins a body and waits until it is told to end."""
+    if scope["type"] != "http":
+        await trio.sleep_forever()
+    await receive()
+    state = scope["state"]["test"]
+    state["direct"].append(scope["extensions"][EXTENSION]["body"])
+    ready = [state["direct"][-1].ready]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    ready.append(state["direct"][-1].ready)
+    await send({"type": "http.response.body", "body": b"begin ", "more_body": True})
+    ready.append(state["direct"][-1].ready)
+    state["ready"].append(ready)
+    await state["go_on"].wait()
+    await send({"type": "http.response.body", "body": b"end", "more_body": False})
+
+
+async def test_only_the_response_at_hand_can_be_written_to() -> None:
+    state: dict[str, Any] = {"direct": [], "ready": [], "go_on": trio.Event()}
+
+    async def app(scope: Any, receive: Any, send: Any, *_: Any) -> None:
+        if scope["type"] == "lifespan":
+            for answer in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{answer}.complete"})
+            return
+        scope["state"]["test"] = state
+        await raw_app(scope, receive, send)
+
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    async with trio.open_nursery() as nursery:
+        [url] = await nursery.start(partial(serve, app, config))
+        client = await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        received = b""
+        with trio.fail_after(20):
+            async with client:
+                await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                while b"begin " not in received:
+                    received += await client.receive_some()
+                await wait_all_tasks_blocked()  # until `send` has returned
+                assert state["direct"][0].ready
+                assert state["direct"][0].write_nowait(b"middle ")
+                state["go_on"].set()
+                while not received.endswith(b"0\r\n\r\n"):
+                    received += await client.receive_some()
+                assert b"6\r\nbegin \r\n7\r\nmiddle \r\n3\r\nend\r\n0\r\n\r\n" in received
+                assert not state["direct"][0].ready
+                state["go_on"] = trio.Event()
+                await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                received = b""
+                while b"begin " not in received:
+                    received += await client.receive_some()
+                await wait_all_tasks_blocked()
+                assert not state["direct"][0].ready
+                assert state["direct"][1].ready
+                assert state["ready"] == [[False, True, True]] * 2
+                state["go_on"].set()
+                while not received.endswith(b"0\r\n\r\n"):
+                    received += await client.receive_some()
+        nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_written_directly_while_something_else_is_being_sent(serving) -> None:
+    """A client that has stopped reading: `send` waits, and a piece written past it would be in its middle."""
+
+    async def flood(request: Request, output: Output) -> Finish:
+        for number in range(400):
+            await output.delta(f"{number:05}" * 400)
+        return Finish()
+
+    async with serving(flood, Settings(buffer_tokens=4)) as served:
+        client = await served.connect(receive_buffer=4096)
+        with trio.fail_after(30):
+            await client.start()
+            await client.read_until(b"output.delta")
+            made = -1
+            [stream] = served.pipeline.streams()
+            while made != stream.log.head:
+                made = stream.log.head
+                await trio.sleep(0.05)
+            living = [
+                thing for thing in gc.get_objects() if isinstance(thing, Connection) and thing.request is not None
+            ]
+            [connection] = [found for found in living if found._stream.socket.fileno() != -1]
+            assert not connection.is_ready_for(connection.request)
+            await client.read_until(b"0\r\n\r\n")
+        assert client.text == "".join(f"{number:05}" * 400 for number in range(400))
