@@ -34,8 +34,8 @@ TRIALS = [
     Trial(
         "the last batch is kept when the channel ends behind it",
         "stream.py",
-        "        except (trio.WouldBlock, trio.EndOfChannel):\n            pass",
-        "        except trio.EndOfChannel:\n            return []\n        except trio.WouldBlock:\n            pass",
+        "        except (trio.WouldBlock, trio.EndOfChannel):\n",
+        "        except trio.EndOfChannel:\n            return []\n        except trio.WouldBlock:\n",
         "tests/core",
     ),
     Trial(
@@ -48,8 +48,8 @@ TRIALS = [
     Trial(
         "the terminal record needs no room",
         "stream.py",
-        "            self.log.release_room()\n",
-        "",
+        "        if self._ending is not None:\n            self._finish()",
+        "        if self._ending is not None and self._has_room:\n            self._finish()",
         "tests/core",
     ),
     Trial(
@@ -92,6 +92,34 @@ TRIALS = [
         "tests/core/test_cancellation.py",
     ),
     Trial(
+        "what comes alone passes nothing that is in the buffer",
+        "stream.py",
+        "        if not self._is_drained or self._ending is not None or",
+        "        if self._ending is not None or",
+        "tests/core",
+    ),
+    Trial(
+        "a burst is left in the buffer and merged",
+        "output.py",
+        "        is_first = self._pass != self._pacing.passes\n",
+        "        is_first = True\n",
+        "tests/core/test_backpressure.py",
+    ),
+    Trial(
+        "an engine that never waits lets others run",
+        "output.py",
+        "        if not is_first and self._pacing.is_over(self._pieces):",
+        "        if False:",
+        "tests/core/test_output.py",
+    ),
+    Trial(
+        "a piece that waits for a reader ends the wait for the engine",
+        "stream.py",
+        "        self._clocks.token_came()  # whoever",
+        "        # whoever",
+        "tests/core/test_backpressure.py tests/core/test_deadlines.py",
+    ),
+    Trial(
         "an engine's error stays in its stream",
         "stream.py",
         "        except* Exception as group:  # a Cancelled",
@@ -111,6 +139,34 @@ TRIALS = [
         "            self._keys.enter(owner, key, request, stream.id)\n",
         "            pass\n",
         "tests/core/test_idempotency.py",
+    ),
+    Trial(
+        "the cursor waits for what the server holds of a direct write",
+        "web/body.py",
+        "        if events and not self._write_directly(events):\n            return before\n",
+        "        if events:\n            self._write_directly(events)\n",
+        "tests/web/test_direct_writes.py",
+    ),
+    Trial(
+        "what is left of a direct write goes out first",
+        "server/connection.py",
+        "memoryview(self._unsent + data)",
+        "memoryview(data + self._unsent)",
+        "tests/server/test_direct_writes.py",
+    ),
+    Trial(
+        "nothing is written past a `send` that waits",
+        "server/connection.py",
+        "            and not self._writers\n",
+        "",
+        "tests/server/test_direct_writes.py",
+    ),
+    Trial(
+        "a direct write goes into its own response alone",
+        "server/connection.py",
+        "            protocol.stream is request\n            and not self._unsent",
+        "            not self._unsent",
+        "tests/server/test_direct_writes.py",
     ),
     Trial(
         "every write has a deadline",
