@@ -34,6 +34,10 @@ _DONE: Final = sse.encode_line(b"[DONE]")
 # The others of OpenAI's speak of tools. An engine may have words of its own, and some clients know a closed list.
 _FINISH_REASONS: Final = frozenset({"stop", "length", "content_filter"})
 
+# Codes of engines that say the request cannot be answered, by this model and at any time. `upstream_rejected` is not
+# among them: it may be the key that this server shows to its upstream.
+CLIENTS_FAULT: Final = frozenset({"prompt_too_long", "model_refused"})
+
 # Where a limit ended the stream that the client has set or can know, the text counts as cut to length. A deadline is
 # an accident: an answer that broke off in the middle must not look like one.
 _CUT_TO_LENGTH: Final[frozenset[IncompleteReason]] = frozenset({"max_output_tokens", "log_limit"})
@@ -223,7 +227,8 @@ def error_of(terminal: Terminal) -> ErrorBody | None:
     """
     match terminal:
         case StreamFailed(error=error):
-            return ErrorBody(error.message, "server_error", None, error.code)
+            kind = "invalid_request_error" if error.code in CLIENTS_FAULT else "server_error"
+            return ErrorBody(error.message, kind, None, error.code)
         case StreamIncomplete(reason=reason) if reason not in _CUT_TO_LENGTH:
             return ErrorBody(_DEADLINES[reason], "server_error", None, reason)
         case StreamCancelled(by=by):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
 from typing import Final, final
 from urllib.parse import urlsplit
@@ -17,12 +18,12 @@ from crucible_trio.pipeline import ANONYMOUS
 from crucible_trio.web.errors import ForbiddenError, UnauthorizedError
 from crucible_trio.web.responses import no_content
 
-_CORS_HEADERS: Final = {
-    "Access-Control-Allow-Methods": "GET, POST, DELETE",
-    "Access-Control-Allow-Headers": "Last-Event-ID, Idempotency-Key, Authorization, Content-Type",
-    "Access-Control-Max-Age": "600",
-}
-_CORS_EXPOSED: Final = "Location, Crucible-Stream, Crucible-Replayed, Retry-After"
+_CORS_HEADERS: Final = {"Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Max-Age": "600"}
+# OpenAI's SDKs set the last; browsers that let them ask whether they may.
+_CORS_ALLOWED: Final = ("Last-Event-ID", "Idempotency-Key", "Authorization", "Content-Type", "User-Agent")
+# What the same SDKs say of themselves. Nobody reads it here, and there are more of them with each version.
+_CORS_ALLOWED_TOO: Final = re.compile(r"x-stainless-[a-z0-9-]+")
+_CORS_EXPOSED: Final = "Location, Crucible-Stream, Crucible-Replayed, Retry-After, X-Should-Retry"
 
 
 @final
@@ -96,6 +97,9 @@ class Access:
         response = no_content()
         if request.headers.get("Origin") in self._allowed_origins:
             response.headers.update(_CORS_HEADERS)
+            asked = request.headers.get("Access-Control-Request-Headers", "").lower().split(",")
+            allowed = [*_CORS_ALLOWED, *filter(_CORS_ALLOWED_TOO.fullmatch, map(str.strip, asked))]
+            response.headers["Access-Control-Allow-Headers"] = ", ".join(allowed)
         return response
 
     def add_cors(self, request: Request, response: Response) -> None:

@@ -20,7 +20,10 @@ T = TypeVar("T")
 BODY_SECONDS: Final = 60.0
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_FIELD = re.compile(r"(?:(?P<kind>unknown|required) field `(?P<name>[^`]*)`)?(?: - at `\$\.?(?P<path>[^`]*)`)?$")
+# How msgspec says where: ``... field `x` - at `$.a` ``, and of the name of a field ``... - at `key` in `$.a` ``.
+_FIELD = re.compile(
+    r"(?:(?P<kind>unknown|required) field `(?P<name>[^`]*)`)?(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$"
+)
 
 
 async def read_body(request: Request, limit: int) -> bytearray:

@@ -14,11 +14,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import httpx
@@ -28,14 +29,34 @@ import pytest
 import crucible_trio
 from crucible_trio import Settings, load_settings, sse
 from crucible_trio.cli import main as crucible
+from crucible_trio.config import Effort
+from crucible_trio.dialects.chat import CLIENTS_FAULT, Chunks
+from crucible_trio.dialects.responses import Asked, open_view
 from crucible_trio.engine import Request, as_engine
+from crucible_trio.log import MemoryLog
 from crucible_trio.metrics import Metrics
 from crucible_trio.pipeline import Pipeline
-from crucible_trio.records import CONTROL, decode_event, encode_control, encode_frame
+from crucible_trio.records import (
+    CONTROL,
+    IncompleteReason,
+    OutputDelta,
+    ReasoningDelta,
+    ReasoningDone,
+    StreamCompleted,
+    StreamCreated,
+    Timings,
+    Usage,
+    decode_event,
+    encode_control,
+    encode_frame,
+)
 from crucible_trio.snapshot import Snapshot
 from crucible_trio.web import create_app
 from crucible_trio.web.errors import _ANSWERS
 from crucible_trio.web.native import _Summary
+from crucible_trio.web.openai import chat, response_body
+from crucible_trio.web.openai import errors as openai_errors
+from crucible_trio.web.openai.fields import Fields
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -44,6 +65,7 @@ PAGES = [
     if "_build" not in page.parts
 ]
 ADDRESS = "127.0.0.1:8000"  # in the examples
+OPENAIS = "chat.completion.chunk"  # in the examples of that wire
 
 _FENCE = re.compile(
     r"(?:^<!-- run: (?P<run>\w+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```\n"
@@ -160,8 +182,35 @@ def test_a_test_passes_and_can_fail(block: Block, tmp_path: Path) -> None:
     assert "1 failed" in run(block.text.replace("trio.sleep(500)", "trio.sleep(50)"))
 
 
+def test_a_program_that_is_killed_goes_on_where_it_was_when_it_runs_again(tmp_path: Path) -> None:
+    [block] = [block for block in blocks("python") if block.run == "again"]
+    state = tmp_path / "answer.json"
+
+    def text_so_far() -> str:
+        return json.loads(state.read_text())["text"] if state.exists() else ""
+
+    command = ["-c", "from crucible_trio.cli import main; main()", "serve", "--engine", "replay"]
+    with started([*command, "--replay-speed", "3", "--bind", "127.0.0.1:0"], " on", "stderr") as (url, _):
+        program = [sys.executable, "-c", block.text.replace(f"http://{ADDRESS}", url)]
+        for length in (10, 100):  # killed once there is so much of the answer
+            with subprocess.Popen(program, cwd=tmp_path) as process:
+                watch = threading.Timer(60, process.kill)
+                watch.start()
+                while len(text_so_far()) < length:
+                    assert process.poll() is None
+                    time.sleep(0.005)
+                process.kill()
+                watch.cancel()
+            assert json.loads(state.read_text())["status"] is None
+        done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        [stream] = httpx.get(f"{url}/v1/streams").json()["data"]  # none was started twice
+        native = httpx.get(f"{url}/v1/streams/{stream['id']}").json()
+    assert (native["status"], text_so_far()) == ("completed", native["output"])
+    assert done.stdout == f"completed {native['output']}\n"
+
+
 def test_every_kind_of_program_is_found() -> None:
-    assert {block.run for block in blocks("python")} == {None, "server", "pytest"}
+    assert {block.run for block in blocks("python")} == {None, "server", "pytest", "again"}
     assert any(block.name.startswith("README.md") for block in blocks("python"))
 
 
@@ -300,7 +349,7 @@ def test_every_route_is_in_the_protocol_and_the_other_way_round() -> None:
         yield "x"
 
     app = create_app(Pipeline(as_engine(silent), Settings()))
-    parameter = re.compile("<(?:[a-z]+_)?([a-z]+)>")
+    parameter = re.compile("<(?:[a-z]+:)?(?:[a-z]+_)?([a-z]+)>")
     routes = {
         method + " " + parameter.sub(r"{\1}", rule.rule)
         for rule in app.url_map.iter_rules()
@@ -314,7 +363,7 @@ def test_the_examples_of_records_are_the_bytes_the_code_sends() -> None:
     seen = set()
     for name in ("docs/reference/protocol.md", "docs/tutorial.md"):
         for block in blocks("text", [ROOT / name]):
-            if "data: " not in block.text:
+            if "data: " not in block.text or OPENAIS in block.text:
                 continue
             frames = block.text.removeprefix("retry: 1000\n")
             encoded = b""
@@ -327,6 +376,39 @@ def test_the_examples_of_records_are_the_bytes_the_code_sends() -> None:
                     encoded += encode_frame((event.id or "").rpartition(".")[0], record)
             assert encoded.decode() == frames, block.name
     assert {"stream.created", "output.delta", "stream.completed", "server.draining", "server.busy"} <= seen
+
+
+def a_small_log() -> list[bytes]:
+    """The frames of the log that the examples of OpenAI's wires come from."""
+    stream_id, usage, timings = "str_7Q2M4kWcT0aXn3v9LzB1pg", Usage(3, 9, 4), Timings(212.0, 3411.0)
+    records = (
+        StreamCreated(1, stream_id, "deep", "smollm2-135m", 1764000000.0),
+        ReasoningDelta(2, 0, "First, "),
+        ReasoningDelta(3, 1, "then."),
+        ReasoningDone(4, 2),
+        OutputDelta(5, "Hel"),
+        OutputDelta(6, "lo"),
+        StreamCompleted(7, "stop", usage, timings),
+    )
+    return [encode_frame(stream_id, record) for record in records]
+
+
+def test_the_example_of_a_chat_completion_is_the_bytes_the_code_sends() -> None:
+    [block] = [block for block in blocks("text", [ROOT / "docs/reference/protocol.md"]) if OPENAIS in block.text]
+    created, thought, _, _, *_, end = a_small_log()
+    answer = encode_frame("str_7Q2M4kWcT0aXn3v9LzB1pg", OutputDelta(5, "Hello"))
+    assert Chunks(include_usage=True).feed([created, thought, answer, end]).decode() == block.text
+
+
+async def test_the_events_of_a_response_are_those_the_code_sends() -> None:
+    [block] = [
+        block
+        for block in blocks("text", [ROOT / "docs/reference/protocol.md"])
+        if block.text.startswith("response.created")
+    ]
+    view, _ = await open_view(MemoryLog(room_without_readers=True), Asked())
+    sent = re.findall("^event: (.*)$", view.feed(a_small_log()).decode(), re.MULTILINE)
+    assert [line.split()[0] for line in block.text.splitlines()] == sent
 
 
 def test_the_types_of_records_are_all_there() -> None:
@@ -348,6 +430,62 @@ def test_the_json_of_the_protocol_has_the_fields_of_the_code() -> None:
 def test_the_table_of_errors_is_the_code() -> None:
     documented = {row[0]: (int(row[1]), row[2]) for row in table("docs/reference/errors.md", "<!-- table: web.errors")}
     assert documented == {kind.__name__: (answer.status, answer.code) for kind, answer in _ANSWERS.items()}
+
+
+def test_the_table_of_openais_errors_is_the_code() -> None:
+    page = (ROOT / "docs/reference/errors.md").read_text("utf-8")
+    documented = {
+        row[0]: (int(row[1]), row[2]) for row in table("docs/reference/errors.md", "<!-- table: web.openai.errors")
+    }
+    assert documented == {
+        kind.__name__: (answer.status, answer.code) for kind, answer in openai_errors._ANSWERS.items()
+    }
+    section = page.partition("## On OpenAI's routes")[2].partition("\n## ")[0]
+    for code in CLIENTS_FAULT | {reason for reason in get_args(IncompleteReason) if "deadline" in reason}:
+        assert f"`{code}`" in section
+    assert {row[0] for row in table("docs/reference/errors.md", "<!-- table: engine codes")} >= CLIENTS_FAULT
+
+
+def test_the_example_of_openais_error_is_what_is_answered(server: str) -> None:
+    *_, example = blocks("json", [ROOT / "docs/reference/errors.md"])
+    body = {"messages": [{"role": "user", "content": "Why?"}], "n": 2}
+    answer = httpx.post(f"{server}/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()) == (400, json.loads(example.text))
+
+
+@pytest.mark.parametrize(
+    ("name", "objects"),
+    [
+        ("chat", {"": chat.BODY, "messages[].": chat.MESSAGE}),
+        (
+            "responses",
+            {
+                "": response_body.BODY,
+                "reasoning.": response_body.REASONING,
+                "text.": response_body.TEXT,
+                "input[].": response_body.MESSAGE,
+            },
+        ),
+    ],
+)
+def test_the_tables_of_openais_fields_are_the_code(name: str, objects: dict[str, Fields[Any]]) -> None:
+    expected: dict[str, tuple[str, str | None]] = {}
+    for at, fields in objects.items():
+        expected |= {at + field: ("understood", None) for field in fields.shape.__struct_fields__}
+        expected |= {at + field: ("ignored", why) for field, why in fields.harmless.items()}
+        for field, nothing in fields.refused.items():
+            unless = f"unless {', '.join(map(json.dumps, nothing))}" if nothing else ""
+            expected[at + field] = ("refused", unless)
+    rows = table("docs/howto/openai.md", f"<!-- table: {name} -->")
+    assert {row[0]: (row[1], None if row[1] == "understood" else row[2]) for row in rows} == expected
+    assert len(rows) == len(expected)
+
+
+def test_the_efforts_that_mean_a_mode_are_the_code() -> None:
+    deep, standard, *_ = table("docs/howto/openai.md", "## Which mode")
+    assert set(re.split(", | or ", deep[0].partition("reasoning.effort) ")[2])) == set(Settings().openai_deep_efforts)
+    others = set(get_args(Effort)) - set(Settings().openai_deep_efforts)
+    assert set(standard[0].removesuffix(", or nothing").split(", ")) == others
 
 
 def test_the_table_of_failures_is_the_code() -> None:

@@ -293,11 +293,16 @@ class Served:
 
     Attributes:
         pipeline: Its streams.
-        base_url: What an SDK takes under this name.
+        port: On 127.0.0.1; a proxy's, where one stands before it.
     """
 
     pipeline: Pipeline
-    base_url: str
+    port: int
+
+    @property
+    def base_url(self) -> str:
+        """What an SDK takes under this name."""
+        return f"http://127.0.0.1:{self.port}/v1"
 
 
 @asynccontextmanager
@@ -307,7 +312,7 @@ async def _serving(engine: Any, **settings: Any) -> AsyncIterator[Served]:
             config = Config.from_settings(pipeline.settings)
             config.bind = ["127.0.0.1:0"]
             urls: list[str] = await nursery.start(partial(serve, create_app(pipeline), config))
-            yield Served(pipeline, f"{urls[0]}/v1")
+            yield Served(pipeline, int(urls[0].rpartition(":")[2]))
             nursery.cancel_scope.cancel()
 
 

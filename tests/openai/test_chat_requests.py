@@ -85,10 +85,11 @@ async def test_an_answers_message_can_be_sent_back_as_it_came(open_api, autojump
         assert api.engine.runs[-1].request.messages[1] == Message("assistant", "a")
 
 
-async def test_instructions_without_a_word_are_none(open_api, autojump_clock: MockClock) -> None:
-    for role in ("system", "developer"):
-        messages = [{"role": role, "content": ""}, {"role": "user", "content": "Why?"}]
-        assert (await asked(open_api, {"messages": messages})).input == (Message("user", "Why?"),)
+async def test_instructions_and_answers_without_a_word_are_none(open_api, autojump_clock: MockClock) -> None:
+    for role in ("system", "developer", "assistant"):
+        for content in ("", None, [], [{"type": "text", "text": ""}]):
+            messages = [{"role": role, "content": content}, {"role": "user", "content": "Why?"}]
+            assert (await asked(open_api, {"messages": messages})).input == (Message("user", "Why?"),)
 
 
 # Limits
@@ -270,6 +271,7 @@ async def test_an_unknown_field_is_refused_by_name(open_api, name, autojump_cloc
         ([{"role": "user", "content": None}], "invalid_request", "messages[0].content"),
         ([{"role": "tool", "content": "x"}], "invalid_request", "messages[0].role"),
         ([{"role": "system", "content": ""}], "invalid_request", "messages"),
+        ([{"role": "assistant", "content": None}], "invalid_request", "messages"),
         ([{"role": "user", "content": "x", "x": 1}], "unknown_parameter", "messages[0].x"),
         ([{"role": "user", "content": [{"type": "text"}]}], "invalid_request", "messages[0].content[0].text"),
         ([{"role": "user", "content": [{"text": "x"}]}], "invalid_request", "messages[0].content[0].type"),

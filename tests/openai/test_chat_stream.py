@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.dialects.chat import Chunks
+from crucible_trio.dialects.chat import CLIENTS_FAULT, Chunks
 from crucible_trio.engine import Finish, Reasoning
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
@@ -159,6 +159,15 @@ async def test_an_accident_is_an_error_and_never_looks_whole(
         assert all(chunk["choices"][0]["finish_reason"] is None for chunk in chunks)
         assert last == {"error": {"message": message, "code": code} | ERROR}
         assert b"[DONE]" not in answer.body
+
+
+@pytest.mark.parametrize("code", sorted(CLIENTS_FAULT))
+async def test_an_error_that_the_request_is_to_blame_for_says_so(open_api, code, autojump_clock: MockClock) -> None:
+    async with open_api(EngineError(code, "No.")) as api:
+        answer = await api.chat(stream=True)
+        assert answer.events[-1] == {
+            "error": {"message": "No.", "type": "invalid_request_error", "param": None, "code": code}
+        }
 
 
 async def test_a_model_that_does_not_begin_is_an_error(open_api, autojump_clock: MockClock) -> None:

@@ -87,7 +87,9 @@ async def test_a_log_of_any_length_becomes_one_answer(open_api, autojump_clock: 
     ("steps", "status", "code", "retry_after"),
     [
         ([EngineError("upstream_refused", "Busy.", retryable=True)], 503, "upstream_refused", "5"),
-        ([EngineError("model_refused", "No.")], 500, "model_refused", None),
+        ([EngineError("model_failed", "No.")], 500, "model_failed", None),
+        ([EngineError("prompt_too_long", "No.")], 400, "prompt_too_long", None),
+        ([EngineError("model_refused", "No.", retryable=True)], 400, "model_refused", None),
         ([ValueError("secret")], 500, "engine_error", None),
         ([1000], 504, "idle_deadline", None),
         ([Repeat([1, "b"])], 504, "total_deadline", None),
@@ -98,7 +100,8 @@ async def test_a_failure_has_a_status_and_says_whether_to_try_again(
 ) -> None:
     async with open_api("a", *steps, total_seconds=200, idle_seconds=100) as api:
         answer = await api.chat()
-        assert (answer.status, answer.error["code"], answer.error["type"]) == (status, code, "server_error")
+        kind = "invalid_request_error" if status == 400 else "server_error"
+        assert (answer.status, answer.error["code"], answer.error["type"]) == (status, code, kind)
         assert answer.headers.get("retry-after") == retry_after
         # What there is of the answer is not lost.
         assert (await api.get(answer.headers["location"])).json["output"].startswith("a")

@@ -1,48 +1,120 @@
-"""Our upstream engine with our own chat completions behind it: one server in front of another."""
+"""Our upstream engine with our own chat completions behind it: one server in front of another, and a bad network."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import openai
 import pytest
 
 from crucible_trio import Request, open_pipeline
 from crucible_trio.engine import Finish, Reasoning
 from crucible_trio.engines.upstream import open_upstream
 from crucible_trio.errors import EngineError
-from crucible_trio.records import ErrorInfo, Usage
-from crucible_trio.testing import ScriptedEngine
+from crucible_trio.records import Usage
+from crucible_trio.snapshot import Snapshot
+from crucible_trio.testing import ScriptedEngine, Treatment, open_chaos_proxy
+
+DEEP = ("1. First, ", "the wärm ", "water.\n", "2. Then \U0001f375.")
 
 
-@pytest.mark.parametrize("mode", ["standard", "deep"])
-async def test_a_stream_comes_through_whole(serving, mode) -> None:
-    inner = ScriptedEngine(Reasoning("1. First. "), "Hel", "lo.", Finish(usage=Usage(3, 9, 4)), models=["small"])
-    async with (
-        serving(inner) as served,
-        open_upstream(served.base_url) as engine,
-        open_pipeline(engine) as pipeline,
-    ):
+def inner(*more: Any) -> ScriptedEngine:
+    """Thinks only where it is asked to, as a model does."""
+    return ScriptedEngine(
+        lambda request: [Reasoning(piece) for piece in DEEP] if request.mode == "deep" else [],
+        "Hel",
+        "lo.",
+        *more,
+        Finish(usage=Usage(3, 9, 4)),
+        models=["small"],
+    )
+
+
+async def answer_of(base_url: str, mode: Any) -> Snapshot:
+    """What a stream has in the end whose engine is the server there."""
+    async with open_upstream(base_url) as engine, open_pipeline(engine) as pipeline:
         stream = await pipeline.start(Request("Why?", mode=mode))
         async with stream.attach() as reader:
             async for _ in reader:
                 pass
-        snapshot = stream.snapshot()
+        return stream.snapshot()
+
+
+@pytest.mark.parametrize("mode", ["standard", "deep"])
+async def test_a_stream_comes_through_whole(serving, mode) -> None:
+    engine = inner()
+    async with serving(engine) as served:
+        snapshot = await answer_of(served.base_url, mode)
         assert (snapshot.status, snapshot.output, snapshot.usage) == ("completed", "Hello.", Usage(3, 9, 4))
-        assert "".join(snapshot.trace) == "1. First. "
+        assert snapshot.trace == (["1. First, the wärm water.\n", "2. Then \U0001f375."] if mode == "deep" else [])
         assert snapshot.model == "small"
-        assert inner.runs[0].request.mode == mode
+        assert engine.runs[0].request.mode == mode
+
+
+@pytest.mark.parametrize("mode", ["standard", "deep"])
+@pytest.mark.parametrize("cut", ["fin", "rst", "half_close_answer"])
+async def test_a_cut_between_the_two_is_a_failure_wherever_it_falls(serving, mode, cut) -> None:
+    whole = "".join(DEEP) * (mode == "deep") + "Hello."
+    # The models are asked for first, on a connection that the completion then uses too.
+    async with serving(inner()) as served:
+        async with open_chaos_proxy(served.port) as proxy:
+            await answer_of(f"http://127.0.0.1:{proxy.port}/v1", mode)
+            [connection] = proxy.connections
+        failed = 0
+        for cut_after in range(800, connection.answer_bytes - 20, 130):
+            async with open_chaos_proxy(served.port, [Treatment(cut_after=cut_after, cut=cut)]) as proxy:
+                snapshot = await answer_of(f"http://127.0.0.1:{proxy.port}/v1", mode)
+                assert snapshot.status in {"failed", "completed"}, proxy
+                text = "".join(snapshot.trace) + snapshot.output
+                if snapshot.status == "completed":  # cut after the finish reason: `[DONE]` says nothing more
+                    assert text == whole, proxy
+                else:
+                    failed += 1
+                    assert snapshot.error is not None
+                    assert snapshot.error.code == "upstream_ended_early", proxy
+                    assert whole.startswith(text), proxy
+        assert failed
 
 
 async def test_a_failure_comes_through_as_one(serving) -> None:
-    inner = ScriptedEngine("Hel", EngineError("model_failed", "It broke."))
+    async with serving(inner(EngineError("model_failed", "It broke."))) as served:
+        snapshot = await answer_of(served.base_url, "standard")
+    assert (snapshot.status, snapshot.output) == ("failed", "Hello.")
+    assert snapshot.error is not None
+    assert snapshot.error.code == "upstream_error"
+
+
+@pytest.mark.parametrize("cut_after", [None, 800])
+async def test_an_sdk_at_the_outer_server_has_what_the_inner_one_made_or_an_error(
+    serving, with_sync_client, cut_after
+) -> None:
+    def chat(client: openai.OpenAI) -> tuple[str, str]:
+        messages: Any = [{"role": "user", "content": "Why?"}]
+        stream = client.chat.completions.create(model="small", messages=messages, reasoning_effort="high", stream=True)
+        deltas = [chunk.choices[0].delta for chunk in stream]
+        trace = "".join(getattr(delta, "reasoning_content", "") for delta in deltas)
+        return trace, "".join(delta.content or "" for delta in deltas)
+
+    def responses(client: openai.OpenAI) -> tuple[str, str, str]:
+        asked: Any = {"model": "small:deep", "input": "Why?"}
+        *_, last = client.responses.create(**asked, stream=True)
+        parts = [part.text for item in last.response.output if item.type == "reasoning" for part in item.summary]
+        return last.response.status, "".join(parts), last.response.output_text
+
+    trace = "".join(DEEP)
     async with (
-        serving(inner) as served,
-        open_upstream(served.base_url) as engine,
-        open_pipeline(engine) as pipeline,
+        serving(inner()) as served,
+        open_chaos_proxy(served.port, lambda _: Treatment(cut_after=cut_after)) as proxy,
+        open_upstream(f"http://127.0.0.1:{proxy.port}/v1", model="small") as engine,
+        serving(engine) as outer,
     ):
-        stream = await pipeline.start(Request("Why?"))
-        async with stream.attach() as reader:
-            async for _ in reader:
-                pass
-        snapshot = stream.snapshot()
-        assert (snapshot.status, snapshot.output) == ("failed", "Hel")
-        assert isinstance(snapshot.error, ErrorInfo)
-        assert snapshot.error.code == "upstream_error"
+        if cut_after is None:
+            assert await with_sync_client(outer, chat) == (trace, "Hello.")
+            assert await with_sync_client(outer, responses) == ("completed", trace, "Hello.")
+        else:
+            with pytest.raises(openai.APIError, match="broke off") as caught:
+                await with_sync_client(outer, chat)
+            assert caught.value.code == "upstream_ended_early"
+            status, so_far, text = await with_sync_client(outer, responses)
+            assert (status, text) == ("failed", "")
+            assert trace.startswith(so_far)

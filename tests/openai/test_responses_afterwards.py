@@ -50,7 +50,15 @@ async def test_every_resume_is_the_tail_of_the_whole_and_the_last_is_empty(open_
             assert answer.body == b"".join(blocks[number + 1 :])
 
 
-@pytest.mark.parametrize("query", ["stream=true", "stream=true&include_obfuscation=false"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "stream=true",
+        "stream=true&include_obfuscation=false",
+        "stream=true&include=reasoning.encrypted_content",
+        "stream=true&include[]=reasoning.encrypted_content",
+    ],
+)
 async def test_a_replay_from_the_beginning_is_the_same_bytes(query: str, open_api, autojump_clock) -> None:
     async with open_api(*DEEP) as api:
         whole = await api.post(PATH, LIVE)
@@ -101,8 +109,8 @@ async def test_a_resume_at_the_head_waits_for_what_comes(open_api, autojump_cloc
         (f"stream=true&starting_after={'9' * 5000}", "starting_after"),
         ("stream=yes", "stream"),
         ("stream=true&after=3", "after"),
-        ("include=reasoning.encrypted_content", "include"),
-        ("include[]=reasoning.encrypted_content", "include"),
+        ("include=message.output_text.logprobs", "include"),
+        ("include[]=reasoning.encrypted_content&include[]=web_search_call.results", "include"),
     ],
 )
 async def test_a_retrieval_that_makes_no_sense_is_400(query: str, param: str, open_api, autojump_clock) -> None:

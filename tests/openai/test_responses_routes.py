@@ -177,22 +177,25 @@ def text_of_any(response: dict[str, object]) -> str:
     return "".join(part["text"] for item in response["output"] for part in item["content"])
 
 
-@pytest.mark.parametrize(("retryable", "status"), [(True, 503), (False, 500)])
+@pytest.mark.parametrize(
+    ("code", "retryable", "status"),
+    [("upstream_timeout", True, 503), ("upstream_timeout", False, 500), ("prompt_too_long", False, 400)],
+)
 async def test_without_stream_a_failure_is_an_http_error(
-    retryable: bool, status: int, open_api, autojump_clock
+    code: str, retryable: bool, status: int, open_api, autojump_clock
 ) -> None:
-    error = EngineError("upstream_timeout", "Too slow.", retryable=retryable)
+    error = EngineError(code, "Too slow.", retryable=retryable)
     async with open_api("a", error) as api:
         answer = await api.post(PATH, ASK)
         shown = await api.get(f"{PATH}/{answer.headers['crucible-stream'].replace('str_', 'resp_')}")
     assert answer.status == status
-    assert answer.error["code"] == "upstream_timeout"
+    assert answer.error["code"] == code
     assert answer.error["message"] == "Too slow."
     assert ("retry-after" in answer.headers) == retryable
     assert ("x-should-retry" in answer.headers) != retryable
     # What there was is not lost.
     assert (shown.status, shown.json["status"], text_of_any(shown.json)) == (200, "failed", "a")
-    assert shown.json["error"] == {"code": "upstream_timeout", "message": "Too slow."}
+    assert shown.json["error"] == {"code": code, "message": "Too slow."}
 
 
 async def test_with_stream_a_failure_is_the_last_event(open_api, autojump_clock) -> None:

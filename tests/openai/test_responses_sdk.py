@@ -65,6 +65,19 @@ async def test_the_stream_helper_accumulates_the_final_response(
     assert [item.type for item in final.output] == kinds
 
 
+async def test_the_asynchronous_helper_accumulates_it_too_and_comes_back_by_id(serving, with_async_client) -> None:
+    async def use(client: Any) -> tuple[Any, list[Any], Any]:
+        async with client.responses.stream(**ASK) as stream:
+            first = await stream.get_final_response()
+        async with client.responses.stream(response_id=first.id, starting_after=5) as stream:
+            return first, [event async for event in stream], await stream.get_final_response()
+
+    async with serving(ScriptedEngine(*DEEP)) as served:
+        first, events, again = await with_async_client(served, use)
+    assert first.output_text == again.output_text == "Hello"
+    assert numbers_in(events) == list(range(6, 6 + len(events)))
+
+
 async def test_a_whole_response_needs_no_stream(serving, with_async_client) -> None:
     async def use(client: Any) -> tuple[Any, Any]:
         created = await client.responses.create(**ASK, reasoning={"effort": "high", "summary": "auto"})
@@ -141,8 +154,9 @@ async def test_a_second_client_cancels_what_the_first_one_reads(serving, with_sy
             for event in stream:
                 events.append(event)
                 if event.type == "response.output_text.delta":
-                    other = client.with_options(max_retries=0)
-                    cancelled = other.responses.cancel(events[0].response.id)
+                    # Another client on a connection of its own, as on another device.
+                    with openai.OpenAI(base_url=client.base_url, api_key="none") as other:
+                        cancelled = other.responses.cancel(events[0].response.id)
         return events, cancelled, client.responses.retrieve(events[0].response.id)
 
     async with serving(engine) as served:
@@ -151,6 +165,30 @@ async def test_a_second_client_cancels_what_the_first_one_reads(serving, with_sy
     assert [response.status for response in (events[-1].response, cancelled, retrieved)] == ["cancelled"] * 3
     assert events[-1].response == retrieved
     assert engine.runs[0].end == "cancelled"
+
+
+async def test_a_second_client_cancels_it_also_while_the_first_one_waits_for_the_whole(
+    serving, with_async_client
+) -> None:
+    engine = ScriptedEngine("Hel", gate := Gate())
+
+    async def use(client: Any) -> Any:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.responses.create(**ASK)
+        return caught.value
+
+    async def cancel(served: Any, with_client: Any) -> None:
+        await gate.wait_reached()
+        [stream] = served.pipeline.streams()
+        response_id = stream.id.replace("str_", "resp_")
+        cancelled = await with_client(served, lambda client: client.responses.cancel(response_id))
+        assert (cancelled.status, cancelled.output_text) == ("cancelled", "Hel")
+
+    async with serving(engine) as served, trio.open_nursery() as nursery:
+        nursery.start_soon(cancel, served, with_async_client)
+        error = await with_async_client(served, use, max_retries=2)
+    assert (error.status_code, error.code) == (499, "cancelled")
+    assert (engine.calls, engine.runs[0].end) == (1, "cancelled")
 
 
 async def test_a_deleted_response_is_not_found(serving, with_sync_client) -> None:

@@ -190,6 +190,8 @@ CORS_HEADERS = (
     "access-control-max-age",
     "vary",
 )
+SENDS = ["Last-Event-ID", "Idempotency-Key", "Authorization", "Content-Type", "User-Agent"]
+READS = ["Location", "Crucible-Stream", "Crucible-Replayed", "Retry-After", "X-Should-Retry"]
 PREFLIGHT = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "last-event-id"}
 
 
@@ -222,8 +224,8 @@ async def test_a_preflight_of_an_allowed_page_is_204_and_says_what_it_may_send(
             assert {name: answer.header(name) for name in CORS_HEADERS} == {
                 "access-control-allow-origin": ALLOWED,
                 "access-control-allow-methods": "GET, POST, DELETE",
-                "access-control-allow-headers": "Last-Event-ID, Idempotency-Key, Authorization, Content-Type",
-                "access-control-expose-headers": "Location, Crucible-Stream, Crucible-Replayed, Retry-After",
+                "access-control-allow-headers": ", ".join(SENDS),
+                "access-control-expose-headers": ", ".join(READS),
                 "access-control-max-age": "600",
                 "vary": "Origin",
             }
@@ -233,6 +235,21 @@ async def test_a_preflight_of_an_allowed_page_is_204_and_says_what_it_may_send(
         foreign = await api.ask("OPTIONS", "/v1/streams", Origin="https://evil.example", **PREFLIGHT)
         assert foreign.status == 403
         assert [name for name in CORS_HEADERS if foreign.has_header(name)] == ["vary"]
+
+
+async def test_an_allowed_page_may_send_what_openais_sdks_say_of_themselves_and_nothing_else(
+    open_api, autojump_clock: MockClock
+) -> None:
+    asked = {
+        "X-Stainless-Lang, x-stainless-retry-count,x-custom": ["x-stainless-lang", "x-stainless-retry-count"],
+        "x-stainless-, x-stainless, x-stainless-a b, a-x-stainless-b, x-stainless-\xe9": [],
+        "": [],
+    }
+    async with open_api("a", allowed_origins=(ALLOWED,)) as api:
+        for names, more in asked.items():
+            headers = {"Origin": ALLOWED, "Access_Control_Request_Headers": names}
+            answer = await api.ask("OPTIONS", "/v1/responses", **headers)
+            assert answer.header("access-control-allow-headers").split(", ") == [*SENDS, *more]
 
 
 async def test_an_allowed_page_may_read_every_answer_also_an_error(open_api, autojump_clock: MockClock) -> None:
@@ -253,7 +270,7 @@ async def test_an_allowed_page_may_read_every_answer_also_an_error(open_api, aut
             assert answer.header("access-control-allow-origin") == ALLOWED
             assert answer.header("vary") == "Origin"
             exposed = answer.header("access-control-expose-headers").split(", ")
-            assert exposed == ["Location", "Crucible-Stream", "Crucible-Replayed", "Retry-After"]
+            assert exposed == READS
             plain = await api.ask(method, target, body, **headers)
             assert plain.header("vary") == "Origin"
             assert not plain.has_header("access-control-allow-origin")

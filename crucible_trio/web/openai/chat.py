@@ -7,11 +7,12 @@ How an end is answered. With `stream` the status line is out before the model be
 | completed | `finish_reason` of the engine: `stop`, `content_filter` | 200, the same |
 | incomplete: `max_output_tokens`, `log_limit` | `finish_reason: length` | 200, the same |
 | incomplete: a deadline | an event with an `error` and no `[DONE]`; `code` is the reason | 504 |
-| failed | the same; `code` and `message` are the engine's | 500, or 503 if the engine says that it may work later |
+| failed | the same; `code` and `message` are the engine's | 503 if it may work later, 400 if it cannot, otherwise 500 |
 | cancelled | the same; `code` is `cancelled` | 503 at shutdown, otherwise 499 |
 
 Statuses that mean "try again" have `Retry-After`; all others tell the SDKs not to. With an idempotency key the same
-request finds the same end, so then only a shutdown is worth another try.
+request finds the same end, so then only a shutdown is worth another try. 400 is for the codes that say that the request
+is at fault: `CLIENTS_FAULT`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class _Body(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     role: Role
-    content: Content
+    content: Content = ""  # of an answer that never came, some clients send null
 
 
 BODY: Final = Fields(

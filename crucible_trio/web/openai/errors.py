@@ -8,7 +8,7 @@ import msgspec
 from quart import Response
 from werkzeug.exceptions import HTTPException
 
-from crucible_trio.dialects.chat import ErrorBody, error_of
+from crucible_trio.dialects.chat import CLIENTS_FAULT, ErrorBody, error_of
 from crucible_trio.errors import CrucibleError, TooManyReadersError
 from crucible_trio.records import StreamCancelled, StreamFailed, StreamIncomplete, Terminal
 from crucible_trio.web.errors import Answer, UnauthorizedError, answer_to_http_error, copy_headers
@@ -94,6 +94,8 @@ def failure_response(terminal: Terminal, *, repeatable: bool) -> Response:
     assert body is not None
     assert body.code is not None
     match terminal:
+        case StreamFailed() if body.code in CLIENTS_FAULT:
+            answer = Answer(400, body.code)
         case StreamFailed(error=error):
             answer = _later(body.code) if error.retryable and repeatable else Answer(500, body.code)
         case StreamIncomplete():  # the same request takes as long again

@@ -48,19 +48,20 @@ def read_message(role: Role, content: Content, at: str, *, text_types: frozenset
         text_types: The part types that are text.
 
     Returns:
-        The message; None for instructions without a word, which some clients always send.
+        The message; None for one without a word that is not the user's: instructions that some clients always send, and
+        an answer that was stopped before it began.
 
     Raises:
-        InvalidRequestError: The content is empty, or a part does not fit.
+        InvalidRequestError: The user's content is empty, or a part does not fit.
         UnsupportedParameterError: A part is no text.
         UnknownParameterError: A part holds something unknown.
     """
     text = text_of(content, dotted(at, "content"), text_types=text_types)
     if text:
         return Message(_OUR_ROLE[role], text)
-    if _OUR_ROLE[role] == "system":
-        return None
-    raise InvalidRequestError("a message is empty", dotted(at, "content"))
+    if role == "user":
+        raise InvalidRequestError("a message is empty", dotted(at, "content"))
+    return None
 
 
 def text_of(content: Content, at: str, *, text_types: frozenset[str]) -> str:

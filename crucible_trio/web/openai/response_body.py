@@ -20,6 +20,8 @@ _MetadataKey = Annotated[str, msgspec.Meta(max_length=64)]
 _MetadataValue = Annotated[str, msgspec.Meta(max_length=512)]
 _Summary = Literal["auto", "concise", "detailed"]
 
+ENCRYPTED_REASONING: Final = "reasoning.encrypted_content"
+
 
 class _StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: bool = False  # padding against people who measure packets; harmless, there is none
@@ -55,7 +57,7 @@ class _Text(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     role: Role
-    content: Content
+    content: Content = ""  # of an answer that never came, some clients send null
 
 
 BODY: Final = Fields(
@@ -76,7 +78,8 @@ BODY: Final = Fields(
         "context_management": ([],),
         "conversation": (),
         "image": (),
-        "include": ([],),
+        # The SDKs ask for it with `store: false`, to send it back. There is none, and what is sent back is ignored.
+        "include": ([], [ENCRYPTED_REASONING]),
         "moderation": (),
         "previous_response_id": (),
         "prompt": (),

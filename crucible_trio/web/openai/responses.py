@@ -1,8 +1,9 @@
 """The responses API: `POST /v1/responses` and what can be done with a response afterwards.
 
 How an end is answered. With `stream` every end is the last event. Without it, `completed` and `incomplete` are a
-response with status 200, as OpenAI answers them; a failed or cancelled one is an HTTP error, so that the SDKs raise
-instead of returning what may look like a short answer. Retrieving never fails for that: it shows the response as it is.
+response with status 200, as OpenAI answers them; a failed or cancelled one is an HTTP error, as for a chat completion,
+so that the SDKs raise instead of returning what may look like a short answer. Retrieving never fails for that: it shows
+the response as it is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from crucible_trio.web.body import EventStreamBody
 from crucible_trio.web.openai import answers
 from crucible_trio.web.openai.asks import Asks
 from crucible_trio.web.openai.errors import UnsupportedParameterError, failure_response
-from crucible_trio.web.openai.response_body import read_body
+from crucible_trio.web.openai.response_body import ENCRYPTED_REASONING, read_body
 from crucible_trio.web.responses import event_response, json_response
 
 _BOOLEANS: Final = {"true": True, "false": False}
@@ -93,9 +94,9 @@ class ResponsesApi:
         """`GET /v1/responses/{id}`: the response as it stands; with `stream=true` its events from any number on."""
         stream = self._own_stream(response_id)
         intake.check_parameters(request, _RETRIEVE_PARAMETERS)
-        for name in ("include", "include[]"):
-            if request.args.get(name):
-                raise UnsupportedParameterError("include")
+        included = {*request.args.getlist("include"), *request.args.getlist("include[]")}
+        if not included <= {"", ENCRYPTED_REASONING}:
+            raise UnsupportedParameterError("include")
         starting_after = _number("starting_after")
         if _flag("stream"):
             return await self._events(stream, starting_after)
