@@ -162,8 +162,8 @@ async def test_who_lags_gets_fewer_larger_records_and_loses_nothing(
 
 
 async def at_once(request: Request, output: Output) -> Finish:
-    """An engine of many tasks: a hundred pieces are ready in one step of the scheduler."""
-    await trio.sleep(1)  # the recorder is parked
+    """An engine of many tasks: a hundred pieces are ready in one pass of the scheduler."""
+    await trio.sleep(1)
     async with trio.open_nursery() as nursery:
         for _ in range(100):
             nursery.start_soon(output.delta, "x")
@@ -179,6 +179,14 @@ async def test_what_comes_in_a_burst_is_merged_into_records_of_a_buffer_at_most(
     assert sum(lengths) == 100
     assert max(lengths[:-1]) == 8  # the last append takes what is left
     assert len(lengths) <= 2 + 100 / 8
+
+
+async def test_a_burst_that_nobody_holds_back_is_merged_too(autojump_clock: MockClock) -> None:
+    async with open_pipeline(at_once) as pipeline:
+        stream = await pipeline.start(Request("q"), on_disconnect="continue")
+        await trio.sleep(2)
+        assert stream.snapshot().output == "x" * 100
+        assert stream.log.head <= 2 + 1 + 3  # both ends, the first token, and what came behind it
 
 
 async def test_a_record_never_changes_once_it_is_in_the_log(scripted: Callable, autojump_clock: MockClock) -> None:

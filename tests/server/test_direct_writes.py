@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -106,67 +108,93 @@ async def test_the_next_client_gets_none_of_the_last_ones_bytes(serving) -> None
         assert reused > 10
 
 
-async def raw_app(scope: Any, receive: Any, send: Any) -> None:
-    """Hands its direct writes to the test, begins a body and waits until it is told to end."""
-    if scope["type"] != "http":
-        await trio.sleep_forever()
-    await receive()
-    state = scope["state"]["test"]
-    state["direct"].append(scope["extensions"][EXTENSION]["body"])
-    ready = [state["direct"][-1].ready]
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    ready.append(state["direct"][-1].ready)
-    await send({"type": "http.response.body", "body": b"begin ", "more_body": True})
-    ready.append(state["direct"][-1].ready)
-    state["ready"].append(ready)
-    await state["go_on"].wait()
-    await send({"type": "http.response.body", "body": b"end", "more_body": False})
+Answer = Callable[[Any, DirectWrites, Callable[[bytes, bool], Awaitable[None]]], Awaitable[None]]
 
 
-async def test_only_the_response_at_hand_can_be_written_to() -> None:
-    state: dict[str, Any] = {"direct": [], "ready": [], "go_on": trio.Event()}
+@asynccontextmanager
+async def serving_raw(answer: Answer) -> AsyncIterator[int]:
+    """A server of an ASGI application that is handed its direct writes and a short `send`."""
 
     async def app(scope: Any, receive: Any, send: Any, *_: Any) -> None:
         if scope["type"] == "lifespan":
-            for answer in ("startup", "shutdown"):
+            for event in ("startup", "shutdown"):
                 await receive()
-                await send({"type": f"lifespan.{answer}.complete"})
+                await send({"type": f"lifespan.{event}.complete"})
             return
-        scope["state"]["test"] = state
-        await raw_app(scope, receive, send)
+        await receive()
+        direct = scope["extensions"][EXTENSION]["body"]
+        assert not direct.ready
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def send_body(data: bytes, more: bool) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        await answer(scope, direct, send_body)
 
     config = Config()
     config.bind = ["127.0.0.1:0"]
     async with trio.open_nursery() as nursery:
         [url] = await nursery.start(partial(serve, app, config))
-        client = await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1]))
-        received = b""
-        with trio.fail_after(20):
-            async with client:
-                await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                while b"begin " not in received:
-                    received += await client.receive_some()
-                await wait_all_tasks_blocked()  # until `send` has returned
-                assert state["direct"][0].ready
-                assert state["direct"][0].write_nowait(b"middle ")
-                state["go_on"].set()
-                while not received.endswith(b"0\r\n\r\n"):
-                    received += await client.receive_some()
-                assert b"6\r\nbegin \r\n7\r\nmiddle \r\n3\r\nend\r\n0\r\n\r\n" in received
-                assert not state["direct"][0].ready
-                state["go_on"] = trio.Event()
-                await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                received = b""
-                while b"begin " not in received:
-                    received += await client.receive_some()
-                await wait_all_tasks_blocked()
-                assert not state["direct"][0].ready
-                assert state["direct"][1].ready
-                assert state["ready"] == [[False, True, True]] * 2
-                state["go_on"].set()
-                while not received.endswith(b"0\r\n\r\n"):
-                    received += await client.receive_some()
+        with trio.fail_after(30):
+            yield int(url.rsplit(":", 1)[1])
         nursery.cancel_scope.cancel()
+
+
+async def test_only_the_response_at_hand_can_be_written_to() -> None:
+    writes: list[DirectWrites] = []
+    go_on = trio.Event()
+
+    async def answer(scope: Any, direct: DirectWrites, send: Any) -> None:
+        writes.append(direct)
+        assert direct.ready
+        await send(b"begin ", True)
+        await go_on.wait()
+        await send(b"end", False)
+
+    async with serving_raw(answer) as port, await trio.open_tcp_stream("127.0.0.1", port) as client:
+
+        async def begin() -> bytes:
+            await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = b""
+            while b"begin " not in received:
+                received += await client.receive_some()
+            await wait_all_tasks_blocked()  # until `send` has returned
+            return received
+
+        received = await begin()
+        assert writes[0].ready
+        assert writes[0].write_nowait(b"middle ")
+        go_on.set()
+        while not received.endswith(b"0\r\n\r\n"):
+            received += await client.receive_some()
+        assert received.endswith(b"6\r\nbegin \r\n7\r\nmiddle \r\n3\r\nend\r\n0\r\n\r\n")
+        assert not writes[0].ready
+        go_on = trio.Event()
+        await begin()
+        assert writes[1].ready
+        assert not writes[0].ready
+        go_on.set()
+
+
+async def test_what_is_left_of_a_direct_write_goes_out_before_what_is_sent_next() -> None:
+    pieces = [b"%06d" % number * 2000 for number in range(400)]
+    taken: list[bytes] = []
+
+    async def answer(scope: Any, direct: DirectWrites, send: Any) -> None:
+        for piece in pieces:
+            taken.append(piece)
+            if not direct.write_nowait(piece):
+                break
+        assert not direct.ready
+        await send(b"end", False)
+
+    async with serving_raw(answer) as port, await trio.open_tcp_stream("127.0.0.1", port) as client:
+        await client.send_all(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+        received = b""
+        while data := await client.receive_some():
+            received += data
+        assert 1 < len(taken) < len(pieces)
+        assert received.partition(b"\r\n\r\n")[2] == b"".join(taken) + b"end"
 
 
 async def test_nothing_is_written_directly_while_something_else_is_being_sent(serving) -> None:
