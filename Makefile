@@ -23,9 +23,10 @@ test: lint
 	$(BIN)/coverage report --include='$(CORE)' --fail-under=100
 	$(MAKE) --no-print-directory docs
 
-# Load and faults on the real server, for three minutes.
+# Load and faults on the real server, for three minutes: with direct writes, and without.
 soak: $(VENV)/.installed-test
-	$(BIN)/python -W error tests/soak/soak.py --seconds 180
+	$(BIN)/python -W error tests/soak/soak.py --seconds 90
+	$(BIN)/python -W error tests/soak/soak.py --seconds 90 --path plain
 
 # Removes one mechanism at a time and sees a test fail; a few minutes.
 trials: $(VENV)/.installed-test

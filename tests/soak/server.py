@@ -109,6 +109,7 @@ async def main() -> None:
             watching.start_soon(watch)
             watching.start_soon(answer_commands, engine, pipeline)
             app, config = create_app(pipeline), Config.from_settings(SETTINGS)
+            config.direct_writes = sys.argv[1] == "direct"
             async with trio.open_nursery() as serving:
                 run = partial(serve, app, config, drain=pipeline.drain, shutdown=stopping.wait)
                 [url] = await serving.start(run)

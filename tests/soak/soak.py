@@ -77,9 +77,9 @@ class Process:
 
 
 @asynccontextmanager
-async def open_server() -> AsyncIterator[Process]:
+async def open_server(path: str) -> AsyncIterator[Process]:
     async with trio.open_nursery() as nursery:
-        command = [sys.executable, "-W", "error", str(Path(__file__).with_name("server.py"))]
+        command = [sys.executable, "-W", "error", str(Path(__file__).with_name("server.py")), path]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         process = Process(await nursery.start(partial(trio.run_process, command, check=False, **pipes)))
         process.port = int(await process.line())
@@ -191,12 +191,12 @@ async def let_go(process: Process, tally: Tally) -> list[float]:
     return seconds
 
 
-async def soak(*, seconds: float, clients: int, controls: int, warm_up: int, seed: int) -> Tally:
+async def soak(*, seconds: float, clients: int, controls: int, warm_up: int, seed: int, path: str) -> Tally:
     """Run it and print what came of it."""
     tally = Tally()
     seconds_to_let_go: list[float] = []
     rounds = 0
-    async with open_server() as process:
+    async with open_server(path) as process:
 
         async def one_round() -> None:
             nonlocal rounds
@@ -256,8 +256,9 @@ def main() -> int:
     # What is imported, cached or allocated once, in the first rounds, is no leak.
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before the first measurement")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    parser.add_argument("--path", choices=["direct", "plain"], default="direct", help="how the server writes")
     options = vars(parser.parse_args())
-    words = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in options.items())
+    words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
     print(f"to repeat: python tests/soak/soak.py {words}", flush=True)
     tally = trio.run(partial(soak, **options))
     for line in tally.wrong[:MAX_LINES]:

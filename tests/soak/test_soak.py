@@ -6,16 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
-SHORT = ["--seconds", "1", "--clients", "40", "--controls", "5", "--warm-up", "1", "--seed", "5"]
+SHORT = ["--seconds", "1", "--clients", "30", "--controls", "5", "--warm-up", "1", "--seed", "5"]
 
 
-async def test_load_and_faults_lose_nothing_and_leave_nothing() -> None:
+@pytest.mark.parametrize("path", ["direct", "plain"])
+async def test_load_and_faults_lose_nothing_and_leave_nothing(path: str) -> None:
     program = Path(__file__).with_name("soak.py")
     with trio.fail_after(300):
         done = await trio.run_process(
-            [sys.executable, "-W", "error", str(program), *SHORT],
+            [sys.executable, "-W", "error", str(program), *SHORT, "--path", path],
             capture_stdout=True,
             stderr=subprocess.STDOUT,
             check=False,
