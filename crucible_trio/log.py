@@ -1,8 +1,8 @@
 """The event log: the frames of one stream, its readers' cursors, and the room they leave the engine.
 
-`MemoryLog` is also the contract for a log in another process: every method a stream or reader uses is here, `append` is
-awaitable although this one never waits, and nothing depends on the frames being a list. Where `append` does wait, it is
-shielded with a deadline, or gives the batch back: what was taken from the buffer must not be lost.
+`MemoryLog` is also the contract for a log in another process: every method a stream or reader uses is here, and nothing
+depends on the frames being a list. None that writes waits, so such a log takes what it is given into a buffer of
+its own, and has no room until that is out.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Metrics:
         )
         self.readers = self._gauge("readers", "Readers attached")
         self.resumes = self._counter("resumes", "Readers that attached behind record 1")
-        self.log_bytes = self._gauge("log_bytes", "Bytes of all logs")
+        self.log_bytes = self._gauge("log_bytes", "Bytes of all logs and of the requests kept with them")
         self.refused = self._counter("requests_refused", "Requests answered with an error", "code")
         self.abandoned_threads = self._gauge("abandoned_threads", "Model threads no stream waits for, since the start")
 

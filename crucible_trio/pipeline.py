@@ -297,7 +297,7 @@ class Pipeline:
     def _drop(self, stream: Stream, *, forgotten: bool = False) -> None:
         self._retention.drop(stream, trio.current_time(), forgotten=forgotten)
         self._set_expiry()
-        self._log_bytes -= stream.log.size_bytes
+        self._log_bytes -= stream.size_bytes
 
     def _log_grew(self, size: int) -> None:
         self._log_bytes += size

@@ -43,6 +43,7 @@ from crucible_trio.records import (
     StreamIncomplete,
     Terminal,
     Timings,
+    encode_json,
     new_stream_id,
 )
 from crucible_trio.snapshot import Snapshot, Status, fold, status_of
@@ -62,6 +63,7 @@ class Stream:
         accepted_at: The same moment in `trio.current_time()`.
         on_disconnect: What happens while nobody reads.
         log: Its records.
+        request_bytes: What keeping the request takes, about.
         tokens: Pieces of text recorded so far.
         terminal: Its last record; None while it runs.
     """
@@ -85,6 +87,7 @@ class Stream:
         self.id = new_stream_id()
         self.owner = owner
         self.request = request
+        self.request_bytes = len(encode_json(request))
         self.created_at = time.time()
         self.on_disconnect: OnDisconnect = on_disconnect
         self.tokens = 0
@@ -119,6 +122,7 @@ class Stream:
         )
         created = self._recorder.create(mode=request.mode, model=request.model, created_at=self.created_at)
         self.log.append_nowait([created])
+        on_growth(self.request_bytes)
         self._nobody_is_attached()
 
     # What others do with it
@@ -130,6 +134,11 @@ class Stream:
         as many readers as it may have.
         """
         return Reader(self.log, after, attach=self._attach, left=self._reader_left)
+
+    @property
+    def size_bytes(self) -> int:
+        """What keeping it takes: its records and its request."""
+        return self.log.size_bytes + self.request_bytes
 
     @property
     def takes_readers(self) -> bool:

@@ -158,7 +158,17 @@ async def test_when_memory_is_short_finished_streams_nobody_reads_go_oldest_firs
             streams.append(await finished(pipeline))
             assert [is_there(pipeline, stream) for stream in streams[-2:]] == [True] * min(number, 2)
             assert not any(is_there(pipeline, stream) for stream in streams[:-2])
-            assert kept_bytes(pipeline) == sum(stream.log.size_bytes for stream in streams[-2:])
+            assert kept_bytes(pipeline) == sum(stream.size_bytes for stream in streams[-2:])
+
+
+async def test_a_long_prompt_takes_memory_too(scripted: Callable, autojump_clock: MockClock) -> None:
+    async with open_pipeline(scripted("x"), Settings(total_log_bytes=12_000)) as pipeline:
+        streams = []
+        for _ in range(4):
+            streams.append(await pipeline.start(Request("q" * 5000), on_disconnect="continue"))
+            await trio.sleep(1)
+        assert [is_there(pipeline, stream) for stream in streams] == [False, False, True, True]
+        assert kept_bytes(pipeline) == sum(stream.size_bytes for stream in streams[-2:])
 
 
 async def test_one_that_is_read_is_spared(half_full: Callable, text_of: Callable, autojump_clock: MockClock) -> None:
