@@ -86,8 +86,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_streams_per_owner: Count = 100
     """Running streams of one owner, where keys name owners; more are refused with 429."""
     total_log_bytes: Annotated[int, msgspec.Meta(ge=8192)] = 512 * 1024 * 1024
-    """Frames of all logs, and the requests kept with them. Finished streams nobody reads go first, oldest first; then new
-    streams get 503."""
+    """Frames of all logs, and the requests kept with them. Finished streams nobody reads go first, oldest first; then
+    new streams get 503."""
     retention_seconds: Seconds = 600.0
     """How long a finished stream can be read; afterwards it is 410 for an hour, then 404."""
     drain_seconds: Seconds = 30.0
