@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import final
 
 import trio
-
-
-# So many passes of the scheduler a reader has to take the last piece: what comes before it has would be merged into it,
-# and a stream of few records has few places to be cut at.
-_PASSES: Final = 8
 
 
 @final
@@ -27,8 +22,7 @@ class Stage:
 
     async def turn(self, key: str) -> None:
         """Wait until this stream's next piece is wanted. Checkpoints: always. Cancellation: takes no turn."""
-        for _ in range(_PASSES):
-            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
         while key not in self._released and not self._turns.get(key):
             await self._changed.setdefault(key, trio.lowlevel.ParkingLot()).park()
         if self._turns.get(key):
