@@ -114,7 +114,7 @@ async def test_the_pages_test_passes_and_can_fail(tmp_path: Path) -> None:
     code, said = await run_pytest(cwd=tmp_path)
     assert code == 0, said
     assert "1 passed" in said
-    file.write_text(source.replace("range(30)", "range(3)"))
+    file.write_text(source.replace("range(60)", "range(3)"))
     code, said = await run_pytest(cwd=tmp_path)
     assert code == 1, said
     assert "the stream is too small" in said
