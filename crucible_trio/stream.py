@@ -103,7 +103,6 @@ class Stream:
         self._scope = trio.CancelScope()  # of the engine
         self._alarms = alarms
         self._pacing = pacing
-        self._is_drained = True  # nothing is in the buffer
         self._is_marked = False  # to be recorded later
         self._alarm = Alarm(inf, self._look_at_clocks)
         self._send, self._receive = trio.open_memory_channel[Token](settings.buffer_tokens)
@@ -259,10 +258,9 @@ class Stream:
             self._finish()
 
     def _record_at_once(self, token: Token) -> bool:
-        # What comes alone to an empty buffer need not go through it.
-        if not self._is_drained or self._ending is not None or not self.log.has_room:
-            return False
-        if not self._pacing.may_record_at_once():
+        # What comes alone to an empty buffer need not go through it. If it is not empty, either there is no room, or this
+        # stream waits for its turn, and while any stream waits nothing is recorded at once.
+        if self._ending is not None or not self.log.has_room or not self._pacing.may_record_at_once():
             return False
         has_alarm = self._clocks.waits_for_token  # a later deadline: the alarm comes too early, and is set again then
         self._append([token])
@@ -273,7 +271,6 @@ class Stream:
         return True
 
     def _written(self) -> None:
-        self._is_drained = False
         self._clocks.token_came()  # whoever is waited for now, it is not the engine
         if self.log.has_room and not self._is_marked:
             self._record_later()
@@ -297,7 +294,7 @@ class Stream:
             while len(batch) < limit:
                 batch.append(self._receive.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
-            self._is_drained = True  # and what was taken before is in hand and must not be lost with the exception
+            pass  # what was taken before is in hand and must not be lost with the exception
         return batch
 
     def _append(self, batch: list[Token]) -> None:

@@ -189,6 +189,22 @@ async def test_a_burst_that_nobody_holds_back_is_merged_too(autojump_clock: Mock
         assert stream.log.head <= 2 + 1 + 3  # both ends, the first token, and what came behind it
 
 
+async def test_what_comes_alone_waits_behind_what_is_in_the_buffer(autojump_clock: MockClock) -> None:
+    async def engine(request: Request, output: Output) -> Finish:
+        for _ in range(30):  # the scheduler's order is random: now the rest of the burst is recorded first, now not
+            await output.delta("a")
+            await output.delta("b")
+            await trio.lowlevel.checkpoint()
+            await output.delta("c")
+            await trio.sleep(1)
+        return Finish()
+
+    async with open_pipeline(engine) as pipeline:
+        stream = await pipeline.start(Request("q"), on_disconnect="continue")
+        await trio.sleep(60)
+        assert stream.snapshot().output == "abc" * 30
+
+
 async def test_a_record_never_changes_once_it_is_in_the_log(scripted: Callable, autojump_clock: MockClock) -> None:
     engine = scripted(*LETTERS)
     async with open_pipeline(engine, Settings(buffer_tokens=3)) as pipeline:

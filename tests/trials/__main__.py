@@ -92,11 +92,11 @@ TRIALS = [
         "tests/core/test_cancellation.py",
     ),
     Trial(
-        "what comes alone passes nothing that is in the buffer",
-        "stream.py",
-        "        if not self._is_drained or self._ending is not None or",
-        "        if self._ending is not None or",
-        "tests/core",
+        "what comes alone passes nothing that waits",
+        "pacing.py",
+        "        if self._waiting or perf",
+        "        if perf",
+        "tests/core/test_backpressure.py",
     ),
     Trial(
         "a burst is left in the buffer and merged",
