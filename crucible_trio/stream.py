@@ -258,8 +258,8 @@ class Stream:
             self._finish()
 
     def _record_at_once(self, token: Token) -> bool:
-        # What comes alone to an empty buffer need not go through it. If it is not empty, either there is no room, or this
-        # stream waits for its turn, and while any stream waits nothing is recorded at once.
+        # What comes alone to an empty buffer need not go through it. If it is not empty, either there is no room, or
+        # this stream waits for its turn, and while any stream waits nothing is recorded at once.
         if self._ending is not None or not self.log.has_room or not self._pacing.may_record_at_once():
             return False
         has_alarm = self._clocks.waits_for_token  # a later deadline: the alarm comes too early, and is set again then
