@@ -1,0 +1,79 @@
+"""Who records when: in order, within the time of a pass, and one stream's error is no other's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from crucible_trio.alarms import Alarms
+from crucible_trio.pacing import Pacing
+
+
+@asynccontextmanager
+async def open_pacing() -> AsyncIterator[Pacing]:
+    alarms = Alarms()
+    pacing = Pacing(alarms)
+    trio.lowlevel.add_instrument(pacing)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alarms.run)
+            yield pacing
+            nursery.cancel_scope.cancel()
+    finally:
+        trio.lowlevel.remove_instrument(pacing)
+
+
+async def may_soon(pacing: Pacing) -> bool:
+    """Whether something may be recorded at once in one of many passes; a busy machine can make a single one last."""
+    for _ in range(100):
+        await trio.sleep(1)
+        if pacing.may_record_at_once():
+            return True
+    return False
+
+
+async def test_an_error_of_one_stream_leaves_the_others_their_turn(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = []
+
+    def fails() -> None:
+        raise RuntimeError
+
+    async with open_pacing() as pacing:
+        for record in (lambda: recorded.append(1), fails, lambda: recorded.append(2)):
+            pacing.record_later(record)
+        await wait_all_tasks_blocked()
+    assert recorded == [1, 2]
+    [line] = caplog.records
+    assert line.exc_info is not None
+
+
+async def test_what_takes_longer_than_a_pass_goes_on_in_order(autojump_clock: MockClock) -> None:
+    recorded: list[int] = []
+
+    def record_slowly() -> None:
+        recorded.append(len(recorded))
+        time.sleep(0.006)
+
+    async with open_pacing() as pacing:
+        for _ in range(3):
+            pacing.record_later(record_slowly)
+        assert not pacing.may_record_at_once()
+        await wait_all_tasks_blocked()
+        assert recorded == [0, 1, 2]
+        assert await may_soon(pacing)
+
+
+async def test_a_pass_that_has_lasted_too_long_records_nothing_more_at_once(autojump_clock: MockClock) -> None:
+    async with open_pacing() as pacing:
+        assert await may_soon(pacing)
+        time.sleep(0.006)  # noqa: ASYNC251 - an engine that computes
+        assert not pacing.may_record_at_once()
+        assert await may_soon(pacing)
+    assert pacing.at_once == 2
