@@ -32,7 +32,7 @@ soak: $(VENV)/.installed-test
 trials: $(VENV)/.installed-test
 	$(BIN)/python -m tests.trials
 
-# Measures the whole path beside what people use today, for about 45 minutes; wants a machine with nothing else to do.
+# Measures the whole path beside what people use today, for about 40 minutes; wants a machine with nothing else to do.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
 

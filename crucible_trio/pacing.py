@@ -34,14 +34,12 @@ class Pacing(trio.abc.Instrument):
         passes: How often the scheduler has looked for something to run: a piece of text that comes in the same pass as
             the one before belongs to a burst.
         at_once: Records made in the engine's call.
-        later: Times that a stream's records were left for later.
         direct_writes: Times that a record went to a client in the middle of its append; counted by the transports.
     """
 
     def __init__(self, alarms: Alarms) -> None:
         self.passes = 0
         self.at_once = 0
-        self.later = 0
         self.direct_writes = 0
         self._alarms = alarms
         self._pass_began = -inf
@@ -68,7 +66,6 @@ class Pacing(trio.abc.Instrument):
 
     def record_later(self, record: Callable[[], None]) -> None:
         """Have `record` called in another pass; it must not wait. One that waits already is not to be added again."""
-        self.later += 1
         self._waiting.append(record)
         if self._alarm.at == inf:
             self._set_alarm(trio.current_time())

@@ -34,8 +34,8 @@ from crucible_trio.web.intake import check_parameters, read_body
 from crucible_trio.web.openai import answers
 from crucible_trio.web.openai.asks import Asks
 from crucible_trio.web.openai.errors import failure_response
-from crucible_trio.web.openai.fields import Fields
-from crucible_trio.web.openai.messages import Content, Role, read_message
+from crucible_trio.web.openai.fields import HARMLESS, Fields
+from crucible_trio.web.openai.messages import AskedMessage, read_message
 from crucible_trio.web.responses import json_response
 
 TokenLimit = Annotated[int, msgspec.Meta(ge=1)]
@@ -65,21 +65,11 @@ class _Body(msgspec.Struct):
     stop: str | list[str] | None = None
 
 
-class _Message(msgspec.Struct):
-    role: Role
-    content: Content = ""  # of an answer that never came, some clients send null
-
-
 BODY: Final = Fields(
     _Body,
-    harmless={
+    harmless=HARMLESS
+    | {
         "metadata": "labels for a store that there is not",
-        "prompt_cache_key": "a hint for a cache",
-        "prompt_cache_options": "hints for a cache",
-        "prompt_cache_retention": "a hint for a cache",
-        "safety_identifier": "names an end user; owners are named by keys",
-        "service_tier": "there is one tier",
-        "user": "names an end user; owners are named by keys",
     },
     refused={
         "audio": (),
@@ -106,7 +96,7 @@ BODY: Final = Fields(
 """The fields of a request's body."""
 
 MESSAGE: Final = Fields(
-    _Message,
+    AskedMessage,
     harmless={
         "name": "tells speakers of one role apart; the models here know roles alone",
         "reasoning": "the trace of an earlier answer, sent back; no model wants it again",

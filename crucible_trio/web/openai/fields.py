@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, final
+from typing import Final, Generic, TypeVar, final
 
 import msgspec
 
@@ -59,6 +59,17 @@ class Fields(Generic[Shape]):
             elif name not in self.harmless:
                 raise UnknownParameterError(dotted(at, name))
         return valid(lambda: msgspec.convert(known, self.shape), at)
+
+
+# On both wires.
+HARMLESS: Final = {
+    "prompt_cache_key": "a hint for a cache",
+    "prompt_cache_options": "hints for a cache",
+    "prompt_cache_retention": "a hint for a cache",
+    "safety_identifier": "names an end user; owners are named by keys",
+    "service_tier": "there is one tier",
+    "user": "names an end user; owners are named by keys",
+}
 
 
 def dotted(at: str, name: str) -> str:

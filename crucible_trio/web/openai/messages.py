@@ -23,6 +23,13 @@ _OUR_ROLE: Final[Mapping[Role, Literal["system", "user", "assistant"]]] = {
 }
 
 
+class AskedMessage(msgspec.Struct):
+    """A message of a request, on either wire."""
+
+    role: Role
+    content: Content = ""  # of an answer that never came, some clients send null
+
+
 class _TextPart(msgspec.Struct):
     type: str
     text: str

@@ -12,8 +12,8 @@ from crucible_trio.engine import Message, Request
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.web.openai.asks import Asks
 from crucible_trio.web.openai.errors import UnsupportedParameterError
-from crucible_trio.web.openai.fields import Fields
-from crucible_trio.web.openai.messages import Content, Role, read_message
+from crucible_trio.web.openai.fields import HARMLESS, Fields
+from crucible_trio.web.openai.messages import AskedMessage, read_message
 
 # OpenAI's limits. What a response says again is kept with its stream, and no cap on logs counts it.
 _MetadataKey = Annotated[str, msgspec.Meta(max_length=64)]
@@ -55,22 +55,12 @@ class _Text(msgspec.Struct):
     pass
 
 
-class _Message(msgspec.Struct):
-    role: Role
-    content: Content = ""  # of an answer that never came, some clients send null
-
-
 BODY: Final = Fields(
     Body,
-    harmless={
+    harmless=HARMLESS
+    | {
         "max_tool_calls": "there are no tools",
         "parallel_tool_calls": "there are no tools",
-        "prompt_cache_key": "a hint for a cache",
-        "prompt_cache_options": "hints for a cache",
-        "prompt_cache_retention": "a hint for a cache",
-        "safety_identifier": "names an end user; owners are named by keys",
-        "service_tier": "there is one tier",
-        "user": "names an end user; owners are named by keys",
     },
     refused={
         "access_programs": (),
@@ -98,7 +88,7 @@ TEXT: Final = Fields(_Text, refused={"format": ({"type": "text"},), "verbosity":
 """The fields of `text`."""
 
 MESSAGE: Final = Fields(
-    _Message,
+    AskedMessage,
     harmless={
         "id": "of an earlier answer, sent back",
         "phase": "of an earlier answer, sent back",
