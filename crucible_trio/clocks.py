@@ -1,4 +1,4 @@
-"""The deadlines of one stream. No timer here: an alarm is set for `next_deadline`, and asks `expired` when it fires."""
+"""The deadlines of one stream. Nothing here waits: a timer fires at `next_deadline`, and then asks `expired`."""
 
 from __future__ import annotations
 

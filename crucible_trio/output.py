@@ -13,8 +13,8 @@ from typing import final
 import msgspec
 import trio
 
-from crucible_trio.alarms import Alarms
 from crucible_trio.pacing import Pacing
+from crucible_trio.timers import Timers
 
 
 @final
@@ -49,7 +49,7 @@ class Output:
         written: Callable[[], None] = lambda: None,
     ) -> None:
         self._send = send
-        self._pacing = pacing or Pacing(Alarms())
+        self._pacing = pacing or Pacing(Timers())
         self._record = record
         self._written = written
         self._pass = -1  # of the last piece

@@ -16,7 +16,7 @@ from typing import Final, final
 
 import trio
 
-from crucible_trio.alarms import Alarm, Alarms
+from crucible_trio.timers import Timer, Timers
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _PIECES_PER_PASS: Final = 64
 
 @final
 class Pacing(trio.abc.Instrument):
-    """What the streams of a pipeline share to find the right moment. Its `Alarms` and the scheduler drive it.
+    """What the streams of a pipeline share to find the right moment. Its `Timers` and the scheduler drive it.
 
     Attributes:
         passes: How often the scheduler has looked for something to run: a piece of text that comes in the same pass as
@@ -37,14 +37,14 @@ class Pacing(trio.abc.Instrument):
         direct_writes: Times that a record went to a client in the middle of its append; counted by the transports.
     """
 
-    def __init__(self, alarms: Alarms) -> None:
+    def __init__(self, timers: Timers) -> None:
         self.passes = 0
         self.at_once = 0
         self.direct_writes = 0
-        self._alarms = alarms
+        self._timers = timers
         self._pass_began = -inf
         self._waiting: deque[Callable[[], None]] = deque()
-        self._alarm = Alarm(inf, self._record)
+        self._timer = Timer(inf, self)
 
     def after_io_wait(self, timeout: float) -> None:
         """The scheduler begins a pass (`trio.abc.Instrument`)."""
@@ -67,13 +67,14 @@ class Pacing(trio.abc.Instrument):
     def record_later(self, record: Callable[[], None]) -> None:
         """Have `record` called in another pass; it must not wait. One that waits already is not to be added again."""
         self._waiting.append(record)
-        if self._alarm.at == inf:
-            self._set_alarm(trio.current_time())
+        if self._timer.at == inf:
+            self._set_timer(trio.current_time())
 
-    def _set_alarm(self, at: float) -> None:
-        self._alarm = self._alarms.set(at, self._record)
+    def _set_timer(self, at: float) -> None:
+        self._timer = self._timers.set(at, self)
 
-    def _record(self) -> None:
+    def timer_fired(self) -> None:
+        """Record for the streams that wait (`Timed`)."""
         until = perf_counter() + _SECONDS_PER_PASS
         while self._waiting:
             try:
@@ -83,4 +84,4 @@ class Pacing(trio.abc.Instrument):
             if perf_counter() > until:
                 break
         if self._waiting:
-            self._set_alarm(trio.current_time())
+            self._set_timer(trio.current_time())

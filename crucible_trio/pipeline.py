@@ -12,7 +12,6 @@ from typing import Final, final
 import msgspec
 import trio
 
-from crucible_trio.alarms import Alarm, Alarms
 from crucible_trio.config import Settings
 from crucible_trio.engine import (
     Engine,
@@ -35,6 +34,7 @@ from crucible_trio.metrics import Metrics
 from crucible_trio.pacing import Pacing
 from crucible_trio.retention import Retention
 from crucible_trio.stream import Stream
+from crucible_trio.timers import Timer, Timers
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Pipeline:
         engine: Where tokens come from.
         settings: Its limits.
         metrics: Its numbers.
-        alarms: Its timer.
+        timers: Its timers.
         pacing: Decides when its streams record.
         draining: Whether it starts nothing new because it is shutting down.
     """
@@ -59,15 +59,15 @@ class Pipeline:
         self.engine = engine
         self.settings = settings
         self.metrics = Metrics()
-        self.alarms = Alarms()
-        self.pacing = Pacing(self.alarms)
+        self.timers = Timers()
+        self.pacing = Pacing(self.timers)
         self.draining = False
         self._nursery: trio.Nursery | None = None
         self._running: dict[str, Stream] = {}
         self._running_by_owner: Counter[str] = Counter()
         self._forgotten: set[Stream] = set()  # deleted while it ran, until it has ended
         self._retention = Retention(settings.retention_seconds)
-        self._expiry = Alarm(inf, self._expire)
+        self._expiry = Timer(inf, self)
         self._keys = Keys()
         self._log_bytes = 0
         self._ended = trio.lowlevel.ParkingLot()
@@ -86,7 +86,7 @@ class Pipeline:
             async with trio.open_nursery() as self._nursery:
                 task_status.started()
                 try:
-                    await self.alarms.run()
+                    await self.timers.run()
                 finally:
                     self._stop_all()
         finally:
@@ -158,7 +158,7 @@ class Pipeline:
             msgspec.structs.replace(request, model=request.model or self.engine.info.models[0]),
             self.settings,
             self.metrics,
-            self.alarms,
+            self.timers,
             self.pacing,
             owner=owner,
             on_disconnect=request.on_disconnect or on_disconnect,
@@ -283,7 +283,8 @@ class Pipeline:
 
     # Retention
 
-    def _expire(self) -> None:
+    def timer_fired(self) -> None:
+        """The retention of a stream may be over (`Timed`)."""
         now = trio.current_time()
         for stream in self._retention.expired(now):
             self._drop(stream)
@@ -292,7 +293,7 @@ class Pipeline:
         self._set_expiry()
 
     def _set_expiry(self) -> None:
-        self._expiry = self.alarms.set_no_later(self._expiry, self._retention.next_change(), self._expire)
+        self._expiry = self.timers.set_no_later(self._expiry, self._retention.next_change(), self)
 
     def _drop(self, stream: Stream, *, forgotten: bool = False) -> None:
         self._retention.drop(stream, trio.current_time(), forgotten=forgotten)

@@ -25,7 +25,6 @@ from typing import final
 import trio
 
 from crucible_trio import endings
-from crucible_trio.alarms import Alarm, Alarms
 from crucible_trio.clocks import Clocks
 from crucible_trio.config import Settings
 from crucible_trio.endings import Ending
@@ -47,6 +46,7 @@ from crucible_trio.records import (
     new_stream_id,
 )
 from crucible_trio.snapshot import Snapshot, Status, fold, status_of
+from crucible_trio.timers import Timer, Timers
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Stream:
         request: Request,
         settings: Settings,
         metrics: Metrics,
-        alarms: Alarms,
+        timers: Timers,
         pacing: Pacing,
         *,
         owner: str,
@@ -101,10 +101,10 @@ class Stream:
         self._ending: Ending | None = None
         self._stopped_at: float | None = None
         self._scope = trio.CancelScope()  # of the engine
-        self._alarms = alarms
+        self._timers = timers
         self._pacing = pacing
         self._is_marked = False  # to be recorded later
-        self._alarm = Alarm(inf, self._look_at_clocks)
+        self._timer = Timer(inf, self)
         self._send, self._receive = trio.open_memory_channel[Token](settings.buffer_tokens)
         self._output = Output(self._send, pacing, self._record_at_once, self._written)
         self._clocks = Clocks(
@@ -200,7 +200,7 @@ class Stream:
     def _nobody_is_attached(self) -> None:
         if self._needs_reader:
             self._clocks.alone(trio.current_time())
-            self._set_alarm()
+            self._set_timer()
 
     # The engine's task
 
@@ -209,7 +209,7 @@ class Stream:
 
         Cancellation: the stream ends `cancelled` by `shutdown`, with every piece in its log whose call has returned.
         """
-        self._set_alarm()
+        self._set_timer()
         try:
             with self._scope:
                 await self._generate()
@@ -251,7 +251,7 @@ class Stream:
             batch = self._take_nowait(self._settings.buffer_tokens)
             if not batch:
                 self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
-                self._set_alarm()
+                self._set_timer()
                 break
             self._append(batch)
         if self._ending is not None:
@@ -262,12 +262,12 @@ class Stream:
         # this stream waits for its turn, and while any stream waits nothing is recorded at once.
         if self._ending is not None or not self.log.has_room or not self._pacing.may_record_at_once():
             return False
-        has_alarm = self._clocks.waits_for_token  # a later deadline: the alarm comes too early, and is set again then
+        has_timer = self._clocks.waits_for_token  # a later deadline: the timer comes too early, and is set again then
         self._append([token])
         if self.log.has_room:
             self._clocks.wait_begins(trio.current_time(), self._output.queued_seconds)
-            if not has_alarm:
-                self._set_alarm()
+            if not has_timer:
+                self._set_timer()
         return True
 
     def _written(self) -> None:
@@ -308,7 +308,7 @@ class Stream:
 
     def _finish(self) -> None:
         """Append what is left and the terminal record at once, reader or not."""
-        self._alarm.cancel()
+        self._timer.cancel()
         rest = self._take_nowait(inf)
         self._receive.close()
         self._count(rest)
@@ -347,15 +347,16 @@ class Stream:
             if not self._is_marked:  # an engine may take its time to let go; readers need not wait for that
                 self._record_later()
 
-    def _set_alarm(self) -> None:
+    def _set_timer(self) -> None:
         # When it fires too early the clocks are compared and it is set again.
         deadline = self._clocks.next_deadline(self._output.queued_seconds)
-        self._alarm = self._alarms.set_no_later(self._alarm, deadline, self._look_at_clocks)
+        self._timer = self._timers.set_no_later(self._timer, deadline, self)
 
-    def _look_at_clocks(self) -> None:
+    def timer_fired(self) -> None:
+        """A deadline may have passed (`Timed`)."""
         match self._clocks.expired(trio.current_time(), self._output.queued_seconds):
             case None:
-                self._set_alarm()
+                self._set_timer()
             case "grace":
                 self._stop(endings.cancelled("disconnect"))
             case reason:

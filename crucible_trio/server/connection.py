@@ -30,10 +30,11 @@ from hypercorn.typing import (
 )
 from hypercorn.utils import parse_socket_addr
 
-from crucible_trio.alarms import Alarm, Alarms
+from crucible_trio.direct_writes import EXTENSION
 from crucible_trio.errors import trace_without_text
 from crucible_trio.server.config import Config
-from crucible_trio.server.direct import EXTENSION, DirectWrites
+from crucible_trio.server.direct import DirectWrites
+from crucible_trio.timers import Timer, Timers
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Shared:
         self.config = config
         self.state = state
         self.context = WorkerContext(None)
-        self.alarms = Alarms()
+        self.timers = Timers()
         self.idle: set[Connection] = set()
 
 
@@ -67,7 +68,7 @@ class Connection:
         self._stream = stream
         self._send_lock = trio.Lock()
         self._writers = 0  # that hold the lock or wait for it
-        self._closing = Alarm(inf, self.close)
+        self._closing = Timer(inf, self)
         self._is_lingering = False
         self._unsent = b""  # of a write that did not wait
         self._tasks = _Tasks(self)
@@ -107,7 +108,11 @@ class Connection:
         self._closing.cancel()
 
     def _close_in(self, seconds: float) -> None:
-        self._closing = self._shared.alarms.set(trio.current_time() + seconds, self.close)
+        self._closing = self._shared.timers.set(trio.current_time() + seconds, self)
+
+    def timer_fired(self) -> None:
+        """Close: the connection was idle, or has lingered, long enough."""
+        self.close()
 
     async def _read(self) -> None:
         sock = self._stream.socket

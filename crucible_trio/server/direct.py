@@ -8,12 +8,10 @@ must take it away.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
     from crucible_trio.server.connection import Connection
-
-EXTENSION: Final = "crucible_trio.direct_writes"
 
 
 @final

@@ -57,7 +57,7 @@ async def serve(
         listeners = _listen(config, stack)
         async with _lifespan(wrapped, config, state), trio.open_nursery() as timing:
             shared = Shared(wrapped, config, state)
-            timing.start_soon(shared.alarms.run)
+            timing.start_soon(shared.timers.run)
             async with trio.open_nursery() as connections:
 
                 async def handle(stream: trio.SocketStream) -> None:

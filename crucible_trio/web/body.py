@@ -8,39 +8,23 @@ from __future__ import annotations
 
 from math import inf
 from types import TracebackType
-from typing import Final, Protocol, Self, final
+from typing import Final, Self, final
 
 import trio
 from quart import request
 from quart.wrappers.response import ResponseBody
 
 from crucible_trio import sse
-from crucible_trio.alarms import Alarm
 from crucible_trio.dialects import Dialect
+from crucible_trio.direct_writes import EXTENSION, DirectWriter
 from crucible_trio.errors import TooManyReadersError
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import ServerBusy, ServerDraining, encode_control
 from crucible_trio.stream import Stream
-
-# Where a server offers writes that do not wait (`server/direct.py`).
-DIRECT_WRITES: Final = "crucible_trio.direct_writes"
+from crucible_trio.timers import Timer
 
 # One body message: one write with one deadline on our server, one join of a log's frames here.
 MESSAGE_BYTES: Final = 16 * 1024
-
-
-class DirectWrites(Protocol):
-    """What `server/direct.py` says."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether a piece can be written now."""
-
-    def write_nowait(self, data: bytes) -> bool:
-        """Write a piece; whether all of it is out."""
-
-    async def flush(self) -> None:
-        """Write what is left of it."""
 
 
 @final
@@ -75,7 +59,7 @@ class EventStreamBody(ResponseBody):
         self._refused = False
         self._announced = False
         self._silent_since = 0.0
-        self._alarm = Alarm(inf, self._look_at_clock)
+        self._timer = Timer(inf, self)
 
     async def __aenter__(self) -> Self:
         try:
@@ -90,7 +74,7 @@ class EventStreamBody(ResponseBody):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._alarm.cancel()
+        self._timer.cancel()
         await self._reader.__aexit__(kind, error, trace)
 
     def __aiter__(self) -> Self:
@@ -120,7 +104,7 @@ class EventStreamBody(ResponseBody):
                 return encode_control(ServerDraining(self._settings.retry_milliseconds))
             if trio.current_time() >= self._silent_since + self._settings.heartbeat_seconds:
                 return sse.HEARTBEAT
-            self._set_alarm()
+            self._set_timer()
             await self._reader.wait()
             if self._failure is not None:
                 raise self._failure
@@ -147,18 +131,18 @@ class EventStreamBody(ResponseBody):
             return before
         return self._reader.taken
 
-    def _look_at_clock(self) -> None:
-        """The heartbeat may be due; the alarm comes early when something has been written since it was set."""
+    def timer_fired(self) -> None:
+        """The heartbeat may be due; the timer comes early when something has been written since it was set."""
         is_due = trio.current_time() >= self._silent_since + self._settings.heartbeat_seconds
         can_write = self._reader.waits and self._can_write_at_once
         if is_due and can_write and self._write_directly(sse.HEARTBEAT):
-            self._set_alarm()
+            self._set_timer()
         else:
             self._reader.wake()
 
-    def _set_alarm(self) -> None:
+    def _set_timer(self) -> None:
         at = self._silent_since + self._settings.heartbeat_seconds
-        self._alarm = self._pipeline.alarms.set_no_later(self._alarm, at, self._look_at_clock)
+        self._timer = self._pipeline.timers.set_no_later(self._timer, at, self)
 
     @property
     def _can_write_at_once(self) -> bool:
@@ -187,6 +171,6 @@ class EventStreamBody(ResponseBody):
         return self._dialect.feed(self._reader.take(limit_bytes))
 
 
-def _direct_writes() -> DirectWrites | None:
+def _direct_writes() -> DirectWriter | None:
     extensions = request.scope.get("extensions") or {}
-    return extensions.get(DIRECT_WRITES, {}).get("body")
+    return extensions.get(EXTENSION, {}).get("body")

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 CORE = (
-    "errors config sse records output recorder engine log alarms clocks metrics snapshot reader endings stream"
+    "errors config sse records output recorder engine log timers clocks metrics snapshot reader endings stream"
     " idempotency retention pipeline"
 )
 

@@ -4,9 +4,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.alarms import Alarms
 from crucible_trio.output import Output, Token
 from crucible_trio.pacing import Pacing
+from crucible_trio.timers import Timers
 
 
 def open_output(buffer: int) -> tuple[Output, trio.MemoryReceiveChannel[Token]]:
@@ -60,7 +60,7 @@ async def test_every_call_looks_for_cancellation(text: str, autojump_clock: Mock
 
 
 async def test_an_engine_that_never_waits_lets_others_run(autojump_clock: MockClock) -> None:
-    pacing = Pacing(Alarms())
+    pacing = Pacing(Timers())
     trio.lowlevel.add_instrument(pacing)
     send, _receive = trio.open_memory_channel[Token](10_000)
     output = Output(send, pacing)

@@ -10,18 +10,18 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.alarms import Alarms
 from crucible_trio.pacing import Pacing
+from crucible_trio.timers import Timers
 
 
 @asynccontextmanager
 async def open_pacing() -> AsyncIterator[Pacing]:
-    alarms = Alarms()
-    pacing = Pacing(alarms)
+    timers = Timers()
+    pacing = Pacing(timers)
     trio.lowlevel.add_instrument(pacing)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(alarms.run)
+            nursery.start_soon(timers.run)
             yield pacing
             nursery.cancel_scope.cancel()
     finally:

@@ -14,9 +14,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio import Finish, Output, Request, Settings
+from crucible_trio.direct_writes import EXTENSION
 from crucible_trio.server import Config, serve
 from crucible_trio.server.connection import Connection
-from crucible_trio.server.direct import EXTENSION, DirectWrites
+from crucible_trio.server.direct import DirectWrites
 
 
 async def slowly(request: Request, output: Output) -> Finish:

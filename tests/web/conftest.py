@@ -21,12 +21,12 @@ from quart_trio import QuartTrio
 from trio.testing import MockClock
 
 from crucible_trio.config import Settings
+from crucible_trio.direct_writes import EXTENSION
 from crucible_trio.engine import EngineInfo, Finish, Reasoning, Request
 from crucible_trio.output import Output
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import Usage
 from crucible_trio.web.app import create_app
-from crucible_trio.web.body import DIRECT_WRITES
 
 T = TypeVar("T")
 Headers: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
@@ -363,7 +363,7 @@ class Api:
             ],
             "client": ("127.0.0.1", 50000),
             "server": ("127.0.0.1", 8000),
-            "extensions": {DIRECT_WRITES: {"body": exchange}} if offers_direct_writes else {},
+            "extensions": {EXTENSION: {"body": exchange}} if offers_direct_writes else {},
         }
 
         async def receive() -> Json:

@@ -6,17 +6,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.alarms import Alarm, Alarms
+from crucible_trio.timers import Timer, Timers
 
 
 class Diary:
-    """Notes when it was called."""
+    """Notes which of its targets' timers fired, and when."""
 
     def __init__(self) -> None:
         self.notes: list[tuple[str, float]] = []
 
-    def __call__(self, name: str) -> None:
-        self.notes.append((name, round(trio.current_time(), 6)))
+    def target(self, name: str) -> "Target":
+        return Target(self, name)
+
+
+class Target:
+    """Writes its name into a diary when its timer fires."""
+
+    def __init__(self, diary: Diary, name: str) -> None:
+        self._diary = diary
+        self._name = name
+
+    def timer_fired(self) -> None:
+        self._diary.notes.append((self._name, round(trio.current_time(), 6)))
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), max_size=12))
@@ -26,19 +37,19 @@ def test_each_fires_once_at_its_time_in_order_unless_cancelled(
     """Each setting: when it is made, how much later it is due, and whether it is cancelled again at once."""
 
     async def run() -> None:
-        alarms, diary, expected = Alarms(), Diary(), []
+        timers, diary, expected = Timers(), Diary(), []
         begin = trio.current_time()
 
         async def set_one(name: str, after: int, later: int, cancelled: bool) -> None:
             await trio.sleep(after)
-            alarm = alarms.set(trio.current_time() + later, lambda: diary(name))
+            timer = timers.set(trio.current_time() + later, diary.target(name))
             if cancelled:
-                alarm.cancel()
-                alarm.cancel()
-                assert alarm.at == inf
+                timer.cancel()
+                timer.cancel()
+                assert timer.at == inf
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(alarms.run)
+            nursery.start_soon(timers.run)
             for number, (after, later, cancelled) in enumerate(settings):
                 nursery.start_soon(set_one, f"{number}", after, later, cancelled)
                 if not cancelled:
@@ -52,22 +63,22 @@ def test_each_fires_once_at_its_time_in_order_unless_cancelled(
 
 
 async def test_those_due_at_one_time_fire_in_the_order_of_setting(autojump_clock: MockClock) -> None:
-    alarms, diary = Alarms(), Diary()
+    timers, diary = Timers(), Diary()
     for name in "abcdef":
-        alarms.set(trio.current_time() + 5, lambda name=name: diary(name))
+        timers.set(trio.current_time() + 5, diary.target(name))
     with trio.move_on_after(6):
-        await alarms.run()
+        await timers.run()
     assert "".join(name for name, _ in diary.notes) == "abcdef"
 
 
 async def test_an_earlier_one_wakes_the_timer(autojump_clock: MockClock) -> None:
-    alarms, diary, begin = Alarms(), Diary(), trio.current_time()
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(alarms.run)
+        nursery.start_soon(timers.run)
         await wait_all_tasks_blocked()
-        alarms.set(begin + 50, lambda: diary("late"))
+        timers.set(begin + 50, diary.target("late"))
         await wait_all_tasks_blocked()
-        alarms.set(begin + 5, lambda: diary("early"))
+        timers.set(begin + 5, diary.target("early"))
         await trio.sleep(10)
         assert diary.notes == [("early", begin + 5)]
         await trio.sleep(50)
@@ -76,49 +87,50 @@ async def test_an_earlier_one_wakes_the_timer(autojump_clock: MockClock) -> None
 
 
 async def test_one_that_is_due_while_nobody_runs_them_fires_when_somebody_does(autojump_clock: MockClock) -> None:
-    alarms, diary = Alarms(), Diary()
-    alarms.set(trio.current_time() + 1, lambda: diary("a"))
+    timers, diary = Timers(), Diary()
+    timers.set(trio.current_time() + 1, diary.target("a"))
     await trio.sleep(5)
     assert diary.notes == []
     with trio.move_on_after(1):
-        await alarms.run()
+        await timers.run()
     assert [name for name, _ in diary.notes] == ["a"]
 
 
 async def test_one_may_set_the_next(autojump_clock: MockClock) -> None:
-    alarms, diary = Alarms(), Diary()
+    timers, diary = Timers(), Diary()
 
-    def again() -> None:
-        diary("a")
-        alarms.set(trio.current_time() + 2, again)
+    class Again:
+        def timer_fired(self) -> None:
+            diary.target("a").timer_fired()
+            timers.set(trio.current_time() + 2, self)
 
-    alarms.set(trio.current_time(), again)
+    timers.set(trio.current_time(), Again())
     with trio.move_on_after(9):
-        await alarms.run()
+        await timers.run()
     assert len(diary.notes) == 5
 
 
 async def test_one_that_comes_before_is_kept_and_one_that_comes_later_replaced(autojump_clock: MockClock) -> None:
-    alarms, diary, begin = Alarms(), Diary(), trio.current_time()
-    first = Alarm(inf, lambda: diary("never"))
-    second = alarms.set_no_later(first, begin + 5, lambda: diary("second"))
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+    first = Timer(inf, diary.target("never"))
+    second = timers.set_no_later(first, begin + 5, diary.target("second"))
     assert second is not first
     for at in (begin + 5, begin + 9):
-        assert alarms.set_no_later(second, at, lambda: diary("never")) is second
-    third = alarms.set_no_later(second, begin + 3, lambda: diary("third"))
+        assert timers.set_no_later(second, at, diary.target("never")) is second
+    third = timers.set_no_later(second, begin + 3, diary.target("third"))
     assert (second.at, third.at) == (inf, begin + 3)
     with trio.move_on_after(20):
-        await alarms.run()
+        await timers.run()
     assert diary.notes == [("third", begin + 3)]
     assert third.at == inf
 
 
 @pytest.mark.parametrize("how", ["cancelled", "fired"])
-async def test_a_spent_alarm_calls_nobody_again(how: str, autojump_clock: MockClock) -> None:
+async def test_a_spent_timer_calls_nobody_again(how: str, autojump_clock: MockClock) -> None:
     diary = Diary()
-    alarm = Alarm(trio.current_time(), lambda: diary("a"))
+    timer = Timer(trio.current_time(), diary.target("a"))
     if how == "cancelled":
-        alarm.cancel()
-    alarm.fire()
-    alarm.fire()
+        timer.cancel()
+    timer.fire()
+    timer.fire()
     assert len(diary.notes) == (how == "fired")
