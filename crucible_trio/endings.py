@@ -1,4 +1,4 @@
-"""How a stream can end: an ending makes the terminal record once its number and the timings are known."""
+"""How a stream can end. An ending makes the terminal record once its number and the timings are known."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def finished(finish: object) -> Ending:
     """The engine returned.
 
     Raises:
-        EngineError: What it returned is no `Finish`.
+        EngineError: It did not return a `Finish`.
     """
     if not isinstance(finish, Finish):
-        raise EngineError("engine_protocol", "The engine returned no Finish.")
-    # Both may be an upstream's, handed on unchecked; what the terminal record cannot hold is the engine's error.
+        raise EngineError("engine_protocol", "The engine did not return a Finish.")
+    # Both may come from an upstream unchecked. If the terminal record cannot hold them, the engine is at fault.
     usage = msgspec.convert(msgspec.to_builtins(finish.usage), Usage)
     reason = finish.reason.encode(errors="replace").decode()[:_MAX_FINISH_REASON_LENGTH]
     if reason == "length":
@@ -54,12 +54,12 @@ def incomplete(reason: IncompleteReason) -> Ending:
 
 
 def cancelled(by: CancelledBy) -> Ending:
-    """Nobody wants the rest."""
+    """A client, a disconnection or a shutdown cancelled the stream."""
     return partial(StreamCancelled, by=by, usage=Usage())
 
 
 def failed(stream_id: str, group: ExceptionGroup[Exception]) -> Ending:
-    """The engine raised. Its own `EngineError` goes to the client, any other error to the log, without its text."""
+    """The engine raised. An `EngineError` goes to the client. Any other error is logged without its text."""
     errors = list(_leaves(group))
     if len(errors) == 1 and isinstance(errors[0], EngineError):
         error = errors[0]

@@ -1,111 +1,18 @@
-"""What an engine is: the request it gets, the result it gives, and how a plain function becomes one.
-
-Source of the shapes: docs/reference/protocol.md, `POST /v1/streams`; the JSON body of that request is a `Request`.
-"""
+"""The engine contract: what an engine declares, what it returns, and how a plain function becomes an engine."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, TypeAlias, cast, final
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias, cast, final, runtime_checkable
 
-import msgspec
-
-from crucible_trio.config import Settings
-from crucible_trio.errors import EngineError, InvalidRequestError
-from crucible_trio.output import Output
-from crucible_trio.records import Mode, Usage
-
-Trace: TypeAlias = Literal["segments", "final", "none"]
-OnDisconnect: TypeAlias = Literal["pause", "continue", "cancel"]
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
-
-
-@final
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One message of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[str, msgspec.Meta(min_length=1)]
-
-
-@final
-class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the model picks tokens; None leaves it to the engine. An engine says which fields it honours."""
-
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
-    stop: (
-        Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=256)], ...], msgspec.Meta(max_length=16)]
-        | None
-    ) = None
-
-    @property
-    def given(self) -> frozenset[str]:
-        """The names of the fields that are set."""
-        return frozenset(name for name in self.__struct_fields__ if getattr(self, name) is not None)
-
-
-@final
-class Deadlines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long a stream may take, in seconds; None is the server's default."""
-
-    first_token_seconds: Seconds | None = None
-    idle_seconds: Seconds | None = None
-    total_seconds: Seconds | None = None
-
-
-class _RequestFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    input: Annotated[str, msgspec.Meta(min_length=1)] | Annotated[tuple[Message, ...], msgspec.Meta(min_length=1)]
-    mode: Mode = "standard"
-    model: str | None = None
-    max_output_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    sampling: Sampling = Sampling()
-    trace: Trace = "segments"
-    on_disconnect: OnDisconnect | None = None
-    grace_seconds: Seconds | None = None
-    deadlines: Deadlines = Deadlines()
-
-
-@final
-class Request(_RequestFields, frozen=True, forbid_unknown_fields=True):
-    """What a client asks for.
-
-    Attributes:
-        input: The prompt, or the conversation so far.
-        mode: `deep` reasons before it answers.
-        model: One of the engine's models; None is its first.
-        max_output_tokens: Reasoning and answer together; None is the engine's default.
-        sampling: How the model picks tokens.
-        trace: The default view of the stream's readers; never a change of the log.
-        on_disconnect: What happens while nobody reads; None depends on how the stream is started.
-        grace_seconds: How long a stream without readers waits for one; None is the server's default.
-        deadlines: How long the stream may take.
-
-    Raises:
-        ValueError: A value is out of its range, at construction.
-    """
-
-    def __post_init__(self) -> None:
-        # msgspec checks what it decodes; a program's own request goes through the same rules here.
-        msgspec.convert(msgspec.to_builtins(self), _RequestFields)
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """The conversation; a plain prompt is one user message."""
-        return (Message("user", self.input),) if isinstance(self.input, str) else self.input
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Reasoning:
-    """A piece of the trace, as an async generator engine yields it; a `str` is a piece of the answer."""
-
-    text: str
-    segment: int = 0
+from crucible_trio.content import Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.errors import EngineError
+from crucible_trio.output import Output, ToolCallOutput
+from crucible_trio.records import Usage
+from crucible_trio.request import Request
 
 
 @final
@@ -114,7 +21,7 @@ class Finish:
     """An engine's result.
 
     Attributes:
-        reason: `stop`, or `length` when the token limit ended it.
+        reason: `stop`, `tool_calls`, or `length` when the token limit ended it.
         usage: Tokens as the engine counted them.
     """
 
@@ -124,38 +31,75 @@ class Finish:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineInfo:
-    """What an engine says of itself.
+class Capabilities:
+    """What a model understands. A request that needs more is refused, with the name of the field.
 
     Attributes:
-        name: For logs.
-        models: The models a request may name; the first is the default.
-        sampling: The fields of `Sampling` it honours; a request that sets others is refused.
+        tools: Tools in a request, tool calls and their results in its messages.
+        images: Image parts in messages.
+        files: File parts in messages.
+        audio: Audio parts in messages.
+        structured_output: A `response_format` other than text.
+        logprobs: Log probabilities of the answer's tokens.
+        reasoning_input: The reasoning of earlier turns.
+        sampling: The fields of `Sampling` that it honours, and `verbosity`.
+        unknown_fields: Fields in `extra`, which the engine judges.
+    """
+
+    tools: bool = False
+    images: bool = False
+    files: bool = False
+    audio: bool = False
+    structured_output: bool = False
+    logprobs: bool = False
+    reasoning_input: bool = False
+    sampling: frozenset[str] = frozenset()
+    unknown_fields: bool = False
+
+
+_NONE: Final = Capabilities()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine declares.
+
+    Attributes:
+        name: For logs, metrics and the list of models.
+        models: The models that a request may name. The first is the default.
+        capabilities: What its models understand.
+        by_model: What single models understand, by name, where it differs.
     """
 
     name: str
     models: tuple[str, ...]
-    sampling: frozenset[str] = frozenset()
+    capabilities: Capabilities = _NONE
+    by_model: Mapping[str, Capabilities] = field(default_factory=dict)
+
+    def capabilities_of(self, model: str) -> Capabilities:
+        """What one of the models understands."""
+        return self.by_model.get(model, self.capabilities)
 
 
 class Engine(Protocol):
-    """Where tokens come from. A bare function can be one too: see `as_engine`."""
+    """Generates the content of streams. A bare function can be an engine too: see `as_engine`."""
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine can do."""
+        """What the engine can do. It may change while the engine runs, as when an upstream comes up."""
 
     def generate(self, request: Request, output: Output) -> Awaitable[Finish]:
-        """Write the tokens of one stream to `output`: a coroutine function.
+        """Write the content of one stream to `output`: a coroutine function.
 
-        Called in a task of its own. Cancellation is how a stream is stopped: let it pass, and free what is held.
+        The call has a task to itself. Cancellation stops a stream: let it pass, and free what the call holds.
 
         Args:
             request: With `model` filled in.
-            output: Where the tokens go.
+            output: Takes the pieces.
 
         Returns:
-            Why it ended. No token and a `Finish` is a completed stream with an empty answer.
+            Why it ended. No piece and a `Finish` is a completed stream with an empty answer.
 
         Raises:
             EngineError: With a code and a message for the client. Any other exception reaches the client as
@@ -163,21 +107,46 @@ class Engine(Protocol):
         """
 
 
+@runtime_checkable
+class RoutesModels(Protocol):
+    """An engine that passes requests on to others, such as `crucible_trio.engines.router.RouterEngine`."""
+
+    def engine_of(self, model: str) -> Engine:
+        """The engine behind a model. Metrics and the list of models name that one."""
+
+
+@runtime_checkable
+class CountsAbandonedThreads(Protocol):
+    """An engine whose threads cannot always be interrupted."""
+
+    @property
+    def abandoned_threads(self) -> int:
+        """Threads whose stream ended before them, since the start."""
+
+
+def engine_of(engine: Engine, model: str) -> Engine:
+    """The engine that generates for a model: `engine`, or the one that it routes the model to."""
+    return engine_of(engine.engine_of(model), model) if isinstance(engine, RoutesModels) else engine
+
+
+Yielded: TypeAlias = str | Text | Reasoning | Refusal | ToolCallStart | ToolCallArguments | ToolCallEnd | Finish
+"""What an async generator engine may yield."""
+
 GenerateFunction: TypeAlias = Callable[[Request, Output], Awaitable[Finish]]
-GeneratorFunction: TypeAlias = Callable[[Request], AsyncGenerator[str | Reasoning | Finish, None]]
-SafeChannelFunction: TypeAlias = Callable[
-    [Request], AbstractAsyncContextManager[AsyncIterable[str | Reasoning | Finish]]
-]
+GeneratorFunction: TypeAlias = Callable[[Request], AsyncGenerator[Yielded, None]]
+SafeChannelFunction: TypeAlias = Callable[[Request], AbstractAsyncContextManager[AsyncIterable[Yielded]]]
+EngineSource: TypeAlias = Engine | GenerateFunction | GeneratorFunction | SafeChannelFunction
 
 
-def as_engine(source: Engine | GenerateFunction | GeneratorFunction | SafeChannelFunction) -> Engine:
-    """Make an engine of what a user wrote.
+def as_engine(source: EngineSource) -> Engine:
+    """Make an engine of a function.
 
     Args:
-        source: An engine object; a coroutine function `(request, output) -> Finish`; or an async generator function
-            `(request)` that yields `str` for the answer, `Reasoning` for the trace and may yield `Finish` last. An
-            async generator that holds a nursery or cancel scope open over a `yield` is wrapped by its author with
-            `trio.as_safe_channel` first. A bare function is one model named after it that honours no sampling field.
+        source: An engine object, which is returned. Or a coroutine function `(request, output) -> Finish`. Or an async
+            generator function `(request)` that yields `str` or `Text` for the answer, `Reasoning` for the trace,
+            `Refusal`, `ToolCallStart`, `ToolCallArguments` and `ToolCallEnd` for a tool call, and may yield `Finish`
+            last. The author of an async generator that holds a nursery or cancel scope open over a `yield` wraps it
+            with `trio.as_safe_channel` first. A function is one model, named after it, without any capability.
 
     Raises:
         TypeError: It is none of these.
@@ -192,7 +161,7 @@ def as_engine(source: Engine | GenerateFunction | GeneratorFunction | SafeChanne
         return _FunctionEngine(info, _adapt_safe_channel(cast("SafeChannelFunction", source)))
     if inspect.iscoroutinefunction(source):
         return _FunctionEngine(info, source)
-    message = f"{source!r} is no engine: it has no generate and info, and is no async function"
+    message = f"{source!r} is not an engine: it has no generate and info, and is not an async function"
     raise TypeError(message)
 
 
@@ -223,45 +192,48 @@ def _adapt_safe_channel(function: SafeChannelFunction) -> GenerateFunction:
 
 
 async def _write_pieces(pieces: AsyncIterable[object], output: Output) -> Finish:
-    written = False
-    async for piece in pieces:
-        match piece:
-            case str():
-                await output.delta(piece)
-                written = written or piece != ""
-            case Reasoning(text, segment):
-                await output.reasoning(text, segment)
-                written = written or text != ""
-            case Finish():
-                return piece
-            case _:
-                raise EngineError("engine_protocol", f"The engine yielded a {type(piece).__name__}.")
-    if not written:
-        raise EngineError("empty_output", "The engine ended without a token.")
-    return Finish()
+    """Write what a generator yields, until it yields `Finish` or ends."""
+    is_empty = True
+    call: ToolCallOutput | None = None
+    async with AsyncExitStack() as stack:
+        async for piece in pieces:
+            match piece:
+                case str(text) | Text(text=text, logprobs=None):
+                    await output.delta(text)
+                    is_empty = is_empty and text == ""
+                case Text(text=text, logprobs=logprobs):
+                    await output.delta(text, logprobs)
+                    is_empty = is_empty and text == ""
+                case Reasoning(text=text, segment=segment):
+                    await output.reasoning(text, segment)
+                    is_empty = is_empty and text == ""
+                case Refusal(text=text):
+                    await output.refusal(text)
+                    is_empty = is_empty and text == ""
+                case ToolCallStart(id=call_id, name=name):
+                    call = await stack.enter_async_context(output.tool_call(call_id, name))
+                    is_empty = False
+                case ToolCallArguments(text=text) if call is not None:
+                    await call.arguments(text)
+                case ToolCallEnd() if call is not None:
+                    call = None
+                    await stack.pop_all().aclose()
+                case Finish():
+                    finish = piece
+                    break
+                case _:
+                    message = f"The engine yielded {_describe(piece)}."
+                    raise EngineError("engine_protocol", message)
+        else:
+            finish = Finish()
+            if is_empty:
+                raise EngineError("empty_output", "The engine ended without writing anything.")
+        if call is not None:  # neither a Finish nor the generator's end says that the call is whole
+            call.cut()
+    return finish
 
 
-def check_request(request: Request, info: EngineInfo, settings: Settings) -> None:
-    """Refuse what cannot be done.
-
-    Raises:
-        InvalidRequestError: The model is not one of the engine's models, the engine does not honour a sampling field
-            that is set, or a number is over the server's maximum.
-    """
-    if request.model is not None and request.model not in info.models:
-        message = f"there is no model {request.model!r}; there is {', '.join(info.models)}"
-        raise InvalidRequestError(message, "model")
-    for name in sorted(request.sampling.given - info.sampling):
-        message = f"the model does not honour sampling.{name}"
-        raise InvalidRequestError(message, f"sampling.{name}")
-    numbers = (
-        ("max_output_tokens", request.max_output_tokens, settings.max_output_tokens),
-        ("grace_seconds", request.grace_seconds, settings.max_grace_seconds),
-        ("deadlines.first_token_seconds", request.deadlines.first_token_seconds, settings.max_deadline_seconds),
-        ("deadlines.idle_seconds", request.deadlines.idle_seconds, settings.max_deadline_seconds),
-        ("deadlines.total_seconds", request.deadlines.total_seconds, settings.max_deadline_seconds),
-    )
-    for param, asked, maximum in numbers:
-        if asked is not None and asked > maximum:
-            message = f"{param} is at most {maximum:g} here"
-            raise InvalidRequestError(message, param)
+def _describe(piece: object) -> str:
+    if isinstance(piece, ToolCallArguments | ToolCallEnd):
+        return f"{type(piece).__name__} without ToolCallStart"
+    return f"a {type(piece).__name__}"

@@ -1,7 +1,7 @@
-"""Every error this package raises on purpose.
+"""Every error that this package raises on purpose.
 
-One base class; what a handler needs to know is an attribute, never only part of the message. Misuse of something that
-has ended stays `trio.ClosedResourceError`.
+All have one base class. A handler finds the facts in attributes, never only in the message. Using an object that has
+ended raises `trio.ClosedResourceError`.
 """
 
 from __future__ import annotations
@@ -16,28 +16,15 @@ class CrucibleError(Exception):
 
 @final
 class ConfigError(CrucibleError, ValueError):
-    """A setting is wrong or something the program needs is missing; the command exits with code 2."""
-
-
-@final
-class InvalidFieldError(CrucibleError, ValueError):
-    """A field of a server-sent event holds a character that would forge another field.
-
-    Attributes:
-        field: The field's name, `id` or `event`.
-    """
-
-    def __init__(self, field: str) -> None:
-        super().__init__(f"{field} must not contain CR, LF or NUL")
-        self.field = field
+    """A setting is wrong, or the program lacks something it needs. The command exits with code 2."""
 
 
 @final
 class EventTooLargeError(CrucibleError):
-    """An event stream sent more without ending an event than the reader accepts.
+    """An event is longer than the reader accepts.
 
     Attributes:
-        limit: What was accepted, in characters.
+        limit: The longest accepted event, in characters.
     """
 
     def __init__(self, limit: int) -> None:
@@ -47,10 +34,10 @@ class EventTooLargeError(CrucibleError):
 
 @final
 class InvalidRequestError(CrucibleError, ValueError):
-    """A request asks for something that cannot be done.
+    """The request is invalid, or asks for something that this server cannot do.
 
     Attributes:
-        param: The field at fault, as a dotted path; None when it is the request as a whole.
+        param: The field at fault, as a dotted path. None when the whole request is.
     """
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -59,7 +46,7 @@ class InvalidRequestError(CrucibleError, ValueError):
 
 
 class RefusedError(CrucibleError):
-    """A limit refuses something new for now; nothing that runs is touched."""
+    """A limit refuses something new for now. Running streams go on."""
 
 
 @final
@@ -85,7 +72,7 @@ class DrainingError(RefusedError):
 
 @final
 class TooManyReadersError(RefusedError):
-    """The stream has as many readers attached as it may have."""
+    """The stream has as many readers as it may have."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"the stream already has {limit} readers")
@@ -93,7 +80,7 @@ class TooManyReadersError(RefusedError):
 
 @final
 class IdempotencyConflictError(CrucibleError):
-    """The idempotency key was used before, with another request."""
+    """The idempotency key was used with another request."""
 
     def __init__(self) -> None:
         super().__init__("this Idempotency-Key was used with another request")
@@ -101,19 +88,19 @@ class IdempotencyConflictError(CrucibleError):
 
 @final
 class StreamNotFoundError(CrucibleError, LookupError):
-    """There is no such stream, or it is somebody else's: the two look alike."""
+    """There is no such stream, or another owner has it. The two look alike."""
 
     def __init__(self) -> None:
         super().__init__("no such stream")
 
 
 class CursorError(CrucibleError):
-    """A position does not lead to a readable place in a log."""
+    """The offset does not lead to a readable place in a log."""
 
 
 @final
 class InvalidLastEventIdError(CursorError, ValueError):
-    """The text is not an id that this server can have sent."""
+    """The text is not an event id that this server can have sent."""
 
     def __init__(self, message: str = "not an event id of this stream") -> None:
         super().__init__(message)
@@ -121,22 +108,22 @@ class InvalidLastEventIdError(CursorError, ValueError):
 
 @final
 class CursorAheadError(CursorError, ValueError):
-    """The position lies beyond the log's head: the id is wrong or forged, so waiting would never help.
+    """The offset is beyond the log's head. The id is wrong or forged, so waiting would not help.
 
     Attributes:
-        after: The position asked for.
-        head: The last position there is.
+        after: The offset asked for.
+        head: The number of the last record.
     """
 
     def __init__(self, after: int, head: int) -> None:
-        super().__init__(f"position {after} is beyond the last record, {head}")
+        super().__init__(f"offset {after} is beyond the last record, {head}")
         self.after = after
         self.head = head
 
 
 @final
 class StreamExpiredError(CursorError, LookupError):
-    """The stream existed and was yours; its retention is over."""
+    """The stream existed and belonged to the owner. Its retention is over."""
 
     def __init__(self) -> None:
         super().__init__("the stream has expired")
@@ -144,11 +131,11 @@ class StreamExpiredError(CursorError, LookupError):
 
 @final
 class EngineError(CrucibleError):
-    """Raised by an engine to end its stream as `failed` with a code and message of its own choosing.
+    """An engine raises it to end its stream as `failed`, with a code and a message for the client.
 
     Attributes:
         code: A short identifier for programs, such as `upstream_timeout`.
-        message: One sentence for people; it is sent to the client, so it names no secrets and quotes no prompt.
+        message: One sentence for people. The client gets it, so it names no secrets and quotes no prompt.
         retryable: Whether the same request may succeed later.
     """
 
@@ -161,12 +148,12 @@ class EngineError(CrucibleError):
 
 @final
 class ServerRefusedError(CrucibleError):
-    """Raised by the client: the server answered with an error status.
+    """The client raises it when the server answers with an error status.
 
     Attributes:
         status: The HTTP status.
-        code: The server's own code, or `http_error` when the body was not this server's.
-        message: The server's sentence.
+        code: The code in the body, or `http_error` when the body is not from this server.
+        message: The message in the body.
     """
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -178,10 +165,10 @@ class ServerRefusedError(CrucibleError):
 
 @final
 class StreamLostError(CrucibleError):
-    """Raised by the client: the stream could not be reached again, or broke the protocol.
+    """The client raises it when it cannot reach the stream again, or the stream breaks the protocol.
 
     Attributes:
-        last_seq: The last record that arrived; everything up to it is complete.
+        last_seq: The last record that arrived. Everything up to it is complete.
     """
 
     def __init__(self, message: str, last_seq: int) -> None:
@@ -190,7 +177,7 @@ class StreamLostError(CrucibleError):
 
 
 def trace_without_text(error: BaseException) -> str:
-    """Where an error happened, for a log: types and frames, never its own text, which may quote a prompt."""
+    """Where an error happened, for a log: types and frames, never the message, which may quote a prompt."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     trace = f"{frames}{type(error).__qualname__}"
     if isinstance(error, BaseExceptionGroup):

@@ -1,75 +1,83 @@
-"""What an operator can watch, in Prometheus' terms. One registry for each pipeline, so two do not mix their numbers."""
+"""The numbers that an operator watches, as plain Python numbers.
+
+A Prometheus counter takes a lock for each increment, and the core has no use for one. So the core counts here, and
+`crucible_trio.apis.operations` renders these numbers when `/metrics` is asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final, final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily
-from prometheus_client.registry import Collector
-
 from crucible_trio.records import Mode
+from crucible_trio.snapshot import Status
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-
-# A local model's first token comes in tenths of a second, a large one's after minutes of queueing.
-_FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-# A cancel is a few task switches, or an upstream connection's close, or the rest of a prompt.
-_CANCEL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+# In seconds. A local model writes its first piece after tenths of a second, a large one after minutes of queueing.
+_FIRST_PIECE_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+# A cancellation takes a few task switches, or an upstream connection's close, or the rest of a prompt.
+_CANCEL_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 
 
 @final
-class Tokens(Collector):
-    """Pieces of text recorded, by mode: plain numbers, because a `Counter` takes a lock each time."""
+class Histogram:
+    """How often a value fell into each bucket.
+
+    Attributes:
+        bounds: The upper bounds of the buckets, ascending. One more bucket holds everything above.
+        counts: Observations per bucket, not cumulative.
+        total: The sum of all values.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+@final
+class EngineMetrics:
+    """The numbers of one engine.
+
+    Attributes:
+        started: Streams accepted, by mode.
+        ended: Streams that have ended, by status.
+        pieces: Pieces recorded, by mode.
+        first_piece_seconds: From acceptance to the first piece.
+        cancel_seconds: From the decision to stop a stream until its engine has let go.
+    """
 
     def __init__(self) -> None:
-        self.by_mode: dict[Mode, int] = {"standard": 0, "deep": 0}
-
-    def collect(self) -> Iterable[Metric]:
-        """What a scrape sees (`prometheus_client.registry.Collector`)."""
-        family = CounterMetricFamily("crucible_tokens", "Pieces of text recorded", labels=["mode"])
-        for mode, number in self.by_mode.items():
-            family.add_metric([mode], number)
-        yield family
+        self.started: Counter[Mode] = Counter()
+        self.ended: Counter[Status] = Counter()
+        self.pieces: dict[Mode, int] = {"standard": 0, "deep": 0}
+        self.first_piece_seconds = Histogram(_FIRST_PIECE_BUCKETS)
+        self.cancel_seconds = Histogram(_CANCEL_BUCKETS)
 
 
 @final
 class Metrics:
-    """The numbers of one pipeline."""
+    """The numbers of one pipeline.
+
+    Attributes:
+        engines: Numbers by the engine's name.
+        readers: Readers attached now.
+        resumes: Readers that attached behind record 1.
+        refused: Requests answered with an error, by its code.
+    """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.tokens = Tokens()
-        self.registry.register(self.tokens)
-        self.started = self._counter("streams_started", "Streams accepted", "mode")
-        self.ended = self._counter("streams_ended", "Streams that have ended, by how", "status")
-        self.running = self._gauge("streams_running", "Streams whose engine may run")
-        self.kept = self._gauge("streams_kept", "Finished streams that can still be read")
-        self.first_token_seconds = Histogram(
-            "crucible_first_token_seconds",
-            "From acceptance to the first piece of text",
-            registry=self.registry,
-            buckets=_FIRST_TOKEN_BUCKETS,
-        )
-        self.cancel_seconds = Histogram(
-            "crucible_cancel_seconds",
-            "From the decision to stop a stream to the end of its engine",
-            registry=self.registry,
-            buckets=_CANCEL_BUCKETS,
-        )
-        self.readers = self._gauge("readers", "Readers attached")
-        self.resumes = self._counter("resumes", "Readers that attached behind record 1")
-        self.log_bytes = self._gauge("log_bytes", "Bytes of all logs and of the requests kept with them")
-        self.refused = self._counter("requests_refused", "Requests answered with an error", "code")
-        self.abandoned_threads = self._gauge("abandoned_threads", "Model threads no stream waits for, since the start")
+        self.engines: dict[str, EngineMetrics] = {}
+        self.readers = 0
+        self.resumes = 0
+        self.refused: Counter[str] = Counter()
 
-    def render(self) -> bytes:
-        """The text that `/metrics` answers, of type `CONTENT_TYPE`."""
-        return generate_latest(self.registry)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"crucible_{name}", text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"crucible_{name}", text, registry=self.registry)
+    def engine(self, name: str) -> EngineMetrics:
+        """The numbers of an engine, made when they are first asked for."""
+        return self.engines.setdefault(name, EngineMetrics())

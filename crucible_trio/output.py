@@ -1,78 +1,92 @@
-"""The engine's end of the buffer: the one queue of the system.
+"""The engine's end of the buffer, which is the only queue between an engine and its log.
 
-An engine awaits `output.delta` and `output.reasoning`; they wait when the buffer is full, and that is how a slow client
-slows a model down.
+An engine awaits `output.delta`, `output.reasoning`, `output.refusal` and a tool call's `arguments`. These calls wait
+while the buffer is full. That is the backpressure with which a slow client slows a model down.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import final
+from types import TracebackType
+from typing import Final, Protocol, Self, final
 
-import msgspec
 import trio
 
-from crucible_trio.pacing import Pacing
-from crucible_trio.timers import Timers
+from crucible_trio.batching import Batcher
+from crucible_trio.content import (
+    Piece,
+    Reasoning,
+    Refusal,
+    Text,
+    TextPiece,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+)
+
+# Both go into one record of at most 16 KiB, where a character can take six bytes.
+MAX_CALL_NAME_LENGTH: Final = 256
+MAX_CALL_ID_LENGTH: Final = 1024
 
 
-@final
-class Token(msgspec.Struct, frozen=True, gc=False):
-    """One piece of text on its way from the engine to the log, never empty.
+class PieceSink(Protocol):
+    """Records what an engine writes: a `Generation`."""
 
-    Attributes:
-        text: The piece; it may begin or end with half a character (a lone surrogate), which the recorder joins.
-        segment: The segment of the reasoning trace it belongs to; None for the answer.
-    """
+    def record_now(self, piece: Piece) -> bool:
+        """Record a piece that came alone, without the buffer. Returns False if it must go through the buffer."""
 
-    text: str
-    segment: int | None
+    def piece_buffered(self) -> None:
+        """The buffer has a new piece, or is full."""
+
+    def tokens_counted(self, total: int) -> None:
+        """The engine has counted the tokens that the model has generated so far."""
 
 
 @final
 class Output:
-    """What an engine writes to. Its stream opens and closes it.
+    """Where an engine writes. Its generation opens and closes it.
 
     Args:
         send: The buffer.
-        pacing: When a call lets others run; by default, always.
-        record: Asked with a token that comes first in its pass of the scheduler: whether it is in the log already.
-        written: Called when a token has been put into the buffer, and when the buffer is full.
+        batcher: Tells when a call lets other tasks run.
+        sink: Records the pieces.
     """
 
-    def __init__(
-        self,
-        send: trio.MemorySendChannel[Token],
-        pacing: Pacing | None = None,
-        record: Callable[[Token], bool] = lambda _: False,
-        written: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, send: trio.MemorySendChannel[Piece], batcher: Batcher, sink: PieceSink) -> None:
         self._send = send
-        self._pacing = pacing or Pacing(Timers())
-        self._record = record
-        self._written = written
-        self._pass = -1  # of the last piece
-        self._pieces = 0  # in that pass
+        self._batcher = batcher
+        self._sink = sink
+        self._pass = -1  # the scheduler's pass in which the last piece came
+        self._pieces = 0  # that came in that pass
         self._segment = -1  # of the last piece of the trace
+        self._call: ToolCallOutput | None = None  # the open one
         self._queued_since: float | None = None
         self._queued_seconds = 0.0
 
-    async def delta(self, text: str) -> None:
+    async def delta(self, text: str, logprobs: Sequence[object] | None = None) -> None:
         """Write a piece of the answer.
 
-        Waits while the buffer is full. Checkpoints: always looks for cancellation; lets other tasks run when it waits,
-        and for an engine that never does, at every 64th piece and every 5 ms. Cancellation: a piece whose call was
-        cancelled may or may not be in the log; one whose call has returned is.
+        Waits while the buffer is full.
+
+        Args:
+            text: The piece.
+            logprobs: Log probabilities of its tokens, as values that JSON can hold.
 
         Raises:
             TypeError: `text` is not a `str`.
+            RuntimeError: A tool call is open.
             trio.ClosedResourceError: The stream has ended.
+
+        Checkpoints: every call checks for cancellation. It lets other tasks run when it waits. For an engine that never
+        waits, it also does so at every 64th piece and every 5 ms.
+        Cancellation: a piece whose call was cancelled may or may not be in the log. One whose call has returned is.
         """
-        await self._write(text, None)
+        self._check_no_call()
+        await self._write(Text(text, logprobs))
 
     async def reasoning(self, text: str, segment: int) -> None:
-        """Write a piece of the reasoning trace; otherwise as `delta`.
+        """Write a piece of the reasoning trace. Waits, raises and checkpoints as `delta`.
 
         Args:
             text: The piece.
@@ -80,19 +94,54 @@ class Output:
 
         Raises:
             ValueError: `segment` is neither.
-            TypeError: `text` is not a `str`.
-            trio.ClosedResourceError: The stream has ended.
         """
+        self._check_no_call()
         if segment < 0 or segment not in (self._segment, self._segment + 1):
             message = f"segment {segment} cannot follow segment {self._segment}"
             raise ValueError(message)
         if text:  # an empty piece leaves no trace of its segment, so the next may not count from it
             self._segment = segment
-        await self._write(text, int(segment))  # True counts like 1, and is not the same in JSON
+        await self._write(Reasoning(text, int(segment)))  # True counts like 1, and differs in JSON
+
+    async def refusal(self, text: str) -> None:
+        """Write a piece of the text with which the model refuses. Waits, raises and checkpoints as `delta`."""
+        self._check_no_call()
+        await self._write(Refusal(text))
+
+    def tool_call(self, call_id: str, name: str) -> ToolCallOutput:
+        """Open a tool call: `async with output.tool_call("call_1", "weather") as call: await call.arguments(...)`.
+
+        One call at a time. Leaving the block normally says that the call is whole. Leaving it by an exception or a
+        cancellation, or after `call.cut()`, does not.
+
+        Args:
+            call_id: The call's id, at most 1,024 characters. The tool's result names it.
+            name: The tool's name, at most 256 characters.
+
+        Raises:
+            TypeError: One is not a `str`.
+            ValueError: One is empty or too long.
+        """
+        for what, value, limit in (("id", call_id, MAX_CALL_ID_LENGTH), ("name", name, MAX_CALL_NAME_LENGTH)):
+            if not isinstance(value, str):
+                message = f"the {what} of a tool call is a str, not {type(value).__name__}"
+                raise TypeError(message)
+            if not 0 < len(value) <= limit:
+                message = f"the {what} of a tool call has 1 to {limit} characters, not {len(value)}"
+                raise ValueError(message)
+        return ToolCallOutput(self, _encodable(call_id), _encodable(name))
+
+    def count_tokens(self, total: int) -> None:
+        """Say how many tokens the model has generated for this stream so far, reasoning included.
+
+        Over the request's `max_output_tokens` the stream ends as `incomplete`. An engine that never counts is limited
+        by the byte cap of its log alone.
+        """
+        self._sink.tokens_counted(total)
 
     @asynccontextmanager
     async def queued(self) -> AsyncIterator[None]:
-        """Mark time spent waiting for a place at the model: only the `total` deadline counts it."""
+        """Mark time spent waiting for a slot of the model. Only the `total` deadline counts it."""
         self._queued_since = trio.current_time()
         try:
             yield
@@ -102,41 +151,99 @@ class Output:
 
     @property
     def is_queued(self) -> bool:
-        """Whether the engine waits for a place at the model just now."""
+        """Whether the engine waits for a slot of the model now."""
         return self._queued_since is not None
 
     @property
     def queued_seconds(self) -> float:
-        """How long the engine has waited for a place so far, all times together."""
+        """How long the engine has waited for slots so far, in total."""
         if self._queued_since is None:
             return self._queued_seconds
         return self._queued_seconds + trio.current_time() - self._queued_since
 
-    async def _write(self, text: str, segment: int | None) -> None:
-        if not isinstance(text, str):  # raised here it ends the stream as `failed`; in the recorder it is our own error
+    def _check_no_call(self) -> None:
+        # The arguments of a call are contiguous in the log: clients take a call for done when something else begins.
+        if self._call is not None:
+            message = "a tool call is open: leave its block before writing anything else"
+            raise RuntimeError(message)
+
+    async def _write(self, piece: TextPiece) -> None:
+        text = piece.text
+        if not isinstance(text, str):  # raised here it ends the stream as `failed`. In the recorder it is a bug of ours
             message = f"a piece of text is a str, not {type(text).__name__}"
             raise TypeError(message)
-        if not text:  # carries nothing, but an engine relies on its call as a place where it can be cancelled
+        if text:
+            await self._put(piece)
+        else:  # carries nothing, but an engine relies on its call as a place where it can be cancelled
             await trio.lowlevel.checkpoint()
-            return
-        is_first = self._pass != self._pacing.passes
-        if not is_first and self._pacing.is_over(self._pieces):
+
+    async def _put(self, piece: Piece) -> None:
+        is_first = self._pass != self._batcher.passes
+        if not is_first and self._batcher.is_over(self._pieces):
             await trio.lowlevel.checkpoint()
             self._pieces = 0  # in a new pass, and still the same burst
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
         self._pieces = 1 if is_first else self._pieces + 1
-        self._pass = self._pacing.passes
-        token = Token(text, segment)
-        if is_first and self._record(token):
+        self._pass = self._batcher.passes
+        if is_first and self._sink.record_now(piece):
             return
         try:
             try:
-                self._send.send_nowait(token)
+                self._send.send_nowait(piece)
             except trio.WouldBlock:
-                self._written()
-                await self._send.send(token)
-                self._pass = self._pacing.passes
-        except trio.BrokenResourceError:  # the stream has closed the other end; to an engine that is the end of it
+                self._sink.piece_buffered()
+                await self._send.send(piece)
+                self._pass = self._batcher.passes
+        except trio.BrokenResourceError:  # the generation has closed its end, which ends the stream for the engine
             raise trio.ClosedResourceError from None
-        self._written()
+        self._sink.piece_buffered()
+
+
+@final
+class ToolCallOutput:
+    """One tool call that an engine writes. `Output.tool_call` makes it. Enter it once, with `async with`."""
+
+    def __init__(self, output: Output, call_id: str, name: str) -> None:
+        self._output = output
+        self._start = ToolCallStart(call_id, name)
+        self._is_cut = False
+
+    async def __aenter__(self) -> Self:
+        output = self._output
+        output._check_no_call()
+        output._call = self
+        try:
+            await output._put(self._start)
+        except BaseException:
+            output._call = None
+            raise
+        return self
+
+    async def arguments(self, text: str) -> None:
+        """Write a piece of the arguments: JSON text as the model wrote it, valid or not. Waits as `Output.delta`.
+
+        Raises:
+            TypeError: `text` is not a `str`.
+            RuntimeError: The call has been left or cut.
+            trio.ClosedResourceError: The stream has ended.
+        """
+        if self._output._call is not self or self._is_cut:
+            message = "the tool call has ended"
+            raise RuntimeError(message)
+        await self._output._write(ToolCallArguments(text))
+
+    def cut(self) -> None:
+        """Say that the model stopped in the middle of the call. Leaving the block then does not make it whole."""
+        self._is_cut = True
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._output._call = None
+        if kind is None and not self._is_cut:
+            await self._output._put(ToolCallEnd())
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

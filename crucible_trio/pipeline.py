@@ -1,87 +1,75 @@
-"""All generations of an application: their nursery, ids, owners, idempotency keys, caps and retention."""
+"""All generations of an application: their nursery, their starts and their shutdown."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from math import inf
 from typing import Final, final
 
 import msgspec
 import trio
 
+from crucible_trio.batching import Batcher
+from crucible_trio.checks import check_request
 from crucible_trio.config import Settings
-from crucible_trio.engine import (
-    Engine,
-    GenerateFunction,
-    GeneratorFunction,
-    OnDisconnect,
-    Request,
-    SafeChannelFunction,
-    as_engine,
-    check_request,
-)
-from crucible_trio.errors import (
-    DrainingError,
-    OverloadedError,
-    OwnerLimitError,
-    StreamNotFoundError,
-)
-from crucible_trio.idempotency import Keys
-from crucible_trio.metrics import Metrics
-from crucible_trio.pacing import Pacing
-from crucible_trio.retention import Retention
-from crucible_trio.stream import Stream
-from crucible_trio.timers import Timer, Timers
+from crucible_trio.engine import Engine, EngineSource, as_engine, engine_of
+from crucible_trio.errors import DrainingError
+from crucible_trio.generation import Generation
+from crucible_trio.metrics import EngineMetrics, Metrics
+from crucible_trio.records import new_stream_id
+from crucible_trio.request import OnDisconnect, Request
+from crucible_trio.store.contract import StreamStore
+from crucible_trio.store.idempotency import digest_of
+from crucible_trio.store.memory import ANONYMOUS, MemoryStore
+from crucible_trio.stream import Stream, StreamFacts
+from crucible_trio.timers import Timers
 
 logger = logging.getLogger(__name__)
 
-ANONYMOUS: Final = ""
-"""The owner of every stream where no keys are configured."""
+_NO_FACTS: Final[Mapping[str, msgspec.Raw]] = {}
 
 
 @final
 class Pipeline:
-    """All streams of an application. `open_pipeline` makes one and runs it.
+    """Starts and runs the streams of an application. `open_pipeline` makes one and runs it.
 
     Attributes:
-        engine: Where tokens come from.
-        settings: Its limits.
+        engine: Generates the content.
+        settings: Limits and defaults.
         metrics: Its numbers.
         timers: Its timers.
-        pacing: Decides when its streams record.
+        batcher: Tells its generations when to record.
+        store: Holds its streams.
         draining: Whether it starts nothing new because it is shutting down.
     """
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        *,
+        timers: Timers | None = None,
+        store: StreamStore | None = None,
+    ) -> None:
         self.engine = engine
         self.settings = settings
         self.metrics = Metrics()
-        self.timers = Timers()
-        self.pacing = Pacing(self.timers)
+        self.timers = timers or Timers()
+        self.batcher = Batcher(self.timers)
+        self.store: StreamStore = store or MemoryStore(settings, self.timers)
         self.draining = False
         self._nursery: trio.Nursery | None = None
-        self._running: dict[str, Stream] = {}
-        self._running_by_owner: Counter[str] = Counter()
-        self._forgotten: set[Stream] = set()  # deleted while it ran, until it has ended
-        self._retention = Retention(settings.retention_seconds)
-        self._expiry = Timer(inf, self)
-        self._keys = Keys()
-        self._log_bytes = 0
+        self._running: set[Generation] = set()
         self._ended = trio.lowlevel.ParkingLot()
-        self.metrics.log_bytes.set_function(lambda: self._log_bytes)
-        self.metrics.running.set_function(lambda: len(self._running))
-        self.metrics.kept.set_function(lambda: len(self._retention))
-        self.metrics.abandoned_threads.set_function(lambda: getattr(engine, "abandoned_threads", 0))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run the streams, until cancelled; for `nursery.start`. No error of a stream leaves it.
+        """Run the generations until cancelled, for `nursery.start`. No stream's error leaves it.
 
         Cancellation: every running stream ends as `cancelled` by `shutdown`, then this returns.
         """
-        trio.lowlevel.add_instrument(self.pacing)
+        trio.lowlevel.add_instrument(self.batcher)
         try:
             async with trio.open_nursery() as self._nursery:
                 task_status.started()
@@ -91,13 +79,13 @@ class Pipeline:
                     self._stop_all()
         finally:
             self._nursery = None
-            trio.lowlevel.remove_instrument(self.pacing)
+            trio.lowlevel.remove_instrument(self.batcher)
 
     def _stop_all(self) -> None:
-        # Not left to the engines' own end: one that does not let go would keep its readers waiting for theirs.
-        for stream in self._running.values():
-            stream.cancel("shutdown")
-            stream.record()
+        # An engine that does not let go would keep its readers waiting for the end, so the end is recorded here.
+        for generation in self._running:
+            generation.cancel("shutdown")
+            generation.record()
 
     # Starting
 
@@ -108,220 +96,229 @@ class Pipeline:
         owner: str = ANONYMOUS,
         on_disconnect: OnDisconnect = "pause",
         starts_with_reader: bool = False,
+        facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
     ) -> Stream:
-        """Start a stream; its record 1 is in the log when this returns.
+        """Start a stream. Its record 1 is in the log when this returns.
 
         Args:
             request: What to generate.
             owner: Who may read and stop it.
             on_disconnect: Counts if the request does not say.
-            starts_with_reader: Call the engine when a reader has record 1; otherwise at once.
+            starts_with_reader: Call the engine when a reader has record 1. Otherwise immediately.
+            facts: Facts of the stream that APIs need, by the API's name; see `StreamFacts.for_apis`.
 
         Raises:
-            InvalidRequestError: The engine does not do that, or a number is over the server's maximum.
-            OwnerLimitError, OverloadedError, DrainingError: Not now.
-            trio.ClosedResourceError: The pipeline does not run.
+            InvalidRequestError: The model does not support a field, or a number is over the server's maximum.
+            OwnerLimitError, OverloadedError, DrainingError: A limit, or a shutdown, refuses new streams for now.
+            trio.ClosedResourceError: The pipeline is not running.
 
-        Checkpoints: always, before the stream is started. Cancellation: then nothing has been started.
+        Checkpoints: always, before the stream is started. Cancellation: no stream has been started.
         """
         await trio.lowlevel.checkpoint()
-        return self._start(request, owner, on_disconnect, starts_with_reader=starts_with_reader)
+        stream, _ = await self.start_or_join(
+            request,
+            None,
+            owner=owner,
+            on_disconnect=on_disconnect,
+            starts_with_reader=starts_with_reader,
+            facts=facts,
+        )
+        return stream
 
-    def start_or_join(
-        self, request: Request, key: str | None, *, owner: str, on_disconnect: OnDisconnect, starts_with_reader: bool
+    async def start_or_join(
+        self,
+        request: Request,
+        key: str | None,
+        *,
+        owner: str,
+        on_disconnect: OnDisconnect,
+        starts_with_reader: bool,
+        facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
     ) -> tuple[Stream, bool]:
         """Start a stream, or find the one that this idempotency key started.
 
+        Two starts with one key at the same time start one generation. The second waits for the first.
+
         Returns:
-            The stream, and whether it was there before. No checkpoint lies between looking a key up and entering it.
+            The stream, and whether it was there before.
 
         Raises:
             IdempotencyConflictError: The key was used with another request.
-            StreamExpiredError: The stream it started is gone.
+            StreamExpiredError: The stream that the key started has expired.
             StreamNotFoundError: Its owner has deleted it.
-            Otherwise as `start`; a refused start leaves no key behind.
+            Otherwise as `start`. A refused start leaves no key behind.
+
+        Checkpoints: only while the store waits, as for another start with the key.
+        Cancellation: a stream that has begun to start is cancelled and cannot be found, and the key is free again.
         """
-        if key is not None and (started := self._keys.find(owner, key, request)) is not None:
-            return self.get(started, owner=owner), True
-        stream = self._start(request, owner, on_disconnect, starts_with_reader=starts_with_reader)
-        if key is not None:
-            self._keys.enter(owner, key, request, stream.id)
+        stream_id = new_stream_id()
+        if key is None:
+            return await self._start(stream_id, request, None, owner, on_disconnect, facts, starts_with_reader), False
+        holder = await self.store.claim(owner, key, digest_of(request, facts), stream_id)
+        if holder != stream_id:
+            return await self.store.find(holder, owner), True
+        try:
+            stream = await self._start(stream_id, request, key, owner, on_disconnect, facts, starts_with_reader)
+        except BaseException:
+            with trio.move_on_after(self.settings.flush_seconds, shield=True):
+                await self.store.release(owner, key, stream_id)
+            raise
         return stream, False
 
-    def _start(self, request: Request, owner: str, on_disconnect: OnDisconnect, *, starts_with_reader: bool) -> Stream:
+    async def _start(
+        self,
+        stream_id: str,
+        request: Request,
+        key: str | None,
+        owner: str,
+        on_disconnect: OnDisconnect,
+        facts: Mapping[str, msgspec.Raw],
+        starts_with_reader: bool,
+    ) -> Stream:
+        info = self.engine.info
+        check_request(request, info, self.settings)
+        stream_facts = StreamFacts(
+            id=stream_id,
+            owner=owner,
+            request=msgspec.structs.replace(request, model=request.model or info.models[0]),
+            on_disconnect=request.on_disconnect or on_disconnect,
+            created_at=time.time(),
+            for_apis=facts,
+        )
         if self._nursery is None:
             raise trio.ClosedResourceError
-        check_request(request, self.engine.info, self.settings)
-        self._check_capacity(owner)
-        stream = Stream(
-            self.engine,
-            msgspec.structs.replace(request, model=request.model or self.engine.info.models[0]),
-            self.settings,
-            self.metrics,
-            self.timers,
-            self.pacing,
-            owner=owner,
-            on_disconnect=request.on_disconnect or on_disconnect,
-            starts_with_reader=starts_with_reader,
-            on_growth=self._log_grew,
-        )
-        self._running[stream.id] = stream
-        self._running_by_owner[owner] += 1
-        self.metrics.started.labels(request.mode).inc()
-        self._nursery.start_soon(self._run_stream, stream)
-        return stream
-
-    def _check_capacity(self, owner: str) -> None:
         if self.draining:
             raise DrainingError
-        if owner != ANONYMOUS and self._running_by_owner[owner] >= self.settings.max_streams_per_owner:
-            raise OwnerLimitError(self.settings.max_streams_per_owner)
-        if len(self._running) >= self.settings.max_streams:
-            message = f"the server already has {self.settings.max_streams} running streams"
-            raise OverloadedError(message)
-        self._evict()
-        if self._log_bytes >= self.settings.total_log_bytes:
-            message = "the server's logs are full"
-            raise OverloadedError(message)
+        log = await self.store.create(stream_facts)
+        generation = Generation(
+            self.engine,
+            stream_facts,
+            log,
+            self.settings,
+            self._engine_metrics(stream_facts),
+            self.timers,
+            self.batcher,
+            starts_with_reader=starts_with_reader,
+        )
+        stream = Stream(stream_facts, log, generation, self.metrics, max_readers=self.settings.max_readers_per_stream)
+        self._running.add(generation)
+        self._nursery.start_soon(self._run_generation, generation, stream)
+        try:
+            await self._publish(generation, stream, key)
+        except BaseException:
+            generation.cancel()
+            raise
+        self._engine_metrics(stream_facts).started[request.mode] += 1
+        return stream
+
+    async def _publish(self, generation: Generation, stream: Stream, key: str | None) -> None:
+        await generation.log.flushed()
+        if generation not in self._running:  # the pipeline was closed meanwhile
+            raise trio.ClosedResourceError
+        await self.store.started(stream, key)
+
+    def _engine_metrics(self, facts: StreamFacts) -> EngineMetrics:
+        assert facts.request.model is not None
+        return self.metrics.engine(engine_of(self.engine, facts.request.model).info.name)
 
     # Finding
 
-    def get(self, stream_id: str, *, owner: str | None = ANONYMOUS) -> Stream:
+    async def find(self, stream_id: str, *, owner: str | None = ANONYMOUS) -> Stream:
         """Find a stream.
 
         Args:
             stream_id: Its id.
-            owner: Who asks; None for somebody who has shown the right to this one stream otherwise.
+            owner: Who asks. None for a caller that has shown the right to read this one stream in another way.
 
         Raises:
-            StreamExpiredError: It was there and yours, less than an hour ago.
-            StreamNotFoundError: It is not there, or not yours.
-        """
-        stream = self._running.get(stream_id)
-        if stream is None:
-            return self._retention.find(stream_id, owner)
-        if owner not in {None, stream.owner} or stream in self._forgotten:
-            raise StreamNotFoundError
-        return stream
+            StreamExpiredError: The stream was there and belonged to the owner, less than an hour ago.
+            StreamNotFoundError: It is not there, or belongs to another owner.
 
-    def streams(self, *, owner: str = ANONYMOUS) -> list[Stream]:
-        """The owner's streams, newest first."""
-        found = [*self._running.values(), *self._retention]
-        own = [stream for stream in found if stream.owner == owner and stream not in self._forgotten]
-        return sorted(own, key=lambda stream: (stream.accepted_at, stream.created_at), reverse=True)
+        Checkpoints: only while the store waits. Cancellation: safe.
+        """
+        return await self.store.find(stream_id, owner)
+
+    async def list(self, *, owner: str = ANONYMOUS) -> list[Stream]:
+        """The owner's streams, newest first. Checkpoints: only while the store waits. Cancellation: safe."""
+        return await self.store.list(owner)
 
     # Ending
 
-    def forget(self, stream: Stream) -> None:
-        """Cancel a stream and let nobody find it again; readers that are attached still get the terminal record."""
+    async def forget(self, stream: Stream) -> None:
+        """Cancel a stream and let no caller find it again. Attached readers still get the terminal record.
+
+        Checkpoints: only while the store waits. Cancellation: the stream is cancelled, and may still be found.
+        """
         stream.cancel()
-        if stream.id in self._running:
-            self._forgotten.add(stream)
-        else:
-            self._drop(stream, forgotten=True)
+        await self.store.forget(stream)
 
     async def drain(self, timeout: float | None = None) -> None:
         """Start nothing new, let running streams finish, and stop those that do not.
 
-        Readers stay attached, and one that is cut may attach again: they get `server.draining` now and the terminal
+        Readers stay attached, and one that is cut may attach again. They get `server.draining` now and the terminal
         record at the end.
 
         Args:
-            timeout: How long streams may go on, in seconds; None is the setting. Then they end `cancelled` by
+            timeout: How long streams may go on, in seconds. None is the setting. Then they end `cancelled` by
                 `shutdown`.
 
-        Returns when no stream runs, or `flush_seconds` later if an engine does not let go. Checkpoints: always.
-        Cancellation: safe; the pipeline goes on refusing new streams.
+        Returns when no stream is running, or `flush_seconds` later if an engine does not let go. Checkpoints: always.
+        Cancellation: safe, the pipeline goes on refusing new streams.
         """
         await trio.lowlevel.checkpoint()
         self.draining = True
-        for stream in (*self._running.values(), *self._retention):
-            stream.log.wake()
+        self.store.wake_readers()
         with trio.move_on_after(self.settings.drain_seconds if timeout is None else timeout):
-            await self._nothing_runs()
-        for stream in self._running.values():
-            stream.cancel("shutdown")
+            await self._all_ended()
+        for generation in self._running:
+            generation.cancel("shutdown")
         with trio.move_on_after(self.settings.flush_seconds):
-            await self._nothing_runs()
+            await self._all_ended()
 
-    async def _nothing_runs(self) -> None:
+    async def _all_ended(self) -> None:
         while self._running:
             await self._ended.park()
 
-    async def _run_stream(self, stream: Stream) -> None:
+    async def _run_generation(self, generation: Generation, stream: Stream) -> None:
         try:
-            await stream.run()
+            await generation.run()
         except* Exception:
-            logger.exception("stream %s: an error of our own", stream.id)
+            logger.exception("stream %s: internal error", stream.id)
         finally:
-            self._stream_ended(stream)
+            self._generation_ended(generation, stream)
 
-    def _stream_ended(self, stream: Stream) -> None:
-        del self._running[stream.id]
-        self._running_by_owner[stream.owner] -= 1
-        if not self._running_by_owner[stream.owner]:
-            del self._running_by_owner[stream.owner]
-        if stream in self._forgotten:
-            self._forgotten.discard(stream)
-            self._drop(stream, forgotten=True)
-        else:
-            self._retention.keep(stream, trio.current_time())
-            self._set_expiry()
+    def _generation_ended(self, generation: Generation, stream: Stream) -> None:
+        self._running.discard(generation)
+        self.store.ended(stream)
         self._ended.unpark_all()
         status = stream.status
-        self.metrics.ended.labels(status).inc()
+        self._engine_metrics(stream.facts).ended[status] += 1
         timings = stream.terminal.timings if stream.terminal is not None else None
         logger.info(
-            "stream %s ended: mode=%s status=%s tokens=%d first_token_ms=%s total_ms=%s",
+            "stream %s ended: mode=%s status=%s pieces=%d first_token_ms=%s total_ms=%s",
             stream.id,
             stream.request.mode,
             status,
-            stream.tokens,
+            generation.pieces,
             timings and timings.first_token_ms,
             timings and timings.total_ms,
         )
 
-    # Retention
 
-    def timer_fired(self) -> None:
-        """The retention of a stream may be over (`Timed`)."""
-        now = trio.current_time()
-        for stream in self._retention.expired(now):
-            self._drop(stream)
-        for stream_id in self._retention.unremember(now):
-            self._keys.drop(stream_id)
-        self._set_expiry()
+@asynccontextmanager
+async def open_pipeline(engine: EngineSource, settings: Settings | None = None) -> AsyncIterator[Pipeline]:
+    """Open a pipeline over an engine. `as_engine` says what an engine can be.
 
-    def _set_expiry(self) -> None:
-        self._expiry = self.timers.set_no_later(self._expiry, self._retention.next_change(), self)
-
-    def _drop(self, stream: Stream, *, forgotten: bool = False) -> None:
-        self._retention.drop(stream, trio.current_time(), forgotten=forgotten)
-        self._set_expiry()
-        self._log_bytes -= stream.size_bytes
-
-    def _log_grew(self, size: int) -> None:
-        self._log_bytes += size
-        self._evict()
-
-    def _evict(self) -> None:
-        while self._log_bytes >= self.settings.total_log_bytes:
-            stream = self._retention.oldest_unread()
-            if stream is None:
-                return
-            self._drop(stream)
+    Leaving it ends every running stream as `cancelled` by `shutdown`, so no stream outlives its pipeline. An error in
+    the body is raised unchanged, not in a group.
+    """
+    async with run_pipeline(Pipeline(as_engine(engine), settings or Settings())) as pipeline:
+        yield pipeline
 
 
 @asynccontextmanager
-async def open_pipeline(
-    engine: Engine | GenerateFunction | GeneratorFunction | SafeChannelFunction, settings: Settings | None = None
-) -> AsyncIterator[Pipeline]:
-    """Open a pipeline over an engine; what `as_engine` takes is one.
-
-    Leaving it ends every running stream as `cancelled` by `shutdown`: no stream outlives its pipeline. An error of the
-    body leaves it as it is, not in a group.
-    """
-    pipeline = Pipeline(as_engine(engine), settings or Settings())
+async def run_pipeline(pipeline: Pipeline) -> AsyncIterator[Pipeline]:
+    """Run a pipeline while the context is open; see `open_pipeline`."""
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(pipeline.run)

@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from types import TracebackType
-from typing import Final, Self, final
+from typing import Final, Protocol, Self, final
 
 import trio
 
-from crucible_trio.log import Cursor, MemoryLog
+from crucible_trio.log.contract import AppendListener, Cursor, LogReader
 from crucible_trio.records import AnyRecord, decode_frame
 
-# What is taken from the log at a time; the cursor moves record by record all the same.
+# How much is read from the log at a time. The cursor still moves record by record.
 _READ_BYTES: Final = 16 * 1024
+
+
+class Attachable(Protocol):
+    """What a reader attaches to: a `Stream`."""
+
+    @property
+    def log(self) -> LogReader:
+        """The log to follow."""
+
+    def open_cursor(self, after: int) -> Cursor:
+        """Attach at an offset, or raise `CursorAheadError` or `TooManyReadersError`."""
+
+    def reader_left(self) -> None:
+        """A reader has detached its cursor."""
 
 
 @final
 class Reader:
-    """Follows a log from a position to the terminal record; enter it with `async with`.
+    """Follows a log from an offset to the terminal record. Enter it with `async with`.
 
-    `async for` gives records and moves the cursor when the next one is asked for. A transport uses `take`, `wait` and
-    `passed` instead: its cursor moves when a write has returned, not when a record was read.
+    `async for` gives records, and moves the cursor when the next record is asked for. A transport uses `take`, `wait`
+    and `passed` instead: its cursor moves when a write has returned, not when a record was read.
 
     Args:
-        log: What to follow.
-        after: The position up to which the reader has everything.
-        attach: Attaches at a position, or refuses by raising.
-        left: Called after the reader has left.
+        stream: What to follow.
+        after: The offset up to which the reader has everything.
 
     Attributes:
-        taken: The position up to which frames have been taken.
-        write_at_once: Set before entering, by a transport that can write without waiting. Called in the middle of an
-            append while the reader is in `wait`: hands over what it can and returns the position up to which all is.
+        taken: The offset up to which frames have been taken.
+        listener: Set before entering, by a transport that can write without waiting.
     """
 
-    def __init__(
-        self, log: MemoryLog, after: int, *, attach: Callable[[int], Cursor], left: Callable[[], None]
-    ) -> None:
-        self._log = log
-        self._attach = attach
-        self._left = left
-        self.write_at_once: Callable[[], int] | None = None
+    def __init__(self, stream: Attachable, after: int) -> None:
+        self._stream = stream
+        self._log = stream.log
+        self.listener: AppendListener | None = None
         self._cursor: Cursor | None = None
         self.taken = after
-        self._records: list[AnyRecord] = []  # newest first; a deque would take 700 bytes of every idle stream
+        self._records: list[AnyRecord] = []  # newest first. A deque would take 700 bytes of every idle stream
 
     async def __aenter__(self) -> Self:
-        self._cursor = self._attach(self.taken)
-        self._cursor.write_at_once = self.write_at_once
+        self._cursor = self._stream.open_cursor(self.taken)
+        self._cursor.listener = self.listener
         return self
 
     async def __aexit__(
@@ -56,13 +64,13 @@ class Reader:
         if self._cursor is not None:
             self._cursor.detach()
             self._cursor = None
-            self._left()
+            self._stream.reader_left()
 
     def take(self, limit_bytes: int) -> list[bytes]:
-        """The next frames, each once; none when everything has been taken.
+        """The next frames, each once. None when everything has been taken.
 
         Args:
-            limit_bytes: Stop before the frame that would pass it; the first frame is always given.
+            limit_bytes: Stop before the frame that would pass it. The first frame is always returned.
         """
         frames = self._log.read(self.taken, limit_bytes)
         self.taken += len(frames)
@@ -74,28 +82,28 @@ class Reader:
         return self._log.finished and self.taken >= self._log.head
 
     def wait(self) -> Awaitable[None]:
-        """Wait for something to take, the log's end, or `wake`; the caller looks again.
+        """Wait for something to take, the log's end, or `wake`. The caller looks again.
 
         Checkpoints: always. Cancellation: safe.
         """
         return self._entered.wait(self.taken)
 
     @property
-    def waits(self) -> bool:
-        """Whether it is in `wait` and has not been woken."""
-        return self._entered.waits
+    def is_waiting(self) -> bool:
+        """Whether a task is in `wait` and has not been woken."""
+        return self._entered.is_waiting
 
     def wake(self) -> None:
-        """Let `wait` return, for news that are in no log."""
+        """Make `wait` return, for news that are not in the log."""
         self._entered.wake()
 
-    def passed(self, position: int) -> None:
-        """Say that everything up to `position` has been handed over; this gives the engine room.
+    def passed(self, offset: int) -> None:
+        """Say that everything up to `offset` has been written. This gives the engine room.
 
         Raises:
             trio.ClosedResourceError: The reader has not been entered, or has left.
         """
-        self._entered.advance(position)
+        self._entered.advance(offset)
 
     @property
     def _entered(self) -> Cursor:
@@ -107,7 +115,11 @@ class Reader:
         return self
 
     async def __anext__(self) -> AnyRecord:
-        self.passed(self.taken - len(self._records))  # asking for the next record says that the last one is done with
+        """The next record. Asking for it says that the caller is done with the one before.
+
+        Checkpoints: always. Cancellation: safe, no record is lost.
+        """
+        self.passed(self.taken - len(self._records))
         if self._records:
             await trio.lowlevel.checkpoint()
         while not self._records:

@@ -1,18 +1,28 @@
-"""From tokens to the frames of a log: merge, split, number, encode. No trio: nothing here waits.
+"""From pieces to the frames of a log: merge, split, number, encode. Nothing here waits, and nothing needs trio.
 
-A client that keeps up gets token by token, because then one token at a time is ready; one that lags gets fewer, larger
-records. Merging happens before a record gets its number and never after, so a position means the same for ever.
+A client that keeps up gets piece by piece, because then one piece at a time is ready. A client that lags gets fewer,
+larger records. Merging happens before a record gets its number and never after, so an offset always means the same.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Final, final
 
 import msgspec
 
-from crucible_trio.output import Token
+from crucible_trio.content import (
+    Piece,
+    Reasoning,
+    Refusal,
+    Text,
+    TextPiece,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+)
 from crucible_trio.records import (
     AnyRecord,
     ErrorInfo,
@@ -20,20 +30,23 @@ from crucible_trio.records import (
     OutputDelta,
     ReasoningDelta,
     ReasoningDone,
+    RefusalDelta,
     StreamCreated,
     Terminal,
+    ToolCallDelta,
+    ToolCallDone,
+    ToolCallStarted,
     encode_frame,
     encode_json,
 )
 
-# One body message, one write with one deadline: a frame should go out in one piece.
+# A frame goes out in one write with one deadline.
 MAX_FRAME_BYTES: Final = 16 * 1024
-_ENVELOPE_BYTES = 256  # type, seq, segment, id and field names of a frame, generously
+_ENVELOPE_BYTES = 256  # type, seq, segment or index, id and field names of a frame, with some reserve
 _MAX_TEXT_BYTES = MAX_FRAME_BYTES - _ENVELOPE_BYTES
 _BYTES_PER_CHARACTER = 6  # the widest: an escape such as \u0085
 _SAFE_LENGTH = _MAX_TEXT_BYTES // _BYTES_PER_CHARACTER
-
-# The last `reasoning.done` and the terminal record must fit under the byte cap whatever came before.
+# The last `reasoning.done` and the terminal record must fit under the byte cap in any case.
 TERMINAL_RESERVE_BYTES: Final = 4 * 1024
 _MAX_ERROR_CODE_LENGTH = 64
 _MAX_ERROR_MESSAGE_LENGTH = 400
@@ -44,7 +57,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @final
 class Recorder:
-    """Makes the frames of one stream, in order; its state depends on what it has made so far alone.
+    """Makes the frames of one stream, in order. Its state depends on the frames it has made and on nothing else.
 
     Args:
         stream_id: The stream's id, for the event ids.
@@ -52,7 +65,7 @@ class Recorder:
 
     Attributes:
         seq: The number of the last frame made.
-        full: Whether a record was refused because it would have passed the cap; from then on only `finish` works.
+        full: Whether the cap refused a record. From then on only `finish` adds frames.
     """
 
     def __init__(self, stream_id: str, *, max_bytes: int) -> None:
@@ -62,103 +75,118 @@ class Recorder:
         self._free_bytes = max_bytes - TERMINAL_RESERVE_BYTES
         self._segments = 0  # of the trace since the last `reasoning.done`
         self._last_segment: int | None = None
-        # A piece can end in the middle of a character, as a lone high surrogate; it waits here for the other half.
-        self._half = ""
-        self._half_segment: int | None = None
+        self._calls = 0  # tool calls begun
+        # A piece can end in the middle of a character, as a lone high surrogate. It waits here for the other half.
+        self._half: TextPiece | None = None
 
     def create(self, *, mode: Mode, model: str, created_at: float) -> bytes:
         """Make record 1."""
         created = StreamCreated(seq=1, stream=self._stream_id, mode=mode, model=model, created_at=created_at)
         return self._number(created)
 
-    def add(self, tokens: Sequence[Token]) -> list[bytes]:
-        """Make the frames for these tokens, as few as possible.
+    def add(self, pieces: Sequence[Piece]) -> list[bytes]:
+        """Make the frames for these pieces, as few as possible.
 
         Returns:
-            The frames; none when the tokens hold but half a character, or from the record on that would pass the cap.
+            The frames. None when the pieces hold only half a character, and none from the first record on that would
+            pass the cap.
         """
         frames: list[bytes] = []
-        for segment, text in self._merge(tokens):
-            if text.isascii() and not self._half:
-                self._add_text(frames, segment, text)
+        for piece in pieces if len(pieces) == 1 else _merged(pieces):
+            if isinstance(piece, ToolCallStart | ToolCallEnd):
+                self._flush_half(frames)
+                self._add_mark(frames, piece)
+            elif piece.text.isascii() and self._half is None:
+                self._add_text(frames, piece)
             else:
-                for its_segment, whole in self._whole_characters(segment, text):
-                    self._add_text(frames, its_segment, whole)
+                self._add_whole_characters(frames, piece)
         return frames
 
-    def finish(self, tokens: Sequence[Token], ending: Callable[[int], Terminal]) -> list[bytes]:
+    def finish(self, pieces: Sequence[Piece], ending: Callable[[int], Terminal]) -> list[bytes]:
         """Make the last frames.
 
         Args:
-            tokens: What was still in the buffer.
+            pieces: The rest of the buffer.
             ending: Makes the terminal record with the number it is given.
         """
-        frames = self.add(tokens)
-        if self._half:
-            self._half = ""
-            self._add_text(frames, self._half_segment, _REPLACEMENT)
+        frames = self.add(pieces)
+        self._flush_half(frames)
         self._close_trace(frames)
         frames.append(self._number(ending(self.seq + 1)))
         return frames
 
-    def _merge(self, tokens: Sequence[Token]) -> Iterator[tuple[int | None, str]]:
-        if len(tokens) == 1:
-            yield tokens[0].segment, tokens[0].text
-            return
-        run: list[str] = []
-        length = 0
-        segment: int | None = None
-        for token in tokens:
-            if run and (token.segment != segment or length + len(token.text) > _SAFE_LENGTH):
-                yield segment, "".join(run)
-                run.clear()
-                length = 0
-            segment = token.segment
-            run.append(token.text)
-            length += len(token.text)
-        if run:
-            yield segment, "".join(run)
-
-    def _whole_characters(self, segment: int | None, text: str) -> Iterator[tuple[int | None, str]]:
-        if self._half:
-            if self._half_segment == segment:
-                text = self._half + text
+    def _add_whole_characters(self, frames: list[bytes], piece: TextPiece) -> None:
+        if self._half is not None:
+            if _continues(piece, self._half):
+                piece = _with_text(piece, self._half.text + piece.text)
+                self._half = None
             else:
-                yield self._half_segment, _REPLACEMENT
-            self._half = ""
-        if not text.isascii() and _SURROGATE.search(text):
+                self._flush_half(frames)
+        if _SURROGATE.search(piece.text):
+            text = piece.text
             if "\ud800" <= text[-1] <= "\udbff":
-                self._half, self._half_segment = text[-1], segment
+                # The log probabilities of the piece stay with its first part.
+                self._half = Text(text[-1]) if isinstance(piece, Text) else _with_text(piece, text[-1])
                 text = text[:-1]
             # Pairs become characters, lone halves U+FFFD.
-            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        if text:
-            yield segment, text
+            piece = _with_text(piece, text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+        if piece.text or (isinstance(piece, Text) and piece.logprobs):
+            self._add_text(frames, piece)
 
-    def _add_text(self, frames: list[bytes], segment: int | None, text: str) -> None:
-        if segment is None and self._segments:
+    def _flush_half(self, frames: list[bytes]) -> None:
+        half, self._half = self._half, None
+        if half is not None:  # its other half never came
+            self._add_text(frames, _with_text(half, _REPLACEMENT))
+
+    def _add_text(self, frames: list[bytes], piece: TextPiece) -> None:
+        if self._segments and type(piece) is not Reasoning:
             self._close_trace(frames)
-        for piece in (text,) if len(text) <= _SAFE_LENGTH else _split(text):
-            record: AnyRecord
-            if segment is None:
-                record = OutputDelta(seq=self.seq + 1, delta=piece)
-            else:
-                record = ReasoningDelta(seq=self.seq + 1, segment=segment, delta=piece)
-            frame = encode_frame(self._stream_id, record)
-            if self.full or len(frame) > self._free_bytes:
-                self.full = True
+        if isinstance(piece, Text) and piece.logprobs is not None:
+            for text, logprobs in _cut_with_logprobs(piece):
+                if not self._add(frames, OutputDelta(seq=self.seq + 1, delta=text, logprobs=logprobs)):
+                    return
+            return
+        for text in (piece.text,) if len(piece.text) <= _SAFE_LENGTH else _cut(piece.text):
+            if not self._add(frames, self._delta(piece, text)):
                 return
-            frames.append(frame)
-            self._count(frame)
-            if segment is not None and segment != self._last_segment:
+            if isinstance(piece, Reasoning) and piece.segment != self._last_segment:
                 self._segments += 1
-                self._last_segment = segment
+                self._last_segment = piece.segment
+
+    def _delta(self, piece: TextPiece, text: str) -> AnyRecord:
+        match piece:
+            case Text():
+                return OutputDelta(seq=self.seq + 1, delta=text)
+            case Reasoning():
+                return ReasoningDelta(seq=self.seq + 1, segment=piece.segment, delta=text)
+            case ToolCallArguments():
+                return ToolCallDelta(seq=self.seq + 1, index=self._calls - 1, delta=text)
+            case Refusal():
+                return RefusalDelta(seq=self.seq + 1, delta=text)
+
+    def _add_mark(self, frames: list[bytes], piece: ToolCallStart | ToolCallEnd) -> None:
+        if isinstance(piece, ToolCallStart):
+            self._close_trace(frames)
+            self._calls += 1
+            self._add(frames, ToolCallStarted(seq=self.seq + 1, index=self._calls - 1, id=piece.id, name=piece.name))
+        else:
+            self._add(frames, ToolCallDone(seq=self.seq + 1, index=self._calls - 1))
 
     def _close_trace(self, frames: list[bytes]) -> None:
         if self._segments:
             frames.append(self._number(ReasoningDone(seq=self.seq + 1, segments=self._segments)))
             self._segments = 0
             self._last_segment = None
+
+    def _add(self, frames: list[bytes], record: AnyRecord) -> bool:
+        """Add a record. Returns whether there was room under the cap."""
+        frame = encode_frame(self._stream_id, record)
+        if self.full or len(frame) > self._free_bytes:
+            self.full = True
+            return False
+        frames.append(frame)
+        self._count(frame)
+        return True
 
     def _number(self, record: AnyRecord) -> bytes:
         frame = encode_frame(self._stream_id, record)
@@ -171,19 +199,92 @@ class Recorder:
 
 
 def bounded_error(code: str, message: str, *, retryable: bool) -> ErrorInfo:
-    """An error that fits into the room kept for the terminal record."""
+    """An error that fits into the bytes reserved for the terminal record."""
     clean = [part.encode(errors="replace").decode() for part in (code, message)]
     return ErrorInfo(clean[0][:_MAX_ERROR_CODE_LENGTH], clean[1][:_MAX_ERROR_MESSAGE_LENGTH], retryable)
 
 
-class _Text(msgspec.Struct):
-    text: str
+def _merged(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """Join neighbours of one kind, and of one segment, as far as they fit into a record."""
+    run: list[TextPiece] = []
+    length = 0
+    for piece in pieces:
+        if isinstance(piece, ToolCallStart | ToolCallEnd):
+            if run:
+                yield _joined(run)
+                run = []
+                length = 0
+            yield piece
+            continue
+        size = len(piece.text) if type(piece) is not Text or piece.logprobs is None else _length(piece)
+        if run and (length + size > _SAFE_LENGTH or not _continues(piece, run[0])):
+            yield _joined(run)
+            run = []
+            length = 0
+        run.append(piece)
+        length += size
+    if run:
+        yield _joined(run)
 
 
-def _split(text: str) -> Iterator[str]:
-    if len(encode_json(_Text(text))) <= _MAX_TEXT_BYTES:
+def _continues(piece: TextPiece, before: TextPiece) -> bool:
+    """Whether a piece can stand in one record with the piece before it."""
+    if type(piece) is not type(before):
+        return False
+    return type(piece) is not Reasoning or piece.segment == before.segment  # type: ignore[union-attr]  # see above
+
+
+def _joined(run: list[TextPiece]) -> TextPiece:
+    if len(run) == 1:
+        return run[0]
+    text = "".join([piece.text for piece in run])
+    if type(run[0]) is Text:
+        logprobs = [entry for piece in run if isinstance(piece, Text) for entry in piece.logprobs or ()]
+        return Text(text, logprobs or None)
+    return _with_text(run[0], text)
+
+
+def _with_text(piece: TextPiece, text: str) -> TextPiece:
+    return msgspec.structs.replace(piece, text=text)
+
+
+def _length(piece: Text) -> int:
+    """The characters of a piece, and as many more as its log probabilities are worth."""
+    return len(piece.text) + _bytes(piece.logprobs) // _BYTES_PER_CHARACTER + 1
+
+
+def _cut(text: str, max_bytes: int = _MAX_TEXT_BYTES) -> Iterator[str]:
+    if _bytes(text) <= max_bytes:
         yield text
     else:
         middle = len(text) // 2
-        yield from _split(text[:middle])
-        yield from _split(text[middle:])
+        yield from _cut(text[:middle], max_bytes)
+        yield from _cut(text[middle:], max_bytes)
+
+
+def _cut_with_logprobs(piece: Text) -> Iterator[tuple[str, list[object] | None]]:
+    """Cut text and log probabilities so that each pair fits into a record. The first pairs hold the text."""
+    logprobs = list(piece.logprobs or ())
+    if _length(piece) <= _SAFE_LENGTH:
+        yield piece.text, logprobs
+        return
+    groups: list[list[object]] = []
+    free = 0
+    for entry in logprobs:
+        size = _bytes(entry) + 1
+        if size > free:
+            groups.append([])
+            free = _MAX_TEXT_BYTES // 2
+        groups[-1].append(entry)
+        free -= size
+    for text, group in zip_longest(_cut(piece.text, _MAX_TEXT_BYTES // 2), groups):
+        yield text or "", group
+
+
+class _Value(msgspec.Struct):
+    value: object
+
+
+def _bytes(value: object) -> int:
+    """How many bytes a value takes as JSON on the wire."""
+    return len(encode_json(_Value(value)))

@@ -1,7 +1,7 @@
-"""What a stream consists of: immutable records, their JSON, their frames and their ids.
+"""The records of a stream, their JSON, their frames and their ids.
 
-A log holds frames, the finished bytes of a record on the native wire; `encode_frame` makes one and `decode_frame` gives
-the record back. PROTOCOL: docs/reference/protocol.md.
+A log holds frames. A frame is a record's bytes on the native wire: `encode_frame` makes one, and `decode_frame` gives
+the record back. Source of the shapes: docs/reference/protocol.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CancelledBy: TypeAlias = Literal["client", "disconnect", "shutdown"]
 
 @final
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens as the engine counted them; None where it did not say. Never guessed."""
+    """Tokens as the engine counted them. None where it did not count, because the server never guesses."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -33,7 +33,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 @final
 class Timings(msgspec.Struct, frozen=True):
-    """Milliseconds since the stream was accepted; `first_token_ms` is None when there was no token."""
+    """Milliseconds since the stream was accepted. `first_token_ms` is None when the engine wrote nothing."""
 
     first_token_ms: float | None
     total_ms: float
@@ -56,7 +56,7 @@ class Record(msgspec.Struct, frozen=True, tag_field="type"):
 
 @final
 class StreamCreated(Record, frozen=True, tag="stream.created"):
-    """Always record 1; it is in the log before the engine is called. `created_at` is Unix time in seconds."""
+    """Always record 1, in the log before the engine is called. `created_at` is Unix time in seconds."""
 
     stream: str
     mode: Mode
@@ -74,11 +74,11 @@ class ReasoningDelta(Record, frozen=True, tag="reasoning.delta"):
 
 @final
 class ReasoningDone(Record, frozen=True, tag="reasoning.done", omit_defaults=True):
-    """The trace has stopped, or paused for a piece of the answer.
+    """The trace has stopped, or pauses for another kind of content.
 
     Attributes:
         segments: How many segments there were since the last `reasoning.done`.
-        trace: Their texts. Never in a log; the view `trace=final` fills it in.
+        trace: Their texts. Never in a log: the view `trace=final` fills it in.
     """
 
     segments: int
@@ -86,15 +86,55 @@ class ReasoningDone(Record, frozen=True, tag="reasoning.done", omit_defaults=Tru
 
 
 @final
-class OutputDelta(Record, frozen=True, tag="output.delta"):
-    """A piece of the answer."""
+class OutputDelta(Record, frozen=True, tag="output.delta", omit_defaults=True):
+    """A piece of the answer.
+
+    Attributes:
+        delta: Its text. Empty where the log probabilities of a piece need another record.
+        logprobs: Log probabilities of its tokens, as the engine gave them.
+    """
+
+    delta: str
+    logprobs: list[object] | None = None
+
+
+@final
+class RefusalDelta(Record, frozen=True, tag="refusal.delta"):
+    """A piece of the text with which the model refuses to answer."""
 
     delta: str
 
 
 @final
+class ToolCallStarted(Record, frozen=True, tag="tool_call.started"):
+    """The model calls a tool. `index` counts the calls of a stream from 0.
+
+    The arguments follow before any record of another kind.
+    """
+
+    index: int
+    id: str
+    name: str
+
+
+@final
+class ToolCallDelta(Record, frozen=True, tag="tool_call.delta"):
+    """A piece of the call's arguments."""
+
+    index: int
+    delta: str
+
+
+@final
+class ToolCallDone(Record, frozen=True, tag="tool_call.done"):
+    """The model has ended the call. A call without this record is not whole."""
+
+    index: int
+
+
+@final
 class StreamCompleted(Record, frozen=True, tag="stream.completed"):
-    """The engine finished by itself."""
+    """The engine finished."""
 
     finish_reason: str
     usage: Usage
@@ -103,7 +143,7 @@ class StreamCompleted(Record, frozen=True, tag="stream.completed"):
 
 @final
 class StreamIncomplete(Record, frozen=True, tag="stream.incomplete"):
-    """A limit ended the stream; everything recorded until then is there."""
+    """A limit ended the stream. The log has everything up to then."""
 
     reason: IncompleteReason
     usage: Usage
@@ -112,7 +152,7 @@ class StreamIncomplete(Record, frozen=True, tag="stream.incomplete"):
 
 @final
 class StreamFailed(Record, frozen=True, tag="stream.failed"):
-    """The engine failed; everything recorded until then is there."""
+    """The engine failed. The log has everything up to then."""
 
     error: ErrorInfo
     usage: Usage
@@ -121,7 +161,7 @@ class StreamFailed(Record, frozen=True, tag="stream.failed"):
 
 @final
 class StreamCancelled(Record, frozen=True, tag="stream.cancelled"):
-    """Nobody wanted the rest: a client said so, everybody left, or the server shut down."""
+    """Cancelled by a client, by disconnection or by shutdown."""
 
     by: CancelledBy
     usage: Usage
@@ -130,20 +170,30 @@ class StreamCancelled(Record, frozen=True, tag="stream.cancelled"):
 
 @final
 class ServerDraining(msgspec.Struct, frozen=True, tag_field="type", tag="server.draining"):
-    """Control event, in no log: the server shuts down; the stream still ends with its terminal record."""
+    """Out-of-band event: the server is shutting down. The stream still ends with its terminal record."""
 
     reconnect_in_ms: int
 
 
 @final
 class ServerBusy(msgspec.Struct, frozen=True, tag_field="type", tag="server.busy"):
-    """Control event, in no log: this reader must come back later."""
+    """Out-of-band event: the stream has too many readers, so the client should reconnect later."""
 
     reconnect_in_ms: int
 
 
 Terminal: TypeAlias = StreamCompleted | StreamIncomplete | StreamFailed | StreamCancelled
-AnyRecord: TypeAlias = StreamCreated | ReasoningDelta | ReasoningDone | OutputDelta | Terminal
+AnyRecord: TypeAlias = (
+    StreamCreated
+    | ReasoningDelta
+    | ReasoningDone
+    | OutputDelta
+    | RefusalDelta
+    | ToolCallStarted
+    | ToolCallDelta
+    | ToolCallDone
+    | Terminal
+)
 Control: TypeAlias = ServerDraining | ServerBusy
 
 TERMINAL: Final = (StreamCompleted, StreamIncomplete, StreamFailed, StreamCancelled)
@@ -153,8 +203,8 @@ _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 _event_decoder: msgspec.json.Decoder[AnyRecord | Control] = msgspec.json.Decoder(AnyRecord | Control)
 
-# U+0080 to U+009F, U+2028 and U+2029 in UTF-8: older line splitters in the httpx family break lines there. Inside JSON
-# they can only stand in a string, where an escape means the same.
+# U+0080 to U+009F, U+2028 and U+2029 in UTF-8. Older line splitters in the httpx family break lines there. JSON allows
+# them in strings only, where an escape means the same.
 _BREAKS_LINES = re.compile(rb"\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 
 
@@ -167,12 +217,12 @@ def encode_json(value: msgspec.Struct) -> bytes:
 
 
 def encode_frame(stream_id: str, record: AnyRecord) -> bytes:
-    """The bytes of a record on the native wire: JSON on one `data` line, then its id, then the blank line."""
+    """The bytes of a record on the native wire: JSON on one `data` line, its id, a blank line."""
     return sse.encode_line(encode_json(record), format_event_id(stream_id, record.seq))
 
 
 def encode_control(event: Control) -> bytes:
-    """The bytes of a control event: no id, so a client keeps its last one."""
+    """The bytes of an out-of-band event. It has no id, so a client keeps its last one."""
     return sse.encode_line(encode_json(event))
 
 
@@ -190,15 +240,15 @@ def decode_event(data: str | bytes) -> AnyRecord | Control:
     return _event_decoder.decode(data)
 
 
-# Prefix + 128 random bits: the id alone finds the stream, and nobody guesses one.
+# A prefix and 128 random bits. The id alone finds the stream, and cannot be guessed.
 _STREAM_ID = re.compile(r"str_[A-Za-z0-9_-]{22}")
 
-# Far over any id this server sends, and under what proxies accept in a header.
+# Longer than any id that this server sends, shorter than the limits of proxies for a header.
 MAX_EVENT_ID_LENGTH: Final = 200
 
 
 def new_stream_id() -> str:
-    """A fresh id: ASCII letters, digits, `_` and `-`."""
+    """A new id: ASCII letters, digits, `_` and `-`."""
     return f"str_{secrets.token_urlsafe(16)}"
 
 
@@ -211,10 +261,10 @@ def parse_event_id(text: str) -> tuple[str, int]:
     """Split an event id at its last dot.
 
     Returns:
-        The stream's id, and the position: the `seq` of the last record that arrived, 0 for none.
+        The stream's id, and the offset: the `seq` of the last record that the client received, 0 for none.
 
     Raises:
-        InvalidLastEventIdError: No server of this kind can have sent it.
+        InvalidLastEventIdError: This server cannot have sent it.
     """
     stream_id, dot, seq = text.rpartition(".")
     if len(text) > MAX_EVENT_ID_LENGTH or not dot or not _STREAM_ID.fullmatch(stream_id):

@@ -1,4 +1,4 @@
-"""A stream as it stands, folded from its log."""
+"""A stream's content and state at one moment, folded from its log."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from crucible_trio.records import (
     Mode,
     OutputDelta,
     ReasoningDelta,
+    RefusalDelta,
     StreamCancelled,
     StreamCompleted,
     StreamCreated,
@@ -22,6 +23,9 @@ from crucible_trio.records import (
     StreamIncomplete,
     Terminal,
     Timings,
+    ToolCallDelta,
+    ToolCallDone,
+    ToolCallStarted,
     Usage,
     decode_frame,
 )
@@ -42,15 +46,36 @@ def status_of(terminal: Terminal) -> Status:
 
 
 @final
-class Snapshot(msgspec.Struct, kw_only=True):
-    """What a log holds up to `last_seq`, exactly.
+class SnapshotToolCall(msgspec.Struct, kw_only=True):
+    """A tool call in a snapshot.
 
     Attributes:
-        paused: Whether the stream waits for a reader just now.
+        index: Counts the stream's calls from 0.
+        id: The call's id.
+        name: The tool's name.
+        arguments: The arguments so far, as the model wrote them.
+        complete: Whether the model has ended the call.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments: str = ""
+    complete: bool = False
+
+
+@final
+class Snapshot(msgspec.Struct, kw_only=True):
+    """Exactly what a log holds up to `last_seq`.
+
+    Attributes:
+        paused: Whether the stream waits for a reader.
         output: The answer so far.
         trace: The reasoning so far, by segment.
+        refusal: The refusal so far. None where the model has not refused.
+        tool_calls: The tool calls so far.
         finish_reason: Why a completed stream ended.
-        reason: What ended an incomplete stream.
+        reason: The limit that ended an incomplete stream.
         error: Why a failed stream failed.
         by: Who or what cancelled a stream.
     """
@@ -64,6 +89,8 @@ class Snapshot(msgspec.Struct, kw_only=True):
     last_seq: int
     output: str
     trace: list[str]
+    refusal: str | None = None
+    tool_calls: list[SnapshotToolCall] = []
     finish_reason: str | None = None
     reason: IncompleteReason | None = None
     error: ErrorInfo | None = None
@@ -76,6 +103,9 @@ def fold(frames: Iterable[bytes]) -> Snapshot:
     """Fold a log from record 1 on."""
     output: list[str] = []
     trace: list[list[str]] = []
+    refusal: list[str] = []
+    calls: list[SnapshotToolCall] = []
+    arguments: list[list[str]] = []
     snapshot = Snapshot(status="running", mode="standard", model="", created_at=0.0, last_seq=0, output="", trace=[])
     for frame in frames:
         record = decode_frame(frame)
@@ -85,11 +115,20 @@ def fold(frames: Iterable[bytes]) -> Snapshot:
                 snapshot.id, snapshot.mode = record.stream, record.mode
                 snapshot.model, snapshot.created_at = record.model, record.created_at
             case ReasoningDelta():
-                while record.segment >= len(trace):  # an engine may have given up on the piece that opened one
+                while record.segment >= len(trace):  # a cancelled call may have left out the piece that opened one
                     trace.append([])
                 trace[record.segment].append(record.delta)
             case OutputDelta():
                 output.append(record.delta)
+            case RefusalDelta():
+                refusal.append(record.delta)
+            case ToolCallStarted():
+                calls.append(SnapshotToolCall(index=record.index, id=record.id, name=record.name))
+                arguments.append([])
+            case ToolCallDelta():
+                arguments[record.index].append(record.delta)
+            case ToolCallDone():
+                calls[record.index].complete = True
             case StreamCompleted():
                 snapshot.finish_reason = record.finish_reason
             case StreamIncomplete():
@@ -103,4 +142,8 @@ def fold(frames: Iterable[bytes]) -> Snapshot:
             snapshot.usage, snapshot.timings = record.usage, record.timings
     snapshot.output = "".join(output)
     snapshot.trace = ["".join(pieces) for pieces in trace]
+    snapshot.refusal = "".join(refusal) if refusal else None
+    for call, pieces in zip(calls, arguments, strict=True):
+        call.arguments = "".join(pieces)
+    snapshot.tool_calls = calls
     return snapshot

@@ -1,11 +1,11 @@
-"""Server-Sent Events without I/O: an encoder and an incremental decoder.
+"""Server-Sent Events without I/O: encoding, and an incremental decoder.
 
-What is easy to get wrong, and is got right here:
+The rules that implementations often miss:
 
-* A line ends at CR, LF or CRLF, and at nothing else. `str.splitlines()` also cuts at U+2028 and would tear a token.
-* A CRLF may be split over two chunks; the LF that opens the second one ends no further line.
-* An event counts only when its blank line has arrived. A half event at a cut is dropped, because it is sent again.
-* `id` is written last: fetch-event-source takes the id when it reads that line, not at the blank line, and with the id
+* A line ends at CR, LF or CRLF, and at nothing else. `str.splitlines()` also cuts at U+2028 and would tear a piece.
+* Two chunks may split a CRLF. The LF that opens the second chunk then ends no further line.
+* An event counts only when its blank line has arrived. A cut leaves half an event, which is dropped and sent again.
+* `id` is the last line. fetch-event-source takes the id when it reads that line, not at the blank line, and with the id
   first it lost events at cuts.
 
 Source: WHATWG HTML, "Server-sent events".
@@ -18,22 +18,21 @@ import re
 from dataclasses import dataclass
 from typing import Final, final
 
-from crucible_trio.errors import EventTooLargeError, InvalidFieldError
+from crucible_trio.errors import EventTooLargeError
 
 MEDIA_TYPE: Final = "text/event-stream"
 
-# A comment line and no blank line: a blank line after it would dispatch an empty event in several clients.
+# A comment line without a blank line. With one, several clients dispatch an empty event.
 HEARTBEAT: Final = b":\n"
 
-# Characters that a decoder holds of an unfinished event. A whole reasoning trace can travel in one; a server that never
-# ends an event must not fill the client's memory.
+# Characters that a decoder holds of an unfinished event. One event can carry a whole reasoning trace. The limit keeps a
+# server that never ends an event from filling the client's memory.
 MAX_EVENT_LENGTH: Final = 32 * 1024 * 1024
 
-# 31 years; and `int` refuses thousands of digits with an error of its own.
+# 31 years. `int` raises for thousands of digits.
 _MAX_RETRY_DIGITS: Final = 12
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
-_FORGES_A_FIELD = re.compile(r"[\r\n\0]")
 
 
 @final
@@ -42,9 +41,9 @@ class ServerSentEvent:
     """One event.
 
     Attributes:
-        data: The payload; may span lines. None for an event that carries none and is therefore never dispatched.
-        event: The type; empty means `message`.
-        id: What the client sends back as `Last-Event-ID`; None leaves its last id as it is.
+        data: The payload, which may span lines. None for an event without data, which is never dispatched.
+        event: The type. Empty means `message`.
+        id: The client sends it back as `Last-Event-ID`. None keeps the client's last id.
         retry: The reconnection time in milliseconds.
     """
 
@@ -54,36 +53,15 @@ class ServerSentEvent:
     retry: int | None = None
 
 
-def encode(event: ServerSentEvent) -> bytes:
-    """Frame one event for `text/event-stream`.
-
-    Args:
-        event: `data` may span lines, `id` and `event` may not.
-
-    Returns:
-        UTF-8 bytes, ending in the blank line that makes the client dispatch.
-
-    Raises:
-        InvalidFieldError: `id` or `event` holds CR, LF or NUL.
-
-    Source: WHATWG HTML, "Server-sent events", interpreting an event stream.
-    """
-    lines = [f"event: {_one_line('event', event.event)}"] if event.event else []
-    if event.retry is not None:
-        lines.append(f"retry: {event.retry}")
-    if event.data is not None:
-        lines += [f"data: {line}" for line in _LINE_END.split(event.data)]
-    if event.id is not None:
-        lines.append(f"id: {_one_line('id', event.id)}")
-    return ("\n".join(lines) + "\n\n").encode()
-
-
 def encode_line(data: bytes, event_id: str | None = None) -> bytes:
-    """Frame one line of data: the same bytes as `encode`, without its splitting and checks.
+    """Frame one event with one line of data, for `text/event-stream`.
 
     Args:
         data: UTF-8 without CR and LF, such as encoded JSON.
-        event_id: An id that is valid by construction.
+        event_id: An id without CR, LF and NUL.
+
+    Returns:
+        Bytes that end in the blank line that makes the client dispatch the event.
     """
     if event_id is None:
         return b"data: %b\n\n" % data
@@ -91,29 +69,23 @@ def encode_line(data: bytes, event_id: str | None = None) -> bytes:
 
 
 def retry_line(milliseconds: int) -> bytes:
-    """The reconnection time as a line of its own.
+    """The reconnection time as one line.
 
-    It goes before the first event of a body, without a blank line: a `retry` block of its own makes some clients
-    dispatch an event without data.
+    It goes before the first event of a body, without a blank line. With a blank line some clients dispatch an event
+    without data.
     """
     return b"retry: %d\n" % milliseconds
 
 
-def _one_line(field: str, value: str) -> str:
-    if _FORGES_A_FIELD.search(value):
-        raise InvalidFieldError(field)
-    return value
-
-
 @final
 class Decoder:
-    """Turns the chunks of one response body into events, however the bytes are cut.
+    """Turns the chunks of one response body into events, wherever the bytes are cut.
 
-    Use a new decoder for each connection; carry `last_event_id` over yourself.
+    Use a new decoder for each connection, and carry `last_event_id` over.
 
     Attributes:
-        last_event_id: The last id seen in a finished event; None before the first.
-        retry: The last reconnection time in milliseconds; None before the first.
+        last_event_id: The last id in a finished event. None before the first.
+        retry: The last reconnection time in milliseconds. None before the first.
     """
 
     def __init__(self, *, max_event_length: int = MAX_EVENT_LENGTH) -> None:
@@ -178,7 +150,7 @@ class Decoder:
             self._id = value
         elif name == "retry" and value.isascii() and value.isdigit() and len(value) <= _MAX_RETRY_DIGITS:
             self.retry = int(value)
-        return None  # a comment has the empty name; an unknown field is ignored
+        return None  # a comment has an empty name, and an unknown field is ignored
 
     def _dispatch(self) -> ServerSentEvent | None:
         data, event, event_id = self._data, self._event, self._id

@@ -1,4 +1,4 @@
-"""What is kept of streams that have ended, and what is remembered of those that are gone. No trio: times are given."""
+"""Finished streams while they can be read, and the ids of expired ones. Times are arguments: nothing needs trio."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Final, final
 from crucible_trio.errors import StreamExpiredError, StreamNotFoundError
 from crucible_trio.stream import Stream
 
-# How long a stream that is gone is still told from one that never was.
+# How long an expired stream is told from one that never existed.
 REMEMBERED_SECONDS: Final = 3600.0
-# Bounds what is remembered, some 300 bytes each; beyond it the oldest are simply not found.
+# Limits the remembered ids, about 300 bytes each. Beyond it the oldest are forgotten.
 MAX_REMEMBERED: Final = 100_000
 
 
@@ -28,7 +28,7 @@ class _Gone:
 
 @final
 class Retention:
-    """Finished streams for `keep_seconds` each, then their ids for an hour. Times are `trio.current_time()`."""
+    """Keeps finished streams for `keep_seconds` each, then their ids for an hour. Times are `trio.current_time()`."""
 
     def __init__(self, keep_seconds: float) -> None:
         self._keep_seconds = keep_seconds
@@ -49,7 +49,7 @@ class Retention:
         """Find a kept stream.
 
         Raises:
-            StreamExpiredError, StreamNotFoundError: As `Pipeline.get` says.
+            StreamExpiredError, StreamNotFoundError: As `StreamStore.find` says.
         """
         kept = self._kept.get(stream_id)
         if kept is not None and owner in {None, kept[0].owner}:
@@ -60,12 +60,12 @@ class Retention:
         raise StreamNotFoundError
 
     def drop(self, stream: Stream, now: float, *, forgotten: bool = False) -> None:
-        """Let a stream go and remember that it was there; as one that nobody shall find, if `forgotten`."""
+        """Drop a stream and remember its id. If it was `forgotten`, it looks as if it had never existed."""
         self._kept.pop(stream.id, None)
         self._gone[stream.id] = _Gone(stream.owner, forgotten, now + REMEMBERED_SECONDS)
 
     def oldest_unread(self) -> Stream | None:
-        """The stream that goes first when memory is short."""
+        """The stream to evict first when memory is short."""
         return next((stream for stream in self if not stream.log.readers), None)
 
     def expired(self, now: float) -> list[Stream]:
@@ -88,7 +88,7 @@ class Retention:
         return dropped
 
     def next_change(self) -> float:
-        """When something is over next."""
+        """When the next stream or id expires."""
         kept = next((until for _, until in self._kept.values()), inf)
         gone = next((gone.until for gone in self._gone.values()), inf)
         return min(kept, gone)

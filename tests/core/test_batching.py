@@ -10,14 +10,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.pacing import Pacing
+from crucible_trio.batching import Batcher
 from crucible_trio.timers import Timers
 
 
 @asynccontextmanager
-async def open_pacing() -> AsyncIterator[Pacing]:
+async def open_pacing() -> AsyncIterator[Batcher]:
     timers = Timers()
-    pacing = Pacing(timers)
+    pacing = Batcher(timers)
     trio.lowlevel.add_instrument(pacing)
     try:
         async with trio.open_nursery() as nursery:
@@ -28,7 +28,7 @@ async def open_pacing() -> AsyncIterator[Pacing]:
         trio.lowlevel.remove_instrument(pacing)
 
 
-async def may_soon(pacing: Pacing) -> bool:
+async def may_soon(pacing: Batcher) -> bool:
     """Whether something may be recorded at once in one of many passes; a busy machine can make a single one last."""
     for _ in range(100):
         await trio.sleep(1)

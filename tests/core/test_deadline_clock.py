@@ -3,11 +3,11 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_trio.clocks import Clocks
+from crucible_trio.deadlines import DeadlineClock
 
 
-def clocks(**limits: float) -> Clocks:
-    return Clocks(**{"now": 0, "first_token": 10, "idle": 5, "total": 100, "grace": 20, **limits})
+def clocks(**limits: float) -> DeadlineClock:
+    return DeadlineClock(**{"now": 0, "first_token": 10, "idle": 5, "total": 100, "grace": 20, **limits})
 
 
 def test_nothing_runs_out_before_its_time_and_each_is_named() -> None:

@@ -1,0 +1,69 @@
+"""The pieces that an engine writes, on their way from its call to the log.
+
+A piece is one call of an engine, and has a kind. A piece of text may begin or end with half a character (a lone
+surrogate), because a model's tokens cut anywhere: the recorder joins the halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias, final
+
+import msgspec
+
+
+@final
+class Text(msgspec.Struct, frozen=True, gc=False):
+    """A piece of the answer.
+
+    Attributes:
+        text: The piece.
+        logprobs: Log probabilities of its tokens, as the engine gave them: values that JSON can hold.
+    """
+
+    text: str
+    logprobs: Sequence[object] | None = None
+
+
+@final
+class Reasoning(msgspec.Struct, frozen=True, gc=False):
+    """A piece of the reasoning trace.
+
+    Attributes:
+        text: The piece.
+        segment: Counts from 0 without holes: the segment of the piece before, or the next one.
+    """
+
+    text: str
+    segment: int = 0
+
+
+@final
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    """A piece of the text with which the model refuses to answer."""
+
+    text: str
+
+
+@final
+class ToolCallStart(msgspec.Struct, frozen=True, gc=False):
+    """The model calls a tool. Its arguments follow, then `ToolCallEnd`, before any other piece."""
+
+    id: str
+    name: str
+
+
+@final
+class ToolCallArguments(msgspec.Struct, frozen=True, gc=False):
+    """A piece of the arguments of the open tool call: JSON text as the model wrote it, valid or not."""
+
+    text: str
+
+
+@final
+class ToolCallEnd(msgspec.Struct, frozen=True, gc=False):
+    """The model has ended its tool call, so the arguments are whole."""
+
+
+TextPiece: TypeAlias = Text | Reasoning | Refusal | ToolCallArguments
+Piece: TypeAlias = TextPiece | ToolCallStart | ToolCallEnd

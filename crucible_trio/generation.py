@@ -1,0 +1,322 @@
+"""One generation: a task that runs the engine, the buffer, the recorder, and the log that they write.
+
+```
+engine ── output.delta ──► memory channel ──► recorder ──► log ──► readers
+  ▲                        (waits when full)     ▲                    │
+  └── not called before a reader wants it        └──── room ◄──── cursors
+```
+
+The recorder has no task and never waits. `Generation.record` copies the buffer to the log, and is called when there may
+be something to copy: by the engine's call, by the pipeline's `Batcher`, and by a reader that makes room. No checkpoint
+lies between taking a piece and appending it, so neither cancellation nor a second caller can lose a piece or change the
+order.
+
+How a stream ends is decided once, by what comes first: the engine's end, a deadline, a cap, or a cancellation. Then the
+rest of the buffer and the terminal record go into the log in one append.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import final
+
+import trio
+
+from crucible_trio import endings
+from crucible_trio.batching import Batcher
+from crucible_trio.config import Settings
+from crucible_trio.content import Piece
+from crucible_trio.deadlines import DeadlineClock
+from crucible_trio.endings import Ending
+from crucible_trio.engine import Engine
+from crucible_trio.log.contract import Log
+from crucible_trio.metrics import EngineMetrics
+from crucible_trio.output import Output
+from crucible_trio.recorder import Recorder
+from crucible_trio.records import CancelledBy, StreamCompleted, StreamIncomplete, Terminal, Timings
+from crucible_trio.stream import StreamFacts
+from crucible_trio.timers import Timer, Timers
+
+
+@final
+class Generation:
+    """Runs one engine for one stream. A pipeline makes it and runs it. Record 1 is in its log before anything else.
+
+    Args:
+        engine: Generates the content.
+        facts: The stream's facts.
+        log: An empty log.
+        settings: Limits and defaults.
+        metrics: The engine's numbers.
+        timers: Fire its deadlines.
+        batcher: Tells when to record.
+        starts_with_reader: Call the engine when a reader has record 1. Otherwise as soon as record 1 is visible.
+
+    Attributes:
+        facts: The stream's facts.
+        log: Its records.
+        pieces: Pieces recorded so far.
+        terminal: Its last record, once that has been accepted by the log.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        facts: StreamFacts,
+        log: Log,
+        settings: Settings,
+        metrics: EngineMetrics,
+        timers: Timers,
+        batcher: Batcher,
+        *,
+        starts_with_reader: bool,
+    ) -> None:
+        request = facts.request
+        assert request.model is not None
+        self.facts = facts
+        self.log = log
+        self.pieces = 0
+        self.terminal: Terminal | None = None
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._accepted_at = trio.current_time()
+        self._first_piece_at: float | None = None
+        self._starts_with_reader = starts_with_reader
+        self._ending: Ending | None = None
+        self._stopped_at: float | None = None
+        self._scope = trio.CancelScope()  # of the engine
+        self._timers = timers
+        self._batcher = batcher
+        self._is_marked = False  # to be recorded later
+        self._timer = Timer(inf, self)
+        self._send, self._receive = trio.open_memory_channel[Piece](settings.buffer_tokens)
+        self._output = Output(self._send, batcher, self)
+        self._clock = DeadlineClock(
+            now=self._accepted_at,
+            first_token=_given(request.deadlines.first_token_seconds, settings.first_token_seconds),
+            idle=_given(request.deadlines.idle_seconds, settings.idle_seconds),
+            total=_given(request.deadlines.total_seconds, settings.total_seconds),
+            grace=_given(request.grace_seconds, settings.grace_seconds),
+        )
+        self._token_limit = _given(request.max_output_tokens, settings.max_output_tokens)
+        self._recorder = Recorder(facts.id, max_bytes=settings.stream_log_bytes)
+        created = self._recorder.create(mode=request.mode, model=request.model, created_at=facts.created_at)
+        log.append_nowait([created])
+        log.listener = self
+        self._grace_begins()
+
+    # As the producer of its stream
+
+    def cancel(self, by: CancelledBy = "client") -> None:
+        """Stop the engine at its next checkpoint and end the stream, if it has not ended. Returns immediately."""
+        self._stop(endings.cancelled(by))
+
+    @property
+    def paused(self) -> bool:
+        """Whether the engine waits for a reader to attach."""
+        return not self.log.readers and self._needs_reader and self._ending is None
+
+    def reader_attached(self) -> None:
+        """A reader has attached, so the grace period is over."""
+        self._clock.reader_attached()
+
+    def reader_left(self) -> None:
+        """A reader has left. If it was the last one, the stream's policy decides."""
+        if self.log.readers or self._ending is not None:
+            return
+        # Before the engine is called, a client that was cut before record 1 may still come back for it.
+        if self.facts.on_disconnect == "cancel" and not self._waits_for_reader:
+            self.cancel("disconnect")
+        self._grace_begins()
+
+    @property
+    def _waits_for_reader(self) -> bool:
+        return self._starts_with_reader and self.log.ever_read < 1
+
+    @property
+    def _needs_reader(self) -> bool:
+        return self._waits_for_reader or self.facts.on_disconnect != "continue"
+
+    def _grace_begins(self) -> None:
+        if self._needs_reader:
+            self._clock.last_reader_left(trio.current_time())
+            self._set_timer()
+
+    # The engine's task
+
+    async def run(self) -> None:
+        """Generate and record until the terminal record is visible. Returns when the engine has let go as well.
+
+        Cancellation: the stream ends `cancelled` by `shutdown`, with every piece in its log whose call has returned. A
+        log that commits later has `flush_seconds` for that.
+        """
+        self._set_timer()
+        try:
+            with self._scope:
+                await self._generate()
+        finally:
+            self.record()
+            if not self.log.finished:
+                with trio.move_on_after(self._settings.flush_seconds, shield=True):
+                    await self.log.flushed()
+
+    async def _generate(self) -> None:
+        try:
+            await self.log.flushed()  # record 1 must be visible before the engine is called
+            if self._waits_for_reader:
+                await self.log.wait_read(1)
+            if self._ending is None:  # a cancellation may have come first
+                self.record()  # from here on the stream waits for the engine
+                finish = await self._engine.generate(self.facts.request, self._output)
+                self._engine_ended(endings.finished(finish))
+        except* Exception as group:  # a Cancelled in the same group passes on
+            self._engine_ended(endings.failed(self.facts.id, group))
+        finally:
+            self._decide(endings.cancelled("shutdown"))  # nothing has decided: the task was cancelled from outside
+            self._send.close()
+            if self._stopped_at is not None:
+                self._metrics.cancel_seconds.observe(trio.current_time() - self._stopped_at)
+
+    def _engine_ended(self, ending: Ending) -> None:
+        # An engine that swallows its Cancelled, or answers it with another error, was still cancelled.
+        if trio.current_effective_deadline() != -inf:
+            self._decide(ending)
+
+    # Recording
+
+    def record(self) -> None:
+        """Copy the buffer to the log as far as there is room. Write the end once it is decided.
+
+        Never waits. May be called at any time.
+        """
+        self._is_marked = False
+        if self.log.closed:
+            return
+        while self._ending is None and self._has_room:
+            batch = self._take_nowait(self._settings.buffer_tokens)
+            if not batch:
+                self._clock.wait_begins(trio.current_time(), self._output.queued_seconds)
+                self._set_timer()
+                break
+            self._append(batch)
+        if self._ending is not None:
+            self._finish()
+
+    def record_now(self, piece: Piece) -> bool:
+        """Record a piece that came alone to an empty buffer (`PieceSink`)."""
+        # If the buffer is not empty, then either there is no room, or this stream waits in the batcher. While any
+        # stream waits there, no piece is recorded in its engine's call.
+        if self._ending is not None or not self.log.has_room or not self._batcher.may_record_now():
+            return False
+        has_timer = self._clock.idle_is_running  # the next deadline is later: the timer comes early and is set again
+        self._append([piece])
+        if self.log.has_room:
+            self._clock.wait_begins(trio.current_time(), self._output.queued_seconds)
+            if not has_timer:
+                self._set_timer()
+        return True
+
+    def piece_buffered(self) -> None:
+        """The buffer has a new piece, or is full (`PieceSink`)."""
+        self._clock.piece_came()  # the stream does not wait for its engine now
+        if self.log.has_room and not self._is_marked:
+            self._record_later()
+
+    def tokens_counted(self, total: int) -> None:
+        """The engine has counted its tokens (`PieceSink`)."""
+        if total > self._token_limit:
+            self._stop(endings.incomplete("max_output_tokens"))
+
+    def room_available(self) -> None:
+        """The log may have room (`RoomListener`). The caller records, so no task has to be woken for it."""
+        if self._ending is None and self._has_room:
+            self.record()
+
+    def _record_later(self) -> None:
+        self._is_marked = True
+        self._batcher.record_later(self)
+
+    @property
+    def _has_room(self) -> bool:
+        return self.log.has_room and not self._waits_for_reader
+
+    def _take_nowait(self, limit: float) -> list[Piece]:
+        batch: list[Piece] = []
+        try:
+            while len(batch) < limit:
+                batch.append(self._receive.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            pass  # the pieces taken before are in hand and must not be lost with the exception
+        return batch
+
+    def _append(self, batch: list[Piece]) -> None:
+        self._count(batch)
+        self._clock.piece_came()
+        self.log.append_nowait(self._recorder.add(batch))
+        if self._recorder.full:
+            self._stop(endings.incomplete("log_limit"))
+
+    def _finish(self) -> None:
+        """Append the rest of the buffer and the terminal record together, with or without a reader."""
+        self._timer.cancel()
+        rest = self._take_nowait(inf)
+        self._receive.close()
+        self._count(rest)
+        self.log.append_nowait(self._recorder.finish(rest, self._make_terminal), last=True)
+
+    def _count(self, batch: list[Piece]) -> None:
+        if batch and self._first_piece_at is None:
+            self._first_piece_at = trio.current_time()
+            self._metrics.first_piece_seconds.observe(self._first_piece_at - self._accepted_at)
+        self.pieces += len(batch)
+        self._metrics.pieces[self.facts.request.mode] += len(batch)
+
+    def _make_terminal(self, seq: int) -> Terminal:
+        assert self._ending is not None
+        first = None if self._first_piece_at is None else _milliseconds(self._first_piece_at - self._accepted_at)
+        total = _milliseconds(trio.current_time() - self._accepted_at)
+        terminal = self._ending(seq=seq, timings=Timings(first, total))
+        if self._recorder.full and isinstance(terminal, StreamCompleted):
+            # The engine had finished, but the rest of the buffer would have passed the cap: the text is not whole.
+            terminal = StreamIncomplete(seq=seq, reason="log_limit", usage=terminal.usage, timings=terminal.timings)
+        self.terminal = terminal
+        return terminal
+
+    # How it ends
+
+    def _decide(self, ending: Ending) -> bool:
+        if self._ending is not None:
+            return False
+        self._ending = ending
+        return True
+
+    def _stop(self, ending: Ending) -> None:
+        if self._decide(ending):
+            self._stopped_at = trio.current_time()
+            self._scope.cancel()
+            if not self._is_marked:  # an engine may take long to let go, and readers need not wait for that
+                self._record_later()
+
+    def _set_timer(self) -> None:
+        # When it fires too early the deadlines are compared and it is set again.
+        deadline = self._clock.next_deadline(self._output.queued_seconds)
+        self._timer = self._timers.set_no_later(self._timer, deadline, self)
+
+    def timer_fired(self) -> None:
+        """A deadline may have passed (`Timed`)."""
+        match self._clock.expired(trio.current_time(), self._output.queued_seconds):
+            case None:
+                self._set_timer()
+            case "grace":
+                self._stop(endings.cancelled("disconnect"))
+            case reason:
+                self._stop(endings.incomplete(reason))
+
+
+def _given(asked: float | None, default: float) -> float:
+    return default if asked is None else asked
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)

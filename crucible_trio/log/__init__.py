@@ -1,0 +1,1 @@
+"""The event log of a stream: the contract, and the log in memory."""

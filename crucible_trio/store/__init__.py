@@ -1,0 +1,1 @@
+"""Where a pipeline's streams are found and kept: the contract, and the store in memory."""

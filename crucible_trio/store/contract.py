@@ -1,0 +1,102 @@
+"""What a store owes its pipeline: logs, and all that is known about streams beyond one generation.
+
+A store makes logs, finds streams, holds idempotency keys, counts the streams of an owner, and keeps finished streams
+for a while. `crucible_trio.store.memory.MemoryStore` does that in one process. In a store that several processes share,
+a stream may belong to a generation elsewhere, so these methods may wait.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from crucible_trio.log.contract import Log
+from crucible_trio.stream import Stream, StreamFacts
+
+
+class StreamStore(Protocol):
+    """Logs and streams. Opened before its pipeline, closed after it."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether new streams can be stored."""
+
+    @property
+    def running(self) -> int:
+        """Streams of this process that have not ended."""
+
+    @property
+    def kept(self) -> int:
+        """Finished streams that can still be read."""
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of all logs, and of the facts stored with them."""
+
+    async def claim(self, owner: str, key: str, digest: bytes, stream_id: str) -> str:
+        """Claim an idempotency key for a stream that is about to start.
+
+        The first of several claims wins. A later claim waits until the winner's stream has started, or until the winner
+        releases the key, and then tries again.
+
+        Args:
+            owner: Whose key.
+            key: The key.
+            digest: Of the request. The same key with another request is refused.
+            stream_id: The id of the stream that is about to start.
+
+        Returns:
+            The id of the stream that the key belongs to: `stream_id` if this claim won.
+
+        Raises:
+            IdempotencyConflictError: The key belongs to another request.
+
+        Cancellation: a claim that was cancelled holds nothing.
+        """
+
+    async def release(self, owner: str, key: str, stream_id: str) -> None:
+        """Give a claimed key back, because its stream did not start. Does nothing if another stream holds the key."""
+
+    async def create(self, facts: StreamFacts) -> Log:
+        """Make the log of a new stream, and count the stream as its owner's.
+
+        Raises:
+            OwnerLimitError: The owner has as many running streams as one owner may have.
+            OverloadedError: All owners together have used up a limit.
+
+        Cancellation: then nothing has been made. The store reserves the capacity before its first checkpoint.
+        """
+
+    async def started(self, stream: Stream, key: str | None) -> None:
+        """Record 1 of a stream is visible: it can be found, and its key leads to it.
+
+        Args:
+            stream: The stream, made over the log of `create`.
+            key: The idempotency key that was claimed for it.
+        """
+
+    def ended(self, stream: Stream) -> None:
+        """The generation of a stream has ended.
+
+        The store keeps a stream that has started for its retention, and drops any other.
+        """
+
+    async def find(self, stream_id: str, owner: str | None) -> Stream:
+        """Find a stream.
+
+        Args:
+            stream_id: Its id.
+            owner: Who asks. None for a caller that has shown the right to read this one stream in another way.
+
+        Raises:
+            StreamExpiredError: The stream was there and belonged to the owner, less than an hour ago.
+            StreamNotFoundError: It is not there, or belongs to another owner.
+        """
+
+    async def list(self, owner: str) -> list[Stream]:
+        """The owner's streams, newest first."""
+
+    async def forget(self, stream: Stream) -> None:
+        """Let no caller find a stream again. Readers that are attached keep it until they leave."""
+
+    def wake_readers(self) -> None:
+        """Wake all waiting readers of this process, for news that are not in a log."""
