@@ -1,6 +1,6 @@
-"""What the core's tests share, as fixtures: test modules cannot import one another.
+"""Shared fixtures of the core's tests. Test modules cannot import one another.
 
-Every async test runs on virtual time and fails when nothing can happen any more, instead of hanging.
+Every async test runs on virtual time. A test in which every task is blocked fails instead of hanging.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from crucible_trio.testing import ScriptedEngine
 
 T = TypeVar("T")
 
-# Virtual seconds; longer than any test waits on purpose.
-_NOTHING_CAN_HAPPEN_ANY_MORE = 1_000_000
+# In virtual time, and longer than any test waits on purpose. The clock gets there only when every task is blocked.
+_DEADLOCK_SECONDS = 1_000_000
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _fails_instead_of_hanging(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @wraps(test)
     async def guarded(**fixtures: object) -> None:
-        with trio.fail_after(_NOTHING_CAN_HAPPEN_ANY_MORE):
+        with trio.fail_after(_DEADLOCK_SECONDS):
             await test(**fixtures)
 
     return guarded
@@ -45,13 +45,13 @@ def _fails_instead_of_hanging(test: Callable[..., Awaitable[None]]) -> Callable[
 
 @pytest.fixture(scope="session")
 def scripted() -> type[ScriptedEngine]:
-    """The class of engines that do as they are told."""
+    """The class of engines that follow a script."""
     return ScriptedEngine
 
 
 @pytest.fixture(scope="session")
 def read_to_end() -> Callable[..., Awaitable[list[AnyRecord]]]:
-    """Read a stream as a program does, from a position to its terminal record."""
+    """Read a stream as a program does, from an offset to the terminal record."""
 
     async def read_to_end(stream: Stream, after: int = 0) -> list[AnyRecord]:
         async with stream.attach(after) as reader:
@@ -62,23 +62,23 @@ def read_to_end() -> Callable[..., Awaitable[list[AnyRecord]]]:
 
 @pytest.fixture(scope="session")
 def records_in() -> Callable[[Stream], list[AnyRecord]]:
-    """What a stream's log holds, without being a reader."""
+    """All records in a stream's log, read without attaching a reader."""
     return lambda stream: [decode_frame(frame) for frame in stream.log.read(0)]
 
 
 @pytest.fixture(scope="session")
 def text_of() -> Callable[[list[AnyRecord]], str]:
-    """Trace and answer, in the order in which they came."""
+    """Trace and answer, in the order of their records."""
     return lambda records: "".join(r.delta for r in records if isinstance(r, OutputDelta | ReasoningDelta))
 
 
 @pytest.fixture(scope="session")
 def run_virtually() -> Callable[..., object]:
-    """Run one async function of its own on virtual time, for tests that need many runs."""
+    """Run an async function on virtual time in a new event loop, for tests that need many runs."""
 
     def run_virtually(function: Callable[..., Awaitable[T]], *args: object) -> T:
         async def guarded() -> T:
-            with trio.fail_after(_NOTHING_CAN_HAPPEN_ANY_MORE):
+            with trio.fail_after(_DEADLOCK_SECONDS):
                 return await function(*args)
 
         return trio.run(guarded, clock=MockClock(autojump_threshold=0))

@@ -1,4 +1,4 @@
-"""Promise 3: bounded memory, no dropping."""
+"""Promise 3: memory is bounded, and nothing is dropped."""
 
 from collections.abc import Awaitable, Callable
 
@@ -15,14 +15,14 @@ from crucible_trio.records import AnyRecord, OutputDelta, ReasoningDelta, Stream
 LETTERS = [f"{number:03}" for number in range(400)]
 
 
-def tokens_in(frames: list[bytes]) -> int:
+def pieces_in(frames: list[bytes]) -> int:
     """How many of `LETTERS` these frames hold."""
     records = map(decode_frame, frames)
     return sum(len(record.delta) // 3 for record in records if isinstance(record, OutputDelta | ReasoningDelta))
 
 
 @pytest.mark.parametrize("buffer", [1, 2, 5, 64])
-async def test_without_a_reader_a_full_buffer_and_one_in_hand_are_made(
+async def test_without_a_reader_an_engine_makes_a_full_buffer_and_one_piece_more(
     buffer: int, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*LETTERS)
@@ -40,18 +40,18 @@ async def test_an_engine_runs_at_most_two_buffers_and_one_ahead_of_its_reader(
     buffer: int, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*LETTERS)
-    ahead, handed_over, text = [], 0, []
+    ahead, acknowledged, text = [], 0, []
     async with open_pipeline(engine, Settings(buffer_tokens=buffer)) as pipeline:
         stream = await pipeline.start(Request("q"))
         async with stream.attach() as reader:
             position = 0
             while not reader.at_end:
                 await reader.wait()
-                taken = reader.take(1)  # one record is taken and the reader stalls with it in hand
+                taken = reader.take(1)  # the reader takes one record and stalls before it acknowledges it
                 await wait_all_tasks_blocked()
-                ahead.append(len(engine.made) - handed_over)
+                ahead.append(len(engine.made) - acknowledged)
                 text += [r.delta for r in map(decode_frame, taken) if isinstance(r, OutputDelta)]
-                handed_over += tokens_in(taken)
+                acknowledged += pieces_in(taken)
                 position += len(taken)
                 reader.passed(position)
                 await wait_all_tasks_blocked()
@@ -64,7 +64,7 @@ async def test_the_bound_holds_over_changes_between_trace_and_answer(
 ) -> None:
     pieces = [Reasoning(letter, 0) if number % 3 else letter for number, letter in enumerate(LETTERS)]
     engine = scripted(*pieces)
-    handed_over = position = 0
+    acknowledged = position = 0
     async with open_pipeline(engine, Settings(buffer_tokens=4)) as pipeline:
         stream = await pipeline.start(Request("q"))
         async with stream.attach() as reader:
@@ -72,28 +72,28 @@ async def test_the_bound_holds_over_changes_between_trace_and_answer(
                 await reader.wait()
                 taken = reader.take(1)
                 await wait_all_tasks_blocked()
-                assert len(engine.made) - handed_over <= 2 * 4 + 1
-                handed_over += tokens_in(taken)
+                assert len(engine.made) - acknowledged <= 2 * 4 + 1
+                acknowledged += pieces_in(taken)
                 position += len(taken)
                 reader.passed(position)
-    assert handed_over == len(LETTERS)
+    assert acknowledged == len(LETTERS)
 
 
-async def test_a_slow_second_reader_never_holds_the_first(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_a_slow_second_reader_never_slows_the_first(scripted: Callable, autojump_clock: MockClock) -> None:
     engine = scripted(*LETTERS)
     async with open_pipeline(engine, Settings(buffer_tokens=2)) as pipeline:
         stream = await pipeline.start(Request("q"))
         async with stream.attach() as slow:
-            await anext(slow)  # and never again, for now
+            await anext(slow)  # this reader now stalls
             async with stream.attach() as fast:
                 first = [record async for record in fast]
             assert stream.status == "completed"
-            rest = [record async for record in slow]  # it can catch up: nothing was dropped
+            rest = [record async for record in slow]  # the slow reader catches up, because nothing was dropped
         assert rest == first[1:]
         assert "".join(r.delta for r in first if isinstance(r, OutputDelta)) == "".join(LETTERS)
 
 
-async def test_without_readers_continue_is_not_held(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_continue_without_readers_runs_to_the_end(scripted: Callable, autojump_clock: MockClock) -> None:
     engine = scripted(*LETTERS)
     async with open_pipeline(engine, Settings(buffer_tokens=2)) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
@@ -103,7 +103,7 @@ async def test_without_readers_continue_is_not_held(scripted: Callable, autojump
         assert stream.status == "completed"
 
 
-async def test_a_reader_that_attaches_behind_stops_a_running_continue_until_it_has_caught_up(
+async def test_a_reader_that_attaches_behind_the_head_holds_a_continue_stream_until_it_has_caught_up(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     steps = [step for letter in LETTERS for step in (letter, 1.0)]
@@ -119,14 +119,14 @@ async def test_a_reader_that_attaches_behind_stops_a_running_continue_until_it_h
             for _ in range(10):
                 await anext(reader)
             await trio.sleep(100)
-            assert len(engine.made) == held  # the last records are not handed over yet
+            assert len(engine.made) == held  # the last records are not acknowledged yet
             for _ in range(3):
                 await anext(reader)
             await trio.sleep(100)
             assert len(engine.made) > held
 
 
-async def test_a_reader_that_attaches_at_the_head_does_not_stop_it(
+async def test_a_reader_that_attaches_at_the_head_does_not_hold_the_engine(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a", 1, "b", 1, "c")
@@ -137,7 +137,7 @@ async def test_a_reader_that_attaches_at_the_head_does_not_stop_it(
             assert stream.log.head == 2
 
 
-async def test_who_keeps_up_gets_token_by_token(
+async def test_a_reader_that_keeps_up_gets_one_record_per_piece(
     scripted: Callable, read_to_end: Callable[..., Awaitable[list[AnyRecord]]], autojump_clock: MockClock
 ) -> None:
     engine = scripted("a", 1, "b", 1, "c", 1)
@@ -146,7 +146,7 @@ async def test_who_keeps_up_gets_token_by_token(
     assert [record.delta for record in records if isinstance(record, OutputDelta)] == ["a", "b", "c"]
 
 
-async def test_who_lags_gets_fewer_larger_records_and_loses_nothing(
+async def test_a_reader_that_lags_gets_fewer_larger_records_and_loses_nothing(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*[step for letter in LETTERS[:100] for step in (letter, 0.1)])
@@ -161,8 +161,8 @@ async def test_who_lags_gets_fewer_larger_records_and_loses_nothing(
     assert len(deltas) < 25
 
 
-async def at_once(request: Request, output: Output) -> Finish:
-    """An engine of many tasks: a hundred pieces are ready in one pass of the scheduler."""
+async def burst(request: Request, output: Output) -> Finish:
+    """An engine with 100 tasks that write 100 pieces in one pass of the scheduler."""
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
         for _ in range(100):
@@ -170,28 +170,28 @@ async def at_once(request: Request, output: Output) -> Finish:
     return Finish()
 
 
-async def test_what_comes_in_a_burst_is_merged_into_records_of_a_buffer_at_most(
+async def test_a_burst_is_merged_into_records_of_at_most_one_buffer(
     read_to_end: Callable[..., Awaitable[list[AnyRecord]]], autojump_clock: MockClock
 ) -> None:
-    async with open_pipeline(at_once, Settings(buffer_tokens=8)) as pipeline:
+    async with open_pipeline(burst, Settings(buffer_tokens=8)) as pipeline:
         records = await read_to_end(await pipeline.start(Request("q")))
     lengths = [len(record.delta) for record in records if isinstance(record, OutputDelta)]
     assert sum(lengths) == 100
-    assert max(lengths[:-1]) == 8  # the last append takes what is left
+    assert max(lengths[:-1]) == 8  # the last append takes all remaining pieces
     assert len(lengths) <= 2 + 100 / 8
 
 
-async def test_a_burst_that_nobody_holds_back_is_merged_too(autojump_clock: MockClock) -> None:
-    async with open_pipeline(at_once) as pipeline:
+async def test_a_burst_without_backpressure_is_merged_too(autojump_clock: MockClock) -> None:
+    async with open_pipeline(burst) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
         await trio.sleep(2)
         assert stream.snapshot().output == "x" * 100
-        assert stream.log.head <= 2 + 1 + 3  # both ends, the first token, and what came behind it
+        assert stream.log.head <= 2 + 1 + 3  # first and last record, the first piece, and the rest
 
 
-async def test_what_comes_alone_waits_behind_what_is_in_the_buffer(autojump_clock: MockClock) -> None:
+async def test_a_single_piece_is_recorded_after_the_pieces_in_the_buffer(autojump_clock: MockClock) -> None:
     async def engine(request: Request, output: Output) -> Finish:
-        for _ in range(30):  # the scheduler's order is random: now the rest of the burst is recorded first, now not
+        for _ in range(30):  # the scheduler's order is random, so "b" is recorded before or after "c" is written
             await output.delta("a")
             await output.delta("b")
             await trio.lowlevel.checkpoint()

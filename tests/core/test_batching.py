@@ -1,4 +1,4 @@
-"""Who records when: in order, within the time of a pass, and one stream's error is no other's."""
+"""When streams record: in order, within the time limit of a scheduler pass, and despite errors of other streams."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.batching import Batcher
+from crucible_trio.pacing import Pacing
 from crucible_trio.timers import Timers
 
 
 @asynccontextmanager
-async def open_pacing() -> AsyncIterator[Batcher]:
+async def open_pacing() -> AsyncIterator[Pacing]:
     timers = Timers()
-    pacing = Batcher(timers)
+    pacing = Pacing(timers)
     trio.lowlevel.add_instrument(pacing)
     try:
         async with trio.open_nursery() as nursery:
@@ -28,8 +28,8 @@ async def open_pacing() -> AsyncIterator[Batcher]:
         trio.lowlevel.remove_instrument(pacing)
 
 
-async def may_soon(pacing: Batcher) -> bool:
-    """Whether something may be recorded at once in one of many passes; a busy machine can make a single one last."""
+async def may_soon_record_immediately(pacing: Pacing) -> bool:
+    """Whether one of 100 passes allows immediate recording. On a busy machine a single pass may last too long."""
     for _ in range(100):
         await trio.sleep(1)
         if pacing.may_record_at_once():
@@ -37,7 +37,7 @@ async def may_soon(pacing: Batcher) -> bool:
     return False
 
 
-async def test_an_error_of_one_stream_leaves_the_others_their_turn(
+async def test_an_error_in_one_stream_does_not_stop_the_others_from_recording(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorded = []
@@ -54,7 +54,7 @@ async def test_an_error_of_one_stream_leaves_the_others_their_turn(
     assert line.exc_info is not None
 
 
-async def test_what_takes_longer_than_a_pass_goes_on_in_order(autojump_clock: MockClock) -> None:
+async def test_recording_that_takes_longer_than_a_pass_continues_in_order(autojump_clock: MockClock) -> None:
     recorded: list[int] = []
 
     def record_slowly() -> None:
@@ -67,13 +67,13 @@ async def test_what_takes_longer_than_a_pass_goes_on_in_order(autojump_clock: Mo
         assert not pacing.may_record_at_once()
         await wait_all_tasks_blocked()
         assert recorded == [0, 1, 2]
-        assert await may_soon(pacing)
+        assert await may_soon_record_immediately(pacing)
 
 
-async def test_a_pass_that_has_lasted_too_long_records_nothing_more_at_once(autojump_clock: MockClock) -> None:
+async def test_a_pass_that_has_lasted_too_long_records_nothing_more_immediately(autojump_clock: MockClock) -> None:
     async with open_pacing() as pacing:
-        assert await may_soon(pacing)
+        assert await may_soon_record_immediately(pacing)
         time.sleep(0.006)  # noqa: ASYNC251 - an engine that computes
         assert not pacing.may_record_at_once()
-        assert await may_soon(pacing)
+        assert await may_soon_record_immediately(pacing)
     assert pacing.at_once == 2

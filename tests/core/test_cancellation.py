@@ -1,4 +1,4 @@
-"""Promises 1 and 4 under cancellation: nothing written is lost, the engine sees it, no task outlives its stream."""
+"""Promises 1 and 4 under cancellation: no text is lost, the engine is cancelled, no task outlives its stream."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -15,7 +15,7 @@ from crucible_trio.records import TERMINAL, AnyRecord, StreamCancelled, StreamCo
 from crucible_trio.stream import Stream
 
 
-def by_whom(stream: Stream) -> str:
+def cancelled_by(stream: Stream) -> str:
     assert isinstance(stream.terminal, StreamCancelled)
     return stream.terminal.by
 
@@ -35,8 +35,8 @@ def assert_keeps_what_was_written(engine: object, stream: Stream) -> None:
     text = text_in(stream.log.read(0))
     written = "".join(engine.written)  # type: ignore[attr-defined]
     assert text.startswith(written), "a piece whose call had returned was lost"
-    assert WHOLE.startswith(text), "a piece was torn or came twice"
-    assert len(text) <= len(written) + 1, "more than the piece in hand was recorded"
+    assert WHOLE.startswith(text), "a piece was split or recorded twice"
+    assert len(text) <= len(written) + 1, "more was recorded than the piece that was being written"
     assert engine.live == 0  # type: ignore[attr-defined]
 
 
@@ -50,7 +50,7 @@ CUTS: dict[str, Cut] = {
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("buffer", [1, 3, 64])
 @pytest.mark.parametrize("reading", [True, False])
-def test_at_whatever_time_it_is_cancelled_everything_written_is_there(
+def test_a_stream_cancelled_at_any_time_keeps_everything_written(
     cut: str, buffer: int, reading: bool, scripted: Callable, run_virtually: Callable
 ) -> None:
     async def run(at: float) -> None:
@@ -82,7 +82,7 @@ def test_at_whatever_time_it_is_cancelled_everything_written_is_there(
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("buffer", [1, 3, 64])
 @pytest.mark.parametrize("policy", ["continue", "pause"])
-def test_at_whatever_step_of_the_scheduler_it_is_cancelled_everything_written_is_there(
+def test_a_stream_cancelled_at_any_scheduler_step_keeps_everything_written(
     cut: str, buffer: int, policy: str, scripted: Callable, run_virtually: Callable
 ) -> None:
     async def run(steps: int) -> str:
@@ -100,10 +100,10 @@ def test_at_whatever_step_of_the_scheduler_it_is_cancelled_everything_written_is
     outcomes = [run_virtually(run, steps) for steps in range(40)]
     assert outcomes[0] == "cancelled"
     if policy == "continue":
-        assert outcomes[-1] == "completed"  # the sweep went from before the first step to behind the last
+        assert outcomes[-1] == "completed"  # the sweep covered every step from the first to the last
 
 
-async def test_cancel_returns_at_once_and_the_terminal_record_says_who(
+async def test_cancel_returns_immediately_and_the_terminal_record_says_who_cancelled(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a", 5, "b")
@@ -114,7 +114,7 @@ async def test_cancel_returns_at_once_and_the_terminal_record_says_who(
         assert stream.status == "running"
         await wait_all_tasks_blocked()
         assert trio.current_time() == pytest.approx(1)
-        assert by_whom(stream) == "client"
+        assert cancelled_by(stream) == "client"
         assert engine.live == 0
 
 
@@ -136,7 +136,7 @@ async def test_all_attached_readers_get_the_terminal_record(
     assert ends == [stream.terminal] * 3
 
 
-async def test_the_engine_sees_it_before_its_first_token_too(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_an_engine_is_cancelled_before_its_first_piece_too(scripted: Callable, autojump_clock: MockClock) -> None:
     engine = scripted(999, "a")
     async with open_pipeline(engine) as pipeline:
         stream = await pipeline.start(Request("q"))
@@ -145,11 +145,11 @@ async def test_the_engine_sees_it_before_its_first_token_too(scripted: Callable,
         stream.cancel()
         await wait_all_tasks_blocked()
         assert engine.live == 0
-        assert by_whom(stream) == "client"
+        assert cancelled_by(stream) == "client"
 
 
 @pytest.mark.parametrize("starts_with_reader", [True, False])
-async def test_cancelled_before_its_engine_is_called_it_is_never_called(
+async def test_a_stream_cancelled_before_its_engine_is_called_never_calls_it(
     starts_with_reader: bool, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a")
@@ -157,14 +157,14 @@ async def test_cancelled_before_its_engine_is_called_it_is_never_called(
         stream = await pipeline.start(Request("q"), starts_with_reader=starts_with_reader)
         stream.cancel()
         await wait_all_tasks_blocked()
-        assert by_whom(stream) == "client"
+        assert cancelled_by(stream) == "client"
         assert engine.calls == 0
         assert pipeline.metrics.registry.get_sample_value("crucible_streams_running") == 0
 
 
 @pytest.mark.parametrize("read", [True, False])
 @pytest.mark.parametrize("starts_with_reader", [True, False])
-async def test_at_whatever_step_of_its_beginning_it_is_cancelled_it_leaves_no_task(
+async def test_a_stream_cancelled_at_any_step_of_its_start_leaves_no_task(
     starts_with_reader: bool, read: bool, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a", 999)
@@ -182,12 +182,12 @@ async def test_at_whatever_step_of_its_beginning_it_is_cancelled_it_leaves_no_ta
                     await trio.lowlevel.checkpoint()
                 stream.cancel()
             await wait_all_tasks_blocked()
-            assert by_whom(stream) == "client"
+            assert cancelled_by(stream) == "client"
             assert engine.live == 0
             assert trio.lowlevel.current_statistics().tasks_living == before
 
 
-async def test_only_the_first_reason_counts_and_a_finished_stream_stays_as_it_is(
+async def test_only_the_first_cancel_counts_and_a_finished_stream_does_not_change(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a", 1)) as pipeline:
@@ -199,11 +199,11 @@ async def test_only_the_first_reason_counts_and_a_finished_stream_stays_as_it_is
         done.cancel()
         done.cancel()
         await trio.sleep(2)
-        assert by_whom(twice) == "client"
+        assert cancelled_by(twice) == "client"
         assert isinstance(done.terminal, StreamCompleted)
 
 
-# Engines that answer a cancel in their own way
+# Engines that react to a cancellation in unusual ways
 
 
 async def cancelled_after_a_second(engine: Callable) -> Stream:
@@ -212,7 +212,7 @@ async def cancelled_after_a_second(engine: Callable) -> Stream:
         await trio.sleep(1)
         stream.cancel()
         await wait_all_tasks_blocked()
-        assert by_whom(stream) == "client"
+        assert cancelled_by(stream) == "client"
         assert trio.current_time() == pytest.approx(1)
         return stream
 
@@ -233,16 +233,16 @@ async def test_an_engine_that_swallows_a_shutdown_still_ends_cancelled(autojump_
             await trio.sleep_forever()
         return Finish()
 
-    for _ in range(20):  # whichever of the two tasks the scheduler runs first
+    for _ in range(20):  # the scheduler may run either of the two tasks first
         async with open_pipeline(swallows) as pipeline:
             stream = await pipeline.start(Request("q"))
             await wait_all_tasks_blocked()
-        assert by_whom(stream) == "shutdown"
+        assert cancelled_by(stream) == "shutdown"
 
 
 @pytest.mark.parametrize("shutdown", [False, True])
 @pytest.mark.parametrize("kind", ["error", "group", "no finish"])
-async def test_an_engine_that_answers_with_an_error_still_ends_cancelled(
+async def test_an_engine_that_raises_during_its_cancellation_still_ends_cancelled(
     kind: str, shutdown: bool, autojump_clock: MockClock
 ) -> None:
     async def fails_in_its_cleanup() -> None:
@@ -256,7 +256,7 @@ async def test_an_engine_that_answers_with_an_error_still_ends_cancelled(
         match kind:
             case "error":
                 await fails_in_its_cleanup()
-            case "group":  # ValueErrors and Cancelleds in one group
+            case "group":  # ValueError and Cancelled in one group
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(fails_in_its_cleanup)
                     nursery.start_soon(trio.sleep_forever)
@@ -266,18 +266,18 @@ async def test_an_engine_that_answers_with_an_error_still_ends_cancelled(
                     await trio.sleep_forever()
         return None
 
-    for _ in range(20):  # whichever of the two tasks the scheduler runs first
+    for _ in range(20):  # the scheduler may run either of the two tasks first
         async with open_pipeline(engine) as pipeline:
             stream = await pipeline.start(Request("q"), on_disconnect="continue")
             await trio.sleep(1)
             if not shutdown:
                 stream.cancel()
                 await wait_all_tasks_blocked()
-        assert by_whom(stream) == ("shutdown" if shutdown else "client")
+        assert cancelled_by(stream) == ("shutdown" if shutdown else "client")
         assert text_in(stream.log.read(0)) == "a"
 
 
-async def test_what_a_cleanup_writes_after_the_end_raises(autojump_clock: MockClock) -> None:
+async def test_a_write_in_a_cleanup_after_the_end_raises(autojump_clock: MockClock) -> None:
     raised: list[Exception] = []
 
     async def engine(request: Request, output: Output) -> Finish:
@@ -299,8 +299,8 @@ async def test_what_a_cleanup_writes_after_the_end_raises(autojump_clock: MockCl
     assert text_in(stream.log.read(0)) == "a"
 
 
-async def test_what_a_cleanup_writes_at_once_is_recorded_or_raises(autojump_clock: MockClock) -> None:
-    for _ in range(20):  # it depends on which of the two tasks the scheduler runs first
+async def test_an_immediate_write_in_a_cleanup_is_recorded_or_raises(autojump_clock: MockClock) -> None:
+    for _ in range(20):  # the result depends on which of the two tasks the scheduler runs first
         returned: list[str] = []
 
         async def engine(request: Request, output: Output, returned: list[str] = returned) -> Finish:
@@ -318,7 +318,7 @@ async def test_what_a_cleanup_writes_at_once_is_recorded_or_raises(autojump_cloc
             stream.cancel()
             await wait_all_tasks_blocked()
             assert text_in(stream.log.read(0)) == "".join(returned)
-            assert by_whom(stream) == "client"
+            assert cancelled_by(stream) == "client"
 
 
 async def test_a_shielded_write_is_recorded_if_its_call_returns_and_raises_otherwise(
@@ -341,7 +341,7 @@ async def test_a_shielded_write_is_recorded_if_its_call_returns_and_raises_other
         assert text_in(stream.log.read(0)) == "".join(returned) == "abc"
 
 
-async def test_the_terminal_record_does_not_wait_for_an_engine_that_does_not_let_go(
+async def test_the_terminal_record_does_not_wait_for_an_engine_that_ignores_cancellation(
     read_to_end: Callable[..., Awaitable[list[AnyRecord]]], autojump_clock: MockClock
 ) -> None:
     let_go = trio.Event()
@@ -361,14 +361,14 @@ async def test_the_terminal_record_does_not_wait_for_an_engine_that_does_not_let
         stream.cancel()
         assert (await read_to_end(stream))[-1] == stream.terminal
         assert trio.current_time() == pytest.approx(1)
-        assert by_whom(stream) == "client"
-        assert pipeline.metrics.registry.get_sample_value("crucible_streams_running") == 1  # its slot is still taken
+        assert cancelled_by(stream) == "client"
+        assert pipeline.metrics.registry.get_sample_value("crucible_streams_running") == 1  # its slot is in use
         let_go.set()
         await wait_all_tasks_blocked()
         assert pipeline.metrics.registry.get_sample_value("crucible_streams_running") == 0
 
 
-async def test_what_an_engine_holds_is_free_again(autojump_clock: MockClock) -> None:
+async def test_a_cancelled_engine_releases_its_model_slot(autojump_clock: MockClock) -> None:
     slots = trio.CapacityLimiter(1)
 
     async def engine(request: Request, output: Output) -> Finish:
@@ -389,4 +389,4 @@ async def test_what_an_engine_holds_is_free_again(autojump_clock: MockClock) -> 
             stream.cancel()
         await wait_all_tasks_blocked()
         assert (slots.borrowed_tokens, slots.statistics().tasks_waiting) == (0, 0)
-        assert [by_whom(stream) for stream in streams] == ["client"] * 3
+        assert [cancelled_by(stream) for stream in streams] == ["client"] * 3

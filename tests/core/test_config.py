@@ -32,7 +32,7 @@ def test_the_environment_may_name_the_file(config_file: Path, tmp_path: Path) ->
     assert load_settings(environment, config_file=config_file).buffer_tokens == 2
 
 
-def test_nothing_given_means_the_documented_defaults() -> None:
+def test_without_any_setting_the_documented_defaults_apply() -> None:
     settings = load_settings({})
     assert settings == Settings()
     assert (settings.buffer_tokens, settings.grace_seconds, settings.retention_seconds) == (64, 120, 600)
@@ -91,7 +91,7 @@ def test_an_unknown_name_in_a_file_or_an_argument_is_refused_and_named(tmp_path:
         load_settings({}, bufer_tokens=2)
 
 
-def test_an_unknown_variable_is_only_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_environment_variable_only_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert load_settings({"CRUCIBLE_SERVICE_HOST": "10.0.0.1", "OTHER": "x"}) == Settings()
     assert [record.getMessage() for record in caplog.records] == ["CRUCIBLE_SERVICE_HOST is no setting and is ignored"]

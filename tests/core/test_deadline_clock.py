@@ -10,7 +10,7 @@ def clocks(**limits: float) -> DeadlineClock:
     return DeadlineClock(**{"now": 0, "first_token": 10, "idle": 5, "total": 100, "grace": 20, **limits})
 
 
-def test_nothing_runs_out_before_its_time_and_each_is_named() -> None:
+def test_each_deadline_expires_at_its_time_and_is_named() -> None:
     watched = clocks()
     watched.wait_begins(0, 0)
     assert watched.next_deadline(0) == 10
@@ -25,7 +25,7 @@ def test_nothing_runs_out_before_its_time_and_each_is_named() -> None:
     assert watched.expired(100, 0) == "total_deadline"
 
 
-def test_a_wait_that_goes_on_keeps_its_beginning() -> None:
+def test_a_continued_wait_keeps_its_start_time() -> None:
     watched = clocks()
     watched.wait_begins(1, 0)
     watched.wait_begins(8, 0)
@@ -41,7 +41,7 @@ def test_time_queued_before_a_wait_does_not_lengthen_it() -> None:
     assert watched.expired(43, 28) == "first_token_deadline"
 
 
-def test_grace_runs_only_while_nobody_is_there() -> None:
+def test_grace_runs_only_while_no_reader_is_attached() -> None:
     watched = clocks()
     assert watched.next_deadline(0) == 100
     watched.alone(3)
@@ -54,7 +54,7 @@ def test_grace_runs_only_while_nobody_is_there() -> None:
     assert watched.next_deadline(0) == 80
 
 
-def test_the_total_comes_first_when_several_have_run_out() -> None:
+def test_the_total_is_named_first_when_several_have_expired() -> None:
     watched = clocks()
     watched.wait_begins(0, 0)
     watched.alone(0)
@@ -69,7 +69,7 @@ STEP = st.one_of(
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), STEP), max_size=10))
-def test_something_has_run_out_exactly_from_the_next_deadline_on(steps: list[tuple[float, tuple[str, float]]]) -> None:
+def test_expiry_begins_exactly_at_the_next_deadline(steps: list[tuple[float, tuple[str, float]]]) -> None:
     watched = clocks(total=inf)
     now = queued = 0.0
     for pause, (step, queued_more) in steps:

@@ -1,4 +1,4 @@
-"""Deadlines end a stream as `incomplete`, with everything that was written recorded."""
+"""A deadline ends a stream as `incomplete`, and the log keeps everything that was written."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,8 +32,8 @@ def assert_ended(stream: Stream, reason: str, after_seconds: float) -> None:
 
 
 @asynccontextmanager
-async def a_reading_reader(stream: Stream) -> AsyncIterator[None]:
-    """Somebody who keeps up, so that only the engine is waited for."""
+async def reader_that_keeps_up(stream: Stream) -> AsyncIterator[None]:
+    """Attach a reader that keeps up, so that the stream waits only for the engine."""
 
     async def follow() -> None:
         async with stream.attach() as reader:
@@ -53,7 +53,7 @@ async def a_reading_reader(stream: Stream) -> AsyncIterator[None]:
         ([9.9, "a", 99], "idle_deadline", 14.9, "a"),
         (["a", 4.9, "b", 4.9, "c", 99], "idle_deadline", 14.8, "abc"),
         ([Reasoning("a", 0), 99], "idle_deadline", 5, ""),
-        (["a", 4, "b", 4, "", 4, ""], "idle_deadline", 9, "ab"),  # an empty piece is no token
+        (["a", 4, "b", 4, "", 4, ""], "idle_deadline", 9, "ab"),  # an empty piece does not restart the deadline
         (["x", 3] * 50, "total_deadline", 100, "x" * 34),
     ],
 )
@@ -63,7 +63,7 @@ async def test_each_deadline_ends_the_stream_in_time_and_keeps_what_was_written(
     engine = scripted(*steps)
     async with open_pipeline(engine, LIMITS) as pipeline:
         stream = await pipeline.start(Request("q"))
-        async with a_reading_reader(stream):
+        async with reader_that_keeps_up(stream):
             await trio.sleep(after - 0.01)
             assert stream.status == "running"
             await trio.sleep(0.02)
@@ -72,7 +72,7 @@ async def test_each_deadline_ends_the_stream_in_time_and_keeps_what_was_written(
         assert engine.live == 0
 
 
-async def test_a_request_may_name_its_deadlines(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_a_request_may_set_its_deadlines(scripted: Callable, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted(999), LIMITS) as pipeline:
         policy = {"on_disconnect": "continue"}
         first = await pipeline.start(Request("q", deadlines=Deadlines(first_token_seconds=20)), **policy)
@@ -86,7 +86,7 @@ async def test_a_request_may_name_its_deadlines(scripted: Callable, autojump_clo
         assert_ended(idle, "idle_deadline", 0.5)
 
 
-async def test_a_stream_in_time_is_left_alone(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_a_stream_within_its_deadlines_completes(scripted: Callable, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted(9, "a", 4, "b", 4), LIMITS) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
         await trio.sleep(200)
@@ -99,7 +99,7 @@ async def test_a_stream_in_time_is_left_alone(scripted: Callable, autojump_clock
 # Waiting for a reader
 
 
-async def test_while_a_reader_is_waited_for_only_the_total_counts(
+async def test_while_the_stream_waits_for_a_reader_only_the_total_counts(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*"abcdefghijkl")
@@ -117,7 +117,7 @@ async def test_while_a_reader_is_waited_for_only_the_total_counts(
             assert "".join(engine.written) == stream.snapshot().output
 
 
-async def test_while_nobody_is_attached_neither_first_token_nor_idle_counts(
+async def test_without_a_reader_neither_first_token_nor_idle_counts(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted(*"abcdef"), LIMITS) as pipeline:
@@ -133,7 +133,7 @@ async def test_while_nobody_is_attached_neither_first_token_nor_idle_counts(
         assert_ended(stream, "total_deadline", 100)
 
 
-async def test_the_wait_for_the_engine_begins_anew_after_one_for_a_reader(
+async def test_the_wait_for_the_engine_restarts_after_a_wait_for_a_reader(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a", 1, "b", 33, "c"), LIMITS) as pipeline:
@@ -142,7 +142,7 @@ async def test_the_wait_for_the_engine_begins_anew_after_one_for_a_reader(
             for _ in range(2):
                 await anext(reader)
             await trio.sleep(30)
-            await anext(reader)  # "b", which has been waiting; from the next request on the engine is waited for
+            await anext(reader)  # "b" was buffered. From the next request on, the stream waits for the engine
             begun = trio.current_time()
             async for _ in reader:
                 pass
@@ -157,7 +157,7 @@ async def test_first_token_counts_from_the_engines_call(
     async with open_pipeline(scripted(99), LIMITS) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect=policy, starts_with_reader=True)
         await trio.sleep(40)
-        async with a_reading_reader(stream):
+        async with reader_that_keeps_up(stream):
             await trio.sleep(9.9)
             assert stream.status == "running"
             await trio.sleep(0.2)
@@ -182,23 +182,23 @@ async def test_the_total_counts_from_acceptance_also_before_the_engine_is_called
 
 @pytest.mark.parametrize("starts_with_reader", [True, False])
 @pytest.mark.parametrize("policy", ["pause", "continue", "cancel"])
-async def test_the_total_ends_a_stream_whose_reader_was_there_at_once_and_never_reads(
+async def test_the_total_ends_a_stream_whose_reader_attached_immediately_and_never_reads(
     policy: OnDisconnect, starts_with_reader: bool, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted(*"abcdef"), LIMITS) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect=policy, starts_with_reader=starts_with_reader)
-        async with stream.attach():  # before the stream has taken its first step
+        async with stream.attach():  # before the stream's task has run
             await trio.sleep(99)
             assert stream.status == "running"
             await trio.sleep(2)
             assert_ended(stream, "total_deadline", 100)
 
 
-# Queueing for a place at the model
+# Queueing for a model slot
 
 
 def queueing(*waits: float) -> Callable:
-    """An engine that waits for its turn before each piece, in several goes, then a moment for the piece itself."""
+    """An engine that queues before each piece, in four parts, and then takes 3 s to make the piece."""
 
     async def engine(request: Request, output: Output) -> Finish:
         for number, wait in enumerate(waits):
@@ -213,7 +213,7 @@ def queueing(*waits: float) -> Callable:
 
 
 @pytest.mark.parametrize("waits", [(40,), (0, 40), (9, 44), (21, 13, 14, 15)])
-async def test_time_queued_counts_for_the_total_alone(waits: tuple[float, ...], autojump_clock: MockClock) -> None:
+async def test_queued_time_counts_only_towards_the_total(waits: tuple[float, ...], autojump_clock: MockClock) -> None:
     async with open_pipeline(queueing(*waits), LIMITS) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
         await trio.sleep(99)
@@ -222,7 +222,9 @@ async def test_time_queued_counts_for_the_total_alone(waits: tuple[float, ...], 
 
 
 @pytest.mark.parametrize("waits", [(150,), (10, 150)])
-async def test_who_queues_for_ever_is_ended_by_the_total(waits: tuple[float, ...], autojump_clock: MockClock) -> None:
+async def test_an_engine_that_queues_too_long_is_ended_by_the_total(
+    waits: tuple[float, ...], autojump_clock: MockClock
+) -> None:
     async with open_pipeline(queueing(*waits), LIMITS) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
         await trio.sleep(120)
@@ -232,7 +234,7 @@ async def test_who_queues_for_ever_is_ended_by_the_total(waits: tuple[float, ...
 @pytest.mark.parametrize(
     ("first", "reason", "after"), [(False, "idle_deadline", 35), (True, "first_token_deadline", 40)]
 )
-async def test_after_its_turn_has_come_an_engine_has_its_time_and_no_more(
+async def test_after_queueing_an_engine_has_its_full_deadline_and_no_more(
     first: bool, reason: str, after: float, autojump_clock: MockClock
 ) -> None:
     async def engine(request: Request, output: Output) -> Finish:
@@ -251,7 +253,7 @@ async def test_after_its_turn_has_come_an_engine_has_its_time_and_no_more(
         assert_ended(stream, reason, after)
 
 
-async def test_a_deadline_does_not_wait_for_an_engine_that_does_not_let_go(autojump_clock: MockClock) -> None:
+async def test_a_deadline_does_not_wait_for_an_engine_that_ignores_cancellation(autojump_clock: MockClock) -> None:
     let_go = trio.Event()
 
     async def stubborn(request: Request, output: Output) -> Finish:

@@ -1,4 +1,4 @@
-"""What happens while nobody reads: the policies, grace, and streams that wait for their first reader."""
+"""Streams without a reader: the disconnect policies, grace, and streams that wait for their first reader."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ async def start_with_reader(pipeline: Pipeline, policy: OnDisconnect = "pause") 
     return stream
 
 
-def assert_given_up(stream: Stream, after_seconds: float) -> None:
+def assert_cancelled_by_disconnect(stream: Stream, after_seconds: float) -> None:
     terminal = stream.terminal
     assert isinstance(terminal, StreamCancelled)
     assert terminal.by == "disconnect"
@@ -32,7 +32,7 @@ def assert_given_up(stream: Stream, after_seconds: float) -> None:
 # The policies
 
 
-async def test_pause_holds_the_engine_until_somebody_comes_back(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_pause_holds_the_engine_until_a_reader_comes_back(scripted: Callable, autojump_clock: MockClock) -> None:
     engine = scripted(*TICKS)
     async with open_pipeline(engine, Settings(buffer_tokens=2, grace_seconds=60)) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="pause")
@@ -53,7 +53,7 @@ async def test_pause_holds_the_engine_until_somebody_comes_back(scripted: Callab
         assert engine.calls == 1
 
 
-async def test_continue_goes_on_to_the_end_whatever_grace_says(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_continue_runs_to_the_end_and_ignores_grace(scripted: Callable, autojump_clock: MockClock) -> None:
     engine = scripted(*TICKS)
     async with open_pipeline(engine, Settings(grace_seconds=1)) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
@@ -77,14 +77,14 @@ async def test_cancel_stops_the_engine_when_the_last_reader_has_left(
             await anext(reader)
             await trio.sleep(1)
             assert stream.status == "running"
-        assert_stopped_at = trio.current_time()
+        left_at = trio.current_time()
         await wait_all_tasks_blocked()
-        assert trio.current_time() == assert_stopped_at
+        assert trio.current_time() == left_at
         assert engine.live == 0
-        assert_given_up(stream, 2)
+        assert_cancelled_by_disconnect(stream, 2)
 
 
-async def test_cancel_waits_grace_before_the_first_reader_has_come(
+async def test_cancel_waits_for_the_grace_period_until_the_first_reader_attaches(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*TICKS)
@@ -92,13 +92,13 @@ async def test_cancel_waits_grace_before_the_first_reader_has_come(
         stream = await pipeline.start(Request("q"), on_disconnect="cancel")
         await trio.sleep(19.9)
         assert stream.paused
-        assert len(engine.made) == 3  # as `pause` does
+        assert len(engine.made) == 3  # the same bound as under `pause`
         await trio.sleep(0.2)
-        assert_given_up(stream, 20)
+        assert_cancelled_by_disconnect(stream, 20)
         assert engine.live == 0
 
 
-async def test_the_request_decides_if_it_says_and_the_start_otherwise(
+async def test_the_requests_policy_wins_over_the_one_given_to_start(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a")) as pipeline:
@@ -119,18 +119,18 @@ async def test_grace_ends_a_paused_stream_and_keeps_what_was_written(
     async with open_pipeline(engine, Settings(grace_seconds=20, buffer_tokens=4)) as pipeline:
         stream = await pipeline.start(Request("q"))
         await trio.sleep(21)
-        assert_given_up(stream, 20)
+        assert_cancelled_by_disconnect(stream, 20)
         assert stream.snapshot().output == "".join(engine.written) != ""
         assert engine.live == 0
 
 
-async def test_a_reader_that_is_attached_stops_grace_and_one_that_leaves_starts_it_anew(
+async def test_an_attached_reader_stops_grace_and_a_leaving_reader_restarts_it(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted(*TICKS), Settings(grace_seconds=20)) as pipeline:
         stream = await pipeline.start(Request("q"))
         await trio.sleep(19)
-        async with stream.attach():  # it does not even read
+        async with stream.attach():  # attached, although it does not read
             await trio.sleep(100)
             assert stream.status == "running"
         await trio.sleep(19)
@@ -140,10 +140,12 @@ async def test_a_reader_that_is_attached_stops_grace_and_one_that_leaves_starts_
         await trio.sleep(19.9)
         assert stream.status == "running"
         await trio.sleep(0.2)
-        assert_given_up(stream, 19 + 100 + 19 + 10 + 20)
+        assert_cancelled_by_disconnect(stream, 19 + 100 + 19 + 10 + 20)
 
 
-async def test_one_of_two_leaving_does_not_start_grace(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_grace_does_not_start_while_another_reader_is_attached(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
     async with open_pipeline(scripted(*TICKS), Settings(grace_seconds=20)) as pipeline:
         stream = await pipeline.start(Request("q"))
         async with stream.attach():
@@ -153,13 +155,13 @@ async def test_one_of_two_leaving_does_not_start_grace(scripted: Callable, autoj
             assert stream.status == "running"
 
 
-async def test_the_request_may_name_its_grace(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_a_request_may_set_its_grace(scripted: Callable, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted(*TICKS), Settings(grace_seconds=20)) as pipeline:
         longer = await pipeline.start(Request("q", grace_seconds=30))
         none = await pipeline.start(Request("q", grace_seconds=0))
         await trio.sleep(40)
-        assert_given_up(longer, 30)
-        assert_given_up(none, 0)
+        assert_cancelled_by_disconnect(longer, 30)
+        assert_cancelled_by_disconnect(none, 0)
 
 
 async def test_a_paused_stream_whose_engine_has_finished_is_completed_not_cancelled(
@@ -197,7 +199,7 @@ async def test_leaving_a_finished_stream_changes_nothing(
 # Streams that wait for their first reader
 
 
-async def test_an_engine_is_called_at_once_unless_its_stream_waits_for_a_reader(
+async def test_an_engine_is_called_immediately_unless_its_stream_waits_for_a_reader(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a")
@@ -218,7 +220,7 @@ async def test_the_engine_is_called_when_a_readers_cursor_has_passed_record_1(
             [created] = reader.take(10_000)
             assert created == stream.log.read(0)[0]
             await trio.sleep(10)
-            assert engine.calls == 0  # it was read, but not handed over
+            assert engine.calls == 0  # the reader took it, but has not acknowledged it
             reader.passed(1)
             await wait_all_tasks_blocked()
             assert engine.calls == 1
@@ -249,14 +251,14 @@ async def test_until_the_engine_is_called_grace_runs_under_every_policy(
             await trio.sleep(50)
             assert not stream.paused
         await trio.sleep(19.9)
-        assert stream.status == "running"  # whoever was cut before record 1 may still come back for it
+        assert stream.status == "running"  # a reader that was cut before record 1 may still come back for it
         await trio.sleep(0.2)
-        assert_given_up(stream, 10 + 50 + 20)
+        assert_cancelled_by_disconnect(stream, 10 + 50 + 20)
         assert engine.calls == 0
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_who_comes_back_in_time_for_record_1_gets_the_whole_stream(
+async def test_a_reader_that_comes_back_within_grace_for_record_1_gets_the_whole_stream(
     policy: OnDisconnect, scripted: Callable, read_to_end: Callable, text_of: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a", 1, "b")
@@ -271,7 +273,9 @@ async def test_who_comes_back_in_time_for_record_1_gets_the_whole_stream(
         assert engine.calls == 1
 
 
-async def test_once_the_engine_is_called_the_policy_rules_again(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_after_the_engine_is_called_the_policy_applies_again(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
     engines = {policy: scripted(*TICKS) for policy in POLICIES}
     for policy, engine in engines.items():
         async with open_pipeline(engine, Settings(grace_seconds=20)) as pipeline:
@@ -285,7 +289,7 @@ async def test_once_the_engine_is_called_the_policy_rules_again(scripted: Callab
             assert stream.status == ("running" if policy == "continue" else "cancelled")
 
 
-async def test_a_reader_that_takes_record_1_and_leaves_at_once_cancels_before_the_engine_is_called(
+async def test_a_reader_that_takes_record_1_and_leaves_immediately_cancels_before_the_engine_is_called(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a")
@@ -295,5 +299,5 @@ async def test_a_reader_that_takes_record_1_and_leaves_at_once_cancels_before_th
         async with stream.attach(after=1):
             pass
         await wait_all_tasks_blocked()
-        assert_given_up(stream, 0)
+        assert_cancelled_by_disconnect(stream, 0)
         assert engine.calls == 0

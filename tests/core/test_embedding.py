@@ -7,7 +7,7 @@ CORE = (
 )
 
 
-def test_the_core_knows_nothing_of_the_web() -> None:
+def test_the_core_imports_no_web_library() -> None:
     imports = "; ".join(f"import crucible_trio.{module}" for module in CORE.split())
     program = f"{imports}; import sys; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
@@ -16,7 +16,7 @@ def test_the_core_knows_nothing_of_the_web() -> None:
     assert not loaded & {"quart", "quart_trio", "hypercorn", "httpx", "h11", "click", "rich"}
 
 
-def test_a_program_embeds_it_in_a_few_lines() -> None:
+def test_a_program_embeds_the_pipeline_in_a_few_lines() -> None:
     program = """
 import trio
 from crucible_trio.engine import Request

@@ -1,4 +1,4 @@
-"""Promise 6: exactly one terminal record, the last, and it says what happened."""
+"""Promise 6: a stream has exactly one terminal record. It comes last and says how the stream ended."""
 
 from collections.abc import AsyncIterator, Callable
 
@@ -28,7 +28,7 @@ ENGINE_FAILED = ErrorInfo("engine_error", "The engine failed.", False)
 
 @pytest.fixture
 def end_of(records_in: Callable) -> Callable:
-    """Run an engine; its whole log is checked; gives the terminal record and the text."""
+    """Run an engine, check its whole log, and return the terminal record and the text."""
 
     async def end_of(engine: object, settings: Settings | None = None, **fields: object) -> tuple[AnyRecord, str]:
         async with open_pipeline(engine, settings) as pipeline:  # type: ignore[arg-type]
@@ -45,10 +45,10 @@ def end_of(records_in: Callable) -> Callable:
     return end_of
 
 
-# By itself
+# Ended by the engine
 
 
-async def test_a_finish_completes_it_with_its_reason_and_usage(
+async def test_a_finish_completes_the_stream_with_its_reason_and_usage(
     end_of: Callable, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     usage = Usage(3, 9, 4)
@@ -65,13 +65,15 @@ async def test_usage_that_is_not_given_is_not_guessed(
     assert terminal.usage == Usage(None, 2, None)
 
 
-async def test_length_makes_it_incomplete(end_of: Callable, scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_finish_reason_length_makes_the_stream_incomplete(
+    end_of: Callable, scripted: Callable, autojump_clock: MockClock
+) -> None:
     terminal, text = await end_of(scripted("a", Finish("length", Usage(1, 1))))
     assert terminal == StreamIncomplete(terminal.seq, "max_output_tokens", Usage(1, 1), terminal.timings)
     assert text == "a"
 
 
-async def test_a_finish_without_a_token_completes_with_empty_text(
+async def test_a_finish_without_a_piece_completes_with_empty_text(
     end_of: Callable, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     terminal, text = await end_of(scripted(Finish()))
@@ -79,7 +81,7 @@ async def test_a_finish_without_a_token_completes_with_empty_text(
     assert (text, terminal.timings.first_token_ms, terminal.seq) == ("", None, 2)
 
 
-async def test_a_finish_reason_of_an_upstream_is_bounded_and_whole(
+async def test_a_finish_reason_is_shortened_and_made_valid_unicode(
     end_of: Callable, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     terminal, _ = await end_of(scripted("a", Finish("\ud800" + "x" * 999)))
@@ -88,7 +90,7 @@ async def test_a_finish_reason_of_an_upstream_is_bounded_and_whole(
 
 
 @pytest.mark.parametrize("finish", [Finish(None), Finish("stop", None), Finish("stop", Usage("many"))])  # type: ignore[arg-type]
-async def test_a_finish_that_no_record_can_hold_is_the_engines_error(
+async def test_a_finish_that_cannot_be_encoded_is_an_engine_error(
     finish: Finish, end_of: Callable, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     terminal, text = await end_of(scripted("a", finish))
@@ -96,7 +98,7 @@ async def test_a_finish_that_no_record_can_hold_is_the_engines_error(
 
 
 @pytest.mark.parametrize("result", [None, "stop", Usage()])
-async def test_a_coroutine_that_returns_no_finish_broke_the_protocol(
+async def test_a_coroutine_that_returns_no_finish_breaks_the_protocol(
     result: object, end_of: Callable, autojump_clock: MockClock
 ) -> None:
     async def engine(request: Request, output: Output) -> object:
@@ -108,7 +110,7 @@ async def test_a_coroutine_that_returns_no_finish_broke_the_protocol(
     assert text == "a"
 
 
-async def test_a_generator_without_a_token_has_failed(end_of: Callable, autojump_clock: MockClock) -> None:
+async def test_a_generator_without_a_piece_fails(end_of: Callable, autojump_clock: MockClock) -> None:
     async def silent(request: Request) -> AsyncIterator[str]:
         for piece in ():
             yield piece
@@ -117,7 +119,7 @@ async def test_a_generator_without_a_token_has_failed(end_of: Callable, autojump
     assert terminal.error == ErrorInfo("empty_output", "The engine ended without a token.", False)
 
 
-async def test_a_generator_that_yields_rubbish_has_failed_and_keeps_what_came_before(
+async def test_a_generator_that_yields_a_wrong_type_fails_and_keeps_earlier_pieces(
     end_of: Callable, autojump_clock: MockClock
 ) -> None:
     async def broken(request: Request) -> AsyncIterator[object]:
@@ -143,11 +145,11 @@ async def test_a_safe_channel_runs_like_any_engine(end_of: Callable, autojump_cl
     assert text == "ab"
 
 
-# By an error
+# Ended by an error
 
 
 @pytest.mark.parametrize("retryable", [True, False])
-async def test_an_engine_error_speaks_to_the_client(
+async def test_an_engine_error_is_sent_to_the_client(
     retryable: bool, end_of: Callable, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     error = EngineError("upstream_busy", "Try later.", retryable=retryable)
@@ -183,7 +185,7 @@ KNOWN = EngineError("known", "Known.")
         (TimeoutError("secret"), ENGINE_FAILED),
     ],
 )
-async def test_any_other_exception_is_named_engine_error_and_keeps_what_came_before(
+async def test_any_other_exception_becomes_engine_error_and_keeps_earlier_pieces(
     error: Exception, expected: ErrorInfo, end_of: Callable, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     terminal, text = await end_of(scripted("a", 1, "b", error))
@@ -210,7 +212,7 @@ async def test_an_error_in_an_engines_own_nursery_is_its_error(end_of: Callable,
 
 
 @pytest.mark.parametrize("piece", [5, b"x", None])
-async def test_writing_what_is_no_text_fails_the_stream(
+async def test_writing_anything_but_text_fails_the_stream(
     piece: object, end_of: Callable, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async def engine(request: Request, output: Output) -> Finish:
@@ -233,7 +235,7 @@ async def test_an_engine_has_no_way_to_close_its_output(end_of: Callable, autoju
     assert (terminal.error, text) == (ENGINE_FAILED, "a")
 
 
-# By a limit
+# Ended by a limit
 
 
 async def test_an_engine_that_ignores_its_token_limit_is_stopped(
@@ -242,7 +244,7 @@ async def test_an_engine_that_ignores_its_token_limit_is_stopped(
     engine = scripted(*[step for letter in "abcdefgh" for step in (letter, 1)])
     terminal, text = await end_of(engine, max_output_tokens=3)
     assert terminal == StreamIncomplete(terminal.seq, "max_output_tokens", Usage(), terminal.timings)
-    assert text == "abcd"  # the piece too many shows that it goes on
+    assert text == "abcd"  # the fourth piece shows that the engine ignores its limit
     assert engine.live == 0
 
 
@@ -254,7 +256,7 @@ async def test_an_engine_that_keeps_its_token_limit_completes(
     assert isinstance(terminal, StreamCompleted)
 
 
-async def test_the_servers_token_limit_holds_for_a_request_that_names_none(
+async def test_the_servers_token_limit_applies_to_a_request_that_sets_none(
     end_of: Callable, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*[step for letter in "abcdefgh" for step in (letter, 1)])
@@ -273,7 +275,7 @@ async def test_a_full_log_stops_the_engine_and_keeps_everything_readable(
         assert isinstance(records[-1], StreamIncomplete)
         assert records[-1].reason == "log_limit"
         assert records[-2] == ReasoningDone(records[-2].seq, 1)
-        assert stream.snapshot().trace == ["x" * 3000]  # as many as fit beside the reserve for the end
+        assert stream.snapshot().trace == ["x" * 3000]  # the cap minus the reserve for the end
         assert stream.log.size_bytes <= 8192
         assert engine.live == 0
         assert len(engine.made) == 4
@@ -284,7 +286,7 @@ async def test_a_stream_is_not_completed_if_the_rest_of_its_buffer_does_not_fit(
 ) -> None:
     engine = scripted(*["x" * 1000] * 8, Finish("stop", Usage(1, 8)))
     async with open_pipeline(engine, Settings(stream_log_bytes=8192)) as pipeline:
-        stream = await pipeline.start(Request("q"))  # nobody reads: the engine finishes with all in the buffer
+        stream = await pipeline.start(Request("q"))  # no reader: all pieces are still buffered when the engine returns
         await wait_all_tasks_blocked()
         assert len(engine.written) == 8
         terminal = records_in(stream)[-1]
@@ -294,12 +296,12 @@ async def test_a_stream_is_not_completed_if_the_rest_of_its_buffer_does_not_fit(
         assert stream.log.size_bytes <= 8192
 
 
-# The last tokens
+# The last pieces
 
 
-async def test_the_token_in_hand_when_the_channel_ends_is_recorded(end_of: Callable, autojump_clock: MockClock) -> None:
+async def test_the_piece_in_hand_when_the_channel_ends_is_recorded(end_of: Callable, autojump_clock: MockClock) -> None:
     async def engine(request: Request, output: Output) -> Finish:
-        await trio.sleep(1)  # the recorder is parked: it is handed the first piece, and finds the rest and the end
+        await trio.sleep(1)  # so that the recorder waits: it gets the first piece, then finds the rest and the end
         for letter in "abc":
             await output.delta(letter)
         return Finish()
@@ -310,17 +312,17 @@ async def test_the_token_in_hand_when_the_channel_ends_is_recorded(end_of: Calla
         assert text == "abc"
 
 
-async def test_nobody_sees_what_is_left_without_the_terminal_record(
+async def test_the_last_pieces_and_the_terminal_record_appear_together(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("abc", 1, "def", 1)) as pipeline:
-        stream = await pipeline.start(Request("q"))  # nobody reads: all of it is left at the end
+        stream = await pipeline.start(Request("q"))  # without a reader, all pieces are still buffered at the end
         await stream.log.attach(0).wait(1)
         assert (stream.log.head, stream.log.finished) == (3, True)
         assert stream.snapshot().output == "abcdef"
 
 
-async def test_after_the_end_the_output_is_closed_to_a_task_that_was_left_behind(autojump_clock: MockClock) -> None:
+async def test_after_the_end_the_output_is_closed_to_leftover_tasks(autojump_clock: MockClock) -> None:
     outputs: list[Output] = []
 
     async def engine(request: Request, output: Output) -> Finish:

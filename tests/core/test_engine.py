@@ -35,15 +35,15 @@ async def run_engine(source: Callable[..., object], **fields: object) -> tuple[F
     return finish, [token async for token in receive]
 
 
-# What is an engine
+# Kinds of engines
 
 
-async def test_an_engine_object_is_taken_as_it_is(scripted: Callable[..., object], autojump_clock: MockClock) -> None:
+async def test_an_engine_object_is_used_unchanged(scripted: Callable[..., object], autojump_clock: MockClock) -> None:
     engine = scripted("x")
     assert as_engine(engine) is engine  # type: ignore[arg-type]
 
 
-async def test_a_coroutine_function_is_one_model_named_after_it(autojump_clock: MockClock) -> None:
+async def test_a_coroutine_function_becomes_an_engine_with_one_model_named_after_it(autojump_clock: MockClock) -> None:
     async def parrot(request: Request, output: Output) -> Finish:
         await output.delta(request.messages[0].content)
         return Finish("length", Usage(1, 2))
@@ -53,7 +53,7 @@ async def test_a_coroutine_function_is_one_model_named_after_it(autojump_clock: 
     assert await run_engine(partial(parrot)) == (Finish("length", Usage(1, 2)), [Token("q", None)])
 
 
-async def test_an_async_generator_yields_trace_answer_and_perhaps_its_finish(autojump_clock: MockClock) -> None:
+async def test_an_async_generator_yields_reasoning_text_and_optionally_a_finish(autojump_clock: MockClock) -> None:
     async def thinker(request: Request) -> AsyncIterator[str | Reasoning | Finish]:
         yield Reasoning("Hm", 0)
         yield Reasoning("!")
@@ -114,7 +114,9 @@ async def test_a_generator_that_holds_a_nursery_is_wrapped_as_a_safe_channel(aut
 
 
 @pytest.mark.parametrize("pieces", [[], [""], [Reasoning("")], ["", Reasoning("", 0)]])
-async def test_a_generator_without_a_token_is_empty_output(pieces: list[str], autojump_clock: MockClock) -> None:
+async def test_a_generator_without_a_piece_fails_with_empty_output(
+    pieces: list[str], autojump_clock: MockClock
+) -> None:
     async def silent(request: Request) -> AsyncIterator[str]:
         for piece in pieces:
             yield piece
@@ -125,7 +127,7 @@ async def test_a_generator_without_a_token_is_empty_output(pieces: list[str], au
 
 
 @pytest.mark.parametrize("piece", ["x", Reasoning("x")])
-async def test_one_token_of_either_kind_is_output(piece: str, autojump_clock: MockClock) -> None:
+async def test_one_piece_of_either_kind_counts_as_output(piece: str, autojump_clock: MockClock) -> None:
     async def terse(request: Request) -> AsyncIterator[str]:
         yield piece
         yield ""
@@ -133,22 +135,24 @@ async def test_one_token_of_either_kind_is_output(piece: str, autojump_clock: Mo
     assert (await run_engine(terse))[0] == Finish()
 
 
-async def test_a_generator_that_says_finish_may_be_silent(autojump_clock: MockClock) -> None:
+async def test_a_generator_that_yields_a_finish_may_yield_no_piece(autojump_clock: MockClock) -> None:
     async def silent(request: Request) -> AsyncIterator[Finish]:
         yield Finish()
 
     assert await run_engine(silent) == (Finish(), [])
 
 
-@pytest.mark.parametrize("rubbish", [7, None, b"x", ["x"]])
-async def test_a_generator_that_yields_rubbish_breaks_the_protocol(rubbish: object, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("wrong", [7, None, b"x", ["x"]])
+async def test_a_generator_that_yields_a_wrong_type_breaks_the_protocol(
+    wrong: object, autojump_clock: MockClock
+) -> None:
     async def broken(request: Request) -> AsyncIterator[object]:
-        yield rubbish
+        yield wrong
 
     with pytest.raises(EngineError) as failure:
         await run_engine(broken)
     assert failure.value.code == "engine_protocol"
-    assert failure.value.message == f"The engine yielded a {type(rubbish).__name__}."
+    assert failure.value.message == f"The engine yielded a {type(wrong).__name__}."
 
 
 def plain(request: Request, output: Output) -> Finish:
@@ -165,12 +169,12 @@ def context(request: Request) -> object:
 
 
 @pytest.mark.parametrize("source", [plain, plain_generator, context, None, 5, "engine", object()])
-def test_what_is_no_engine_is_refused(source: object) -> None:
+def test_an_object_that_is_not_an_engine_is_refused(source: object) -> None:
     with pytest.raises(TypeError, match="is no engine"):
         as_engine(source)  # type: ignore[arg-type]
 
 
-# What a request may hold
+# Fields of a request
 
 
 def test_a_request_has_the_documented_defaults() -> None:
@@ -212,7 +216,7 @@ def test_a_value_out_of_its_range_is_refused_at_construction(fields: dict[str, o
 
 
 @pytest.mark.parametrize("fields", WRONG_FIELDS)
-def test_the_same_rules_hold_for_what_arrives_as_json(fields: dict[str, object]) -> None:
+def test_the_same_rules_apply_to_a_json_request(fields: dict[str, object]) -> None:
     body = msgspec.json.encode({"input": "q", **fields})
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(body, type=Request)
@@ -224,12 +228,12 @@ def test_an_unknown_field_is_refused_and_named() -> None:
             msgspec.json.decode(body, type=Request)
 
 
-def test_which_sampling_fields_are_given() -> None:
+def test_sampling_lists_the_fields_that_were_given() -> None:
     assert Sampling().given == frozenset()
     assert Sampling(temperature=0, seed=0, stop=()).given == {"temperature", "seed", "stop"}
 
 
-# What an engine and a server refuse
+# Requests that an engine or the server refuses
 
 
 @pytest.mark.parametrize(
@@ -245,14 +249,14 @@ def test_which_sampling_fields_are_given() -> None:
         ({"deadlines": Deadlines(total_seconds=31)}, "deadlines.total_seconds"),
     ],
 )
-def test_what_cannot_be_done_is_refused_and_named(fields: dict[str, object], param: str) -> None:
+def test_an_unsupported_field_is_refused_and_named(fields: dict[str, object], param: str) -> None:
     settings = Settings(max_output_tokens=10, max_grace_seconds=20, max_deadline_seconds=30)
     with pytest.raises(InvalidRequestError, match=param) as refusal:
         check_request(Request("q", **fields), INFO, settings)  # type: ignore[arg-type]
     assert refusal.value.param == param
 
 
-def test_what_lies_at_the_maximum_is_taken() -> None:
+def test_values_at_the_maximum_are_accepted() -> None:
     settings = Settings(max_output_tokens=10, max_grace_seconds=20, max_deadline_seconds=30)
     request = Request(
         "q",

@@ -27,7 +27,7 @@ def test_every_error_is_a_crucible_error() -> None:
         (errors.ConfigError("wrong"), ValueError, {}),
     ],
 )
-def test_facts_are_attributes_and_builtin_kinds_are_kept(
+def test_facts_are_attributes_and_builtin_base_classes_are_kept(
     error: Exception, kind: type[Exception], facts: dict[str, object]
 ) -> None:
     assert isinstance(error, kind)
@@ -44,12 +44,12 @@ def test_facts_are_attributes_and_builtin_kinds_are_kept(
         errors.TooManyReadersError(32),
     ],
 )
-def test_what_is_refused_for_now_is_told_apart(error: Exception) -> None:
+def test_temporary_refusals_share_a_base_class(error: Exception) -> None:
     assert isinstance(error, errors.RefusedError)
 
 
-def test_a_trace_tells_where_and_what_kind_and_nothing_of_the_text() -> None:
-    text = "secret"[::-1]  # a trace shows lines of source, so they do not hold it
+def test_a_trace_without_text_names_only_places_and_types() -> None:
+    text = "secret"[::-1]  # a trace shows source lines, so the source must not contain the text
 
     def fails() -> None:
         raise ValueError(text)
@@ -64,7 +64,7 @@ def test_a_trace_tells_where_and_what_kind_and_nothing_of_the_text() -> None:
     except ExceptionGroup as error:
         trace = errors.trace_without_text(error)
     assert "in fails" in trace
-    assert trace.count("test_errors.py") == 3  # the group's line, and the two that led to the ValueError
+    assert trace.count("test_errors.py") == 3  # one line of the group, and two that lead to the ValueError
     assert [line for line in trace.splitlines() if not line.startswith("  ")] == [
         "ExceptionGroup",
         "ValueError",

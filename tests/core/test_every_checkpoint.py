@@ -1,11 +1,11 @@
-"""Promises 1, 4 and 5 at every checkpoint: something is cancelled, or fails, at the first, the second, the third ...
+"""Promises 1, 4 and 5 at every checkpoint: a cancellation or an error hits the first, the second, the third ...
 
-One run is a pipeline with two streams: the subject, with one reader that follows to the end and one that leaves after
-every second record and comes back; and a neighbour with a reader of its own. Something is cut at step k of it, for
-k = 1, 2, 3, ..., until the run has no step k. A step is what the scheduler runs of a task between two checkpoints;
-between two steps of the tasks that belong to the subject nothing of it changes, so these are all the moments there are.
+One run is a pipeline with two streams. The subject has one reader that follows to the end, and one that leaves after
+every second record and comes back. The neighbour has one reader. A run is cut at step k, for k = 1, 2, 3, ..., until a
+run has no step k. A step is the part of a task that runs between two checkpoints. The subject changes only in the steps
+of its tasks, so the cuts cover every possible moment.
 
-`assert_nothing_is_wrong` says what has to hold after every one of these runs.
+`assert_run_is_correct` checks every one of these runs.
 """
 
 from __future__ import annotations
@@ -38,51 +38,51 @@ from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import TERMINAL, AnyRecord, StreamCancelled, StreamFailed, decode_frame
 from crucible_trio.stream import Stream
 
-# Whether the steps of a task count. A task inherits it from whoever starts it.
+# Whether the steps of a task count. A task inherits this from the task that starts it.
 IS_SUBJECT: ContextVar[bool] = ContextVar("is_subject", default=True)
 
-# Awaits what its arguments call, and may raise in the middle; the first one says on whose behalf.
+# Calls an async function and may raise at a checkpoint inside. The first argument names the target it belongs to.
 Drive: TypeAlias = Callable[..., Awaitable[Any]]
 
-CLEANUP = "xy"  # pieces that an engine writes when it is stopped
-GRACE = 1.0  # longer than a run that nothing stops
-LONG = 100.0  # seconds, mostly virtual: longer than any run
+CLEANUP = "xy"  # pieces that an engine writes when it is cancelled
+GRACE = 1.0  # s, longer than an uncut run
+LONG = 100.0  # s, mostly virtual, longer than any run
 TARGETS = ["stream", "steady reader", "restless reader", "pipeline"]
 
 
 class InjectedError(Exception):
-    """What fails."""
+    """The error that the tests inject."""
 
 
-# What engines write to, and what watches them
+# The output and the engine, wrapped so that their calls are recorded
 
 
 @dataclass(eq=False)
 class Call:
-    """One call of `delta` or `reasoning`. Each writes another letter."""
+    """One call of `delta` or `reasoning`. Every call writes a different letter."""
 
     writer: trio.lowlevel.Task
     letter: str
     outcome: str = "interrupted"
 
 
-class Diary:
-    """An output that remembers what became of every call."""
+class RecordingOutput:
+    """An output that records the outcome of every call."""
 
     def __init__(self, output: Output, calls: list[Call], drive: Drive, drive_write: Drive) -> None:
         self.queued = output.queued
-        self.drive = drive  # for the tasks an engine starts itself
+        self.drive = drive  # for tasks that the engine starts
         self._drive_write = drive_write
         self._output = output
         self._calls = calls
 
     async def delta(self, letter: str) -> None:
-        await self._remember(letter, self._output.delta, letter)
+        await self._record(letter, self._output.delta, letter)
 
     async def reasoning(self, letter: str, segment: int) -> None:
-        await self._remember(letter, self._output.reasoning, letter, segment)
+        await self._record(letter, self._output.reasoning, letter, segment)
 
-    async def _remember(self, letter: str, write: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    async def _record(self, letter: str, write: Callable[..., Awaitable[None]], *arguments: object) -> None:
         call = Call(trio.lowlevel.current_task(), letter)
         self._calls.append(call)
         try:
@@ -93,13 +93,13 @@ class Diary:
         call.outcome = "returned"
 
 
-class Watched:
-    """An engine that is watched.
+class WatchedEngine:
+    """An engine that records its calls.
 
     Attributes:
-        live: Calls that have not ended.
-        calls: What each stream's engine has written, by the stream's prompt.
-        returned: The prompts whose engine has returned a `Finish`.
+        live: The number of calls that have not ended.
+        calls: The writes of each stream's engine, by the stream's prompt.
+        returned: The prompts for which the engine has returned a `Finish`.
     """
 
     def __init__(self, engine: Engine, drive: Drive, *, fails_in_writes: bool) -> None:
@@ -118,10 +118,10 @@ class Watched:
         drive, drive_write = (
             (sound, partial(failing, between_checkpoints)) if self._fails_in_writes else (failing, sound)
         )
-        diary = Diary(output, self.calls[request.input], drive, drive_write)
+        recording = RecordingOutput(output, self.calls[request.input], drive, drive_write)
         self.live += 1
         try:
-            finish = await drive(self._engine.generate, request, diary)
+            finish = await drive(self._engine.generate, request, recording)
         finally:
             self.live -= 1
         self.returned.add(request.input)
@@ -129,22 +129,22 @@ class Watched:
 
 
 async def between_checkpoints(write: Callable[..., Awaitable[None]], *arguments: object) -> None:
-    """A write need not have a checkpoint of its own where something can fail."""
+    """Add checkpoints at which an error can be injected, because a write may have none."""
     await trio.lowlevel.checkpoint()
     await write(*arguments)
     await trio.lowlevel.checkpoint()
 
 
-# How something is cut
+# How a run is cut
 
 
-class Scissors(trio.abc.Instrument):
-    """Calls `cut` right before step `at`, once it is armed."""
+class CutAtStep(trio.abc.Instrument):
+    """Calls `cut` right before step `at`, counted from the moment it is armed."""
 
     def __init__(self, at: int, cut: Callable[[], None]) -> None:
         self.at = at
         self.armed = False
-        self.before: str | None = None  # the name of the task whose step it was
+        self.before: str | None = None  # the name of the task that was to run this step
         self._steps = 0
         self._cut = cut
 
@@ -152,12 +152,12 @@ class Scissors(trio.abc.Instrument):
         if self.armed and task.context.get(IS_SUBJECT, True):
             self._steps += 1
             if self._steps == self.at:
-                self._cut()  # if it raised, trio would log that, and `before` stay None
+                self._cut()  # if this raises, trio logs it and `before` stays None
                 self.before = task.name
 
 
-class Saboteur:
-    """Raises at checkpoint `at` of what is driven under the name `where`, after a call of `about_to_raise`."""
+class ErrorInjector:
+    """Raises at checkpoint `at` of the functions driven for `where`, after calling `about_to_raise`."""
 
     def __init__(self, at: int, where: str, about_to_raise: Callable[[], None]) -> None:
         self.at = at
@@ -182,7 +182,7 @@ class Saboteur:
             except StopIteration as end:
                 return end.value
             resume = partial(coroutine.send, (yield trap))
-            # Out of a nursery's end come its children's errors and nothing else: those are driven for themselves.
+            # The end of a nursery raises only its children's errors. Errors are injected into the children separately.
             if len(task.child_nurseries) == nurseries:
                 self._steps += 1
                 if self._steps == self.at:
@@ -196,9 +196,9 @@ class Saboteur:
 
 @dataclass
 class Run:
-    """One run, in which `target` is cut at step `at`, by a cancel or by an exception.
+    """One run, in which `target` is cut at step `at`, by a cancellation or by an exception.
 
-    A reader that leaves, or is cut, comes back at once; only the steady one does not when it is cut.
+    A reader that leaves or is cut comes back immediately, except for the steady reader when it is cut.
     """
 
     target: str
@@ -207,8 +207,8 @@ class Run:
     starts_with_reader: bool = False
     on_disconnect: OnDisconnect = "pause"
     readers: tuple[str, ...] = ("steady reader", "restless reader")
-    fails_in_writes: bool = False  # an engine fails in its calls of `delta` and `reasoning`, instead of anywhere
-    rest: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint  # what else has to come to rest after a run
+    fails_in_writes: bool = False  # errors hit only the calls of `delta` and `reasoning`
+    settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint  # waits for tasks outside the pipeline after a run
     pipeline: Pipeline | None = None
     streams: dict[str, Stream] = field(default_factory=dict)
     seen: defaultdict[str, list[AnyRecord]] = field(default_factory=lambda: defaultdict(list))
@@ -216,15 +216,15 @@ class Run:
     calls_when_cut: int = 0
 
     def __post_init__(self) -> None:
-        self.saboteur = Saboteur(self.at if self.by == "exception" else 0, self.target, self._look)
-        self.scissors = Scissors(self.at if self.by == "cancel" else 0, self._cut)
+        self.injector = ErrorInjector(self.at if self.by == "exception" else 0, self.target, self._look)
+        self.cut_at_step = CutAtStep(self.at if self.by == "cancel" else 0, self._cut)
         self._scopes = {name: trio.CancelScope() for name in (*TARGETS[1:], "neighbour's reader")}
         self._readers_left = 1 + len(self.readers)
         self._all_read = trio.Event()
 
     @property
     def was_cut(self) -> bool:
-        return self.saboteur.raised or self.scissors.before is not None
+        return self.injector.raised or self.cut_at_step.before is not None
 
     def _look(self) -> None:
         self.finished_when_cut = "subject" in self.engine.returned
@@ -238,24 +238,24 @@ class Run:
             self._scopes[self.target].cancel()
 
     async def play(self, engine: Engine, limits: Settings) -> None:
-        """Start both streams, read them to their ends, and look for what is left behind."""
-        self.engine = Watched(engine, self.saboteur.drive, fails_in_writes=self.fails_in_writes)
-        trio.lowlevel.add_instrument(self.scissors)
+        """Start both streams, read them to their ends, and check that no task is left."""
+        self.engine = WatchedEngine(engine, self.injector.drive, fails_in_writes=self.fails_in_writes)
+        trio.lowlevel.add_instrument(self.cut_at_step)
         living = tasks_living()
         try:
             async with trio.open_nursery() as nursery:
                 await self._with_pipeline(limits, nursery)
         finally:
-            trio.lowlevel.remove_instrument(self.scissors)
-        await self.rest()
-        assert tasks_living() == living, "the pipeline has left a task behind"
+            trio.lowlevel.remove_instrument(self.cut_at_step)
+        await self.settle()
+        assert tasks_living() == living, "the pipeline left a task running"
 
     async def _with_pipeline(self, limits: Settings, nursery: trio.Nursery) -> None:
-        self.scissors.armed = self.target != "stream"
+        self.cut_at_step.armed = self.target != "stream"
         try:
             with self._scopes["pipeline"]:
                 async with open_pipeline(self.engine, limits) as self.pipeline:
-                    await self.saboteur.drive("pipeline", self._use_pipeline, nursery)
+                    await self.injector.drive("pipeline", self._use_pipeline, nursery)
         except InjectedError:
             assert self.target == "pipeline"
 
@@ -270,22 +270,23 @@ class Run:
         self.streams["subject"] = await self.pipeline.start(
             Request("subject"), on_disconnect=self.on_disconnect, starts_with_reader=self.starts_with_reader
         )
-        self.scissors.armed = True
+        self.cut_at_step.armed = True
         for name in self.readers:
             nursery.start_soon(self._read, "subject", name)
         with trio.fail_after(LONG):
             await self._all_read.wait()
-            while number(self.pipeline, "streams_running"):  # an engine may clean up, or a stream wait for a reader
+            # An engine may still clean up, and a stream may still wait for a reader.
+            while number(self.pipeline, "streams_running"):
                 await trio.sleep(0.1)
-        await self.rest()
-        assert tasks_living() == living, "a stream or a reader has left a task behind"
+        await self.settle()
+        assert tasks_living() == living, "a stream or a reader left a task running"
 
     async def _read(self, stream: str, name: str) -> None:
         try:
-            await self.saboteur.drive(name, self._read_in_portions, self.streams[stream], name)
+            await self.injector.drive(name, self._read_in_portions, self.streams[stream], name)
         except InjectedError:
             assert self.target == name
-            if name == "restless reader":  # it comes back, whatever it was
+            if name == "restless reader":  # it comes back after any error
                 await self._read_in_portions(self.streams[stream], name)
         self._readers_left -= 1
         if not self._readers_left:
@@ -317,27 +318,27 @@ def number(pipeline: Pipeline, name: str) -> float:
     return value
 
 
-# What has to hold after every run
+# The checks after every run
 
 
-def assert_nothing_is_wrong(run: Run, whole: str) -> None:
+def assert_run_is_correct(run: Run, whole: str) -> None:
     logs = {name: [decode_frame(frame) for frame in stream.log.read(0)] for name, stream in run.streams.items()}
     for name, records in logs.items():
-        assert [record.seq for record in records] == list(range(1, len(records) + 1)), "a hole in the log"
-        assert [record for record in records if isinstance(record, TERMINAL)] == records[-1:], "not one end, the last"
+        assert [record.seq for record in records] == list(range(1, len(records) + 1)), "the log has a gap"
+        assert [record for record in records if isinstance(record, TERMINAL)] == records[-1:], "not one final record"
         assert_keeps_what_was_written(text_of(records), run.engine.calls[name])
-    assert run.engine.live == 0, "an engine still runs"
+    assert run.engine.live == 0, "an engine is still running"
     if run.pipeline is not None:
         assert number(run.pipeline, "streams_running") == 0
         assert number(run.pipeline, "readers") == 0
     assert not any(stream.log.readers for stream in run.streams.values()), "a reader is still attached"
     if "subject" in logs:
-        assert_ended_as_it_should(run, logs["subject"], whole)
-        assert_read_what_they_should(run, logs["subject"])
+        assert_ended_correctly(run, logs["subject"], whole)
+        assert_readers_read_the_log(run, logs["subject"])
     if "neighbour" in logs and not (run.was_cut and run.target == "pipeline"):
-        assert run.streams["neighbour"].status == "completed", "the neighbour was touched"
-        assert sorted(text_of(logs["neighbour"])) == sorted(whole), "the neighbour's text was touched"
-        assert run.seen["neighbour's reader"] == logs["neighbour"], "the neighbour's reader was touched"
+        assert run.streams["neighbour"].status == "completed", "the neighbour did not complete"
+        assert sorted(text_of(logs["neighbour"])) == sorted(whole), "the neighbour's text is wrong"
+        assert run.seen["neighbour's reader"] == logs["neighbour"], "the neighbour's reader did not read its log"
 
 
 def text_of(records: list[AnyRecord]) -> str:
@@ -345,8 +346,8 @@ def text_of(records: list[AnyRecord]) -> str:
 
 
 def assert_keeps_what_was_written(text: str, calls: list[Call]) -> None:
-    assert len(set(text)) == len(text), "a piece came twice"
-    assert set(text) <= {call.letter for call in calls}, "a piece nobody wrote"
+    assert len(set(text)) == len(text), "a piece was recorded twice"
+    assert set(text) <= {call.letter for call in calls}, "a piece was recorded that no engine wrote"
     for writer in {call.writer for call in calls}:
         own = [call for call in calls if call.writer is writer]
         kept = [letter for letter in text if letter in {call.letter for call in own}]
@@ -356,56 +357,56 @@ def assert_keeps_what_was_written(text: str, calls: list[Call]) -> None:
             call.letter
             for call in own
             if call.outcome == "returned" or (call.outcome == "interrupted" and call.letter in kept)
-        ], "not what was written, in this order, and at most the interrupted piece more"
+        ], "the log does not hold the written pieces in order, with at most the interrupted one added"
 
 
-def assert_ended_as_it_should(run: Run, records: list[AnyRecord], whole: str) -> None:
+def assert_ended_correctly(run: Run, records: list[AnyRecord], whole: str) -> None:
     end = records[-1]
     status = run.streams["subject"].status
     engine_returned = "subject" in run.engine.returned
     if run.was_cut and run.by == "exception" and run.target == "stream":
-        assert isinstance(end, StreamFailed), "an engine that failed"
+        assert isinstance(end, StreamFailed), "the engine failed, but the stream did not"
         assert end.error.code == "engine_error"
     elif run.was_cut and run.target in {"stream", "pipeline"} and not run.finished_when_cut:
-        assert isinstance(end, StreamCancelled), "a stream that was cancelled"
+        assert isinstance(end, StreamCancelled), "the stream was cancelled, but did not end as cancelled"
         assert end.by == ("client" if run.target == "stream" else "shutdown")
         later = [call for call in run.engine.calls["subject"][run.calls_when_cut :] if call.letter not in CLEANUP]
-        assert all(call.outcome == "interrupted" for call in later), "the engine did not see its cancel at once"
+        assert all(call.outcome == "interrupted" for call in later), "the engine was not cancelled immediately"
     elif run.was_cut and run.readers == (run.target,) and run.on_disconnect != "continue" and status != "completed":
-        assert isinstance(end, StreamCancelled), "a stream that nobody reads"
+        assert isinstance(end, StreamCancelled), "the stream has no reader, but was not cancelled"
         assert end.by == "disconnect"
         waited = end.timings.total_ms >= 1000 * GRACE
-        assert waited == (run.on_disconnect == "pause"), "a stream that does not wait as its policy says"
+        assert waited == (run.on_disconnect == "pause"), "the stream did not wait as its policy says"
     else:
-        assert status == "completed", "a stream that nobody stopped"
-        assert engine_returned, "completed without its engine"
-        assert sorted(text_of(records)) == sorted(whole), "a completed stream without its whole text"
+        assert status == "completed", "the stream was not stopped, but did not complete"
+        assert engine_returned, "the stream completed before its engine returned"
+        assert sorted(text_of(records)) == sorted(whole), "the stream completed without its whole text"
 
 
-def assert_read_what_they_should(run: Run, log: list[AnyRecord]) -> None:
+def assert_readers_read_the_log(run: Run, log: list[AnyRecord]) -> None:
     if run.target == "pipeline" and run.was_cut and "steady reader" not in run.seen:
-        return  # before they were started
+        return  # the cut came before the readers were started
     for name in run.readers:
         seen = run.seen[name]
         if run.was_cut and run.target == name == "steady reader":
-            assert seen == log[: len(seen)], "a cut reader that read something else than the log's beginning"
+            assert seen == log[: len(seen)], "a cut reader read something other than the start of the log"
         else:
-            assert seen == log, "a reader that did not read the log to its end"
+            assert seen == log, "a reader did not read the log to its end"
 
 
 async def at_every_step(make_run: Callable[[int], Run], engine: Engine, limits: Settings, whole: str) -> int:
-    """Make the run again and again, cut at another step each time; returns how often it was cut."""
+    """Repeat the run, cut at step 1, 2, 3, ..., and return how many runs were cut."""
     threads = threading.active_count()
     at = cuts = missed = 0
-    while missed < 3:  # the scheduler's dice make some runs a step or two longer
+    while missed < 3:  # the scheduler's random order makes some runs a step or two longer
         at += 1
         run = make_run(at)
         try:
             await run.play(engine, limits)
-            assert_nothing_is_wrong(run, whole)
-            assert threading.active_count() == threads, "a thread is left"
+            assert_run_is_correct(run, whole)
+            assert threading.active_count() == threads, "a thread is still running"
         except BaseException as error:
-            error.add_note(f"{run.target} cut by {run.by} at step {at}, before {run.scissors.before}")
+            error.add_note(f"{run.target} cut by {run.by} at step {at}, before {run.cut_at_step.before}")
             raise
         cuts += run.was_cut
         missed = 0 if run.was_cut else missed + 1
@@ -415,7 +416,7 @@ async def at_every_step(make_run: Callable[[int], Run], engine: Engine, limits: 
 # The engines
 
 
-async def coroutine(request: Request, output: Diary) -> Finish:
+async def coroutine(request: Request, output: RecordingOutput) -> Finish:
     async with output.queued():
         await trio.sleep(0.1)
     await output.reasoning("a", 0)
@@ -449,7 +450,7 @@ async def safe_channel(request: Request):
             yield letter
 
 
-async def nursery_inside(request: Request, output: Diary) -> Finish:
+async def nursery_inside(request: Request, output: RecordingOutput) -> Finish:
     async def write(letters: str) -> None:
         for letter in letters:
             await output.delta(letter)
@@ -462,7 +463,7 @@ async def nursery_inside(request: Request, output: Diary) -> Finish:
     return Finish()
 
 
-async def shielded_cleanup(request: Request, output: Diary) -> Finish:
+async def shielded_cleanup(request: Request, output: RecordingOutput) -> Finish:
     try:
         for letter in "abcdef":
             await output.delta(letter)
@@ -485,16 +486,16 @@ ENGINES = [
     pytest.param(shielded_cleanup, 1, False, "abcdefxy", id="shielded clean-up"),
 ]
 
-# Under Hypothesis the scheduler's dice fall the same way in every run of a test, so that a failure comes again.
-with_the_same_dice = settings(max_examples=1, derandomize=True, phases=[Phase.generate])
+# Under Hypothesis the scheduler's random order is the same in every run of a test, so a failure can be reproduced.
+with_one_scheduler_order = settings(max_examples=1, derandomize=True, phases=[Phase.generate])
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("by", ["cancel", "exception"])
 @pytest.mark.parametrize(("function", "buffer", "starts_with_reader", "whole"), ENGINES)
-@with_the_same_dice
-@given(dice=st.random_module())
-def test_whatever_is_cut_at_whatever_step_nothing_is_lost_and_nothing_is_left(
+@with_one_scheduler_order
+@given(seed=st.random_module())
+def test_a_cut_at_any_step_loses_no_text_and_leaves_no_task(
     function: Callable[..., Any],
     buffer: int,
     starts_with_reader: bool,
@@ -502,26 +503,26 @@ def test_whatever_is_cut_at_whatever_step_nothing_is_lost_and_nothing_is_left(
     by: str,
     target: str,
     run_virtually: Callable[..., int],
-    dice: object,
+    seed: object,
 ) -> None:
     make_run = partial(
         Run,
         target,
         by,
         starts_with_reader=starts_with_reader,
-        fails_in_writes=function is safe_channel,  # whose own checkpoints are all in a nursery
+        fails_in_writes=function is safe_channel,  # all checkpoints of this engine are inside a nursery
     )
     limits = Settings(buffer_tokens=buffer)
     cuts = run_virtually(at_every_step, make_run, as_engine(function), limits, whole)
-    assert cuts >= 3  # so many checkpoints the program around the pipeline has; everything else has more
+    assert cuts >= 3  # the pipeline target has three checkpoints, and every other target has more
 
 
 @pytest.mark.parametrize("policy", ["pause", "continue", "cancel"])
 @pytest.mark.parametrize("by", ["cancel", "exception"])
-@with_the_same_dice
-@given(dice=st.random_module())
-def test_whenever_the_only_reader_is_cut_the_policy_decides_and_nothing_is_lost(
-    policy: OnDisconnect, by: str, run_virtually: Callable[..., int], dice: object
+@with_one_scheduler_order
+@given(seed=st.random_module())
+def test_when_the_only_reader_is_cut_the_policy_decides_and_no_text_is_lost(
+    policy: OnDisconnect, by: str, run_virtually: Callable[..., int], seed: object
 ) -> None:
     make_run = partial(Run, "steady reader", by, on_disconnect=policy, readers=("steady reader",))
     limits = Settings(buffer_tokens=2, grace_seconds=GRACE)
@@ -531,8 +532,8 @@ def test_whenever_the_only_reader_is_cut_the_policy_decides_and_nothing_is_lost(
 # The upstream engine, against a server on a socket, in real time
 
 
-class Server:
-    """Streams a completion on every connection and counts the connections that the other end has not closed."""
+class ScriptedUpstream:
+    """Streams a completion on every connection, and counts the connections that the client has not closed."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -577,7 +578,7 @@ class Server:
         await connection.send_all(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n')
         await connection.send_all(b"data: [DONE]\n\n")
 
-    async def rest(self) -> None:
+    async def settle(self) -> None:
         with trio.fail_after(5):
             while self.open:
                 await trio.lowlevel.checkpoint()
@@ -586,37 +587,37 @@ class Server:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("by", ["cancel", "exception"])
-def test_whatever_is_cut_at_whatever_step_no_upstream_connection_is_left(by: str, target: str) -> None:
+def test_a_cut_at_any_step_leaves_no_upstream_connection(by: str, target: str) -> None:
     async def main() -> None:
-        server = Server()
+        upstream = ScriptedUpstream()
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
-                await nursery.start(server.run)
-                async with open_upstream(server.url, model="scripted") as engine:
-                    make_run = partial(Run, target, by, rest=server.rest, fails_in_writes=True)
+                await nursery.start(upstream.run)
+                async with open_upstream(upstream.url, model="scripted") as engine:
+                    make_run = partial(Run, target, by, settle=upstream.settle, fails_in_writes=True)
                     assert await at_every_step(make_run, engine, Settings(buffer_tokens=2), "abcdefg") >= 2
                 nursery.cancel_scope.cancel()
 
     trio.run(main)
-    gc.collect()  # an async generator that was left half read is reported by the garbage collector
+    gc.collect()  # the garbage collector reports an async generator that was not read to its end
 
 
-# The local engine, with the real model, at some of its steps
+# The local engine with the real model, at a few of its steps
 
 
 def test_a_cancel_leaves_no_thread_in_the_model() -> None:
     pytest.importorskip("xllamacpp", reason="needs the extra `local`")
 
     async def cancel_at(step: int, engine: LocalEngine) -> bool:
-        watched = Watched(engine, Saboteur(0, "nowhere", lambda: None).drive, fails_in_writes=False)
+        watched = WatchedEngine(engine, ErrorInjector(0, "nowhere", lambda: None).drive, fails_in_writes=False)
         async with open_pipeline(watched, Settings(buffer_tokens=2)) as pipeline:
             stream = await pipeline.start(Request("subject", max_output_tokens=40))
-            scissors = Scissors(step, stream.cancel)
-            scissors.armed = True
-            trio.lowlevel.add_instrument(scissors)
+            cut_at_step = CutAtStep(step, stream.cancel)
+            cut_at_step.armed = True
+            trio.lowlevel.add_instrument(cut_at_step)
             async with stream.attach() as reader:
                 records = [record async for record in reader]
-            trio.lowlevel.remove_instrument(scissors)
+            trio.lowlevel.remove_instrument(cut_at_step)
             while number(pipeline, "streams_running"):
                 await trio.sleep(0.01)
         with trio.fail_after(5):
@@ -625,14 +626,14 @@ def test_a_cancel_leaves_no_thread_in_the_model() -> None:
         assert records == [decode_frame(frame) for frame in stream.log.read(0)]
         calls = watched.calls["subject"]
         written = "".join(call.letter for call in calls if call.outcome == "returned")
-        in_hand = "".join(call.letter for call in calls if call.outcome == "interrupted")
-        assert text_of(records) in {written, written + in_hand}
-        assert isinstance(records[-1], StreamCancelled) == (scissors.before is not None)
-        return scissors.before is not None
+        interrupted = "".join(call.letter for call in calls if call.outcome == "interrupted")
+        assert text_of(records) in {written, written + interrupted}
+        assert isinstance(records[-1], StreamCancelled) == (cut_at_step.before is not None)
+        return cut_at_step.before is not None
 
     async def main() -> None:
         with trio.fail_after(60):
-            # One slot: the next stream gets it only if the last one has let go.
+            # With one slot, the next stream can start only if the previous one has released it.
             async with open_local(slots=1, context_tokens=512) as engine:
                 cancelled = [await cancel_at(step, engine) for step in (1, 4, 6, 8, 12, 20, 40, 60)]
                 assert all(cancelled)

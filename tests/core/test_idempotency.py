@@ -1,4 +1,4 @@
-"""One key starts one stream, whoever asks how often."""
+"""An idempotency key starts one stream, however often its request is sent."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def start(pipeline: Pipeline, key: str | None, request: Request = ANY, owner: st
 async def test_the_same_key_joins_the_stream_it_started(scripted: Callable, autojump_clock: MockClock) -> None:
     engine = scripted("a", 5)
     async with open_pipeline(engine) as pipeline:
-        with assert_no_checkpoints():  # between looking a key up and entering it
+        with assert_no_checkpoints():  # no other task may run between looking a key up and storing it
             stream, joined = start(pipeline, "key")
             assert not joined
             assert start(pipeline, "key") == (stream, True)
@@ -43,7 +43,7 @@ async def test_the_same_key_joins_the_stream_it_started(scripted: Callable, auto
         assert engine.calls == 1
 
 
-async def test_without_a_key_or_with_another_each_request_starts_its_own(
+async def test_requests_without_a_key_or_with_different_keys_start_separate_streams(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a", 5)) as pipeline:
@@ -53,7 +53,7 @@ async def test_without_a_key_or_with_another_each_request_starts_its_own(
 
 
 @pytest.mark.parametrize("other", [Request("other"), Request("q", mode="deep"), Request("q", max_output_tokens=5)])
-async def test_another_request_with_the_key_is_a_conflict(
+async def test_a_different_request_with_the_same_key_is_a_conflict(
     other: Request, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a", 5)) as pipeline:
@@ -64,7 +64,7 @@ async def test_another_request_with_the_key_is_a_conflict(
         assert start(pipeline, "key") == (stream, True)
 
 
-async def test_a_key_is_its_owners_alone(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_two_owners_may_use_the_same_key(scripted: Callable, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted("a", 5)) as pipeline:
         stream, _ = start(pipeline, "key", owner="alice")
         other, joined = start(pipeline, "key", Request("other"), owner="bob")
@@ -84,7 +84,7 @@ async def test_a_refused_start_leaves_no_key(scripted: Callable, autojump_clock:
         assert not start(pipeline, "key")[1]
 
 
-async def test_a_key_finds_its_stream_also_when_nothing_new_is_taken(
+async def test_a_key_still_finds_its_stream_when_new_streams_are_refused(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a", 5), Settings(max_streams=1)) as pipeline:
@@ -98,7 +98,7 @@ async def test_a_key_finds_its_stream_also_when_nothing_new_is_taken(
                 start(pipeline, "other")
 
 
-async def test_a_key_lives_as_long_as_its_stream_and_the_hour_after(
+async def test_a_key_is_kept_until_an_hour_after_its_stream_expires(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a")
@@ -134,7 +134,7 @@ async def test_the_key_of_a_deleted_stream_finds_nothing_for_an_hour(
         assert not start(pipeline, "key")[1]
 
 
-def test_a_key_remembers_that_a_request_was_the_same_and_not_the_request() -> None:
+def test_a_key_stores_a_hash_of_the_request_and_not_the_request() -> None:
     keys = Keys()
     tracemalloc.start()
     try:

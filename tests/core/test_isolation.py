@@ -1,4 +1,4 @@
-"""Promise 5: an exception ends its own stream and tells nobody what the prompt was."""
+"""Promise 5: an exception ends only its own stream, and its text reaches neither the client nor the server's log."""
 
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -51,7 +51,7 @@ async def test_a_failing_engine_leaves_its_neighbours_alone(
 
 
 @pytest.mark.parametrize("engine", [quotes_the_prompt, quotes_in_a_group])
-async def test_the_errors_text_reaches_neither_client_nor_log_but_where_it_happened_does(
+async def test_an_exceptions_text_reaches_neither_client_nor_log_but_its_traceback_does(
     engine: Callable, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     with caplog.at_level(logging.DEBUG):
@@ -79,7 +79,7 @@ async def test_an_error_meant_for_the_client_is_not_logged_as_a_failure(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_one_line_tells_of_each_streams_end_and_nothing_of_what_was_said(
+async def test_each_ended_stream_logs_one_line_without_its_text(
     caplog: pytest.LogCaptureFixture, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -96,7 +96,7 @@ async def test_one_line_tells_of_each_streams_end_and_nothing_of_what_was_said(
 
 
 @pytest.mark.parametrize("broken", ["add", "finish"])
-async def test_an_error_of_our_own_ends_its_stream_only(
+async def test_an_internal_error_ends_only_its_own_stream(
     broken: str,
     scripted: Callable,
     read_to_end: Callable,
@@ -124,7 +124,7 @@ async def test_an_error_of_our_own_ends_its_stream_only(
     assert f"stream {victim.id}: an error of our own" in caplog.text
 
 
-async def test_an_interrupt_is_no_error_of_a_stream_and_stops_the_program(autojump_clock: MockClock) -> None:
+async def test_an_interrupt_in_an_engine_stops_the_program(autojump_clock: MockClock) -> None:
     async def interrupted(request: Request, output: Output) -> Finish:
         await output.delta("a")
         raise KeyboardInterrupt

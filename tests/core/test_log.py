@@ -17,7 +17,7 @@ def frames(*numbers: int) -> list[bytes]:
     return [b"%d" % number for number in numbers]
 
 
-def a_log(
+def new_log(
     *,
     room_without_readers: bool = False,
     on_growth: Callable[[int], None] = lambda _: None,
@@ -26,8 +26,8 @@ def a_log(
     return MemoryLog(room_without_readers=room_without_readers, on_growth=on_growth, on_room=on_room)
 
 
-def test_it_keeps_the_whole_stream_in_order() -> None:
-    log = a_log()
+def test_the_log_keeps_the_whole_stream_in_order() -> None:
+    log = new_log()
     assert (log.head, log.read(0)) == (0, [])
     log.append_nowait(frames(1, 2))
     log.append_nowait(frames(3))
@@ -39,7 +39,7 @@ def test_it_keeps_the_whole_stream_in_order() -> None:
 
 
 def test_nothing_follows_the_terminal_record() -> None:
-    log = a_log()
+    log = new_log()
     log.append_nowait(frames(1, 2), last=True)
     assert log.finished
     with pytest.raises(trio.ClosedResourceError):
@@ -49,17 +49,17 @@ def test_nothing_follows_the_terminal_record() -> None:
     assert log.read(0) == frames(1, 2)
 
 
-def test_its_growth_is_told_in_bytes() -> None:
+def test_growth_is_reported_in_bytes() -> None:
     grown: list[int] = []
-    log = a_log(on_growth=grown.append)
+    log = new_log(on_growth=grown.append)
     log.append_nowait([b"abc", b"de"])
     log.append_nowait([b"f"], last=True)
     assert grown == [5, 1]
     assert log.size_bytes == 6
 
 
-def test_a_position_beyond_the_head_is_refused_and_never_waited_for() -> None:
-    log = a_log()
+def test_an_offset_beyond_the_head_is_refused_without_waiting() -> None:
+    log = new_log()
     log.append_nowait(frames(1, 2))
     for refused in (log.attach, log.read, lambda after: log.read(after, 100)):
         with pytest.raises(CursorAheadError) as refusal:
@@ -73,18 +73,18 @@ def test_a_position_beyond_the_head_is_refused_and_never_waited_for() -> None:
     [(0, [b"aaa"]), (3, [b"aaa"]), (4, [b"aaa"]), (5, [b"aaa", b"bb"]), (99, [b"aaa", b"bb", b"c"])],
 )
 def test_a_read_stops_before_the_frame_that_would_pass_its_limit(limit: int, expected: list[bytes]) -> None:
-    log = a_log()
+    log = new_log()
     log.append_nowait([b"-", b"aaa", b"bb", b"c"])
     assert log.read(1, limit) == expected
     assert log.read(4, limit) == []
 
 
-# Room: whether a running engine may go on.
+# Backpressure: whether a running engine may continue.
 
 
 def test_without_readers_the_policy_decides() -> None:
     for policy in (True, False):
-        log = a_log(room_without_readers=policy)
+        log = new_log(room_without_readers=policy)
         assert log.has_room == policy
         log.append_nowait(frames(1))
         assert log.has_room == policy
@@ -92,7 +92,7 @@ def test_without_readers_the_policy_decides() -> None:
 
 @pytest.mark.parametrize("policy", [True, False])
 def test_there_is_room_when_the_furthest_reader_has_reached_the_head(policy: bool) -> None:
-    log = a_log(room_without_readers=policy)
+    log = new_log(room_without_readers=policy)
     log.append_nowait(frames(1))
     slow = log.attach(0)
     assert not log.has_room
@@ -101,7 +101,7 @@ def test_there_is_room_when_the_furthest_reader_has_reached_the_head(policy: boo
     log.append_nowait(frames(2))
     assert not log.has_room
     fast.advance(2)
-    assert log.has_room  # the slow one can catch up: everything is kept
+    assert log.has_room  # the slow reader can catch up, because the log keeps every record
     fast.detach()
     assert not log.has_room
     slow.advance(1)
@@ -113,7 +113,7 @@ def test_there_is_room_when_the_furthest_reader_has_reached_the_head(policy: boo
 
 
 def test_a_cursor_never_goes_back() -> None:
-    log = a_log()
+    log = new_log()
     log.append_nowait(frames(1, 2))
     cursor = log.attach(0)
     cursor.advance(2)
@@ -123,7 +123,7 @@ def test_a_cursor_never_goes_back() -> None:
 
 
 def test_detaching_twice_detaches_once() -> None:
-    log = a_log()
+    log = new_log()
     first, second = log.attach(0), log.attach(0)
     assert log.readers == 2
     first.detach()
@@ -134,7 +134,7 @@ def test_detaching_twice_detaches_once() -> None:
 
 
 async def waits(function: Callable[[], object], *, while_: Callable[[], object]) -> bool:
-    """Whether an async function still waits after something was done."""
+    """Whether `function` is still waiting after `while_` has been called."""
     done = False
 
     async def call() -> None:
@@ -145,7 +145,7 @@ async def waits(function: Callable[[], object], *, while_: Callable[[], object])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(call)
         await wait_all_tasks_blocked()
-        assert not done, "it did not wait"
+        assert not done, "the function did not wait"
         while_()
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
@@ -153,9 +153,9 @@ async def waits(function: Callable[[], object], *, while_: Callable[[], object])
     raise AssertionError
 
 
-def test_the_writer_hears_of_every_move_that_may_make_room() -> None:
+def test_the_writer_is_told_of_every_change_that_may_make_room() -> None:
     heard: list[bool] = []
-    log = a_log(room_without_readers=True, on_room=lambda: heard.append(log.has_room))
+    log = new_log(room_without_readers=True, on_room=lambda: heard.append(log.has_room))
     log.append_nowait(frames(1))
     slow, fast = log.attach(0), log.attach(0)
     slow.detach()
@@ -170,11 +170,11 @@ def test_the_writer_hears_of_every_move_that_may_make_room() -> None:
     log.append_nowait(frames(3))
     for cursor in tuple(log._cursors):
         cursor.detach()
-    assert heard.pop()  # nobody holds it any more
+    assert heard.pop()  # no reader is attached any more
 
 
-async def test_whether_a_record_was_ever_read_outlives_its_reader(autojump_clock: MockClock) -> None:
-    log = a_log()
+async def test_the_log_remembers_a_read_record_after_its_reader_has_left(autojump_clock: MockClock) -> None:
+    log = new_log()
     log.append_nowait(frames(1, 2))
     reader = log.attach(0)
     assert await waits(lambda: log.wait_read(1), while_=lambda: log.attach(0).detach())
@@ -189,8 +189,8 @@ async def test_whether_a_record_was_ever_read_outlives_its_reader(autojump_clock
 
 
 @pytest.mark.parametrize("news", ["append", "end", "wake"])
-async def test_a_follower_wakes_for_every_kind_of_news(news: str, autojump_clock: MockClock) -> None:
-    log = a_log()
+async def test_a_follower_wakes_for_a_record_the_end_and_a_call_of_wake(news: str, autojump_clock: MockClock) -> None:
+    log = new_log()
     log.append_nowait(frames(1))
 
     def happens() -> None:
@@ -205,8 +205,8 @@ async def test_a_follower_wakes_for_every_kind_of_news(news: str, autojump_clock
     assert not await waits(partial(log.attach(1).wait, 1), while_=happens)
 
 
-async def test_waiting_for_what_is_there_is_a_checkpoint_and_does_not_wait(autojump_clock: MockClock) -> None:
-    log = a_log()
+async def test_waiting_for_a_record_that_is_in_the_log_is_only_a_checkpoint(autojump_clock: MockClock) -> None:
+    log = new_log()
     log.append_nowait(frames(1))
     cursor = log.attach(0)
     with assert_checkpoints():
@@ -217,7 +217,7 @@ async def test_waiting_for_what_is_there_is_a_checkpoint_and_does_not_wait(autoj
 
 
 async def test_a_follower_that_was_cancelled_is_not_woken(autojump_clock: MockClock) -> None:
-    log = a_log()
+    log = new_log()
     log.append_nowait(frames(1))
     cursor = log.attach(1)
     with trio.move_on_after(1):
@@ -227,8 +227,8 @@ async def test_a_follower_that_was_cancelled_is_not_woken(autojump_clock: MockCl
     await cursor.wait(1)
 
 
-class Hand:
-    """Writes what it is handed, up to a position, without waiting."""
+class ListWriter:
+    """Writes frames to a list without waiting, up to the offset `limit`."""
 
     def __init__(self, log: MemoryLog, position: int) -> None:
         self.log = log
@@ -245,39 +245,39 @@ class Hand:
         return self.position
 
 
-async def test_what_is_written_at_once_makes_room_and_wakes_nobody(autojump_clock: MockClock) -> None:
-    log = a_log()
+async def test_a_direct_write_makes_room_and_does_not_wake_the_reader(autojump_clock: MockClock) -> None:
+    log = new_log()
     log.append_nowait(frames(1))
-    hand = Hand(log, 1)
-    assert await waits(partial(hand.cursor.wait, 1), while_=lambda: log.append_nowait(frames(2, 3)))
-    assert hand.written == frames(2, 3)
-    assert (hand.cursor.position, log.ever_read, log.has_room) == (3, 3, True)
+    writer = ListWriter(log, 1)
+    assert await waits(partial(writer.cursor.wait, 1), while_=lambda: log.append_nowait(frames(2, 3)))
+    assert writer.written == frames(2, 3)
+    assert (writer.cursor.position, log.ever_read, log.has_room) == (3, 3, True)
 
 
-async def test_what_cannot_be_written_at_once_wakes_its_reader(autojump_clock: MockClock) -> None:
-    log = a_log()
+async def test_records_that_cannot_be_written_directly_wake_the_reader(autojump_clock: MockClock) -> None:
+    log = new_log()
     log.append_nowait(frames(1))
-    hand = Hand(log, 1)
-    hand.limit = 2
-    assert not await waits(partial(hand.cursor.wait, 1), while_=lambda: log.append_nowait(frames(2, 3)))
-    assert hand.written == frames(2)
-    assert (hand.cursor.position, log.has_room) == (2, False)
+    writer = ListWriter(log, 1)
+    writer.limit = 2
+    assert not await waits(partial(writer.cursor.wait, 1), while_=lambda: log.append_nowait(frames(2, 3)))
+    assert writer.written == frames(2)
+    assert (writer.cursor.position, log.has_room) == (2, False)
 
 
-async def test_nothing_is_written_at_once_for_a_reader_that_does_not_wait(autojump_clock: MockClock) -> None:
-    log = a_log()
+async def test_nothing_is_written_directly_for_a_reader_that_is_not_waiting(autojump_clock: MockClock) -> None:
+    log = new_log()
     log.append_nowait(frames(1))
-    hand = Hand(log, 1)
+    writer = ListWriter(log, 1)
     log.append_nowait(frames(2))
     with trio.move_on_after(1):
-        await hand.cursor.wait(2)
-    log.append_nowait(frames(3))  # it was cancelled and has not left yet
-    assert hand.written == []
-    assert hand.cursor.position == 1
+        await writer.cursor.wait(2)
+    log.append_nowait(frames(3))  # the reader was cancelled and has not detached yet
+    assert writer.written == []
+    assert writer.cursor.position == 1
 
 
-async def test_all_followers_get_everything_whatever_is_appended_when(autojump_clock: MockClock) -> None:
-    log = a_log()
+async def test_all_followers_get_every_record(autojump_clock: MockClock) -> None:
+    log = new_log()
     seen: dict[int, list[bytes]] = {number: [] for number in range(5)}
 
     async def follow(number: int) -> None:
@@ -297,14 +297,14 @@ async def test_all_followers_get_everything_whatever_is_appended_when(autojump_c
 
 
 class LogAgainstAList(RuleBasedStateMachine):
-    """Append, attach, read, advance, cut and come back, in any order, against a list and some arithmetic."""
+    """Compares a log with a list while readers attach, read, advance and detach in any order."""
 
     cursors = Bundle("cursors")
 
     def __init__(self) -> None:
         super().__init__()
         self.grown = 0
-        self.log = a_log(on_growth=self._grew)
+        self.log = new_log(on_growth=self._grew)
         self.expected: list[bytes] = []
         self.positions: dict[Cursor, int] = {}
         self.ever_read = 0
@@ -361,7 +361,7 @@ class LogAgainstAList(RuleBasedStateMachine):
         del self.positions[cursor]
 
     @invariant()
-    def it_is_what_the_list_says(self) -> None:
+    def the_log_matches_the_list(self) -> None:
         assert self.log.head == len(self.expected)
         assert self.log.read(0) == self.expected
         assert self.log.finished == self.ended

@@ -15,7 +15,7 @@ def value(pipeline: Pipeline, name: str, **labels: str) -> float:
     return pipeline.metrics.registry.get_sample_value(f"crucible_{name}", labels) or 0
 
 
-async def test_they_tell_what_has_happened(
+async def test_metrics_follow_streams_readers_and_resumes(
     scripted: Callable, read_to_end: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted(Reasoning("a"), 2, "b", 2, "c")) as pipeline:
@@ -64,7 +64,7 @@ async def test_streams_are_counted_by_how_they_ended(
         assert value(pipeline, "cancel_seconds_count") == 0
 
 
-async def test_times_are_measured_where_they_are_said_to_be(autojump_clock: MockClock) -> None:
+async def test_first_token_and_cancel_times_are_measured(autojump_clock: MockClock) -> None:
     async def engine(request: Request, output: Output) -> Finish:
         await trio.sleep(3)
         await output.delta("a")
@@ -85,7 +85,7 @@ async def test_times_are_measured_where_they_are_said_to_be(autojump_clock: Mock
         assert value(pipeline, "cancel_seconds_sum") == pytest.approx(4)
 
 
-async def test_threads_an_engine_has_abandoned_are_shown(autojump_clock: MockClock) -> None:
+async def test_abandoned_engine_threads_are_counted(autojump_clock: MockClock) -> None:
     class Threaded:
         info = EngineInfo(name="threaded", models=("m",))
         abandoned_threads = 2
@@ -97,7 +97,7 @@ async def test_threads_an_engine_has_abandoned_are_shown(autojump_clock: MockClo
         assert value(pipeline, "abandoned_threads") == 2
 
 
-async def test_they_render_for_prometheus_and_two_pipelines_do_not_mix(
+async def test_metrics_render_for_prometheus_and_two_pipelines_do_not_mix(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a")) as one, open_pipeline(scripted("a")) as other:

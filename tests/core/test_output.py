@@ -14,7 +14,7 @@ def open_output(buffer: int) -> tuple[Output, trio.MemoryReceiveChannel[Token]]:
     return Output(send), receive
 
 
-async def test_pieces_arrive_in_order_and_say_what_they_belong_to(autojump_clock: MockClock) -> None:
+async def test_pieces_arrive_in_order_with_their_segment(autojump_clock: MockClock) -> None:
     output, receive = open_output(9)
     await output.reasoning("a", 0)
     await output.reasoning("b", 0)
@@ -48,7 +48,7 @@ async def test_writing_waits_while_the_buffer_is_full(autojump_clock: MockClock)
 
 
 @pytest.mark.parametrize("text", ["x", ""])
-async def test_every_call_looks_for_cancellation(text: str, autojump_clock: MockClock) -> None:
+async def test_every_write_checks_for_cancellation(text: str, autojump_clock: MockClock) -> None:
     output, receive = open_output(9)
     for write in (output.delta(text), output.reasoning(text, 0)):
         with trio.CancelScope() as scope:
@@ -81,7 +81,7 @@ async def test_an_engine_that_never_waits_lets_others_run(autojump_clock: MockCl
                 await output.delta("x")
             assert passes - before >= 9
             before = passes
-            for _ in range(4):  # each takes longer than a pass may
+            for _ in range(4):  # each takes longer than one pass of the scheduler may
                 await output.delta("x")
                 time.sleep(0.006)  # noqa: ASYNC251 - an engine that computes
             assert passes - before >= 2
@@ -90,7 +90,7 @@ async def test_an_engine_that_never_waits_lets_others_run(autojump_clock: MockCl
         trio.lowlevel.remove_instrument(pacing)
 
 
-async def test_an_empty_piece_takes_no_place(autojump_clock: MockClock) -> None:
+async def test_an_empty_piece_takes_no_buffer_space(autojump_clock: MockClock) -> None:
     output, receive = open_output(1)
     await output.delta("")
     await output.delta("")
@@ -108,7 +108,7 @@ async def test_the_first_segment_is_0(first: int, autojump_clock: MockClock) -> 
 
 
 @pytest.mark.parametrize("wrong", [-1, 0, 3])
-async def test_segments_count_without_holes_and_never_go_back(wrong: int, autojump_clock: MockClock) -> None:
+async def test_segments_are_consecutive_and_never_go_back(wrong: int, autojump_clock: MockClock) -> None:
     output, _receive = open_output(9)
     await output.reasoning("a", 0)
     await output.reasoning("b", 1)
@@ -133,7 +133,7 @@ async def test_a_segment_is_a_plain_int_in_the_log(autojump_clock: MockClock) ->
 
 
 @pytest.mark.parametrize("text", [5, b"x", None])
-async def test_what_is_no_text_is_the_engines_error(text: object, autojump_clock: MockClock) -> None:
+async def test_writing_anything_but_text_raises_a_type_error(text: object, autojump_clock: MockClock) -> None:
     output, receive = open_output(9)
     with pytest.raises(TypeError):
         await output.delta(text)  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ async def test_what_is_no_text_is_the_engines_error(text: object, autojump_clock
         receive.receive_nowait()
 
 
-async def test_use_after_the_end_is_an_error_whoever_closed_first(autojump_clock: MockClock) -> None:
+async def test_writing_after_the_end_raises_whichever_side_closed_first(autojump_clock: MockClock) -> None:
     output, receive = open_output(9)
     receive.close()
     with pytest.raises(trio.ClosedResourceError):

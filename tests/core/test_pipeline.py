@@ -1,4 +1,4 @@
-"""All streams of an application: lifetime, ownership, caps, shutdown."""
+"""All streams of a pipeline: lifetime, ownership, limits, shutdown."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from crucible_trio.records import AnyRecord, StreamCancelled
 from crucible_trio.stream import Stream
 
 
-def by_whom(stream: Stream) -> str:
+def cancelled_by(stream: Stream) -> str:
     assert isinstance(stream.terminal, StreamCancelled)
     return stream.terminal.by
 
@@ -45,7 +45,7 @@ async def test_the_engine_gets_the_request_with_its_model_filled_in(autojump_clo
     assert asked == [Request("q", mode="deep", model="engine"), Request("q", model="engine", max_output_tokens=5)]
 
 
-async def test_starting_is_a_checkpoint_and_cancelled_there_has_started_nothing(
+async def test_start_is_a_checkpoint_and_cancelling_it_starts_nothing(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a")) as pipeline:
@@ -57,7 +57,7 @@ async def test_starting_is_a_checkpoint_and_cancelled_there_has_started_nothing(
         assert len(pipeline.streams()) == 1
 
 
-async def test_what_the_engine_does_not_do_is_refused_and_starts_nothing(
+async def test_a_request_the_engine_does_not_support_is_refused_and_starts_nothing(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a")) as pipeline:
@@ -66,16 +66,18 @@ async def test_what_the_engine_does_not_do_is_refused_and_starts_nothing(
         assert pipeline.streams() == []
 
 
-async def test_leaving_ends_every_stream_and_leaves_no_task(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_closing_the_pipeline_ends_every_stream_and_leaves_no_task(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
     engine = scripted("a", 999)
     before = trio.lowlevel.current_statistics().tasks_living
     async with open_pipeline(engine, Settings(buffer_tokens=1)) as pipeline:
         streams = [await pipeline.start(Request("q"), starts_with_reader=number % 2 == 0) for number in range(9)]
         await wait_all_tasks_blocked()
-        streams.append(await pipeline.start(Request("q")))  # has not taken its first step
+        streams.append(await pipeline.start(Request("q")))  # its task has not run yet
         assert trio.lowlevel.current_statistics().tasks_living > before
     assert trio.lowlevel.current_statistics().tasks_living == before
-    assert [by_whom(stream) for stream in streams] == ["shutdown"] * 10
+    assert [cancelled_by(stream) for stream in streams] == ["shutdown"] * 10
     assert engine.live == 0
 
 
@@ -89,7 +91,7 @@ async def test_an_ended_stream_leaves_no_task(scripted: Callable, autojump_clock
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), ExceptionGroup("mine", [ValueError("mine")])])
-async def test_an_error_of_the_body_leaves_as_itself(
+async def test_an_exception_in_the_body_propagates_unwrapped(
     error: Exception, scripted: Callable, autojump_clock: MockClock
 ) -> None:
     streams: list[Stream] = []
@@ -103,22 +105,22 @@ async def test_an_error_of_the_body_leaves_as_itself(
     with pytest.raises(type(error)) as seen:
         await body()
     assert seen.value is error
-    assert by_whom(streams[0]) == "shutdown"
+    assert cancelled_by(streams[0]) == "shutdown"
 
 
 class Interrupt(BaseException):
-    """As KeyboardInterrupt: it is nobody's to handle."""
+    """Like KeyboardInterrupt: the pipeline must not handle it."""
 
 
-async def test_an_interrupt_of_the_body_passes(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_an_interrupt_in_the_body_propagates(scripted: Callable, autojump_clock: MockClock) -> None:
     with pytest.RaisesGroup(Interrupt, flatten_subgroups=True):
         async with open_pipeline(scripted("a", 999)) as pipeline:
             stream = await pipeline.start(Request("q"))
             raise Interrupt
-    assert by_whom(stream) == "shutdown"
+    assert cancelled_by(stream) == "shutdown"
 
 
-async def test_cancelled_from_outside_it_ends_its_streams_and_passes_the_cancel_on(
+async def test_a_cancelled_pipeline_ends_its_streams_and_propagates_the_cancellation(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a", 999)
@@ -128,22 +130,24 @@ async def test_cancelled_from_outside_it_ends_its_streams_and_passes_the_cancel_
             stream = await pipeline.start(Request("q"))
             await trio.sleep_forever()
     assert scope.cancelled_caught
-    assert by_whom(stream) == "shutdown"
+    assert cancelled_by(stream) == "shutdown"
     assert engine.live == 0
     assert trio.lowlevel.current_statistics().tasks_living == before
 
 
-async def test_run_by_hand_it_is_ready_when_start_returns(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_a_pipeline_run_in_a_nursery_is_ready_when_nursery_start_returns(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
     pipeline = Pipeline(as_engine(scripted("a", 999)), Settings())
     async with trio.open_nursery() as nursery:
         await nursery.start(pipeline.run)
         stream = await pipeline.start(Request("q"))
         await trio.sleep(5)
         nursery.cancel_scope.cancel()
-    assert by_whom(stream) == "shutdown"
+    assert cancelled_by(stream) == "shutdown"
 
 
-async def test_a_pipeline_that_does_not_run_starts_nothing(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_a_pipeline_that_is_not_running_starts_nothing(scripted: Callable, autojump_clock: MockClock) -> None:
     engine = scripted("a")
     pipeline = Pipeline(as_engine(engine), Settings())
     with pytest.raises(trio.ClosedResourceError):
@@ -160,19 +164,17 @@ async def test_a_pipeline_that_does_not_run_starts_nothing(scripted: Callable, a
 
 
 @pytest.mark.parametrize("finished", [False, True])
-async def test_a_stream_is_there_for_its_owner_alone(
-    finished: bool, scripted: Callable, autojump_clock: MockClock
-) -> None:
+async def test_only_its_owner_finds_a_stream(finished: bool, scripted: Callable, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted("a", 5)) as pipeline:
         stream = await pipeline.start(Request("q"), owner="alice", on_disconnect="continue")
         await trio.sleep(10 if finished else 1)
         assert (stream.status == "completed") == finished
         assert pipeline.get(stream.id, owner="alice") is stream
-        assert pipeline.get(stream.id, owner=None) is stream  # who has shown the right to it otherwise
-        for somebody_else in ("bob", ANONYMOUS):
+        assert pipeline.get(stream.id, owner=None) is stream  # the caller has checked access in another way
+        for other_owner in ("bob", ANONYMOUS):
             with pytest.raises(StreamNotFoundError):
-                pipeline.get(stream.id, owner=somebody_else)
-            assert pipeline.streams(owner=somebody_else) == []
+                pipeline.get(stream.id, owner=other_owner)
+            assert pipeline.streams(owner=other_owner) == []
         with pytest.raises(StreamNotFoundError):
             pipeline.get(stream.id)
         assert pipeline.streams(owner="alice") == [stream]
@@ -194,24 +196,26 @@ async def test_an_owners_streams_are_listed_newest_first_running_or_not(
         assert pipeline.streams(owner="bob") == [started[1]]
 
 
-# Caps
+# Limits
 
 
-async def test_an_owner_at_the_limit_is_refused_and_nobody_else(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_only_an_owner_at_the_limit_is_refused(scripted: Callable, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted("a", 5), Settings(max_streams_per_owner=2)) as pipeline:
         for _ in range(2):
             running = await pipeline.start(Request("q"), owner="alice")
         with pytest.raises(OwnerLimitError):
             await pipeline.start(Request("q"), owner="alice")
         await pipeline.start(Request("q"), owner="bob")
-        for _ in range(3):  # without keys everybody is one owner, and only the limit over all holds
+        for _ in range(3):  # anonymous clients share one owner, which only the overall limit bounds
             await pipeline.start(Request("q"))
         running.cancel()
         await wait_all_tasks_blocked()
-        await pipeline.start(Request("q"), owner="alice")  # finished ones do not count
+        await pipeline.start(Request("q"), owner="alice")  # finished streams do not count
 
 
-async def test_all_owners_together_at_the_limit_are_refused(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_starts_are_refused_when_all_owners_together_reach_the_limit(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
     async with open_pipeline(scripted("a", 5), Settings(max_streams=2)) as pipeline:
         running = [await pipeline.start(Request("q"), owner=owner) for owner in ("alice", "bob")]
         for owner in ("alice", ANONYMOUS):
@@ -226,7 +230,7 @@ async def test_all_owners_together_at_the_limit_are_refused(scripted: Callable, 
 # Deleting
 
 
-async def test_a_deleted_stream_is_cancelled_and_nobody_finds_it_but_its_readers_get_the_end(
+async def test_a_deleted_stream_is_cancelled_and_not_found_but_its_readers_get_the_terminal_record(
     scripted: Callable, read_to_end: Callable, autojump_clock: MockClock
 ) -> None:
     ends: list[AnyRecord] = []
@@ -240,7 +244,7 @@ async def test_a_deleted_stream_is_cancelled_and_nobody_finds_it_but_its_readers
             nursery.start_soon(follow)
             await trio.sleep(1)
             pipeline.forget(stream)
-            for _ in range(2):  # while it ends, and after
+            for _ in range(2):  # while the stream ends, and afterwards
                 with pytest.raises(StreamNotFoundError):
                     pipeline.get(stream.id)
                 with pytest.raises(StreamNotFoundError):
@@ -248,7 +252,7 @@ async def test_a_deleted_stream_is_cancelled_and_nobody_finds_it_but_its_readers
                 assert pipeline.streams() == []
                 await wait_all_tasks_blocked()
         assert ends == [stream.terminal]
-        assert by_whom(stream) == "client"
+        assert cancelled_by(stream) == "client"
         assert pipeline.metrics.registry.get_sample_value("crucible_log_bytes") == 0
 
 
@@ -287,18 +291,18 @@ async def test_while_draining_running_streams_may_finish(
             nursery.start_soon(pipeline.drain)
             await trio.sleep(1)
             assert pipeline.draining
-            assert stream.log.readers == 1  # it stays attached
+            assert stream.log.readers == 1  # the reader stays attached
             with pytest.raises(DrainingError):
                 await pipeline.start(Request("q"))
-            nursery.start_soon(follow, 1)  # one that was cut may attach again
+            nursery.start_soon(follow, 1)  # a reader that was cut may attach again
             with trio.fail_after(4):
-                await pipeline.drain()  # again is harmless
+                await pipeline.drain()  # a second call is harmless
         assert texts == ["ab", "ab"]
         assert stream.status == "completed"
 
 
 @pytest.mark.parametrize("timeout", [None, 3, 0])
-async def test_at_the_time_out_the_rest_is_cancelled_by_shutdown_and_readers_get_the_end(
+async def test_after_the_drain_timeout_running_streams_are_cancelled_and_readers_get_the_terminal_record(
     timeout: float | None, scripted: Callable, read_to_end: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a", 999)
@@ -317,13 +321,11 @@ async def test_at_the_time_out_the_rest_is_cancelled_by_shutdown_and_readers_get
             await pipeline.drain(timeout)
             assert trio.current_time() - begun == pytest.approx(7 if timeout is None else timeout)
         assert ends == [stream.terminal]
-        assert by_whom(stream) == by_whom(unread) == "shutdown"
+        assert cancelled_by(stream) == cancelled_by(unread) == "shutdown"
         assert engine.live == 0
 
 
-async def test_draining_wakes_every_reader_for_news_that_are_in_no_log(
-    scripted: Callable, autojump_clock: MockClock
-) -> None:
+async def test_draining_wakes_every_reader_without_a_new_record(scripted: Callable, autojump_clock: MockClock) -> None:
     woken: list[Stream] = []
     async with open_pipeline(scripted("a", 9), Settings(drain_seconds=30)) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
@@ -343,7 +345,7 @@ async def test_draining_wakes_every_reader_for_news_that_are_in_no_log(
             assert woken == [stream]
 
 
-async def test_drain_does_not_wait_for_ever_for_an_engine_that_does_not_let_go(autojump_clock: MockClock) -> None:
+async def test_drain_does_not_wait_forever_for_an_engine_that_ignores_cancellation(autojump_clock: MockClock) -> None:
     let_go = trio.Event()
 
     async def stubborn(request: Request, output: Output) -> Finish:
@@ -357,7 +359,7 @@ async def test_drain_does_not_wait_for_ever_for_an_engine_that_does_not_let_go(a
         begun = trio.current_time()
         await pipeline.drain(10)
         assert trio.current_time() - begun == pytest.approx(14)
-        assert by_whom(stream) == "shutdown"
+        assert cancelled_by(stream) == "shutdown"
         assert stream.terminal is not None
         assert stream.terminal.timings.total_ms == pytest.approx(10_000)
         let_go.set()
@@ -375,7 +377,9 @@ async def test_drain_returns_when_nothing_runs_and_is_a_checkpoint(
         assert trio.current_time() == begun
 
 
-async def test_a_cancelled_drain_goes_on_refusing(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_after_a_cancelled_drain_new_streams_are_still_refused(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
     async with open_pipeline(scripted("a", 99)) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
         with trio.move_on_after(1):
@@ -385,7 +389,7 @@ async def test_a_cancelled_drain_goes_on_refusing(scripted: Callable, autojump_c
         assert stream.status == "running"
 
 
-async def test_streams_are_found_while_draining_and_expire_as_ever(
+async def test_streams_are_found_while_draining_and_expire_as_usual(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a"), Settings(retention_seconds=10)) as pipeline:

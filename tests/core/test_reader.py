@@ -27,7 +27,7 @@ def attached(log: MemoryLog, after: int = 0, left: Callable[[], None] = lambda: 
     return Reader(log, after, attach=log.attach, left=left)
 
 
-async def test_it_gives_every_record_once_and_ends_with_the_terminal_one(
+async def test_a_reader_gives_every_record_once_and_ends_with_the_terminal_one(
     log: MemoryLog, autojump_clock: MockClock
 ) -> None:
     seen: list[int] = []
@@ -35,7 +35,7 @@ async def test_it_gives_every_record_once_and_ends_with_the_terminal_one(
     async def follow() -> None:
         async with attached(log) as reader:
             async for record in reader:
-                seen.append(record.seq)  # noqa: PERF401 - what was seen so far is looked at meanwhile
+                seen.append(record.seq)  # noqa: PERF401 - the test inspects `seen` during the loop
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follow)
@@ -49,7 +49,7 @@ async def test_it_gives_every_record_once_and_ends_with_the_terminal_one(
 
 
 @pytest.mark.parametrize("after", [0, 2, 3])
-async def test_it_begins_behind_its_position(log: MemoryLog, after: int, autojump_clock: MockClock) -> None:
+async def test_a_reader_begins_after_its_offset(log: MemoryLog, after: int, autojump_clock: MockClock) -> None:
     log.append_nowait([], last=True)
     async with attached(log, after) as reader:
         assert [record.seq async for record in reader] == [1, 2, 3][after:]
@@ -63,7 +63,7 @@ async def test_the_cursor_moves_when_the_next_record_is_asked_for(log: MemoryLog
             record = await anext(reader)
             assert record.seq == expected
             await wait_all_tasks_blocked()
-            assert log.ever_read == expected - 1  # read, but the caller has not come back for more
+            assert log.ever_read == expected - 1  # the caller has not asked for the next record yet
         with pytest.raises(StopAsyncIteration):
             await anext(reader)
         assert log.ever_read == 3
@@ -72,7 +72,7 @@ async def test_the_cursor_moves_when_the_next_record_is_asked_for(log: MemoryLog
 async def test_the_cursor_moves_record_by_record_through_a_large_backlog(
     log: MemoryLog, autojump_clock: MockClock
 ) -> None:
-    log.append_nowait(frames(4, 40, width=500), last=True)  # some 50 KiB
+    log.append_nowait(frames(4, 40, width=500), last=True)  # about 50 KiB
     async with attached(log) as reader:
         async for record in reader:
             assert log.ever_read == record.seq - 1
@@ -111,7 +111,7 @@ async def test_a_transport_takes_up_to_its_limit(log: MemoryLog, autojump_clock:
         assert reader.take(size - 1) == frames(3, 3)
 
 
-async def test_waiting_ends_for_news_that_are_in_no_log(log: MemoryLog, autojump_clock: MockClock) -> None:
+async def test_wake_ends_a_wait_without_a_new_record(log: MemoryLog, autojump_clock: MockClock) -> None:
     async with attached(log, 3) as reader, trio.open_nursery() as nursery:
         nursery.start_soon(reader.wait)
         await wait_all_tasks_blocked()
@@ -119,7 +119,7 @@ async def test_waiting_ends_for_news_that_are_in_no_log(log: MemoryLog, autojump
     assert not reader.at_end
 
 
-async def test_news_that_are_in_no_log_give_no_record(log: MemoryLog, autojump_clock: MockClock) -> None:
+async def test_a_wake_without_a_new_record_gives_no_record(log: MemoryLog, autojump_clock: MockClock) -> None:
     async with attached(log, 3) as reader, trio.open_nursery() as nursery:
 
         async def end() -> None:
@@ -132,7 +132,7 @@ async def test_news_that_are_in_no_log_give_no_record(log: MemoryLog, autojump_c
         assert [record.seq async for record in reader] == [4]
 
 
-async def test_a_wait_cut_short_loses_nothing(log: MemoryLog, autojump_clock: MockClock) -> None:
+async def test_a_cancelled_wait_loses_no_record(log: MemoryLog, autojump_clock: MockClock) -> None:
     seen = []
     async with attached(log) as reader, trio.open_nursery() as nursery:
 
@@ -148,7 +148,7 @@ async def test_a_wait_cut_short_loses_nothing(log: MemoryLog, autojump_clock: Mo
     assert seen == list(range(1, 30))
 
 
-async def test_leaving_detaches_once_and_is_told_after(log: MemoryLog, autojump_clock: MockClock) -> None:
+async def test_leaving_detaches_once_and_is_reported_afterwards(log: MemoryLog, autojump_clock: MockClock) -> None:
     readers_left: list[int] = []
     reader = attached(log, left=lambda: readers_left.append(log.readers))
     assert log.readers == 0
@@ -159,7 +159,7 @@ async def test_leaving_detaches_once_and_is_told_after(log: MemoryLog, autojump_
     assert readers_left == [0]
 
 
-async def test_who_was_refused_has_not_left(log: MemoryLog, autojump_clock: MockClock) -> None:
+async def test_a_refused_reader_is_not_reported_as_leaving(log: MemoryLog, autojump_clock: MockClock) -> None:
     left: list[None] = []
     with pytest.raises(CursorAheadError):
         async with attached(log, 4, left=lambda: left.append(None)):

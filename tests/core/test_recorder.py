@@ -43,10 +43,11 @@ def decoded(frames: list[bytes]) -> list[AnyRecord]:
     return [decode_frame(frame) for frame in frames]
 
 
-def texts_of_tokens(tokens: list[Token]) -> dict[int | None, str]:
-    """What each segment, and None for the answer, should read: the pieces joined, then half characters replaced.
+def texts_of_pieces(tokens: list[Token]) -> dict[int | None, str]:
+    """The expected text of each segment, and of the answer under None: pieces joined, half characters replaced.
 
-    A half is joined only with the piece that follows it at once: with another segment's between, it stays a half.
+    A half character is joined only with the piece directly after it. A piece of another segment in between keeps the
+    halves apart.
     """
     runs: list[tuple[int | None, str]] = []
     for token in tokens:
@@ -72,7 +73,7 @@ def texts_of_records(records: list[AnyRecord]) -> dict[int | None, str]:
 
 
 @st.composite
-def tokens_as_engines_write_them(draw: st.DrawFn) -> list[Token]:
+def pieces_as_engines_write_them(draw: st.DrawFn) -> list[Token]:
     piece = st.one_of(
         st.text(st.characters(), min_size=1, max_size=5),
         st.text(alphabet='a\ud83d\ude00\x85\u2028\n"', min_size=1, max_size=5),
@@ -101,7 +102,7 @@ def check_shape(frames: list[bytes]) -> None:
     assert [found for found in records if isinstance(found, StreamCancelled)] == records[-1:]
     assert all(len(frame) <= MAX_FRAME_BYTES for frame in frames)
     assert all(found.delta for found in records if isinstance(found, OutputDelta | ReasoningDelta))
-    # `reasoning.done` counts the segments since the last one, and stands exactly where a trace stops.
+    # `reasoning.done` comes exactly where a trace stops. It counts the segments since the previous one.
     since: list[int] = []
     for found in records:
         if isinstance(found, ReasoningDelta):
@@ -112,10 +113,10 @@ def check_shape(frames: list[bytes]) -> None:
             assert found.trace is None
             since = []
         else:
-            assert not since, "the trace has stopped without a reasoning.done"
+            assert not since, "a trace stopped without reasoning.done"
 
 
-@given(tokens_as_engines_write_them(), ANY_BATCHING)
+@given(pieces_as_engines_write_them(), ANY_BATCHING)
 @example([Token("\ud83d", None), Token("\ude00", None)], [1])
 @example([Token("\ud83d", 0), Token("\ude00", 1)], [1])
 @example([Token("\ud83d", 0), Token("\ude00", None)], [])
@@ -123,28 +124,28 @@ def check_shape(frames: list[bytes]) -> None:
 def test_any_batching_records_the_same_text(tokens: list[Token], places: list[int]) -> None:
     *batches, rest = batched(tokens, places)
     recorder, frames = record(batches, rest)
-    assert texts_of_records(decoded(frames)) == texts_of_tokens(tokens)
+    assert texts_of_records(decoded(frames)) == texts_of_pieces(tokens)
     assert not recorder.full
     assert recorder.seq == len(frames)
     check_shape(frames)
 
 
-@given(tokens_as_engines_write_them(), ANY_BATCHING, st.integers(8192, 40_000))
-def test_the_byte_cap_is_never_passed_and_the_end_still_fits(
+@given(pieces_as_engines_write_them(), ANY_BATCHING, st.integers(8192, 40_000))
+def test_the_byte_cap_is_never_passed_and_the_terminal_record_still_fits(
     tokens: list[Token], places: list[int], max_bytes: int
 ) -> None:
     *batches, rest = batched(tokens, places)
     recorder, frames = record(batches, rest, max_bytes)
     assert sum(map(len, frames)) <= max_bytes
     check_shape(frames)
-    expected = texts_of_tokens(tokens)
-    for segment, text in texts_of_records(decoded(frames)).items():  # nothing is recorded behind a gap
+    expected = texts_of_pieces(tokens)
+    for segment, text in texts_of_records(decoded(frames)).items():  # no text is recorded after a gap
         assert expected[segment].startswith(text)
     if not recorder.full:
         assert texts_of_records(decoded(frames)) == expected
 
 
-def test_neighbours_of_the_same_kind_and_segment_become_one_record() -> None:
+def test_adjacent_pieces_of_the_same_kind_and_segment_become_one_record() -> None:
     tokens = [Token("a", 0), Token("b", 0), Token("c", 1), Token("d", None), Token("e", None), Token("f", 1)]
     recorder = Recorder(STREAM, max_bytes=PLENTY)
     assert decoded(recorder.add(tokens)) == [
@@ -157,7 +158,7 @@ def test_neighbours_of_the_same_kind_and_segment_become_one_record() -> None:
     assert decoded(recorder.finish([], ending))[:-1] == [ReasoningDone(6, 1)]
 
 
-def test_what_is_ready_later_is_a_record_of_its_own() -> None:
+def test_a_later_batch_becomes_a_separate_record() -> None:
     recorder = Recorder(STREAM, max_bytes=PLENTY)
     assert decoded(recorder.add([Token("a", None)])) == [OutputDelta(1, "a")]
     assert decoded(recorder.add([Token("b", None)])) == [OutputDelta(2, "b")]
@@ -172,7 +173,7 @@ def test_half_a_character_waits_for_its_other_half() -> None:
     assert decoded(recorder.finish([], ending))[:-1] == [OutputDelta(3, "\ufffd")]
 
 
-def test_half_a_character_stays_in_its_own_segment() -> None:
+def test_half_a_character_stays_in_its_segment() -> None:
     recorder = Recorder(STREAM, max_bytes=PLENTY)
     recorder.add([Token("\ud83d", 0)])
     assert decoded(recorder.add([Token("\ude00", None)])) == [
@@ -197,17 +198,17 @@ def test_merging_stops_before_a_frame_is_too_large() -> None:
     assert len(frames) == 4  # 60,000 bytes of escapes
 
 
-def test_the_record_that_would_pass_the_cap_is_not_made_and_none_after_it() -> None:
+def test_recording_stops_before_the_first_record_that_would_pass_the_cap() -> None:
     recorder = Recorder(STREAM, max_bytes=TERMINAL_RESERVE_BYTES + 1000)
     assert recorder.add([Token("a" * 500, None)])
     assert recorder.add([Token("b" * 500, None)]) == []
     assert recorder.full
-    assert recorder.add([Token("c", None)]) == []  # small enough, but it would stand behind a gap
+    assert recorder.add([Token("c", None)]) == []  # small enough to fit, but it would follow a gap
     assert decoded(recorder.finish([Token("d", None)], ending)) == [ending(2)]
 
 
 @pytest.mark.parametrize("character", ["a", "\x85", "😀", "\x00"])
-def test_the_reserve_holds_the_largest_end_there_can_be(character: str) -> None:
+def test_the_reserve_fits_the_largest_possible_terminal_record(character: str) -> None:
     error = bounded_error(character * 9999, character * 9999, retryable=True)
     largest = Usage(2**63, 2**63, 2**63)
     recorder = Recorder(STREAM, max_bytes=PLENTY)

@@ -36,7 +36,7 @@ from crucible_trio.sse import Decoder, ServerSentEvent
 
 STREAM = "str_7Q2M4kWcT0aXn3v9LzB1pg"
 
-# What line splitters of the httpx family break at, and the rest of what there is.
+# Arbitrary text, and text with the characters at which the line splitters of the httpx family break.
 TEXTS = st.text() | st.text(alphabet='a\x00\x1f\x7f\x80\x85\x9f\u2028\u2029\n\r"\\😀\u00a0')
 SEQS = st.integers(1, 10**9)
 USAGES = st.builds(Usage, *[st.none() | st.integers(0, 10**9)] * 3)
@@ -55,7 +55,7 @@ CONTROLS = st.builds(ServerDraining, st.integers(0, 10**6)) | st.builds(ServerBu
 
 
 @given(RECORDS)
-def test_a_frame_gives_its_record_back(record: AnyRecord) -> None:
+def test_a_frame_decodes_to_its_record(record: AnyRecord) -> None:
     assert decode_frame(encode_frame(STREAM, record)) == record
 
 
@@ -75,7 +75,7 @@ def test_no_line_splitter_breaks_a_frame(record: AnyRecord) -> None:
     assert len(frame.decode().splitlines()) == 3  # data, id, blank
 
 
-def test_characters_that_break_lines_are_escaped_and_mean_the_same() -> None:
+def test_characters_that_break_lines_are_escaped_and_decode_unchanged() -> None:
     text = "a\x80\x85\x9f\u2028\u2029\u00a0ü😀"
     encoded = encode_json(OutputDelta(2, text))
     assert rb"a\u0080\u0085\u009f\u2028\u2029" + "\u00a0ü😀".encode() in encoded
@@ -97,7 +97,7 @@ def test_a_record_on_the_wire_is_as_documented() -> None:
 
 
 @given(CONTROLS)
-def test_a_control_event_leaves_the_clients_id_alone(control: ServerDraining | ServerBusy) -> None:
+def test_an_out_of_band_event_leaves_the_clients_last_event_id_unchanged(control: ServerDraining | ServerBusy) -> None:
     decoder = Decoder()
     decoder.feed(b"data: x\nid: 7\n\n")
     [event] = decoder.feed(encode_control(control))
@@ -114,12 +114,12 @@ def test_records_are_immutable() -> None:
 
 
 @pytest.mark.parametrize("data", ["", "x", "{}", '{"type":"unknown","seq":1}', '{"type":"output.delta","seq":"1"}'])
-def test_a_client_refuses_data_that_is_no_event_of_ours(data: str) -> None:
+def test_a_client_refuses_data_that_is_not_a_valid_event(data: str) -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_event(data)
 
 
-def test_the_terminal_records_are_four() -> None:
+def test_there_are_four_terminal_records() -> None:
     assert {record.__struct_config__.tag for record in TERMINAL} == {
         "stream.completed",
         "stream.incomplete",
@@ -128,14 +128,14 @@ def test_the_terminal_records_are_four() -> None:
     }
 
 
-def test_stream_ids_hold_128_random_bits_and_are_safe_everywhere() -> None:
+def test_stream_ids_hold_128_random_bits_and_only_url_safe_characters() -> None:
     ids = {new_stream_id() for _ in range(1000)}
     assert len(ids) == 1000
     assert all(re.fullmatch(r"str_[A-Za-z0-9_-]{22}", stream_id, re.ASCII) for stream_id in ids)  # 22 x 6 > 128
 
 
 @given(st.integers(0, 10**12))
-def test_an_event_id_gives_stream_and_position_back(seq: int) -> None:
+def test_an_event_id_parses_back_to_its_stream_and_offset(seq: int) -> None:
     stream_id = new_stream_id()
     assert parse_event_id(format_event_id(stream_id, seq)) == (stream_id, seq)
 
@@ -165,13 +165,13 @@ def test_an_event_id_gives_stream_and_position_back(seq: int) -> None:
         f"other{STREAM[3:]}.1",
     ],
 )
-def test_an_id_no_server_can_have_sent_is_refused(text: str) -> None:
+def test_an_id_that_no_server_can_have_sent_is_refused(text: str) -> None:
     with pytest.raises(InvalidLastEventIdError):
         parse_event_id(text)
 
 
 @given(st.text())
-def test_any_text_is_an_id_or_refused(text: str) -> None:
+def test_any_text_is_a_valid_id_or_is_refused(text: str) -> None:
     try:
         stream_id, seq = parse_event_id(text)
     except InvalidLastEventIdError:

@@ -1,4 +1,4 @@
-"""Promises 1 and 2: nothing lost, nothing twice; resumable from acceptance."""
+"""Promises 1 and 2: a reader gets every record once, and a stream is resumable as soon as it is accepted."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -26,19 +26,19 @@ TEXT = "Firstthenabcdefgh😀ijsecond thoughts!"
 
 
 async def read_in_cuts(stream: Stream, lengths: Callable[[], float]) -> list[AnyRecord]:
-    """Cut the reader short, again and again, and come back with the position of the last record."""
+    """Cancel the reader repeatedly, and attach it again after the last record that it got."""
     seen: list[AnyRecord] = []
     while not stream.finished_before(len(seen)):
         with trio.move_on_after(lengths()):
             async with stream.attach(after=len(seen)) as reader:
                 async for record in reader:
-                    seen.append(record)  # noqa: PERF401 - it is cut in the middle
+                    seen.append(record)  # noqa: PERF401 - the loop is cancelled in the middle
     return seen
 
 
 @pytest.mark.parametrize("policy", ["pause", "continue"])
 @pytest.mark.parametrize("length", [0.03, 0.1, 0.3, 0.7, 1.1, 99])
-async def test_a_reader_cut_again_and_again_reads_what_an_uncut_one_does(
+async def test_a_reader_cut_repeatedly_reads_the_same_records_as_an_uncut_one(
     length: float,
     policy: str,
     scripted: Callable,
@@ -74,7 +74,7 @@ async def test_readers_cut_at_random_all_read_the_same(
     assert text_of(read[0]) == TEXT
 
 
-async def test_a_finished_stream_can_be_read_from_every_position(
+async def test_a_finished_stream_can_be_read_from_every_offset(
     scripted: Callable, read_to_end: Callable[..., Awaitable[list[AnyRecord]]], autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted(*STEPS)) as pipeline:
@@ -109,7 +109,7 @@ async def test_record_1_is_in_the_log_when_start_returns_and_before_the_engine_i
             assert await anext(reader) == StreamCreated(1, stream.id, "deep", "curious", stream.created_at)
 
 
-async def test_a_stream_running_or_not_has_finished_before_no_position_it_can_still_pass(
+async def test_finished_before_is_true_only_at_the_end_of_a_finished_stream(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a", 1, "b")) as pipeline:
@@ -121,7 +121,7 @@ async def test_a_stream_running_or_not_has_finished_before_no_position_it_can_st
         assert not stream.finished_before(stream.log.head - 1)
 
 
-async def test_a_snapshot_is_exactly_the_records_up_to_its_position(
+async def test_a_snapshot_matches_the_records_up_to_its_last_seq(
     scripted: Callable, records_in: Callable, text_of: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted(*STEPS)) as pipeline:

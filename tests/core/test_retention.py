@@ -1,4 +1,4 @@
-"""How long a finished stream can be read, what is remembered of it, and what goes first when memory is short."""
+"""How long a finished stream stays readable and remembered, and which streams are evicted when memory is short."""
 
 import gc
 import weakref
@@ -28,7 +28,7 @@ def kept_bytes(pipeline: Pipeline) -> float | None:
     return pipeline.metrics.registry.get_sample_value("crucible_log_bytes")
 
 
-async def test_ten_minutes_there_one_hour_gone_then_never_heard_of(
+async def test_a_stream_is_readable_for_ten_minutes_then_expired_for_an_hour_then_not_found(
     scripted: Callable, read_to_end: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("a", "b")) as pipeline:
@@ -51,14 +51,14 @@ async def test_ten_minutes_there_one_hour_gone_then_never_heard_of(
             pipeline.get(stream.id, owner="alice")
 
 
-async def test_each_is_forgotten_at_its_own_time(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_each_stream_is_forgotten_at_its_own_time(scripted: Callable, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted("a"), Settings(retention_seconds=10)) as pipeline:
         streams = []
         for _ in range(3):
             streams.append(await finished(pipeline))
             await trio.sleep(100)
         await trio.sleep(HOUR - 300)
-        for number in range(4):  # one more is forgotten each time
+        for number in range(4):  # each time one more stream is forgotten
             for stream, error in zip(
                 streams, [StreamNotFoundError] * number + [StreamExpiredError] * (3 - number), strict=True
             ):
@@ -67,12 +67,12 @@ async def test_each_is_forgotten_at_its_own_time(scripted: Callable, autojump_cl
             await trio.sleep(100)
 
 
-async def test_what_is_gone_takes_no_memory(scripted: Callable, autojump_clock: MockClock) -> None:
-    async def one(pipeline: Pipeline, last_reader_leaves: str) -> weakref.ref[Stream]:
+async def test_a_forgotten_stream_is_garbage_collected(scripted: Callable, autojump_clock: MockClock) -> None:
+    async def one(pipeline: Pipeline, reader_leaves: str) -> weakref.ref[Stream]:
         stream = await pipeline.start(Request("q"))
         async with stream.attach():
             await wait_all_tasks_blocked()
-            if last_reader_leaves == "after the end":
+            if reader_leaves == "after the end":
                 stream.cancel()
                 await wait_all_tasks_blocked()
         stream.cancel()
@@ -81,11 +81,11 @@ async def test_what_is_gone_takes_no_memory(scripted: Callable, autojump_clock: 
         return weakref.ref(stream)
 
     async with open_pipeline(scripted("a", 999)) as pipeline:
-        for last_reader_leaves in ("before the end", "after the end"):
-            stream = await one(pipeline, last_reader_leaves)
+        for reader_leaves in ("before the end", "after the end"):
+            stream = await one(pipeline, reader_leaves)
             await wait_all_tasks_blocked()
             gc.collect()
-            assert stream() is None  # no alarm holds it
+            assert stream() is None  # no timer keeps a reference to it
 
 
 async def test_retention_counts_from_the_end_and_a_running_stream_never_expires(
@@ -121,7 +121,7 @@ async def test_readers_attached_at_expiry_read_on_to_the_end(
             pipeline.get(stream.id)
 
 
-async def test_of_too_many_gone_streams_the_oldest_are_simply_not_found(
+async def test_beyond_the_remembered_maximum_the_oldest_expired_streams_are_not_found(
     scripted: Callable, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     monkeypatch.setattr("crucible_trio.retention.MAX_REMEMBERED", 2)
@@ -138,68 +138,70 @@ async def test_of_too_many_gone_streams_the_oldest_are_simply_not_found(
 
 @pytest.fixture
 def half_full(scripted: Callable) -> Callable:
-    """A pipeline whose logs hold two of the engine's streams, of some 5,000 bytes each, and not three."""
+    """A pipeline whose log memory holds two of the engine's streams of about 5,000 bytes, but not three."""
     return lambda *steps: open_pipeline(scripted(*(steps or ["x" * 5000])), Settings(total_log_bytes=12_000))
 
 
-def is_there(pipeline: Pipeline, stream: Stream) -> bool:
+def is_found(pipeline: Pipeline, stream: Stream) -> bool:
     try:
         return pipeline.get(stream.id) is stream
     except StreamExpiredError:
         return False
 
 
-async def test_when_memory_is_short_finished_streams_nobody_reads_go_oldest_first(
+async def test_when_memory_is_short_unread_finished_streams_are_evicted_oldest_first(
     half_full: Callable, autojump_clock: MockClock
 ) -> None:
     async with half_full() as pipeline:
         streams = []
         for number in range(1, 5):
             streams.append(await finished(pipeline))
-            assert [is_there(pipeline, stream) for stream in streams[-2:]] == [True] * min(number, 2)
-            assert not any(is_there(pipeline, stream) for stream in streams[:-2])
+            assert [is_found(pipeline, stream) for stream in streams[-2:]] == [True] * min(number, 2)
+            assert not any(is_found(pipeline, stream) for stream in streams[:-2])
             assert kept_bytes(pipeline) == sum(stream.size_bytes for stream in streams[-2:])
 
 
-async def test_a_long_prompt_takes_memory_too(scripted: Callable, autojump_clock: MockClock) -> None:
+async def test_a_long_prompt_counts_towards_the_memory_limit(scripted: Callable, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted("x"), Settings(total_log_bytes=12_000)) as pipeline:
         streams = []
         for _ in range(4):
             streams.append(await pipeline.start(Request("q" * 5000), on_disconnect="continue"))
             await trio.sleep(1)
-        assert [is_there(pipeline, stream) for stream in streams] == [False, False, True, True]
+        assert [is_found(pipeline, stream) for stream in streams] == [False, False, True, True]
         assert kept_bytes(pipeline) == sum(stream.size_bytes for stream in streams[-2:])
 
 
-async def test_one_that_is_read_is_spared(half_full: Callable, text_of: Callable, autojump_clock: MockClock) -> None:
+async def test_a_finished_stream_with_a_reader_is_not_evicted(
+    half_full: Callable, text_of: Callable, autojump_clock: MockClock
+) -> None:
     async with half_full() as pipeline:
         read, unread = await finished(pipeline), await finished(pipeline)
         async with read.attach() as reader:
             await finished(pipeline)
-            assert is_there(pipeline, read)
-            assert not is_there(pipeline, unread)
+            assert is_found(pipeline, read)
+            assert not is_found(pipeline, unread)
             assert text_of([record async for record in reader]) == "x" * 5000
         await finished(pipeline)
-        assert not is_there(pipeline, read)
+        assert not is_found(pipeline, read)
 
 
-async def test_a_running_stream_is_never_touched_and_new_ones_are_refused_until_there_is_memory(
+async def test_running_streams_are_never_evicted_and_new_ones_are_refused_until_there_is_memory(
     half_full: Callable, autojump_clock: MockClock
 ) -> None:
     async with half_full(*["x" * 5000, 9] * 4) as pipeline:
         running = [await pipeline.start(Request("q"), on_disconnect="continue") for _ in range(2)]
-        await trio.sleep(20)  # three pieces each: far over the cap
+        await trio.sleep(20)  # three pieces each, far above the cap
         with pytest.raises(OverloadedError):
             await pipeline.start(Request("q"))
         await trio.sleep(20)
         assert [stream.status for stream in running] == ["completed"] * 2
         assert all(len(stream.snapshot().output) == 20_000 for stream in running)
-        # Finished ones go as soon as that memory is asked for.
+        # Finished streams are evicted as soon as a new stream needs their memory.
         assert (await pipeline.start(Request("q"))).status == "running"
-        assert not any(is_there(pipeline, stream) for stream in running)
+        assert not any(is_found(pipeline, stream) for stream in running)
 
 
-async def test_at_exactly_the_cap_a_finished_stream_goes_before_a_new_one_is_refused(
+async def test_at_exactly_the_cap_a_finished_stream_is_evicted_before_a_new_one_is_refused(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline(scripted("x" * 10_000, 1)) as pipeline:

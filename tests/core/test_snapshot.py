@@ -27,7 +27,7 @@ def folded(*records: AnyRecord) -> Snapshot:
     return fold(encode_frame(STREAM, record) for record in records)
 
 
-def test_it_holds_exactly_what_was_recorded() -> None:
+def test_a_snapshot_holds_exactly_what_was_recorded() -> None:
     snapshot = folded(
         StreamCreated(1, STREAM, "deep", "m", 12.5),
         ReasoningDelta(2, 0, "First, "),
@@ -60,7 +60,9 @@ def test_it_holds_exactly_what_was_recorded() -> None:
         (StreamCancelled(2, "client", USAGE, TIMINGS), "cancelled", {"by": "client"}),
     ],
 )
-def test_the_terminal_record_says_how_it_ended(terminal: Terminal, status: str, facts: dict[str, object]) -> None:
+def test_the_terminal_record_says_how_the_stream_ended(
+    terminal: Terminal, status: str, facts: dict[str, object]
+) -> None:
     assert status_of(terminal) == status
     assert folded(StreamCreated(1, STREAM, "standard", "m", 0.0), terminal) == Snapshot(
         id=STREAM,
@@ -77,5 +79,5 @@ def test_the_terminal_record_says_how_it_ended(terminal: Terminal, status: str, 
     )
 
 
-def test_a_segment_whose_pieces_were_all_given_up_is_empty() -> None:
+def test_a_segment_without_records_is_empty() -> None:
     assert folded(ReasoningDelta(1, 0, "a"), ReasoningDelta(2, 2, "c")).trace == ["a", "", "c"]

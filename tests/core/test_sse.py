@@ -34,7 +34,7 @@ def as_received(event: ServerSentEvent) -> ServerSentEvent:
 
 
 @given(st.lists(EVENTS, max_size=4), st.lists(st.integers(0, 10**6), max_size=8))
-def test_the_decoder_gives_what_was_encoded_however_it_is_cut(events: list[ServerSentEvent], places: list[int]) -> None:
+def test_the_decoder_returns_the_encoded_events_for_any_split(events: list[ServerSentEvent], places: list[int]) -> None:
     body = b"".join(map(encode, events))
     assert decode(*cut(body, places)) == [as_received(event) for event in events]
 
@@ -47,7 +47,7 @@ BODY_BYTES = st.lists(
 @given(BODY_BYTES | st.binary(), st.lists(st.integers(0, 10**6), max_size=8))
 @example(b"data: a\r\n\r\ndata: b\r\r", [9, 10])
 @example(b"\xef\xbb\xbfdata: a\n\n", [1, 2])
-def test_where_any_bytes_are_cut_makes_no_difference(body: bytes, places: list[int]) -> None:
+def test_any_split_of_any_bytes_gives_the_same_events(body: bytes, places: list[int]) -> None:
     whole, pieces = Decoder(), Decoder()
     expected = whole.feed(body)
     assert [event for chunk in cut(body, places) for event in pieces.feed(chunk)] == expected
@@ -75,7 +75,7 @@ def in_every_cut(body: bytes) -> list[list[bytes]]:
             "event: add\ndata: 73857293\n\nevent: remove\ndata: 2153\n\n",
             [("73857293", "add", None), ("2153", "remove", None)],
         ),
-        # What else the standard says.
+        # Other rules of the standard.
         ("event: lost\n\ndata: x\n\n", [("x", "", None)]),
         ("data: x\nunknown: y\nData: z\n\n", [("x", "", None)]),
         ("data: a:b: c\n\n", [("a:b: c", "", None)]),
@@ -85,10 +85,10 @@ def in_every_cut(body: bytes) -> list[list[bytes]]:
         ("data: never ended", []),
         ("data: half an event\n", []),
         ("\n\n\n", []),
-        ("data: tear\u2028no\x85token\x0b\x0c\n\n", [("tear\u2028no\x85token\x0b\x0c", "", None)]),
+        ("data: tear\u2028no\x85piece\x0b\x0c\n\n", [("tear\u2028no\x85piece\x0b\x0c", "", None)]),
     ],
 )
-def test_streams_mean_what_the_standard_says(
+def test_streams_are_decoded_as_the_standard_says(
     body: str, expected: list[tuple[str, str, str | None]], line_end: str
 ) -> None:
     events = [ServerSentEvent(data=data, event=event, id=event_id) for data, event, event_id in expected]
@@ -96,7 +96,7 @@ def test_streams_mean_what_the_standard_says(
         assert decode(*chunks) == events, chunks
 
 
-def test_an_id_counts_when_its_event_is_finished_also_without_data() -> None:
+def test_an_id_takes_effect_at_the_end_of_its_event_even_without_data() -> None:
     decoder = Decoder()
     assert decoder.last_event_id is None
     decoder.feed(b"id: 7\ndata: x\n")
@@ -124,7 +124,7 @@ def test_an_id_with_nul_is_ignored() -> None:
         ("retry: -1", None),
         ("retry: x", None),
         ("retry", None),
-        ("retry: \u0663", None),  # a digit to str.isdigit, none to the standard
+        ("retry: \u0663", None),  # a digit for str.isdigit, but not in the standard
         ("retry: " + "9" * 5000, None),  # int() would raise
     ],
 )
@@ -134,7 +134,7 @@ def test_only_a_plain_number_sets_the_reconnection_time(line: str, expected: int
     assert decoder.retry == expected
 
 
-def test_bytes_that_are_no_utf8_become_replacement_characters() -> None:
+def test_invalid_utf8_becomes_replacement_characters() -> None:
     assert decode(b"data: a\xffb\n\n") == [ServerSentEvent(data="a\ufffdb")]
 
 
@@ -147,7 +147,7 @@ def test_an_event_that_never_ends_is_refused(chunk: bytes) -> None:
     assert refusal.value.limit == 10
 
 
-def test_the_length_of_an_unfinished_event_counts_over_its_chunks_and_ends_with_it() -> None:
+def test_the_length_limit_counts_an_event_over_its_chunks_and_resets_after_it() -> None:
     decoder = Decoder(max_event_length=10)
     for _ in range(5):
         assert decoder.feed(b"data: 456") == []
@@ -184,7 +184,7 @@ def test_an_event_without_data_is_never_dispatched() -> None:
 
 
 @given(st.text().map(lambda text: re.sub(r"[\r\n]", "", text)), st.none() | st.from_regex(r"[\w.-]+", fullmatch=True))
-def test_the_short_way_frames_the_same_bytes(line: str, event_id: str | None) -> None:
+def test_encode_line_frames_the_same_bytes_as_encode(line: str, event_id: str | None) -> None:
     assert encode_line(line.encode(), event_id) == encode(ServerSentEvent(data=line, id=event_id))
 
 

@@ -1,9 +1,9 @@
-"""Promises 1 to 4 and 6 over random programs: whatever happens in whatever order, a stream is what a plain list says.
+"""Promises 1 to 4 and 6 over random programs: after any sequence of steps, a stream matches a simple model.
 
-A program is a list of steps: the engine is told to write or to end, readers come, read, stall, are cut and come back,
-time passes. After every step, when nothing moves any more, `World.look` compares the stream with the model: what the
-engine was told, in order, and where each reader is. Hypothesis finds the programs and shrinks one that fails; what it
-prints can be put into an `@example` as it stands.
+A program is a list of steps. The engine is told to write or to end. Readers attach, read, stall, are cut and come
+back. Time passes. After every step, when all tasks are blocked, `World.check` compares the stream with the model, which
+is the list of the engine's commands and the offset of each reader. Hypothesis finds the programs and shrinks one that
+fails. Its printed arguments can be copied into an `@example` unchanged.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from crucible_trio.retention import REMEMBERED_SECONDS
 GRACE = 60.0
 RETENTION = 600.0
 NEVER = 1e9  # seconds
-NEVER_FULL = 1_000_000  # orders
-SMALL, LARGE = 3, 1500  # characters of a piece; a few large ones pass the small cap
+NEVER_FULL = 1_000_000  # commands
+SMALL, LARGE = 3, 1500  # characters of a piece: a few large pieces exceed the small cap
 SMALL_CAP, LARGE_CAP = 8192, 1024 * 1024
-RECORD_BYTES = 200  # of a frame without its text, at most
+RECORD_BYTES = 200  # at most, of a frame without its text
 
 Slot: TypeAlias = Literal[0, 1]
 
@@ -61,7 +61,7 @@ Slot: TypeAlias = Literal[0, 1]
 
 @dataclass(frozen=True)
 class Emit:
-    """The engine writes so many pieces, of the answer or of a segment of the trace: the last one's, or the next."""
+    """The engine writes `count` pieces of the answer, of the current trace segment, or of the next segment."""
 
     count: int
     kind: Literal["answer", "trace", "next segment"] = "answer"
@@ -70,14 +70,14 @@ class Emit:
 
 @dataclass(frozen=True)
 class End:
-    """The engine returns or raises, once it has written what it was told before."""
+    """The engine returns or raises after it has written all earlier pieces."""
 
     how: Literal["stop", "length", "error", "engine error", "no finish"] = "stop"
 
 
 @dataclass(frozen=True)
 class Attach:
-    """A reader comes: one that is moved by the steps below, one that keeps up, or one that takes a second a record."""
+    """A reader attaches. Later steps move it, or it keeps up, or it takes one second per record."""
 
     reader: Slot
     where: Literal["start", "where it was", "head", "beyond the head"] = "where it was"
@@ -86,7 +86,7 @@ class Attach:
 
 @dataclass(frozen=True)
 class Read:
-    """Take so many records, one after the other, and hand each one over."""
+    """Take `count` records one by one, and acknowledge each."""
 
     reader: Slot
     count: int = 1
@@ -94,14 +94,14 @@ class Read:
 
 @dataclass(frozen=True)
 class Stall:
-    """Take everything there is and hand nothing over."""
+    """Take every available record and acknowledge none."""
 
     reader: Slot
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A reader goes; one that is moved by hand may take and hand over everything in the same moment."""
+    """A reader leaves. A reader moved by steps may take and acknowledge every available record just before."""
 
     reader: Slot
     after_reading: bool = False
@@ -109,7 +109,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Somebody cancels the stream."""
+    """The stream is cancelled."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ Step: TypeAlias = Emit | End | Attach | Read | Stall | Cut | Cancel | Wait
 
 @dataclass(frozen=True)
 class Setup:
-    """What a stream is started with."""
+    """The parameters of a stream."""
 
     on_disconnect: OnDisconnect = "pause"
     buffer: int = 2
@@ -152,7 +152,7 @@ steps: st.SearchStrategy[Step] = st.one_of(
     st.builds(Stall, slots),
     st.builds(Cut, slots, st.booleans()),
     st.builds(Wait, st.sampled_from([0.5, 3.0, GRACE - 1, GRACE + 1, RETENTION + 1, REMEMBERED_SECONDS + 1])),
-    # Both in one: few programs go on behind them.
+    # Cancel and End share one branch, because a program does little after either of them.
     st.sampled_from([Cancel(), *map(End, ["stop", "stop", "length", "error", "engine error", "no finish"])]),
 )
 setups = st.builds(
@@ -168,49 +168,49 @@ setups = st.builds(
 
 
 @dataclass(frozen=True)
-class Piece:
+class WriteCommand:
     text: str
     segment: int | None
 
 
-class ToldEngine:
-    """Does what it is told, one thing after the other.
+class CommandedEngine:
+    """Carries out commands one by one.
 
     Attributes:
-        calls: How often it was called.
-        begun: The pieces it has begun to write.
-        returned: How many of those calls have returned.
-        end: What it ended with, once it has.
+        calls: How often the engine was called.
+        begun: The pieces that it has begun to write.
+        returned: How many of those writes have returned.
+        end: How it ended, or None while it runs.
     """
 
     def __init__(self, before_writing: Callable[[], None]) -> None:
-        self.info = EngineInfo(name="told", models=("told",))
+        self.info = EngineInfo(name="commanded", models=("commanded",))
         self.calls = 0
         self.live = 0
-        self.begun: list[Piece] = []
+        self.begun: list[WriteCommand] = []
         self.returned = 0
         self.end: str | None = None
-        self.tell, self._orders = trio.open_memory_channel[Piece | End](NEVER_FULL)
+        self.commands, self._received = trio.open_memory_channel[WriteCommand | End](NEVER_FULL)
         self._before_writing = before_writing
 
     @property
     def idle(self) -> bool:
-        return not self._orders.statistics().current_buffer_used
+        return not self._received.statistics().current_buffer_used
 
     async def generate(self, request: Request, output: Output) -> Finish | None:
         self.calls += 1
         self.live += 1
         try:
-            async for order in self._orders:
-                if isinstance(order, End):
-                    self.end = order.how
-                    return self._end(order.how)
-                self.begun.append(order)
+            async for command in self._received:
+                if isinstance(command, End):
+                    self.end = command.how
+                    return self._end(command.how)
+                self.begun.append(command)
                 self._before_writing()
-                if order.segment is None:
-                    await output.delta(order.text)
+                if command.segment is None:
+                    await output.delta(command.text)
                 else:
-                    await output.reasoning(order.text, order.segment)
+                    await output.reasoning(command.text, command.segment)
                 self.returned += 1
         finally:
             self.live -= 1
@@ -221,7 +221,7 @@ class ToldEngine:
             case "error":
                 raise ValueError
             case "engine error":
-                raise EngineError("told", "As told.")
+                raise EngineError("commanded", "As commanded.")
             case "no finish":
                 return None
         return Finish(how)
@@ -231,18 +231,18 @@ class ToldEngine:
 
 
 @dataclass(eq=False)
-class Client:
-    """Who reads, comes back, and has read `records` from position `begin` on.
+class ModelReader:
+    """A reader that leaves and comes back. It has read `records`, which follow offset `begin`.
 
     Attributes:
-        passed: The position up to which everything is handed over, while it is attached.
+        passed: The offset that it has acknowledged, or None while it is not attached.
     """
 
     begin: int = 0
     records: list[AnyRecord] = field(default_factory=list)
     passed: int | None = None
-    reader: Reader | None = None  # moved by hand
-    scope: trio.CancelScope | None = None  # of a task that follows
+    reader: Reader | None = None  # a reader that steps move
+    scope: trio.CancelScope | None = None  # of a reader that is a task
     slow: bool = False
 
     @property
@@ -251,26 +251,26 @@ class Client:
 
 
 class World:
-    """A stream, its engine and its two readers, and what is known of them without asking the stream."""
+    """A stream, its engine and its two readers, and the model of their behaviour."""
 
-    def __init__(self, setup: Setup, pipeline: Pipeline, nursery: trio.Nursery, engine: ToldEngine) -> None:
+    def __init__(self, setup: Setup, pipeline: Pipeline, nursery: trio.Nursery, engine: CommandedEngine) -> None:
         self.setup = setup
         self.pipeline = pipeline
         self.nursery = nursery
         self.engine = engine
-        self.clients = [Client(), Client()]
+        self.clients = [ModelReader(), ModelReader()]
         self.complaints: list[str] = []
-        self.told: list[Piece] = []
+        self.commanded: list[WriteCommand] = []
         self.segment = -1
         self.ever_passed = 0
-        self.alone_since: float | None = None
+        self.without_reader_since: float | None = None
         self.end: str | None = None  # how the stream must end or have ended: status and reason
-        # Where the engine was when a reader last came or went: the log's head, and how many pieces it may make until a
-        # reader gets there. If it was not held back then, one more record was on its way.
+        # The state when a reader last attached or left: the log's head, and the number of pieces that the engine may
+        # make before a reader gets to this head. If the engine was not held back then, one more record was pending.
         self.anchor = (1, setup.buffer + 1)
-        self.on_its_way = False
-        self.had_room = False  # when nothing moved any more after the last step
-        self.before: list[AnyRecord] = []  # the log then
+        self.record_pending = False
+        self.had_room = False  # after the last step
+        self.before: list[AnyRecord] = []  # the log after the last step
 
     async def start(self) -> None:
         setup = self.setup
@@ -278,9 +278,9 @@ class World:
             Request("q"), on_disconnect=setup.on_disconnect, starts_with_reader=setup.starts_with_reader
         )
         if self.needs_reader:
-            self.alone_since = trio.current_time()
+            self.without_reader_since = trio.current_time()
 
-    # What must be so, by the model
+    # The model
 
     @property
     def attached(self) -> list[int]:
@@ -308,38 +308,38 @@ class World:
         ends = list(accumulate(len(piece.text) for piece in self.engine.begun))
         return bisect_right(ends, len(text_of(records)))
 
-    def readers_change(self) -> None:
-        """Called before a reader comes or goes."""
-        # A record that was on its way stays so until the log has grown, however many readers come and go meanwhile.
-        self.on_its_way = self.had_room or (self.on_its_way and self.anchor[0] == len(self.log))
-        buffers = 2 if self.on_its_way else 1
+    def readers_will_change(self) -> None:
+        """Called before a reader attaches or leaves."""
+        # A pending record stays pending until the log grows, however many readers attach and leave in between.
+        self.record_pending = self.had_room or (self.record_pending and self.anchor[0] == len(self.log))
+        buffers = 2 if self.record_pending else 1
         self.anchor = (len(self.log), self.pieces_in(self.log) + buffers * self.setup.buffer + 1)
 
-    def reader_came(self, client: Client, position: int) -> None:
-        self.readers_change()
+    def reader_attached(self, client: ModelReader, position: int) -> None:
+        self.readers_will_change()
         client.passed = position
         self.ever_passed = max(self.ever_passed, position)
-        self.alone_since = None
+        self.without_reader_since = None
 
-    def handed_over(self, client: Client, position: int) -> None:
+    def acknowledge(self, client: ModelReader, position: int) -> None:
         client.passed = position
         self.ever_passed = max(self.ever_passed, position)
 
-    def reader_went(self, client: Client) -> None:
-        self.readers_change()
+    def reader_left(self, client: ModelReader) -> None:
+        self.readers_will_change()
         client.passed = None
         if not self.attached:
             if self.setup.on_disconnect == "cancel" and self.called:
                 self.must_end("cancelled disconnect")
             if self.needs_reader:
-                self.alone_since = trio.current_time()
+                self.without_reader_since = trio.current_time()
 
     def must_end(self, how: str) -> None:
         self.end = self.end or how
 
     def engine_writes(self) -> None:
-        """Called by the engine with its next piece in hand: it must not be further ahead than promised."""
-        if self.stream.log.finished:  # it is stopped at its next checkpoint, and every reader may have gone by then
+        """Called by the engine before it writes a piece. It must not be further ahead than promised."""
+        if self.stream.log.finished:  # the engine stops at its next checkpoint, and all readers may have left by then
             return
         if not self.attached and not self.needs_reader:
             return
@@ -348,7 +348,7 @@ class World:
         if furthest >= head:
             bound = max(bound, self.pieces_in(self.log[:furthest]) + 2 * self.setup.buffer + 1)
         if len(self.engine.begun) > bound:
-            self.complaints.append(f"the engine makes piece {len(self.engine.begun)}, and {bound} is the last it may")
+            self.complaints.append(f"the engine makes piece {len(self.engine.begun)}, but may make only {bound}")
 
     # The steps
 
@@ -356,9 +356,9 @@ class World:
         match step:
             case Emit(count, kind, size):
                 for _ in range(count):
-                    self.tell_piece(kind, size)
+                    self.command_piece(kind, size)
             case End():
-                self.engine.tell.send_nowait(step)
+                self.engine.commands.send_nowait(step)
             case Attach(slot, where, kind):
                 await self.attach(self.clients[slot], where, kind)
             case Read(slot, count):
@@ -378,16 +378,16 @@ class World:
                 await trio.sleep(seconds)
         await wait_all_tasks_blocked()
 
-    def tell_piece(self, kind: str, size: int) -> None:
+    def command_piece(self, kind: str, size: int) -> None:
         segment: int | None = None
         if kind != "answer":
             self.segment = max(self.segment, 0) if kind == "trace" else self.segment + 1
             segment = self.segment
-        piece = Piece(f"{len(self.told):0{size}}", segment)
-        self.told.append(piece)
-        self.engine.tell.send_nowait(piece)
+        piece = WriteCommand(f"{len(self.commanded):0{size}}", segment)
+        self.commanded.append(piece)
+        self.engine.commands.send_nowait(piece)
 
-    async def attach(self, client: Client, where: str, kind: str) -> None:
+    async def attach(self, client: ModelReader, where: str, kind: str) -> None:
         if client.passed is not None:
             if len(self.attached) == len(self.clients):
                 with pytest.raises(TooManyReadersError):
@@ -404,84 +404,84 @@ class World:
         if kind == "by hand":
             client.reader = self.stream.attach(after=client.position)
             await client.reader.__aenter__()
-            self.reader_came(client, client.position)
+            self.reader_attached(client, client.position)
         else:
             client.scope = trio.CancelScope()
             client.slow = kind == "slow"
             self.nursery.start_soon(self.follow, client, client.scope)
 
-    async def follow(self, client: Client, scope: trio.CancelScope) -> None:
+    async def follow(self, client: ModelReader, scope: trio.CancelScope) -> None:
         with scope:
             async with self.stream.attach(after=client.position) as reader:
-                self.reader_came(client, client.position)
+                self.reader_attached(client, client.position)
                 try:
                     async for record in reader:
                         client.records.append(record)
                         if client.slow:
                             await trio.sleep(1)
-                        self.handed_over(client, client.position)
+                        self.acknowledge(client, client.position)
                     if client.position < len(self.log) or not isinstance(self.log[-1], TERMINAL):
-                        self.complaints.append("a reader was sent away before the end")
+                        self.complaints.append("a reader stopped before the end of the stream")
                     client.passed = None
                 finally:
                     if client.passed is not None:
-                        self.reader_went(client)
+                        self.reader_left(client)
 
-    def read(self, client: Client, limit_bytes: int) -> None:
+    def read(self, client: ModelReader, limit_bytes: int) -> None:
         if client.reader is not None:
             client.records += map(decode_frame, client.reader.take(limit_bytes))
             client.reader.passed(client.position)
-            self.handed_over(client, client.position)
+            self.acknowledge(client, client.position)
 
-    async def cut(self, client: Client, *, after_reading: bool) -> None:
+    async def cut(self, client: ModelReader, *, after_reading: bool) -> None:
         if client.passed is None:
             return
         if after_reading:
             self.read(client, 2 * LARGE_CAP)
-            # What was handed over made room, and what was recorded into it may have reached the cap already.
-            self._find_out_how_it_must_end(self.log)
+            # Acknowledging made room, and the records that filled it may already have reached the cap.
+            self._derive_expected_end(self.log)
         if client.scope is not None:
             client.scope.cancel()
             client.scope = None
         elif client.reader is not None:
-            self.reader_went(client)
+            self.reader_left(client)
             await client.reader.__aexit__(None, None, None)
             client.reader = None
 
     # The comparison
 
-    def look(self) -> None:
-        """Compare everything; nothing moves just now."""
+    def check(self) -> None:
+        """Compare the stream with the model while all tasks are blocked."""
         log = self.log
         assert not self.complaints, self.complaints
-        assert log[: len(self.before)] == self.before, "a record has changed"
+        assert log[: len(self.before)] == self.before, "a record changed"
         self.before = log
         self.had_room = self.called and self.has_room
-        assert [record.seq for record in log] == list(range(1, len(log) + 1)), "a hole in the log"
+        assert [record.seq for record in log] == list(range(1, len(log) + 1)), "the log has a gap"
         assert self.stream.log.size_bytes <= self.setup.cap
-        self._look_at_text(log)
-        self._look_at_readers(log)
-        self._find_out_how_it_must_end(log)
-        self._look_at_end(log)
+        self._check_text(log)
+        self._check_readers(log)
+        self._derive_expected_end(log)
+        self._check_end(log)
         if self.end is None:
-            self._look_at_engine(log)
+            self._check_engine(log)
         assert self.stream.paused == (self.end is None and not self.attached and self.needs_reader)
 
-    def look_at_the_end(self) -> None:
-        """Compare what is left of it when its pipeline has closed."""
+    def check_after_close(self) -> None:
+        """Compare the log and the readers with the model after the pipeline has closed."""
         log = self.log
         assert [how(record) for record in log if isinstance(record, TERMINAL)] == [how(log[-1])] == [self.end]
-        self._look_at_text(log)
-        self._look_at_readers(log)
+        self._check_text(log)
+        self._check_readers(log)
         for client in self.clients:
             if client.scope is not None:
-                assert client.position == len(log), "a reader has not read to the end"
+                assert client.position == len(log), "a reader did not read to the end"
 
-    def _look_at_text(self, log: list[AnyRecord]) -> None:
+    def _check_text(self, log: list[AnyRecord]) -> None:
         begun = self.engine.begun
-        assert begun == self.told[: len(begun)]
+        assert begun == self.commanded[: len(begun)]
         recorded = begun[: self.pieces_in(log)]
-        assert text_of(log) == "".join(piece.text for piece in recorded), "a piece is torn, lost or there twice"
+        assert text_of(log) == "".join(piece.text for piece in recorded), "a piece was split, lost or recorded twice"
         snapshot = self.stream.snapshot()
         assert snapshot.last_seq == len(log)
         assert snapshot.output == "".join(piece.text for piece in recorded if piece.segment is None)
@@ -490,19 +490,23 @@ class World:
             for segment in range(max((-1 if p.segment is None else p.segment for p in recorded), default=-1) + 1)
         ]
 
-    def _look_at_readers(self, log: list[AnyRecord]) -> None:
+    def _check_readers(self, log: list[AnyRecord]) -> None:
         for client in self.clients:
-            assert client.records == log[client.begin : client.position], "a reader has read something else"
+            assert client.records == log[client.begin : client.position], "a reader did not read the log"
         assert self.stream.log.readers == len(self.attached)
         for client in self.clients:
             if client.scope is not None and client.position < len(log):
-                assert client.slow, "a reader that keeps up has not been given what is there"
+                assert client.slow, "a reader that keeps up did not get every record in the log"
 
-    def _find_out_how_it_must_end(self, log: list[AnyRecord]) -> None:
-        if self.end is None and self.alone_since is not None and trio.current_time() >= self.alone_since + GRACE:
+    def _derive_expected_end(self, log: list[AnyRecord]) -> None:
+        if (
+            self.end is None
+            and self.without_reader_since is not None
+            and trio.current_time() >= self.without_reader_since + GRACE
+        ):
             self.must_end("cancelled disconnect")
         if [how(record) for record in log[-1:] if isinstance(record, StreamIncomplete)] == ["incomplete log_limit"]:
-            assert self._cap_may_have_taken_something(log), "the cap was not reached"
+            assert self._cap_may_be_reached(log), "the cap was not reached"
             self.must_end("incomplete log_limit")
         match self.engine.end:
             case "stop":
@@ -512,31 +516,31 @@ class World:
             case "error":
                 self.must_end("failed engine_error")
             case "engine error":
-                self.must_end("failed told")
+                self.must_end("failed commanded")
             case "no finish":
                 self.must_end("failed engine_protocol")
 
-    def _cap_may_have_taken_something(self, log: list[AnyRecord]) -> bool:
-        """Whether what is not in the log, in as many records as it can be, would pass the cap."""
+    def _cap_may_be_reached(self, log: list[AnyRecord]) -> bool:
+        """Whether the pieces missing from the log, at one record each, would pass the cap."""
         missing = self.engine.begun[self.pieces_in(log) :]
         sizes = map(len, self.stream.log.read(0))
         used = sum(size for record, size in zip(log, sizes, strict=True) if not isinstance(record, TERMINAL))
         wanted = sum(len(piece.text) + RECORD_BYTES for piece in missing)
         return bool(missing) and used + wanted > self.setup.cap - TERMINAL_RESERVE_BYTES
 
-    def _look_at_end(self, log: list[AnyRecord]) -> None:
+    def _check_end(self, log: list[AnyRecord]) -> None:
         ends = [record for record in log if isinstance(record, TERMINAL)]
-        assert ends == (log[-1:] if self.end else []), "not one end, the last, when it must be there"
+        assert ends == (log[-1:] if self.end else []), "not one final record, or it came too early"
         assert ([how(end) for end in ends] or [None]) == [self.end]
         assert self.stream.status == (self.end.split()[0] if self.end else "running")
         if self.end is None:
             return
         assert self.engine.live == 0, "the engine was not stopped"
         kept = self.pieces_in(log)
-        if not self._cap_may_have_taken_something(log):
-            assert kept >= self.engine.returned, "a piece whose call had returned is lost"
+        if not self._cap_may_be_reached(log):
+            assert kept >= self.engine.returned, "a piece whose write had returned was lost"
         if self.end == "completed stop":
-            assert kept == len(self.engine.begun), "completed without its whole text"
+            assert kept == len(self.engine.begun), "the stream completed without its whole text"
         ended_at = self.stream.accepted_at + ends[0].timings.total_ms / 1000
         age = trio.current_time() - ended_at
         if age < RETENTION:
@@ -546,20 +550,20 @@ class World:
             with pytest.raises(gone):
                 self.pipeline.get(self.stream.id)
 
-    def _look_at_engine(self, log: list[AnyRecord]) -> None:
+    def _check_engine(self, log: list[AnyRecord]) -> None:
         engine, recorded = self.engine, self.pieces_in(log)
         if not self.called:
-            assert engine.calls == 0, "called before a reader had record 1"
+            assert engine.calls == 0, "the engine was called before a reader had record 1"
             return
         assert engine.calls == 1
         waits_for_room = len(engine.begun) > engine.returned
         if waits_for_room:
-            assert len(engine.begun) - recorded == self.setup.buffer + 1, "held back although the buffer is not full"
-            assert not self.has_room, "held back although there is room"
+            assert len(engine.begun) - recorded == self.setup.buffer + 1, "the engine waits with a buffer not full"
+            assert not self.has_room, "the engine waits although there is room"
         else:
-            assert engine.idle, "it does not go on although nothing holds it back"
+            assert engine.idle, "the engine does not continue although there is room"
         if self.has_room:
-            assert recorded == len(engine.begun), "there is room, and something is not in the log"
+            assert recorded == len(engine.begun), "a piece is not in the log although there is room"
 
 
 def text_of(records: list[AnyRecord]) -> str:
@@ -590,26 +594,26 @@ async def run_program(setup: Setup, program: list[Step]) -> None:
         idle_seconds=NEVER,
         total_seconds=NEVER,
     )
-    engine = ToldEngine(lambda: world.engine_writes())
+    engine = CommandedEngine(lambda: world.engine_writes())
     async with trio.open_nursery() as nursery:
         async with open_pipeline(engine, limits) as pipeline:
             world = World(setup, pipeline, nursery, engine)
-            await world.start()  # and nothing runs before the first step
+            await world.start()  # no task runs before the first step
             for number, step in enumerate(program):
                 try:
                     await world.take_step(step)
-                    world.look()
+                    world.check()
                 except BaseException as error:
                     error.add_note(f"step {number}, {step}")
                     raise
             world.must_end("cancelled shutdown")
-        await trio.sleep(len(world.log))  # the slow read to the end as well
-        world.look_at_the_end()
+        await trio.sleep(len(world.log))  # so that slow readers read to the end too
+        world.check_after_close()
         event(f"ends {world.end}")
         nursery.cancel_scope.cancel()
 
 
-# At least these every time: every end, every policy, and every kind of step.
+# These always run. They cover every end, every policy and every kind of step.
 @example(setup=Setup(buffer=2), program=[Emit(9), Attach(0), Read(0), Read(0), Stall(0), Emit(9), Read(0, 3), End()])
 @example(
     setup=Setup(buffer=3), program=[Attach(0, kind="slow"), Emit(40), Wait(3), Attach(1), Read(1, 9), End("error")]
@@ -643,7 +647,7 @@ async def run_program(setup: Setup, program: list[Step]) -> None:
 )
 @settings(max_examples=1000)
 @given(setup=setups, program=st.lists(steps, min_size=1, max_size=30))
-def test_a_stream_is_what_the_model_says_after_every_step_of_every_program(
+def test_a_stream_matches_the_model_after_every_step_of_every_program(
     setup: Setup, program: list[Step], run_virtually: Callable[..., None]
 ) -> None:
     run_virtually(run_program, setup, program)

@@ -10,7 +10,7 @@ from crucible_trio.timers import Timer, Timers
 
 
 class Diary:
-    """Notes which of its targets' timers fired, and when."""
+    """Records which timers fired, and when."""
 
     def __init__(self) -> None:
         self.notes: list[tuple[str, float]] = []
@@ -20,7 +20,7 @@ class Diary:
 
 
 class Target:
-    """Writes its name into a diary when its timer fires."""
+    """Writes its name into the diary when its timer fires."""
 
     def __init__(self, diary: Diary, name: str) -> None:
         self._diary = diary
@@ -31,10 +31,10 @@ class Target:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), max_size=12))
-def test_each_fires_once_at_its_time_in_order_unless_cancelled(
+def test_each_timer_fires_once_at_its_time_in_order_unless_cancelled(
     run_virtually: object, settings: list[tuple[int, int, bool]]
 ) -> None:
-    """Each setting: when it is made, how much later it is due, and whether it is cancelled again at once."""
+    """Each setting is: when the timer is set, how much later it is due, and whether it is cancelled immediately."""
 
     async def run() -> None:
         timers, diary, expected = Timers(), Diary(), []
@@ -62,7 +62,7 @@ def test_each_fires_once_at_its_time_in_order_unless_cancelled(
     run_virtually(run)  # type: ignore[operator]
 
 
-async def test_those_due_at_one_time_fire_in_the_order_of_setting(autojump_clock: MockClock) -> None:
+async def test_timers_due_at_the_same_time_fire_in_the_order_they_were_set(autojump_clock: MockClock) -> None:
     timers, diary = Timers(), Diary()
     for name in "abcdef":
         timers.set(trio.current_time() + 5, diary.target(name))
@@ -71,7 +71,7 @@ async def test_those_due_at_one_time_fire_in_the_order_of_setting(autojump_clock
     assert "".join(name for name, _ in diary.notes) == "abcdef"
 
 
-async def test_an_earlier_one_wakes_the_timer(autojump_clock: MockClock) -> None:
+async def test_an_earlier_timer_wakes_the_task_that_runs_them(autojump_clock: MockClock) -> None:
     timers, diary, begin = Timers(), Diary(), trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(timers.run)
@@ -86,7 +86,7 @@ async def test_an_earlier_one_wakes_the_timer(autojump_clock: MockClock) -> None
         nursery.cancel_scope.cancel()
 
 
-async def test_one_that_is_due_while_nobody_runs_them_fires_when_somebody_does(autojump_clock: MockClock) -> None:
+async def test_a_timer_due_before_run_fires_when_run_starts(autojump_clock: MockClock) -> None:
     timers, diary = Timers(), Diary()
     timers.set(trio.current_time() + 1, diary.target("a"))
     await trio.sleep(5)
@@ -96,7 +96,7 @@ async def test_one_that_is_due_while_nobody_runs_them_fires_when_somebody_does(a
     assert [name for name, _ in diary.notes] == ["a"]
 
 
-async def test_one_may_set_the_next(autojump_clock: MockClock) -> None:
+async def test_a_firing_timer_may_set_the_next(autojump_clock: MockClock) -> None:
     timers, diary = Timers(), Diary()
 
     class Again:
@@ -110,7 +110,7 @@ async def test_one_may_set_the_next(autojump_clock: MockClock) -> None:
     assert len(diary.notes) == 5
 
 
-async def test_one_that_comes_before_is_kept_and_one_that_comes_later_replaced(autojump_clock: MockClock) -> None:
+async def test_set_no_later_keeps_an_earlier_timer_and_replaces_a_later_one(autojump_clock: MockClock) -> None:
     timers, diary, begin = Timers(), Diary(), trio.current_time()
     first = Timer(inf, diary.target("never"))
     second = timers.set_no_later(first, begin + 5, diary.target("second"))
@@ -126,7 +126,7 @@ async def test_one_that_comes_before_is_kept_and_one_that_comes_later_replaced(a
 
 
 @pytest.mark.parametrize("how", ["cancelled", "fired"])
-async def test_a_spent_timer_calls_nobody_again(how: str, autojump_clock: MockClock) -> None:
+async def test_a_spent_timer_does_not_fire_again(how: str, autojump_clock: MockClock) -> None:
     diary = Diary()
     timer = Timer(trio.current_time(), diary.target("a"))
     if how == "cancelled":

@@ -1,6 +1,6 @@
-"""What the tests of OpenAI's wires share: the application called in process on virtual time, and the SDK on sockets.
+"""Shared fixtures of the OpenAI API tests: the application in process on virtual time, and the SDK on real sockets.
 
-Test modules cannot import one another, so everything here is reached through fixtures.
+Test modules cannot import one another, so they use fixtures.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from crucible_trio.web import create_app
 T = TypeVar("T")
 Json: TypeAlias = dict[str, Any]
 
-# Virtual seconds, longer than any test waits on purpose; and real ones, for the tests on sockets.
+# In virtual time, and longer than any test waits on purpose.
 VIRTUAL_SECONDS = 20_000
+# In real time, for the tests on sockets.
 REAL_SECONDS = 30
 
 
-class Engine(ScriptedEngine):
+class TwoModelEngine(ScriptedEngine):
     """A scripted engine with two models.
 
     Attributes:
-        requests: What it was called with.
+        requests: The requests that it was called with.
     """
 
     def __init__(
@@ -50,16 +51,16 @@ class Engine(ScriptedEngine):
 
 
 @dataclass
-class Exchange:
-    """One request and what has come back so far.
+class OpenAIExchange:
+    """One request and the response so far.
 
     Attributes:
         status: None until the response has begun.
-        headers: By name in lower case; each comes once.
-        messages: The body's messages, each as it was handed to the server, empty ones left out.
-        times: When each message came, in virtual seconds.
-        ended: Whether the application has said that the body is complete.
-        broken: Whether the application gave up after the status line; a server resets the connection then.
+        headers: By name in lower case. Each name occurs once.
+        messages: The body's messages as the application sent them, without empty ones.
+        times: When each message was sent, in virtual seconds.
+        ended: Whether the application has marked the body as complete.
+        broken: Whether the application raised after the status line. A server resets the connection then.
     """
 
     status: int | None = None
@@ -82,7 +83,7 @@ class Exchange:
 
     @property
     def events(self) -> list[Any]:
-        """The data of the finished events, `[DONE]` as text; the shape of every line is checked on the way."""
+        """The data of the complete events, with `[DONE]` as text. Checks the shape of every line."""
         assert self.headers["content-type"] == "text/event-stream"
         *blocks, _ = self.body.replace(b":\n", b"").decode().split("\n\n")
         events = []
@@ -98,14 +99,14 @@ class Exchange:
 
     @property
     def error(self) -> Json:
-        """The error of a refused request; its shape is checked on the way."""
+        """The error of a refused request. Checks its shape."""
         assert set(self.json) == {"error"}
         error: Json = self.json["error"]
         assert set(error) == {"message", "type", "param", "code"}
         assert self.status is not None
         assert self.status >= 400
         assert self.status != 409
-        # Either trying again helps, and when is said, or the SDKs are told not to.
+        # Either a retry may help and `Retry-After` says when, or the SDKs are told not to retry.
         assert ("retry-after" in self.headers) != (self.headers.get("x-should-retry") == "false")
         return error
 
@@ -119,28 +120,28 @@ class Exchange:
         """The client leaves."""
         self._gone.set()
 
-    async def until(self, condition: Callable[[Exchange], bool]) -> None:
-        """Wait until what has come back is enough."""
+    async def until(self, condition: Callable[[OpenAIExchange], bool]) -> None:
+        """Wait until the response so far meets a condition."""
         while not condition(self):
             assert not self.ended, self.body
             await self._news.park()
 
     async def until_event(self, count: int) -> None:
-        """Wait until so many events have come."""
+        """Wait until `count` events have been sent."""
         await self.until(lambda self: self.body.count(b"\n\n") >= count)
 
     async def until_sent(self, piece: bytes) -> None:
-        """Wait until the body holds this."""
+        """Wait until the body contains `piece`."""
         await self.until(lambda self: piece in self.body)
 
 
 @dataclass(frozen=True)
-class Api:
-    """The application over a pipeline, called as a server calls it.
+class OpenAIApi:
+    """The application on a pipeline, called as a server calls it.
 
     Attributes:
-        pipeline: Its streams.
-        engine: What they come from.
+        pipeline: The pipeline that the application serves.
+        engine: The engine of the pipeline.
     """
 
     pipeline: Pipeline
@@ -148,16 +149,18 @@ class Api:
     app: Any
 
     @asynccontextmanager
-    async def open(self, method: str, target: str, body: bytes | Json = b"", **headers: str) -> AsyncIterator[Exchange]:
-        """Send a request and look at the response while it comes; leaving disconnects.
+    async def open(
+        self, method: str, target: str, body: bytes | Json = b"", **headers: str
+    ) -> AsyncIterator[OpenAIExchange]:
+        """Send a request and observe the response while it arrives. Leaving the block disconnects.
 
         Args:
-            method: Of the request.
-            target: Path and query.
-            body: Bytes, or what becomes JSON.
-            headers: `_` stands for `-`; `Content-Type: application/json` is there with a JSON body unless given.
+            method: The request's method.
+            target: The request's path and query.
+            body: Bytes, or a dict that is sent as JSON.
+            headers: In names, `_` stands for `-`. A JSON body gets `Content-Type: application/json` by default.
         """
-        exchange = Exchange()
+        exchange = OpenAIExchange()
         if isinstance(body, dict):
             headers.setdefault("Content_Type", "application/json")
             body = json.dumps(body).encode()
@@ -183,7 +186,7 @@ class Api:
                     exchange.messages.append(message["body"])
                     exchange.times.append(trio.current_time())
                 exchange.ended = not message["more_body"]
-                if exchange.ended:  # a server says so at the end of every response
+                if exchange.ended:  # a server reports a disconnect at the end of every response
                     exchange._gone.set()
             exchange._news.unpark_all()
 
@@ -222,40 +225,40 @@ class Api:
                 yield exchange
                 exchange.disconnect()
 
-    async def ask(self, method: str, target: str, body: bytes | Json = b"", **headers: str) -> Exchange:
-        """Send a request and take the whole response."""
+    async def ask(self, method: str, target: str, body: bytes | Json = b"", **headers: str) -> OpenAIExchange:
+        """Send a request and wait for the whole response."""
         async with self.open(method, target, body, **headers) as exchange:
             await exchange.until(lambda exchange: exchange.ended)
         return exchange
 
-    async def get(self, target: str, **headers: str) -> Exchange:
+    async def get(self, target: str, **headers: str) -> OpenAIExchange:
         return await self.ask("GET", target, **headers)
 
-    async def post(self, target: str, body: bytes | Json = b"", **headers: str) -> Exchange:
+    async def post(self, target: str, body: bytes | Json = b"", **headers: str) -> OpenAIExchange:
         return await self.ask("POST", target, body, **headers)
 
     async def start(self, **fields: Any) -> str:
         """Start a native stream that does not wait for a reader.
 
         Returns:
-            Its id.
+            The stream's id.
         """
         answer = await self.post("/v1/streams", {"input": "Why?"} | fields)
         assert answer.status == 201, answer.body
         return answer.json["id"]
 
-    async def chat(self, headers: Mapping[str, str] | None = None, **fields: Any) -> Exchange:
-        """A chat completion with one question, and with fields."""
+    async def chat(self, headers: Mapping[str, str] | None = None, **fields: Any) -> OpenAIExchange:
+        """A chat completion with one question and the given fields."""
         return await self.post("/v1/chat/completions", chat_body(**fields), **(headers or {}))
 
     def open_chat(
         self, headers: Mapping[str, str] | None = None, **fields: Any
-    ) -> AbstractAsyncContextManager[Exchange]:
+    ) -> AbstractAsyncContextManager[OpenAIExchange]:
         """`open` for a chat completion."""
         return self.open("POST", "/v1/chat/completions", chat_body(**fields), **(headers or {}))
 
     def number(self, name: str, **labels: str) -> float:
-        """One of the pipeline's metrics; 0 when it has never been counted."""
+        """The value of one of the pipeline's metrics, or 0 if it has never been counted."""
         return self.pipeline.metrics.registry.get_sample_value(f"crucible_{name}", labels) or 0
 
 
@@ -266,34 +269,34 @@ def chat_body(**fields: Any) -> Json:
 @asynccontextmanager
 async def _open_api(
     *steps: Any, engine: Any = None, sampling: Iterable[str] = (), **settings: Any
-) -> AsyncIterator[Api]:
-    engine = engine or Engine(*steps, sampling=sampling)
+) -> AsyncIterator[OpenAIApi]:
+    engine = engine or TwoModelEngine(*steps, sampling=sampling)
     async with open_pipeline(engine, Settings(**settings)) as pipeline:
-        yield Api(pipeline, engine, create_app(pipeline))
+        yield OpenAIApi(pipeline, engine, create_app(pipeline))
 
 
 @pytest.fixture(scope="session")
-def open_api() -> Callable[..., AbstractAsyncContextManager[Api]]:
-    """`async with open_api(*steps, **settings) as api`, on virtual time; `engine=` for one that is no script."""
+def open_api() -> Callable[..., AbstractAsyncContextManager[OpenAIApi]]:
+    """`async with open_api(*steps, **settings) as api`, on virtual time. `engine=` replaces the scripted engine."""
     return _open_api
 
 
 @pytest.fixture(scope="session")
-def scripted() -> type[Engine]:
+def scripted() -> type[TwoModelEngine]:
     """The class of engines that follow a script: `scripted(*steps, models=..., sampling=...)`."""
-    return Engine
+    return TwoModelEngine
 
 
 # On sockets
 
 
 @dataclass(frozen=True)
-class Served:
-    """An application that is being served.
+class ServedApp:
+    """A running server.
 
     Attributes:
-        pipeline: Its streams.
-        port: On 127.0.0.1; a proxy's, where one stands before it.
+        pipeline: The pipeline that it serves.
+        port: The server's port on 127.0.0.1, or that of a proxy in front of it.
     """
 
     pipeline: Pipeline
@@ -301,37 +304,37 @@ class Served:
 
     @property
     def base_url(self) -> str:
-        """What an SDK takes under this name."""
+        """The value for an SDK's `base_url`."""
         return f"http://127.0.0.1:{self.port}/v1"
 
 
 @asynccontextmanager
-async def _serving(engine: Any, **settings: Any) -> AsyncIterator[Served]:
+async def _serving(engine: Any, **settings: Any) -> AsyncIterator[ServedApp]:
     with trio.fail_after(REAL_SECONDS):
         async with open_pipeline(engine, Settings(**settings)) as pipeline, trio.open_nursery() as nursery:
             config = Config.from_settings(pipeline.settings)
             config.bind = ["127.0.0.1:0"]
             urls: list[str] = await nursery.start(partial(serve, create_app(pipeline), config))
-            yield Served(pipeline, int(urls[0].rpartition(":")[2]))
+            yield ServedApp(pipeline, int(urls[0].rpartition(":")[2]))
             nursery.cancel_scope.cancel()
 
 
 @pytest.fixture(scope="session")
-def serving() -> Callable[..., AbstractAsyncContextManager[Served]]:
+def serving() -> Callable[..., AbstractAsyncContextManager[ServedApp]]:
     """`async with serving(engine, **settings) as served`: our own server on a free port."""
     return _serving
 
 
-def _options(served: Served, options: Mapping[str, Any]) -> dict[str, Any]:
+def _options(served: ServedApp, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"base_url": served.base_url, "api_key": "none", "max_retries": 0, "timeout": REAL_SECONDS} | dict(options)
 
 
 @pytest.fixture(scope="session")
 def with_sync_client() -> Callable[..., Awaitable[Any]]:
-    """`await with_sync_client(served, use, **options)` calls `use(client)` with an `OpenAI` in a thread of its own."""
+    """`await with_sync_client(served, use, **options)` calls `use(client)` with an `OpenAI` in another thread."""
     openai = pytest.importorskip("openai")
 
-    async def run(served: Served, use: Callable[[Any], T], **options: Any) -> T:
+    async def run(served: ServedApp, use: Callable[[Any], T], **options: Any) -> T:
         def in_thread() -> T:
             with openai.OpenAI(**_options(served, options)) as client:
                 return use(client)
@@ -345,11 +348,11 @@ def with_sync_client() -> Callable[..., Awaitable[Any]]:
 def with_async_client(request: pytest.FixtureRequest) -> Iterator[Callable[..., Awaitable[Any]]]:
     """`await with_async_client(served, use, **options)` awaits `use(client)` with an `AsyncOpenAI`.
 
-    On trio, in the same loop as the server; and on asyncio, in a thread of its own.
+    On trio the client shares the event loop of the server. On asyncio it runs in another thread.
     """
     openai = pytest.importorskip("openai")
 
-    async def run(served: Served, use: Callable[[Any], Awaitable[T]], **options: Any) -> T:
+    async def run(served: ServedApp, use: Callable[[Any], Awaitable[T]], **options: Any) -> T:
         async def call() -> T:
             async with openai.AsyncOpenAI(**_options(served, options)) as client:
                 return await use(client)
@@ -359,7 +362,7 @@ def with_async_client(request: pytest.FixtureRequest) -> Iterator[Callable[..., 
         return await trio.to_thread.run_sync(partial(asyncio.run, call()), abandon_on_cancel=True)
 
     with warnings.catch_warnings():
-        # The SDK stops at `[DONE]` or an error and leaves its own generators to the collector, which trio minds.
+        # After `[DONE]` or an error, the SDK leaves its generators to the garbage collector, and trio warns about it.
         warnings.filterwarnings("ignore", "Async generator '(openai|httpx|httpcore)", ResourceWarning)
         yield run
         gc.collect()

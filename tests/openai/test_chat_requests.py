@@ -1,4 +1,4 @@
-"""What a request for a chat completion may say: understood, harmless, or refused by name."""
+"""The fields of a chat completion request: supported, harmless, or refused by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def engine(*, sampling: tuple[str, ...] = ()) -> ScriptedEngine:
 
 
 async def asked(open_api, fields: dict[str, object], **settings: object) -> Request:
-    """What the engine is asked."""
+    """The request that the engine gets."""
     async with open_api(engine=engine(sampling=SAMPLING), **settings) as api:
         answer = await api.chat(**fields)
         assert answer.status == 200, answer.body
@@ -29,7 +29,7 @@ async def asked(open_api, fields: dict[str, object], **settings: object) -> Requ
 
 
 async def refusal(open_api, fields: dict[str, object], **settings: object) -> tuple[object, ...]:
-    """Status, code and param of the answer; nothing has been started."""
+    """Status, code and param of the refusal. Checks that no stream was started."""
     async with open_api(engine=settings.pop("engine", None) or engine(sampling=SAMPLING), **settings) as api:
         answers = [await api.chat(stream=stream, **fields) for stream in (False, True)]
         assert api.pipeline.streams() == []
@@ -39,7 +39,7 @@ async def refusal(open_api, fields: dict[str, object], **settings: object) -> tu
         return answers[0].status, error["code"], error["param"]
 
 
-async def test_every_field_that_is_understood_reaches_the_engine(open_api, autojump_clock: MockClock) -> None:
+async def test_every_supported_field_reaches_the_engine(open_api, autojump_clock: MockClock) -> None:
     fields = {
         "messages": [
             {"role": "developer", "content": "Be brief."},
@@ -71,11 +71,11 @@ async def test_every_field_that_is_understood_reaches_the_engine(open_api, autoj
     )
 
 
-async def test_without_a_word_about_it_everything_is_the_engines_default(open_api, autojump_clock: MockClock) -> None:
+async def test_fields_that_are_not_given_use_the_engines_defaults(open_api, autojump_clock: MockClock) -> None:
     assert await asked(open_api, {}) == Request(input=(Message("user", "Why?"),), mode="standard", model="small")
 
 
-async def test_an_answers_message_can_be_sent_back_as_it_came(open_api, autojump_clock: MockClock) -> None:
+async def test_the_message_of_an_answer_can_be_sent_back_unchanged(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         message = (await api.chat()).json["choices"][0]["message"]
         message |= {"tool_calls": None, "function_call": None, "audio": None, "annotations": []}
@@ -85,7 +85,7 @@ async def test_an_answers_message_can_be_sent_back_as_it_came(open_api, autojump
         assert api.engine.runs[-1].request.messages[1] == Message("assistant", "a")
 
 
-async def test_instructions_and_answers_without_a_word_are_none(open_api, autojump_clock: MockClock) -> None:
+async def test_empty_instructions_and_empty_answers_are_dropped(open_api, autojump_clock: MockClock) -> None:
     for role in ("system", "developer", "assistant"):
         for content in ("", None, [], [{"type": "text", "text": ""}]):
             messages = [{"role": role, "content": content}, {"role": "user", "content": "Why?"}]
@@ -96,7 +96,7 @@ async def test_instructions_and_answers_without_a_word_are_none(open_api, autoju
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-async def test_both_names_of_the_limit_count(open_api, name, autojump_clock: MockClock) -> None:
+async def test_both_names_of_the_token_limit_work(open_api, name, autojump_clock: MockClock) -> None:
     assert (await asked(open_api, {name: 5})).max_output_tokens == 5
     assert await refusal(open_api, {name: 50}, max_output_tokens=49) == (400, "invalid_request", name)
     assert await refusal(open_api, {name: 0}) == (400, "invalid_request", name)
@@ -130,14 +130,14 @@ async def test_two_limits_that_differ_are_refused(open_api, autojump_clock: Mock
         *[({"reasoning_effort": effort}, "small", "deep") for effort in ("medium", "high", "xhigh", "max")],
     ],
 )
-async def test_names_and_efforts_mean_models_and_modes(
+async def test_model_names_and_efforts_select_model_and_mode(
     open_api, fields, model, mode, autojump_clock: MockClock
 ) -> None:
     request = await asked(open_api, fields, openai_models={"gpt": "org/large", "o3": "small:deep"})
     assert (request.model, request.mode) == (model, mode)
 
 
-async def test_what_they_mean_can_be_set(open_api, autojump_clock: MockClock) -> None:
+async def test_the_meaning_of_names_and_efforts_is_configurable(open_api, autojump_clock: MockClock) -> None:
     settings = {"openai_deep_suffix": "-thinking", "openai_deep_efforts": ("low",)}
     assert (await asked(open_api, {"model": "small-thinking"}, **settings)).mode == "deep"
     assert (await asked(open_api, {"reasoning_effort": "low"}, **settings)).mode == "deep"
@@ -147,7 +147,7 @@ async def test_what_they_mean_can_be_set(open_api, autojump_clock: MockClock) ->
         assert await refusal(open_api, {"model": "small:deep"}, **settings) == (404, "model_not_found", "model")
 
 
-def test_they_can_be_set_in_the_environment() -> None:
+def test_names_and_efforts_can_be_configured_in_the_environment() -> None:
     settings = load_settings(
         {
             "CRUCIBLE_OPENAI_MODELS": '{"o3": "small:deep"}',
@@ -162,13 +162,13 @@ def test_they_can_be_set_in_the_environment() -> None:
         load_settings({"CRUCIBLE_OPENAI_DEEP_EFFORTS": "huge"})
 
 
-def test_a_models_own_name_comes_before_what_the_suffix_makes_of_it() -> None:
+def test_a_models_full_name_wins_over_the_deep_suffix() -> None:
     asks = Asks(EngineInfo(name="x", models=("small", "small:deep")), Settings())
     assert asks.resolve("small:deep") == ("small:deep", "standard")
     assert asks.resolve("small:deep:deep") == ("small:deep", "deep")
 
 
-def test_a_name_for_a_model_that_is_not_there_is_an_error_at_the_start() -> None:
+def test_an_alias_for_a_missing_model_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="openai_models: 'gpt': there is no model 'lost'"):
         Asks(EngineInfo(name="x", models=("small",)), Settings(openai_models={"gpt": "lost"}))
 
@@ -182,7 +182,7 @@ async def test_an_unknown_effort_is_refused(open_api, autojump_clock: MockClock)
     assert await refusal(open_api, {"reasoning_effort": "huge"}) == (400, "invalid_request", "reasoning_effort")
 
 
-async def test_an_unknown_word_for_a_template_is_refused(open_api, autojump_clock: MockClock) -> None:
+async def test_an_unknown_chat_template_argument_is_refused(open_api, autojump_clock: MockClock) -> None:
     fields = {"chat_template_kwargs": {"enable_thinking": True, "x": 1}}
     assert await refusal(open_api, fields) == (400, "invalid_request", "chat_template_kwargs.x")
 
@@ -204,7 +204,7 @@ async def test_a_sampling_field_that_the_engine_does_not_honour_is_refused(
     assert await refusal(open_api, {field: value}, engine=engine()) == (400, "unsupported_parameter", field)
 
 
-async def test_openais_defaults_ask_nothing_of_an_engine_that_honours_no_such_field(
+async def test_openais_default_sampling_is_accepted_by_an_engine_without_sampling(
     open_api, autojump_clock: MockClock
 ) -> None:
     async with open_api(engine=engine()) as api:
@@ -221,7 +221,7 @@ async def test_a_value_out_of_its_range_is_refused_by_name(open_api, field, valu
     assert (status, code, str(param).partition("[")[0]) == (400, "invalid_request", field)
 
 
-# Harmless and refused
+# Harmless and refused fields
 
 
 ANYTHING = ["text", 1, True, {"x": "y"}, ["x"], None]
@@ -246,7 +246,7 @@ async def test_an_unsupported_field_is_refused_by_name_unless_it_asks_for_nothin
 
 
 @pytest.mark.parametrize("name", MESSAGE.refused)
-async def test_so_are_those_of_a_message(open_api, name, autojump_clock: MockClock) -> None:
+async def test_an_unsupported_field_of_a_message_is_refused_by_name(open_api, name, autojump_clock: MockClock) -> None:
     messages = [{"role": "assistant", "content": "a", name: "x"}]
     expected = (400, "unsupported_parameter", f"messages[0].{name}")
     assert await refusal(open_api, {"messages": messages}) == expected
@@ -290,13 +290,13 @@ async def test_an_unknown_field_is_refused_by_name(open_api, name, autojump_cloc
         ],
     ],
 )
-async def test_a_message_that_does_not_fit_is_refused_where_it_stands(
+async def test_an_invalid_message_is_refused_with_the_path_of_the_field(
     open_api, messages, code, param, autojump_clock: MockClock
 ) -> None:
     assert await refusal(open_api, {"messages": messages}) == (400, code, param)
 
 
-async def test_stream_options_go_with_a_stream(open_api, autojump_clock: MockClock) -> None:
+async def test_stream_options_need_a_stream(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         answer = await api.chat(stream_options={"include_usage": True})
         assert (answer.status, answer.error["param"]) == (400, "stream_options")

@@ -1,4 +1,4 @@
-"""A streamed chat completion: its bytes, its ends, and what happens when the client leaves."""
+"""A streamed chat completion: its bytes, its ends, and a client that leaves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def texts(events: list[Any], name: str = "content") -> str:
     return "".join(event["choices"][0]["delta"].get(name, "") for event in events if event != "[DONE]")
 
 
-async def test_a_stream_is_these_bytes(open_api, autojump_clock: MockClock) -> None:
+async def test_a_stream_has_the_documented_bytes(open_api, autojump_clock: MockClock) -> None:
     async with open_api(*DEEP) as api:
         answer = await api.chat(stream=True, reasoning_effort="high", stream_options={"include_usage": True})
         stream = api.pipeline.streams()[0]
@@ -58,7 +58,7 @@ async def test_a_stream_is_these_bytes(open_api, autojump_clock: MockClock) -> N
     )
 
 
-async def test_usage_is_in_no_chunk_unless_it_is_asked_for(open_api, autojump_clock: MockClock) -> None:
+async def test_usage_is_sent_only_on_request(open_api, autojump_clock: MockClock) -> None:
     async with open_api(*DEEP) as api:
         for options in ({}, {"stream_options": {}}, {"stream_options": {"include_usage": False}}):
             answer = await api.chat(stream=True, **options)
@@ -68,7 +68,7 @@ async def test_usage_is_in_no_chunk_unless_it_is_asked_for(open_api, autojump_cl
 
 
 @pytest.mark.parametrize("usage", [Usage(), Usage(input_tokens=3), Usage(output_tokens=9, reasoning_tokens=4)])
-async def test_usage_that_nobody_counted_is_not_made_up(open_api, usage, autojump_clock: MockClock) -> None:
+async def test_usage_that_the_engine_did_not_count_is_left_out(open_api, usage, autojump_clock: MockClock) -> None:
     async with open_api("a", Finish(usage=usage)) as api:
         answer = await api.chat(stream=True, stream_options={"include_usage": True})
         assert [event["usage"] for event in answer.events[:-1]] == [None] * 3
@@ -81,7 +81,7 @@ async def test_usage_without_reasoning_has_no_details(open_api, autojump_clock: 
         assert answer.events[-2]["usage"] == {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12}
 
 
-async def test_lines_end_where_every_client_ends_them(open_api, autojump_clock: MockClock) -> None:
+async def test_every_line_splitter_finds_the_same_lines(open_api, autojump_clock: MockClock) -> None:
     text = "a\u2028b\u2029c\x85d\r\ne"
     async with open_api(Reasoning(text), text) as api:
         answer = await api.chat(stream=True)
@@ -97,9 +97,7 @@ async def test_silence_is_a_comment_line_without_an_event(open_api, autojump_clo
         assert texts(answer.events) == "a"
 
 
-async def test_a_draining_server_says_nothing_on_a_wire_that_knows_no_word_for_it(
-    open_api, autojump_clock: MockClock
-) -> None:
+async def test_a_draining_server_sends_nothing_extra_to_a_chat_client(open_api, autojump_clock: MockClock) -> None:
     gate = Gate()
     async with open_api("a", gate, "b") as api, trio.open_nursery() as nursery:
         async with api.open_chat(stream=True) as answer:
@@ -123,14 +121,12 @@ async def test_a_draining_server_says_nothing_on_a_wire_that_knows_no_word_for_i
         ([Finish()], "stop"),
         (["a", Finish("length")], "length"),
         (["a", Finish("content_filter")], "content_filter"),
-        (["a", Finish("something of the engine's own")], "stop"),
-        ([Repeat("a")], "length"),  # over the server's own limit
-        ([Repeat("x" * 4000)], "length"),  # over the log's
+        (["a", Finish("an unknown reason")], "stop"),
+        ([Repeat("a")], "length"),  # over the server's limit
+        ([Repeat("x" * 4000)], "length"),  # over the log's limit
     ],
 )
-async def test_an_end_that_is_no_accident_has_a_finish_reason(
-    open_api, steps, reason, autojump_clock: MockClock
-) -> None:
+async def test_a_normal_end_has_a_finish_reason(open_api, steps, reason, autojump_clock: MockClock) -> None:
     async with open_api(*steps, max_output_tokens=50, stream_log_bytes=40_000) as api:
         answer = await api.chat(stream=True)
         assert [event["choices"][0]["finish_reason"] for event in answer.events[:-1]] == [
@@ -149,7 +145,7 @@ async def test_an_end_that_is_no_accident_has_a_finish_reason(
         ([Repeat([1, "b"])], "total_deadline", "The answer was not finished in time."),
     ],
 )
-async def test_an_accident_is_an_error_and_never_looks_whole(
+async def test_a_failed_stream_ends_with_an_error_and_never_looks_complete(
     open_api, steps, code, message, autojump_clock: MockClock
 ) -> None:
     async with open_api("a", *steps, total_seconds=200, idle_seconds=100) as api:
@@ -162,7 +158,9 @@ async def test_an_accident_is_an_error_and_never_looks_whole(
 
 
 @pytest.mark.parametrize("code", sorted(CLIENTS_FAULT))
-async def test_an_error_that_the_request_is_to_blame_for_says_so(open_api, code, autojump_clock: MockClock) -> None:
+async def test_an_error_caused_by_the_request_is_an_invalid_request_error(
+    open_api, code, autojump_clock: MockClock
+) -> None:
     async with open_api(EngineError(code, "No.")) as api:
         answer = await api.chat(stream=True)
         assert answer.events[-1] == {
@@ -170,7 +168,7 @@ async def test_an_error_that_the_request_is_to_blame_for_says_so(open_api, code,
         }
 
 
-async def test_a_model_that_does_not_begin_is_an_error(open_api, autojump_clock: MockClock) -> None:
+async def test_a_missed_first_token_deadline_is_an_error(open_api, autojump_clock: MockClock) -> None:
     async with open_api(1000, first_token_seconds=5) as api:
         answer = await api.chat(stream=True)
         assert answer.events[1:] == [
@@ -209,7 +207,9 @@ async def test_a_client_that_leaves_stops_the_engine(open_api, autojump_clock: M
         assert [run.end for run in api.engine.runs] == ["cancelled"]
 
 
-async def test_with_a_key_the_stream_pauses_and_a_retry_gets_all_of_it(open_api, autojump_clock: MockClock) -> None:
+async def test_with_a_key_the_stream_pauses_and_a_retry_gets_the_whole_stream(
+    open_api, autojump_clock: MockClock
+) -> None:
     async with open_api("a", gate := Gate(), "b") as api:
         async with api.open_chat(KEY, stream=True) as first:
             await first.until_sent(b'"a"')
@@ -234,7 +234,7 @@ async def test_a_replay_is_the_same_bytes(open_api, autojump_clock: MockClock) -
         assert api.engine.calls == 1
 
 
-async def test_a_key_with_another_question_is_refused(open_api, autojump_clock: MockClock) -> None:
+async def test_a_key_with_a_different_question_is_refused(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         await api.chat(KEY, stream=True)
         answer = await api.chat(KEY, stream=True, messages=[{"role": "user", "content": "Who?"}])
@@ -242,9 +242,7 @@ async def test_a_key_with_another_question_is_refused(open_api, autojump_clock: 
 
 
 @pytest.mark.parametrize("key", ["", "ä", "a b", "x" * 256])
-async def test_a_key_that_is_none_is_refused_before_anything_is_started(
-    open_api, key, autojump_clock: MockClock
-) -> None:
+async def test_an_invalid_key_is_refused_and_starts_nothing(open_api, key, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         for stream in (True, False):
             answer = await api.chat({"Idempotency_Key": key}, stream=stream)
@@ -267,7 +265,7 @@ async def test_the_same_stream_can_be_read_natively_at_the_same_time(open_api, a
         assert (await api.get(location)).json["output"] == "ab"
 
 
-async def test_one_reader_too_many_is_refused_while_it_can_be_said(open_api, autojump_clock: MockClock) -> None:
+async def test_one_reader_too_many_is_refused_before_the_status_line(open_api, autojump_clock: MockClock) -> None:
     gate = Gate()
     async with (
         open_api("a", gate, max_readers_per_stream=1) as api,
@@ -282,10 +280,10 @@ async def test_one_reader_too_many_is_refused_while_it_can_be_said(open_api, aut
         await first.until(lambda first: first.ended)
 
 
-async def test_a_reader_that_is_refused_too_late_to_say_so_gets_no_end(
+async def test_a_reader_refused_after_the_status_line_gets_no_end(
     open_api, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    """Two come at once for the last place: both status lines are out before one of them is attached."""
+    """Two readers want the last place at the same time. Both status lines are sent before either one is attached."""
     monkeypatch.setattr(answers, "check_room", lambda *_: None)
     gate = Gate()
     async with open_api("a", gate, max_readers_per_stream=1) as api, api.open_chat(KEY, stream=True) as first:
@@ -301,9 +299,7 @@ async def test_a_reader_that_is_refused_too_late_to_say_so_gets_no_end(
 # The fold
 
 
-async def test_what_a_record_looks_like_depends_on_the_records_before_it_alone(
-    open_api, autojump_clock: MockClock
-) -> None:
+async def test_the_chunks_of_a_record_depend_only_on_earlier_records(open_api, autojump_clock: MockClock) -> None:
     async with open_api(*DEEP) as api:
         await api.chat(stream=True)
         frames = api.pipeline.streams()[0].log.read(0)

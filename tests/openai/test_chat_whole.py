@@ -1,4 +1,4 @@
-"""A chat completion in one JSON object: what it holds, which status a failure has, and who holds the engine back."""
+"""A chat completion in one JSON object: its fields, the status of a failure, and backpressure on the engine."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_completion_is_one_object(open_api, autojump_clock: MockClock) -
         }
 
 
-async def test_without_a_trace_and_a_count_there_is_nothing_made_up(open_api, autojump_clock: MockClock) -> None:
+async def test_a_missing_trace_and_missing_usage_are_left_out(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", Finish("length")) as api:
         answer = await api.chat(stream=False)
         [choice] = answer.json["choices"]
@@ -61,7 +61,7 @@ async def test_without_a_trace_and_a_count_there_is_nothing_made_up(open_api, au
         assert "usage" not in answer.json
 
 
-async def test_it_is_the_same_completion_that_a_stream_tells_in_pieces(open_api, autojump_clock: MockClock) -> None:
+async def test_a_whole_completion_matches_the_streamed_one(open_api, autojump_clock: MockClock) -> None:
     async with open_api(Reasoning("x"), "a", Finish(usage=Usage(1, 2))) as api:
         whole = (await api.chat(KEY)).json
         streamed = await api.chat(KEY, stream=True, stream_options={"include_usage": True})
@@ -74,13 +74,13 @@ async def test_it_is_the_same_completion_that_a_stream_tells_in_pieces(open_api,
         assert api.engine.calls == 1
 
 
-async def test_a_log_of_any_length_becomes_one_answer(open_api, autojump_clock: MockClock) -> None:
+async def test_a_long_log_becomes_one_answer(open_api, autojump_clock: MockClock) -> None:
     async with open_api(Repeat("x" * 1000, 500), buffer_tokens=2) as api:
         answer = await api.chat()
         assert answer.json["choices"][0]["message"]["content"] == "x" * 500_000
 
 
-# Failures: the status line is not out yet
+# Failures before the status line is sent
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ async def test_a_log_of_any_length_becomes_one_answer(open_api, autojump_clock: 
         ([Repeat([1, "b"])], 504, "total_deadline", None),
     ],
 )
-async def test_a_failure_has_a_status_and_says_whether_to_try_again(
+async def test_a_failure_has_a_status_and_says_whether_to_retry(
     open_api, steps, status, code, retry_after, autojump_clock: MockClock
 ) -> None:
     async with open_api("a", *steps, total_seconds=200, idle_seconds=100) as api:
@@ -103,9 +103,9 @@ async def test_a_failure_has_a_status_and_says_whether_to_try_again(
         kind = "invalid_request_error" if status == 400 else "server_error"
         assert (answer.status, answer.error["code"], answer.error["type"]) == (status, code, kind)
         assert answer.headers.get("retry-after") == retry_after
-        # What there is of the answer is not lost.
+        # The partial answer is not lost.
         assert (await api.get(answer.headers["location"])).json["output"].startswith("a")
-        # With a key the same request finds the same failure again.
+        # With a key the same request gets the same failure again.
         for _ in range(2):
             answer = await api.chat(KEY)
             assert answer.error["code"] == code
@@ -116,7 +116,9 @@ async def test_a_failure_has_a_status_and_says_whether_to_try_again(
 @pytest.mark.parametrize(
     ("by", "status", "retry_after"), [("client", 499, None), ("disconnect", 499, None), ("shutdown", 503, "5")]
 )
-async def test_a_cancelled_stream_is_no_success(open_api, by, status, retry_after, autojump_clock: MockClock) -> None:
+async def test_a_cancelled_stream_is_an_error_status(
+    open_api, by, status, retry_after, autojump_clock: MockClock
+) -> None:
     async with open_api("a", gate := Gate()) as api, api.open_chat(KEY) as answer:
         await gate.wait_reached()
         api.pipeline.streams()[0].cancel(by)
@@ -151,9 +153,9 @@ async def test_with_a_key_the_stream_pauses_and_a_retry_gets_the_answer(open_api
         assert api.engine.calls == 1
 
 
-async def test_a_client_that_waits_is_a_reader(open_api, autojump_clock: MockClock) -> None:
+async def test_a_waiting_client_counts_as_a_reader(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", gate := Gate(), idle_seconds=1000) as api, api.open_chat():
         await gate.wait_reached()
         assert api.number("readers") == 1
-        await trio.sleep(500)  # longer than any grace, and nobody but this client reads
+        await trio.sleep(500)  # longer than any grace period, with this client as the only reader
         assert api.pipeline.streams()[0].status == "running"

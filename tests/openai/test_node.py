@@ -1,4 +1,4 @@
-"""Clients from npm as they are: the openai package, and the AI SDK with its provider for compatible servers."""
+"""Unmodified clients from npm: the openai package, and the AI SDK with its provider for compatible servers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from crucible_trio.testing import CUTS, ScriptedEngine, Treatment, open_chaos_pr
 FOLDER = Path(__file__).parent / "node"
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "openai.md"
 INSTALL_SECONDS = 300
-SCRIPT_SECONDS = 60  # for failing, never for passing
+SCRIPT_SECONDS = 60  # only a failing test takes this long
 
 Run = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture(scope="session")
 def run_script(run_node: Run) -> Run:
-    """`await run_script("chat.mjs", *arguments)` gives the JSON that the script prints."""
+    """`await run_script("chat.mjs", *arguments)` returns the JSON that the script prints."""
 
     async def run(script: str, *arguments: str) -> Any:
         return json.loads(await run_node(script, *arguments))
@@ -40,7 +40,7 @@ def run_script(run_node: Run) -> Run:
 
 @pytest.fixture(scope="session")
 def run_node(need_program: Callable[[str], str]) -> Run:
-    """`await run_node(*arguments)` gives what Node prints."""
+    """`await run_node(*arguments)` returns the output of Node."""
     node = need_program("node")
     _install(need_program("npm"))
 
@@ -56,7 +56,7 @@ def run_node(need_program: Callable[[str], str]) -> Run:
 
 
 def _install(npm: str) -> None:
-    """Install what the lock file names, once for each lock file."""
+    """Install the packages of the lock file, once per version of the lock file."""
     stamp = FOLDER / "node_modules" / ".installed"
     wanted = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
@@ -96,7 +96,7 @@ def engine() -> ScriptedEngine:
 
 
 def snapshots(served: Any) -> list[Snapshot]:
-    """The native view of all that was generated; the script is the same each time, so the texts must be."""
+    """The native snapshots of all streams. Checks that they are equal, because the script is always the same."""
     found = [stream.snapshot() for stream in served.pipeline.streams()]
     assert {snapshot.output for snapshot in found} == {"".join(ANSWER)}
     assert {"".join(snapshot.trace) for snapshot in found} == {"".join(piece.text for piece in DEEP)}
@@ -105,67 +105,76 @@ def snapshots(served: Any) -> list[Snapshot]:
 
 async def test_the_openai_package_reads_chat_completions(serving, run_script: Run) -> None:
     async with serving(engine()) as served:
-        told = await run_script("chat.mjs", served.base_url)
+        result = await run_script("chat.mjs", served.base_url)
         native, *_ = snapshots(served)
     trace = "".join(native.trace)
     usage = {"prompt_tokens": 3, "completion_tokens": 40, "total_tokens": 43}
     usage["completion_tokens_details"] = {"reasoning_tokens": 9}
-    assert told["streamed"] == {
+    assert result["streamed"] == {
         "content": native.output,
         "reasoning_content": trace,
         "reasoning": trace,
         "finish_reason": "stop",
         "usage": usage,
     }
-    [choice] = told["whole"]["choices"]
+    [choice] = result["whole"]["choices"]
     assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == (native.output, trace)
-    assert (
-        told["accumulated"]["content"] == native.output
-    )  # of a field it does not know this helper keeps the last piece
-    assert (choice["finish_reason"], told["whole"]["usage"]) == ("stop", usage)
-    assert told["refused"] == {"name": "BadRequestError", "status": 400, "code": "unsupported_parameter", "param": "n"}
+    # This helper accumulates only the fields that it knows. Of `reasoning_content` it keeps the last piece.
+    assert result["accumulated"]["content"] == native.output
+    assert (choice["finish_reason"], result["whole"]["usage"]) == ("stop", usage)
+    assert result["refused"] == {
+        "name": "BadRequestError",
+        "status": 400,
+        "code": "unsupported_parameter",
+        "param": "n",
+    }
 
 
-def later_and_later(connection: int) -> Treatment:
+def cut_later_each_time(connection: int) -> Treatment:
     return Treatment(cut_after=150 * connection, cut=CUTS[connection % len(CUTS)])
 
 
-async def test_the_openai_package_reads_responses_and_resumes_one_that_is_cut(serving, run_script: Run) -> None:
-    async with serving(engine()) as served, open_chaos_proxy(served.port, later_and_later) as proxy:
-        told = await run_script("responses.mjs", served.base_url, f"http://127.0.0.1:{proxy.port}/v1")
+async def test_the_openai_package_reads_responses_and_resumes_after_cuts(serving, run_script: Run) -> None:
+    async with serving(engine()) as served, open_chaos_proxy(served.port, cut_later_each_time) as proxy:
+        result = await run_script("responses.mjs", served.base_url, f"http://127.0.0.1:{proxy.port}/v1")
         native, *_ = snapshots(served)
-        assert told["followed"]["cuts"] > 5, proxy
+        assert result["followed"]["cuts"] > 5, proxy
         assert served.pipeline.engine.calls == 4
     for name in ("streamed", "followed"):
-        events = told[name]
+        events = result[name]
         assert events["numbers"] == list(range(len(events["numbers"])))
         assert (events["text"], events["trace"]) == (native.output, "".join(native.trace))
         assert events["last"] == "response.completed"
-    for response in (told["whole"], told["accumulated"], told["streamed"]["response"], told["followed"]["response"]):
+    for response in (
+        result["whole"],
+        result["accumulated"],
+        result["streamed"]["response"],
+        result["followed"]["response"],
+    ):
         reasoning, message = response["output"]
         assert [part["text"] for part in reasoning["summary"]] == native.trace
         assert "".join(part["text"] for part in message["content"]) == native.output
         assert (response["status"], response["usage"]["total_tokens"]) == ("completed", 43)
-    assert told["whole"]["output_text"] == told["accumulated"]["output_text"] == native.output
-    assert (told["lost"], told["whole"]["id"][:5]) == (404, "resp_")
+    assert result["whole"]["output_text"] == result["accumulated"]["output_text"] == native.output
+    assert (result["lost"], result["whole"]["id"][:5]) == (404, "resp_")
 
 
-async def test_the_ai_sdk_tells_reasoning_and_text_apart(serving, run_script: Run) -> None:
+async def test_the_ai_sdk_separates_reasoning_and_text(serving, run_script: Run) -> None:
     async with serving(engine()) as served:
-        told = await run_script("ai.mjs", served.base_url)
+        result = await run_script("ai.mjs", served.base_url)
         native, *_ = [stream.snapshot() for stream in served.pipeline.streams() if stream.request.mode == "deep"]
     trace = "".join(native.trace)
-    assert (told["parts"]["text"], told["parts"]["reasoning"]) == (native.output, trace)
-    kinds = [kind for kind in told["parts"]["kinds"] if kind.startswith(("reasoning", "text"))]
+    assert (result["parts"]["text"], result["parts"]["reasoning"]) == (native.output, trace)
+    kinds = [kind for kind in result["parts"]["kinds"] if kind.startswith(("reasoning", "text"))]
     assert kinds == ["reasoning-start", "reasoning-delta", "reasoning-end", "text-start", "text-delta", "text-end"]
-    for answer in (told["streamed"], told["whole"]):
+    for answer in (result["streamed"], result["whole"]):
         assert (answer["text"], answer["reasoning"], answer["finish"]) == (native.output, trace, "stop")
         assert (answer["usage"]["inputTokens"], answer["usage"]["outputTokens"]) == (3, 40)
-    assert told["failed"] == ["It broke."]
-    assert told["failedFinish"] != "stop"
+    assert result["failed"] == ["It broke."]
+    assert result["failedFinish"] != "stop"
 
 
-async def test_the_programs_of_the_page_print_trace_and_answer(serving, run_node: Run) -> None:
+async def test_the_programs_in_the_docs_print_trace_and_answer(serving, run_node: Run) -> None:
     programs = re.findall("^```js\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert len(programs) == 2
     for program in programs:

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form on its routes, and on no others; and the rules that hold there as everywhere."""
+"""Errors in OpenAI's format on its routes only, and the general rules that also apply to these routes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KEYS = {"keys": {"alice": "a-key", "bob": "b-key"}}
         (b"x" * 2000, {}, 413, "body_too_large"),
     ],
 )
-async def test_a_body_that_is_none_is_refused(open_api, body, headers, status, code, autojump_clock: MockClock) -> None:
+async def test_an_invalid_body_is_refused(open_api, body, headers, status, code, autojump_clock: MockClock) -> None:
     async with open_api("a", max_request_bytes=200_000 if body[-1:] == b"[" else 1000) as api:
         answer = await api.post(CHAT, body, **({"Content_Type": "application/json"} | headers))
         assert (answer.status, answer.error["code"]) == (status, code)
@@ -46,7 +46,7 @@ async def test_a_parameter_in_the_query_is_refused_by_name(open_api, autojump_cl
         assert (answer.status, answer.error["param"]) == (400, "x")
 
 
-async def test_a_key_is_needed_where_keys_are_configured(open_api, autojump_clock: MockClock) -> None:
+async def test_an_api_key_is_required_if_keys_are_configured(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", **KEYS) as api:
         for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Basic a-key"}):
             for method, target in (("POST", CHAT), ("GET", "/v1/models/scripted")):
@@ -62,7 +62,7 @@ async def test_a_key_is_needed_where_keys_are_configured(open_api, autojump_cloc
         assert (await api.get(location, Authorization="Bearer a-key")).status == 200
 
 
-async def test_a_foreign_page_is_refused_and_an_allowed_one_can_read_the_answer(
+async def test_a_foreign_page_is_refused_and_an_allowed_page_can_read_the_answer(
     open_api, autojump_clock: MockClock
 ) -> None:
     async with open_api("a", allowed_origins=("https://ok.example",)) as api:
@@ -77,7 +77,7 @@ async def test_a_foreign_page_is_refused_and_an_allowed_one_can_read_the_answer(
         assert (answer.status, answer.headers["access-control-allow-origin"]) == (204, "https://ok.example")
 
 
-async def test_a_limit_is_429_or_503_and_says_when_to_come_again(open_api, autojump_clock: MockClock) -> None:
+async def test_a_reached_limit_is_429_or_503_with_a_retry_after(open_api, autojump_clock: MockClock) -> None:
     async with (
         open_api("a", gate := Gate(), max_streams_per_owner=1, max_streams=2, **KEYS) as api,
         api.open("POST", CHAT, BODY, Authorization="Bearer a-key"),
@@ -136,7 +136,7 @@ async def test_a_slow_body_is_408(open_api, autojump_clock: MockClock) -> None:
         assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
 
 
-async def test_an_error_of_ours_is_500_and_is_not_repeated(
+async def test_an_internal_error_is_500_and_tells_the_client_not_to_retry(
     open_api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -156,7 +156,7 @@ async def test_an_error_of_ours_is_500_and_is_not_repeated(
 
 
 @pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/x", "/v1/chat/completions/", "/v1/chat/completions/x"])
-async def test_a_path_that_is_no_route_is_404(open_api, path, autojump_clock: MockClock) -> None:
+async def test_a_path_without_a_route_is_404(open_api, path, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         for method in ("GET", "POST"):
             answer = await api.ask(method, path, BODY)
@@ -164,7 +164,7 @@ async def test_a_path_that_is_no_route_is_404(open_api, path, autojump_clock: Mo
             assert answer.error["type"] == "invalid_request_error"
 
 
-async def test_a_method_that_a_route_has_not_is_405(open_api, autojump_clock: MockClock) -> None:
+async def test_a_method_that_a_route_does_not_support_is_405(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         for method, path, allowed in (("GET", CHAT, "OPTIONS, POST"), ("POST", "/v1/models/x", "GET, HEAD, OPTIONS")):
             answer = await api.ask(method, path)
@@ -172,7 +172,7 @@ async def test_a_method_that_a_route_has_not_is_405(open_api, autojump_clock: Mo
             assert ", ".join(sorted(answer.headers["allow"].split(", "))) == allowed
 
 
-async def test_the_native_routes_keep_their_own_form(open_api, autojump_clock: MockClock) -> None:
+async def test_the_native_routes_keep_their_error_format(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", keys={"alice": "key"}) as api:
         for method, path in (
             ("GET", "/v1/streams"),
@@ -187,7 +187,7 @@ async def test_the_native_routes_keep_their_own_form(open_api, autojump_clock: M
 
 
 @pytest.mark.parametrize("prefix", ["", "/ai"])
-async def test_in_another_application_the_routes_are_there_and_the_rest_is_its_own(
+async def test_in_another_application_only_our_routes_use_our_error_format(
     open_api, prefix, autojump_clock: MockClock
 ) -> None:
     async with open_api("a") as api:

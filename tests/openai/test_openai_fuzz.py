@@ -1,4 +1,4 @@
-"""Random requests to OpenAI's routes: no error of ours, no 409, and every refusal in the one shape."""
+"""Random requests to OpenAI's routes: no internal error, no 409, and every refusal in the same format."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ messages = st.fixed_dictionaries(
     optional={"name": texts, "id": texts},
 )
 conversations = st.lists(messages, min_size=1, max_size=3)
-# Each API's own field, good more often than not, and up to two others.
+# The required field of each API, usually valid, and up to two other fields.
 asks = {
     path: st.builds(
         lambda name, content, more: {name: content} | more,
@@ -107,7 +107,7 @@ NAMED_DEEPLY = b'{"input":"a","' + b"x" * 100_000 + b'":1}'
 @example(batch=[("POST", "/v1/responses", b'{"input":"a","max_output_tokens":1' + b"0" * 5000 + b"}")])
 @example(batch=[("POST", "/v1/chat/completions", b'{"messages":[{"role":"user","content":"\\ud800"}]}')])
 @example(batch=[("POST", "/v1/responses", b'{"input":"a","text":' + b'{"format":' * 5000 + b"1" + b"}" * 5001)])
-def test_no_request_makes_an_error_of_ours(open_api: Any, batch: list[tuple[str, str, bytes]]) -> None:
+def test_no_request_causes_an_internal_error(open_api: Any, batch: list[tuple[str, str, bytes]]) -> None:
     async def send_all() -> None:
         async with open_api(Reasoning("Hm", 0), "a") as api:
             finished = (await api.post("/v1/responses", {"input": "Why?"})).json["id"]

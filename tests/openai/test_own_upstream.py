@@ -1,4 +1,4 @@
-"""Our upstream engine with our own chat completions behind it: one server in front of another, and a bad network."""
+"""Our upstream engine with our chat completions as its upstream: two servers in a row, also on a bad network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEEP = ("1. First, ", "the wärm ", "water.\n", "2. Then \U0001f375.")
 
 
 def inner(*more: Any) -> ScriptedEngine:
-    """Thinks only where it is asked to, as a model does."""
+    """An engine that reasons only in deep mode, as a model does."""
     return ScriptedEngine(
         lambda request: [Reasoning(piece) for piece in DEEP] if request.mode == "deep" else [],
         "Hel",
@@ -31,7 +31,7 @@ def inner(*more: Any) -> ScriptedEngine:
 
 
 async def answer_of(base_url: str, mode: Any) -> Snapshot:
-    """What a stream has in the end whose engine is the server there."""
+    """The final snapshot of a stream whose upstream is the server at `base_url`."""
     async with open_upstream(base_url) as engine, open_pipeline(engine) as pipeline:
         stream = await pipeline.start(Request("Why?", mode=mode))
         async with stream.attach() as reader:
@@ -41,7 +41,7 @@ async def answer_of(base_url: str, mode: Any) -> Snapshot:
 
 
 @pytest.mark.parametrize("mode", ["standard", "deep"])
-async def test_a_stream_comes_through_whole(serving, mode) -> None:
+async def test_a_stream_arrives_whole(serving, mode) -> None:
     engine = inner()
     async with serving(engine) as served:
         snapshot = await answer_of(served.base_url, mode)
@@ -53,9 +53,9 @@ async def test_a_stream_comes_through_whole(serving, mode) -> None:
 
 @pytest.mark.parametrize("mode", ["standard", "deep"])
 @pytest.mark.parametrize("cut", ["fin", "rst", "half_close_answer"])
-async def test_a_cut_between_the_two_is_a_failure_wherever_it_falls(serving, mode, cut) -> None:
+async def test_a_cut_between_the_two_servers_is_a_failure_at_any_byte(serving, mode, cut) -> None:
     whole = "".join(DEEP) * (mode == "deep") + "Hello."
-    # The models are asked for first, on a connection that the completion then uses too.
+    # The engine first lists the models, on the connection that the completion then uses too.
     async with serving(inner()) as served:
         async with open_chaos_proxy(served.port) as proxy:
             await answer_of(f"http://127.0.0.1:{proxy.port}/v1", mode)
@@ -66,7 +66,7 @@ async def test_a_cut_between_the_two_is_a_failure_wherever_it_falls(serving, mod
                 snapshot = await answer_of(f"http://127.0.0.1:{proxy.port}/v1", mode)
                 assert snapshot.status in {"failed", "completed"}, proxy
                 text = "".join(snapshot.trace) + snapshot.output
-                if snapshot.status == "completed":  # cut after the finish reason: `[DONE]` says nothing more
+                if snapshot.status == "completed":  # cut after the finish reason, where only `[DONE]` is missing
                     assert text == whole, proxy
                 else:
                     failed += 1
@@ -76,7 +76,7 @@ async def test_a_cut_between_the_two_is_a_failure_wherever_it_falls(serving, mod
         assert failed
 
 
-async def test_a_failure_comes_through_as_one(serving) -> None:
+async def test_an_upstream_failure_arrives_as_a_failure(serving) -> None:
     async with serving(inner(EngineError("model_failed", "It broke."))) as served:
         snapshot = await answer_of(served.base_url, "standard")
     assert (snapshot.status, snapshot.output) == ("failed", "Hello.")
@@ -85,7 +85,7 @@ async def test_a_failure_comes_through_as_one(serving) -> None:
 
 
 @pytest.mark.parametrize("cut_after", [None, 800])
-async def test_an_sdk_at_the_outer_server_has_what_the_inner_one_made_or_an_error(
+async def test_an_sdk_at_the_outer_server_gets_the_whole_answer_or_an_error(
     serving, with_sync_client, cut_after
 ) -> None:
     def chat(client: openai.OpenAI) -> tuple[str, str]:

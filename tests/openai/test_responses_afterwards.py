@@ -1,4 +1,4 @@
-"""A response after its start: coming back to it, stopping it, how long it is kept, and for whom."""
+"""A response after its start: resuming, cancelling, retention and ownership."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATH = "/v1/responses"
 
 
 def blocks_in(body: bytes) -> list[bytes]:
-    """The whole events in what has come of a body, heartbeats left out."""
+    """The complete events of a partial body, without heartbeats."""
     return [block.removeprefix(b":\n") + b"\n\n" for block in body.split(b"\n\n")[:-1]]
 
 
@@ -31,11 +31,11 @@ def text_of(response: dict[str, object]) -> str:
     return Response.model_validate(response).output_text
 
 
-def text_of_any(response: dict[str, object]) -> str:
+def text_of_message(response: dict[str, object]) -> str:
     return "".join(part["text"] for item in response["output"] for part in item["content"])
 
 
-# Coming back
+# Resuming
 
 
 async def test_every_resume_is_the_tail_of_the_whole_and_the_last_is_empty(open_api, autojump_clock) -> None:
@@ -66,7 +66,7 @@ async def test_a_replay_from_the_beginning_is_the_same_bytes(query: str, open_ap
         assert (await api.get(f"{PATH}/{response_id}?{query}")).body == whole.body
 
 
-async def test_a_client_that_is_cut_again_and_again_has_every_event_once(open_api, autojump_clock) -> None:
+async def test_a_client_that_is_cut_repeatedly_gets_every_event_once(open_api, autojump_clock) -> None:
     letters = [step for letter in "abcdefgh" for step in (letter, 1)]
     async with open_api(*letters) as api:
         response_id = (await api.post(PATH, BACKGROUND)).json["id"]
@@ -82,7 +82,7 @@ async def test_a_client_that_is_cut_again_and_again_has_every_event_once(open_ap
         assert b"".join(blocks_in((await api.get(f"{PATH}/{response_id}?stream=true")).body)).endswith(exchange.body)
 
 
-async def test_a_resume_at_the_head_waits_for_what_comes(open_api, autojump_clock) -> None:
+async def test_a_resume_at_the_head_waits_for_new_events(open_api, autojump_clock) -> None:
     gate = trio.Event()
     async with open_api("a", gate, "b") as api:
         response_id = (await api.post(PATH, BACKGROUND)).json["id"]
@@ -113,7 +113,7 @@ async def test_a_resume_at_the_head_waits_for_what_comes(open_api, autojump_cloc
         ("include[]=reasoning.encrypted_content&include[]=web_search_call.results", "include"),
     ],
 )
-async def test_a_retrieval_that_makes_no_sense_is_400(query: str, param: str, open_api, autojump_clock) -> None:
+async def test_an_invalid_retrieval_query_is_400(query: str, param: str, open_api, autojump_clock) -> None:
     async with open_api(*DEEP) as api:
         response_id = (await api.post(PATH, ASK)).json["id"]
         answer = await api.get(f"{PATH}/{response_id}?{query}")
@@ -121,7 +121,7 @@ async def test_a_retrieval_that_makes_no_sense_is_400(query: str, param: str, op
     assert answer.error["type"] == "invalid_request_error"
 
 
-async def test_a_head_request_attaches_nothing(open_api, autojump_clock) -> None:
+async def test_a_head_request_attaches_no_reader(open_api, autojump_clock) -> None:
     async with open_api("a", 100, "b", idle_seconds=1_000) as api:
         response_id = (await api.post(PATH, BACKGROUND)).json["id"]
         answer = await api.ask("HEAD", f"{PATH}/{response_id}?stream=true")
@@ -129,7 +129,7 @@ async def test_a_head_request_attaches_nothing(open_api, autojump_clock) -> None
         assert api.number("readers") == 0
 
 
-async def test_one_reader_too_many_is_told_before_the_status_line(open_api, autojump_clock) -> None:
+async def test_one_retrieval_too_many_is_refused_before_the_status_line(open_api, autojump_clock) -> None:
     async with open_api("a", 100, "b", idle_seconds=1_000, max_readers_per_stream=1) as api:
         response_id = (await api.post(PATH, BACKGROUND)).json["id"]
         async with api.open("GET", f"{PATH}/{response_id}?stream=true") as exchange:
@@ -139,10 +139,10 @@ async def test_one_reader_too_many_is_told_before_the_status_line(open_api, auto
             assert "retry-after" in answer.headers
 
 
-# Stopping
+# Cancelling
 
 
-async def test_a_cancel_answers_the_cancelled_response_and_may_be_repeated(open_api, autojump_clock) -> None:
+async def test_cancel_returns_the_cancelled_response_and_may_be_repeated(open_api, autojump_clock) -> None:
     async with open_api("a", 1_000, "b", idle_seconds=10_000) as api:
         response_id = (await api.post(PATH, BACKGROUND)).json["id"]
         async with api.open("GET", f"{PATH}/{response_id}?stream=true") as exchange:
@@ -150,20 +150,20 @@ async def test_a_cancel_answers_the_cancelled_response_and_may_be_repeated(open_
             first = await api.post(f"{PATH}/{response_id}/cancel")
             await exchange.until(lambda exchange: exchange.ended)
         again = await api.post(f"{PATH}/{response_id}/cancel")
-    assert (first.status, first.json["status"], text_of_any(first.json)) == (200, "cancelled", "a")
+    assert (first.status, first.json["status"], text_of_message(first.json)) == (200, "cancelled", "a")
     last = exchange.events[-1]
     assert last["type"] == "response.incomplete"
     assert last["response"] == first.json == again.json
 
 
-async def test_a_cancel_of_what_is_complete_changes_nothing(open_api, autojump_clock) -> None:
+async def test_cancelling_a_complete_response_changes_nothing(open_api, autojump_clock) -> None:
     async with open_api(*DEEP) as api:
         whole = await api.post(PATH, ASK)
         answer = await api.post(f"{PATH}/{whole.json['id']}/cancel")
     assert (answer.status, answer.json) == (200, whole.json)
 
 
-async def test_who_waits_without_stream_learns_of_a_cancel_by_an_http_error(open_api, autojump_clock) -> None:
+async def test_a_client_waiting_without_stream_gets_an_http_error_on_cancel(open_api, autojump_clock) -> None:
     async with open_api("a", 1_000, "b", idle_seconds=10_000) as api, api.open("POST", PATH, ASK) as exchange:
         await trio.sleep(10)
         [stream] = api.pipeline.streams()
@@ -186,7 +186,7 @@ async def test_a_deleted_response_is_stopped_and_gone(open_api, autojump_clock) 
             assert (await api.ask(method, f"{PATH}/{response_id}{path}")).status == 404
 
 
-# Keeping
+# Retention
 
 
 async def test_a_response_is_kept_for_the_retention(open_api, autojump_clock) -> None:
@@ -202,7 +202,7 @@ async def test_a_response_is_kept_for_the_retention(open_api, autojump_clock) ->
 
 
 @pytest.mark.parametrize("ask", [ASK, LIVE])
-async def test_what_is_not_stored_is_forgotten_at_its_end(ask: dict[str, object], open_api, autojump_clock) -> None:
+async def test_an_unstored_response_is_forgotten_at_its_end(ask: dict[str, object], open_api, autojump_clock) -> None:
     async with open_api("a", 10, "b") as api:
         async with api.open("POST", PATH, ask | {"store": False}) as exchange:
             await trio.sleep(5)
@@ -220,7 +220,7 @@ async def test_what_is_not_stored_is_forgotten_at_its_end(ask: dict[str, object]
 
 
 @pytest.mark.parametrize("ask", [ASK, LIVE])
-async def test_what_is_not_stored_is_forgotten_when_its_client_leaves(
+async def test_an_unstored_response_is_forgotten_when_its_client_leaves(
     ask: dict[str, object], open_api, autojump_clock
 ) -> None:
     async with open_api("a", 10, "b") as api:
@@ -231,7 +231,7 @@ async def test_what_is_not_stored_is_forgotten_when_its_client_leaves(
         assert api.number("log_bytes") == 0
 
 
-async def test_with_a_key_a_retry_finds_what_is_not_stored_and_nobody_else_does(open_api, autojump_clock) -> None:
+async def test_an_unstored_response_is_found_only_by_a_retry_with_its_key(open_api, autojump_clock) -> None:
     async with open_api(*DEEP) as api:
         first = await api.post(PATH, LIVE | {"store": False}, Idempotency_Key="k")
         again = await api.post(PATH, LIVE | {"store": False}, Idempotency_Key="k")
@@ -240,10 +240,10 @@ async def test_with_a_key_a_retry_finds_what_is_not_stored_and_nobody_else_does(
         assert (await api.get(f"{PATH}/{response_id}")).status == 404
 
 
-# Whose it is
+# Ownership
 
 
-async def test_a_response_is_its_owners_alone(open_api, autojump_clock) -> None:
+async def test_only_its_owner_finds_a_response(open_api, autojump_clock) -> None:
     alice, bob = {"Authorization": "Bearer key-a"}, {"Authorization": "Bearer key-b"}
     async with open_api("a", 1_000, "b", keys={"alice": "key-a", "bob": "key-b"}, idle_seconds=10_000) as api:
         response_id = (await api.post(PATH, BACKGROUND, **alice)).json["id"]
@@ -251,8 +251,8 @@ async def test_a_response_is_its_owners_alone(open_api, autojump_clock) -> None:
             foreign = await api.ask(method, f"{PATH}/{response_id}{path}", **bob)
             unknown = await api.ask(method, f"{PATH}/resp_{'x' * 22}{path}", **bob)
             assert (foreign.status, foreign.json) == (404, unknown.json)
-            nobody = await api.ask(method, f"{PATH}/{response_id}{path}")
-            assert (nobody.status, nobody.error["code"]) == (401, "invalid_api_key")
+            anonymous = await api.ask(method, f"{PATH}/{response_id}{path}")
+            assert (anonymous.status, anonymous.error["code"]) == (401, "invalid_api_key")
         assert (await api.get(f"{PATH}/{response_id}", **alice)).json["status"] == "in_progress"
 
 
@@ -272,7 +272,7 @@ async def test_an_unknown_id_is_404(response_id: str, open_api, autojump_clock) 
         ("PUT", f"{PATH}/resp_{'x' * 22}", 405),
     ],
 )
-async def test_what_there_is_no_route_for_is_refused_in_the_same_form(
+async def test_an_unknown_route_or_method_is_refused_in_openais_format(
     method: str, path: str, status: int, open_api, autojump_clock
 ) -> None:
     async with open_api() as api:

@@ -1,4 +1,4 @@
-"""The responses wire without I/O: what the events of a log are, and that every resume is the tail of the whole."""
+"""The responses dialect without I/O: the events of a log, and every resume as the tail of the whole body."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ASKED = Asked(
     background=True,
 )
 
-# Segments are numbers, the answer has none. Each inner list is what the recorder finds ready at once.
+# A number is a segment of the trace, None is the answer. Each inner list is one batch for the recorder.
 DEEP = [
     [Token("First, ", 0), Token("add.", 0)],
     [Token("Then ", 1)],
@@ -64,7 +64,7 @@ INTERRUPTED = [[Token("a", 0)], [Token("Hel", None)], [Token("b", 0)], [Token("c
 
 
 def make_log(batches: Sequence[Sequence[Token]], ending: object = COMPLETED) -> MemoryLog:
-    """A log as a stream writes it; a running one if there is no ending."""
+    """A log as a stream writes it. Without an ending the stream is still running."""
     log = MemoryLog(room_without_readers=True)
     recorder = Recorder(STREAM, max_bytes=10_000_000)
     log.append_nowait([recorder.create(mode="deep", model="tiny", created_at=CREATED_AT)])
@@ -81,7 +81,7 @@ async def body_of(log: MemoryLog, starting_after: int | None = None, asked: Aske
 
 
 def events_in(body: bytes) -> list[dict[str, object]]:
-    """The events of a body; checks the shape of every line on the way."""
+    """The events of a body. Checks the shape of every line."""
     events = []
     for block in body.decode().split("\n\n")[:-1]:
         kind, data = block.split("\n")
@@ -129,7 +129,7 @@ async def test_a_deep_stream_has_exactly_the_documented_events() -> None:
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
 
 
-async def test_every_event_is_the_documented_json() -> None:
+async def test_every_event_has_exactly_the_documented_json() -> None:
     body = (await body_of(make_log([[Token("Hm", 0)], [Token("Hi", None)]]))).decode()
     blocks = body.split("\n\n")
     asked = (
@@ -190,7 +190,7 @@ async def test_every_event_is_the_documented_json() -> None:
     ] + [""]
 
 
-async def test_the_sdks_own_models_take_every_event_strictly() -> None:
+async def test_the_sdks_models_accept_every_event_in_strict_mode() -> None:
     adapter = TypeAdapter(ResponseStreamEvent)
     ends = [
         COMPLETED,
@@ -202,7 +202,7 @@ async def test_the_sdks_own_models_take_every_event_strictly() -> None:
             parsed = adapter.validate_python(event)
             assert not parsed.model_extra
             if response := getattr(parsed, "response", None):
-                assert set(response.model_extra) == {"store"}  # the API has it, the SDK has not
+                assert set(response.model_extra) == {"store"}  # the API documents it, the SDK does not know it
                 assert all(not item.model_extra for item in response.output)
 
 
@@ -235,7 +235,7 @@ TOKENS = st.builds(Token, st.text(min_size=1, max_size=3), st.none() | st.intege
 
 @settings(max_examples=40)
 @given(st.lists(st.lists(TOKENS, min_size=1, max_size=4), max_size=8))
-def test_any_log_resumes_anywhere_and_its_texts_are_those_of_the_log(batches: list[list[Token]]) -> None:
+def test_any_log_can_be_resumed_anywhere_and_its_events_hold_the_text_of_the_log(batches: list[list[Token]]) -> None:
     async def check() -> None:
         log = make_log(batches)
         await _every_resume_is_the_tail(log)
@@ -262,14 +262,14 @@ def _joined(events: list[dict[str, object]], kind: str) -> str:
     return "".join(str(event["delta"]) for event in events if event["type"] == kind)
 
 
-async def test_a_resume_in_the_middle_of_a_records_events_goes_back_to_before_the_record() -> None:
+async def test_a_resume_between_the_events_of_one_record_reads_that_record_again() -> None:
     log = make_log(DEEP)
-    # Event 2 opens the item, 3 the part, 4 is the delta: all three are record 2.
+    # Event 2 opens the item, event 3 opens the part, event 4 is the delta. All three belong to record 2.
     assert [(await open_view(log, ASKED, number))[1] for number in (None, 0, 1, 2, 3, 4)] == [0, 0, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("ending", [None, COMPLETED])
-async def test_a_resume_after_the_last_event_there_is_has_nothing_to_send_yet(ending: object) -> None:
+async def test_a_resume_after_the_last_event_has_nothing_to_send_yet(ending: object) -> None:
     log = make_log(DEEP, ending)
     count = len(await events_of(log))
     view, after = await open_view(log, ASKED, count - 1)
@@ -278,7 +278,7 @@ async def test_a_resume_after_the_last_event_there_is_has_nothing_to_send_yet(en
 
 
 @pytest.mark.parametrize("ending", [None, COMPLETED])
-async def test_a_resume_after_an_event_that_never_was_is_refused(ending: object) -> None:
+async def test_a_resume_after_an_event_that_does_not_exist_is_refused(ending: object) -> None:
     log = make_log(DEEP, ending)
     count = len(await events_of(log))
     for number in (count, count + 1, 10**30):
@@ -287,7 +287,7 @@ async def test_a_resume_after_an_event_that_never_was_is_refused(ending: object)
         assert caught.value.param == "starting_after"
 
 
-async def test_a_resume_goes_on_with_what_comes_later() -> None:
+async def test_a_resume_continues_with_later_records() -> None:
     log = MemoryLog(room_without_readers=True)
     recorder = Recorder(STREAM, max_bytes=10_000_000)
     log.append_nowait([recorder.create(mode="deep", model="tiny", created_at=CREATED_AT)])
@@ -302,7 +302,7 @@ async def test_a_resume_goes_on_with_what_comes_later() -> None:
     assert events_in(tail)[0]["sequence_number"] == 4
 
 
-async def test_reasoning_that_comes_again_has_items_of_its_own() -> None:
+async def test_reasoning_after_text_becomes_a_new_item() -> None:
     events = await events_of(make_log(INTERRUPTED))
     output = events[-1]["response"]["output"]
     assert [(item["type"], item["id"]) for item in output] == [
@@ -311,7 +311,7 @@ async def test_reasoning_that_comes_again_has_items_of_its_own() -> None:
         ("reasoning", "rs_7Q2M4kWcT0aXn3v9LzB1pg_2"),
         ("message", "msg_7Q2M4kWcT0aXn3v9LzB1pg_3"),
     ]
-    # The second item's parts count from 0 again, whatever the log's segments are: they are its own summary's places.
+    # Summary indexes count from 0 in every item, independently of the segment numbers in the log.
     added = [event for event in events if event["type"] == "response.reasoning_summary_part.added"]
     assert [(event["output_index"], event["summary_index"]) for event in added] == [(0, 0), (2, 0), (2, 1)]
     assert [part["text"] for part in output[2]["summary"]] == ["b", "c"]
@@ -370,7 +370,7 @@ FAILED = partial(StreamFailed, error=ErrorInfo("upstream_timeout", "Too slow.", 
     ],
 )
 @pytest.mark.parametrize("batches", [DEEP, DEEP[:2], []])
-async def test_every_ending_says_what_it_was(
+async def test_every_kind_of_end_has_its_status_and_reason(
     batches: list[list[Token]], ending: object, kind: str, status: str, reason: str | None, error: object
 ) -> None:
     events = await events_of(make_log(batches, ending))
@@ -385,11 +385,11 @@ async def test_every_ending_says_what_it_was(
         sum(event["type"] in {"response.completed", "response.incomplete", "response.failed"} for event in events) == 1
     )
     statuses = [item["status"] for item in response["output"]]
-    # A trace has its own end in the log, before anybody knows how the stream ends; an answer ends with the stream.
+    # A trace ends in the log before the stream's end is known. An answer ends with the stream.
     assert statuses == ["completed", "completed" if status == "completed" else "incomplete"][: len(statuses)]
 
 
-async def test_a_stream_without_a_token_has_no_items() -> None:
+async def test_a_stream_without_text_has_no_items() -> None:
     events = await events_of(make_log([]))
     assert types_of(events) == ["created", "in_progress", "completed"]
     assert events[-1]["response"]["output"] == []
@@ -405,9 +405,7 @@ async def test_a_stream_without_a_token_has_no_items() -> None:
         (Usage(0, 0, 0), (0, 0, 0, 0)),
     ],
 )
-async def test_usage_is_null_as_a_whole_where_input_or_output_is_unknown(
-    usage: Usage, expected: tuple[int, ...] | None
-) -> None:
+async def test_usage_is_null_if_input_or_output_is_unknown(usage: Usage, expected: tuple[int, ...] | None) -> None:
     events = await events_of(make_log([], partial(COMPLETED, usage=usage)))
     found = events[-1]["response"]["usage"]
     if expected is None:
@@ -425,7 +423,7 @@ async def test_characters_that_break_lines_in_old_clients_are_escaped() -> None:
     assert events_in(body)[-1]["response"]["output"][0]["content"][0]["text"] == "a\u2028b\x85c\r\nd"
 
 
-async def test_the_response_so_far_is_what_the_log_holds() -> None:
+async def test_a_running_response_holds_the_text_in_the_log() -> None:
     for count in range(len(DEEP) + 1):
         response = await snapshot(make_log(DEEP[:count], None), ASKED)
         assert response.status == "in_progress"
@@ -440,12 +438,12 @@ async def test_the_response_so_far_is_what_the_log_holds() -> None:
         ]
 
 
-async def test_the_response_at_the_end_is_that_of_the_last_event() -> None:
+async def test_the_final_response_equals_that_of_the_last_event() -> None:
     log = make_log(INTERRUPTED)
     assert json.loads(msgspec.json.encode(await snapshot(log, ASKED))) == (await events_of(log))[-1]["response"]
 
 
-def test_a_responses_id_is_its_streams_id_and_back() -> None:
+def test_a_response_id_converts_to_its_stream_id_and_back() -> None:
     assert format_response_id(STREAM) == RESPONSE
     assert parse_response_id(RESPONSE) == STREAM
 
@@ -453,7 +451,7 @@ def test_a_responses_id_is_its_streams_id_and_back() -> None:
 @pytest.mark.parametrize(
     "text", ["", STREAM, "resp_", RESPONSE + "x", RESPONSE + "\n", RESPONSE[:-1] + "/", "resp_é" * 5]
 )
-def test_an_id_that_nobody_gave_out_is_not_found(text: str) -> None:
+def test_an_invalid_response_id_is_not_found(text: str) -> None:
     with pytest.raises(StreamNotFoundError):
         parse_response_id(text)
 
@@ -478,8 +476,8 @@ async def test_folding_a_long_log_lets_others_run() -> None:
 
 
 @pytest.mark.parametrize("segment", [None, 0])
-async def test_a_piece_costs_what_it_is_long_whatever_came_before(segment: int | None) -> None:
-    """Seen by memory, which no neighbour disturbs: joining the text at every piece would take all of it each time."""
+async def test_the_memory_cost_of_a_piece_does_not_grow_with_the_text_before_it(segment: int | None) -> None:
+    """Measured by memory, which is independent of load. Joining the text at every piece would copy all of it."""
     log = make_log([[Token("x" * 2_500, segment)] for _ in range(400)], None)
     *frames, last = log.read(0)
     view, _ = await open_view(log, ASKED)

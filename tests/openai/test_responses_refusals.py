@@ -1,4 +1,4 @@
-"""What a request for a response may not say is refused by name, and starts nothing; what is harmless is ignored."""
+"""Unsupported fields of a response request are refused by name and start nothing. Harmless ones are ignored."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PATH = "/v1/responses"
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
     ],
 )
-async def test_what_cannot_be_done_is_refused_by_name(
+async def test_an_unsupported_field_is_refused_by_name(
     fields: dict[str, object], param: str, open_api, autojump_clock
 ) -> None:
     await _is_refused(open_api, ASK | fields, 400, "unsupported_parameter", param)
@@ -57,7 +57,7 @@ async def test_what_cannot_be_done_is_refused_by_name(
         ),
     ],
 )
-async def test_what_nobody_knows_is_refused_by_name(
+async def test_an_unknown_field_is_refused_by_its_name(
     fields: dict[str, object], param: str, open_api, autojump_clock
 ) -> None:
     await _is_refused(open_api, ASK | fields, 400, "unknown_parameter", param)
@@ -92,7 +92,7 @@ async def test_what_nobody_knows_is_refused_by_name(
         ({"instructions": ["x"]}, "instructions"),
     ],
 )
-async def test_what_does_not_fit_is_refused_by_name(
+async def test_an_invalid_value_is_refused_by_name(
     fields: dict[str, object], param: str, open_api, autojump_clock
 ) -> None:
     error = await _is_refused(open_api, ASK | fields, 400, "invalid_request", None)
@@ -104,21 +104,21 @@ async def test_an_unknown_model_is_404(open_api, autojump_clock) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000, b'{"input": "a", "input": 1}'])
-async def test_a_body_that_is_no_request_is_400(body: bytes, open_api, autojump_clock) -> None:
+async def test_an_invalid_body_is_400(body: bytes, open_api, autojump_clock) -> None:
     async with open_api("Hi") as api:
         answer = await api.post(PATH, body, Content_Type="application/json")
         assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
         assert api.pipeline.streams() == []
 
 
-async def test_a_query_is_refused_where_there_is_none(open_api, autojump_clock) -> None:
+async def test_a_query_parameter_of_a_start_is_refused(open_api, autojump_clock) -> None:
     async with open_api("Hi") as api:
         answer = await api.post(f"{PATH}?stream=true", ASK)
         assert (answer.status, answer.error["param"]) == (400, "stream")
         assert api.pipeline.streams() == []
 
 
-async def test_a_bad_key_for_repeats_is_refused(open_api, autojump_clock) -> None:
+async def test_an_invalid_idempotency_key_is_refused(open_api, autojump_clock) -> None:
     async with open_api("Hi") as api:
         answer = await api.post(PATH, ASK, Idempotency_Key="a b")
         assert (answer.status, answer.error["param"]) == (400, "Idempotency-Key")
@@ -143,9 +143,7 @@ async def test_a_bad_key_for_repeats_is_refused(open_api, autojump_clock) -> Non
         {"instructions": "", "background_options": {"completion_window": "soonest"}, "context_management": []},
     ],
 )
-async def test_what_is_harmless_or_asks_for_nothing_is_taken(
-    fields: dict[str, object], open_api, autojump_clock
-) -> None:
+async def test_a_harmless_or_empty_field_is_accepted(fields: dict[str, object], open_api, autojump_clock) -> None:
     async with open_api("Hi") as api:
         answer = await api.post(PATH, ASK | fields)
     assert answer.status == 200, answer.body
@@ -158,7 +156,7 @@ async def test_what_is_harmless_or_asks_for_nothing_is_taken(
         ({"max_streams_per_owner": 1, "keys": {"alice": "key"}}, 429, "too_many_streams"),
     ],
 )
-async def test_a_limit_is_told_with_a_time_to_come_back(
+async def test_a_reached_limit_has_a_retry_after(
     settings: dict[str, object], status: int, code: str, open_api, autojump_clock
 ) -> None:
     async with open_api(1_000, "Hi", **settings) as api:

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: with events and without, in the background, and what happens when the client leaves."""
+"""`POST /v1/responses`: with events, without events, in the background, and with a client that leaves."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def text_of(response: dict[str, object]) -> str:
 # Starting, with events
 
 
-async def test_a_stream_has_all_events_numbered_without_holes_and_nothing_else(open_api, autojump_clock) -> None:
+async def test_a_stream_has_only_events_numbered_without_gaps(open_api, autojump_clock) -> None:
     async with open_api(*DEEP) as api:
         answer = await api.post(PATH, LIVE)
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/event-stream"
     assert answer.headers["cache-control"] == "no-store, no-transform"
     lines = {line.partition(b":")[0] for line in answer.body.split(b"\n")}
-    assert lines == {b"event", b"data", b""}  # no id and no retry: these clients know neither
+    assert lines == {b"event", b"data", b""}  # no id and no retry, because these clients use neither
     events = answer.events
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert events[0]["type"] == "response.created"
@@ -49,7 +49,7 @@ async def test_the_body_alone_decides_whether_it_streams(open_api, autojump_cloc
     assert whole.headers["content-type"] == "application/json"
 
 
-async def test_events_come_as_soon_as_they_are_made(open_api, autojump_clock) -> None:
+async def test_events_arrive_as_soon_as_they_are_made(open_api, autojump_clock) -> None:
     async with open_api("a", 5, "b", 5, "c") as api, api.open("POST", PATH, LIVE) as exchange:
         begun = trio.current_time()
         for number, letter in enumerate(b"abc"):
@@ -57,14 +57,14 @@ async def test_events_come_as_soon_as_they_are_made(open_api, autojump_clock) ->
             assert trio.current_time() == begun + 5 * number
 
 
-async def test_silence_is_filled_with_comments_that_are_no_events(open_api, autojump_clock) -> None:
+async def test_silence_is_filled_with_comments_outside_of_events(open_api, autojump_clock) -> None:
     async with open_api("a", 25, "b", heartbeat_seconds=10) as api:
         answer = await api.post(PATH, LIVE)
     assert answer.body.count(b"\n\n:\n:\nevent: ") == 1
     assert text_of(answer.events[-1]["response"]) == "ab"
 
 
-async def test_the_stream_can_be_read_natively_at_the_same_time(open_api, autojump_clock) -> None:
+async def test_a_response_can_also_be_read_natively(open_api, autojump_clock) -> None:
     async with open_api(*DEEP) as api:
         answer = await api.post(PATH, LIVE)
         native = await api.get(answer.headers["location"])
@@ -73,7 +73,7 @@ async def test_the_stream_can_be_read_natively_at_the_same_time(open_api, autoju
     assert native.json["id"] == answer.headers["crucible-stream"]
 
 
-async def test_a_native_stream_can_be_read_here(open_api, autojump_clock) -> None:
+async def test_a_native_stream_can_be_read_as_a_response(open_api, autojump_clock) -> None:
     async with open_api(*DEEP) as api:
         stream_id = (await api.post("/v1/streams", {"input": "Why?", "max_output_tokens": 50})).json["id"]
         response_id = stream_id.replace("str_", "resp_")
@@ -82,11 +82,11 @@ async def test_a_native_stream_can_be_read_here(open_api, autojump_clock) -> Non
     last = answer.events[-1]["response"]
     assert (last["id"], text_of(last)) == (response_id, "Hello")
     assert last["max_output_tokens"] == 50
-    assert last["background"] is True  # started for JSON it goes on without readers
+    assert last["background"] is True  # a native start for JSON continues without readers
     assert shown.json == last
 
 
-async def test_the_response_says_again_what_was_asked(open_api, autojump_clock) -> None:
+async def test_the_response_echoes_the_request(open_api, autojump_clock) -> None:
     engine = ScriptedEngine("Hi", sampling=["temperature", "top_p"])
     asked = {
         "instructions": "Be short.",
@@ -122,7 +122,9 @@ async def test_the_response_says_again_what_was_asked(open_api, autojump_clock) 
         ({"model": "scripted:deep"}, "deep"),
     ],
 )
-async def test_effort_or_name_picks_the_mode(fields: dict[str, object], mode: str, open_api, autojump_clock) -> None:
+async def test_reasoning_effort_or_model_name_selects_the_mode(
+    fields: dict[str, object], mode: str, open_api, autojump_clock
+) -> None:
     engine = ScriptedEngine("Hi")
     async with open_api(engine=engine) as api:
         answer = await api.post(PATH, ASK | fields)
@@ -130,7 +132,7 @@ async def test_effort_or_name_picks_the_mode(fields: dict[str, object], mode: st
     assert [run.request.mode for run in engine.runs] == [mode]
 
 
-async def test_input_can_be_a_conversation_with_an_earlier_output_in_it(open_api, autojump_clock) -> None:
+async def test_input_can_be_a_conversation_with_an_earlier_output(open_api, autojump_clock) -> None:
     engine = ScriptedEngine(*DEEP)
     async with open_api(engine=engine) as api:
         first = await api.post(PATH, ASK)
@@ -163,17 +165,17 @@ async def test_without_stream_the_answer_is_the_object_of_the_last_event(open_ap
 
 
 @pytest.mark.parametrize("steps", [("a", Finish("length")), ("a", 1000, "b")])
-async def test_without_stream_an_incomplete_response_says_so_with_200(
+async def test_without_stream_an_incomplete_response_is_200_with_a_reason(
     steps: tuple[object, ...], open_api, autojump_clock
 ) -> None:
     async with open_api(*steps, idle_seconds=60) as api:
         answer = await api.post(PATH, ASK)
-    assert (answer.status, answer.json["status"], text_of_any(answer.json)) == (200, "incomplete", "a")
+    assert (answer.status, answer.json["status"], text_of_message(answer.json)) == (200, "incomplete", "a")
     reason = "max_output_tokens" if len(steps) == 2 else "idle_deadline"
     assert answer.json["incomplete_details"] == {"reason": reason}
 
 
-def text_of_any(response: dict[str, object]) -> str:
+def text_of_message(response: dict[str, object]) -> str:
     return "".join(part["text"] for item in response["output"] for part in item["content"])
 
 
@@ -193,8 +195,8 @@ async def test_without_stream_a_failure_is_an_http_error(
     assert answer.error["message"] == "Too slow."
     assert ("retry-after" in answer.headers) == retryable
     assert ("x-should-retry" in answer.headers) != retryable
-    # What there was is not lost.
-    assert (shown.status, shown.json["status"], text_of_any(shown.json)) == (200, "failed", "a")
+    # The partial output is not lost.
+    assert (shown.status, shown.json["status"], text_of_message(shown.json)) == (200, "failed", "a")
     assert shown.json["error"] == {"code": code, "message": "Too slow."}
 
 
@@ -211,7 +213,7 @@ async def test_with_stream_a_failure_is_the_last_event(open_api, autojump_clock)
 
 
 @pytest.mark.parametrize("ask", [ASK, LIVE])
-async def test_who_leaves_cancels(ask: dict[str, object], open_api, autojump_clock) -> None:
+async def test_a_client_that_leaves_cancels_its_response(ask: dict[str, object], open_api, autojump_clock) -> None:
     engine = ScriptedEngine("a", 1_000, "b")
     async with open_api(engine=engine, idle_seconds=10_000) as api:
         async with api.open("POST", PATH, ask):
@@ -223,7 +225,9 @@ async def test_who_leaves_cancels(ask: dict[str, object], open_api, autojump_clo
 
 
 @pytest.mark.parametrize("ask", [BACKGROUND, BACKGROUND | {"stream": True}])
-async def test_in_the_background_it_goes_on(ask: dict[str, object], open_api, autojump_clock) -> None:
+async def test_a_background_response_continues_without_its_client(
+    ask: dict[str, object], open_api, autojump_clock
+) -> None:
     async with open_api("a", 1_000, "b", idle_seconds=10_000) as api:
         async with api.open("POST", PATH, ask) as exchange:
             await exchange.until_sent(b'"delta":"a"' if "stream" in ask else b"in_progress")
@@ -234,7 +238,7 @@ async def test_in_the_background_it_goes_on(ask: dict[str, object], open_api, au
 
 
 @pytest.mark.parametrize("ask", [ASK, LIVE])
-async def test_with_a_key_who_leaves_can_come_back(ask: dict[str, object], open_api, autojump_clock) -> None:
+async def test_with_a_key_a_client_that_leaves_can_come_back(ask: dict[str, object], open_api, autojump_clock) -> None:
     engine = ScriptedEngine("a", 50, "b")
     async with open_api(engine=engine) as api:
         async with api.open("POST", PATH, ask, Idempotency_Key="k"):
@@ -259,7 +263,7 @@ async def test_a_retry_by_key_gets_the_same_bytes(open_api, autojump_clock) -> N
 @pytest.mark.parametrize(
     "other", [{"input": "Who?"}, {"metadata": {"a": "b"}}, {"background": True}, {"store": False}, {"instructions": ""}]
 )
-async def test_a_key_with_another_request_is_refused(other: dict[str, object], open_api, autojump_clock) -> None:
+async def test_a_key_with_a_different_request_is_refused(other: dict[str, object], open_api, autojump_clock) -> None:
     async with open_api("Hi") as api:
         await api.post(PATH, ASK, Idempotency_Key="k")
         answer = await api.post(PATH, ASK | other, Idempotency_Key="k")
@@ -271,7 +275,7 @@ async def test_a_key_with_another_request_is_refused(other: dict[str, object], o
 # The background
 
 
-async def test_in_the_background_the_answer_comes_at_once(open_api, autojump_clock) -> None:
+async def test_a_background_response_is_answered_immediately(open_api, autojump_clock) -> None:
     async with open_api(10, *DEEP) as api:
         begun = trio.current_time()
         answer = await api.post(PATH, BACKGROUND)
@@ -285,7 +289,7 @@ async def test_in_the_background_the_answer_comes_at_once(open_api, autojump_clo
     assert (shown.json["status"], text_of(shown.json)) == ("completed", "Hello")
 
 
-async def test_what_runs_is_shown_as_far_as_it_is(open_api, autojump_clock) -> None:
+async def test_a_running_response_is_shown_with_its_output_so_far(open_api, autojump_clock) -> None:
     async with open_api(Reasoning("Hm", 0), "Hel", 10, "lo") as api:
         answer = await api.post(PATH, BACKGROUND)
         await trio.sleep(5)

@@ -1,4 +1,4 @@
-"""The responses API under OpenAI's own SDK, unmodified: raw iteration, its helpers, and coming back after a cut."""
+"""The responses API with OpenAI's unmodified SDK: raw iteration, its helpers, and resuming after a cut."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ async def test_the_stream_helper_accumulates_the_final_response(
     assert [item.type for item in final.output] == kinds
 
 
-async def test_the_asynchronous_helper_accumulates_it_too_and_comes_back_by_id(serving, with_async_client) -> None:
+async def test_the_async_stream_helper_accumulates_the_final_response_and_resumes_by_id(
+    serving, with_async_client
+) -> None:
     async def use(client: Any) -> tuple[Any, list[Any], Any]:
         async with client.responses.stream(**ASK) as stream:
             first = await stream.get_final_response()
@@ -78,7 +80,7 @@ async def test_the_asynchronous_helper_accumulates_it_too_and_comes_back_by_id(s
     assert numbers_in(events) == list(range(6, 6 + len(events)))
 
 
-async def test_a_whole_response_needs_no_stream(serving, with_async_client) -> None:
+async def test_a_response_can_be_created_without_streaming(serving, with_async_client) -> None:
     async def use(client: Any) -> tuple[Any, Any]:
         created = await client.responses.create(**ASK, reasoning={"effort": "high", "summary": "auto"})
         return created, await client.responses.retrieve(created.id)
@@ -108,7 +110,7 @@ async def test_a_background_response_is_polled_until_it_is_done(serving, with_as
     assert {response.id for response in seen} == {seen[0].id}
 
 
-async def test_a_cut_background_stream_goes_on_where_it_was_for_every_number(serving, with_sync_client) -> None:
+async def test_a_cut_background_stream_resumes_after_every_event_number(serving, with_sync_client) -> None:
     def cut(client: Any) -> tuple[list[Any], list[Any]]:
         whole: list[Any] = []
         with client.responses.create(**ASK, background=True, stream=True) as stream:
@@ -132,7 +134,7 @@ async def test_a_cut_background_stream_goes_on_where_it_was_for_every_number(ser
         assert tail == whole[number + 1 :]
 
 
-async def test_the_stream_helper_comes_back_by_id(serving, with_sync_client) -> None:
+async def test_the_stream_helper_resumes_by_id(serving, with_sync_client) -> None:
     def use(client: Any) -> tuple[Any, list[Any], Any]:
         created = client.responses.create(**ASK, background=True)
         with client.responses.stream(response_id=created.id, starting_after=5) as stream:
@@ -144,7 +146,7 @@ async def test_the_stream_helper_comes_back_by_id(serving, with_sync_client) -> 
     assert (final.id, final.output_text) == (created.id, "Hello")
 
 
-async def test_a_second_client_cancels_what_the_first_one_reads(serving, with_sync_client) -> None:
+async def test_a_second_client_cancels_a_response_that_the_first_one_reads(serving, with_sync_client) -> None:
     engine = ScriptedEngine("Hel", Repeat(0.01))
 
     def use(client: Any) -> tuple[list[Any], Any, Any]:
@@ -154,7 +156,7 @@ async def test_a_second_client_cancels_what_the_first_one_reads(serving, with_sy
             for event in stream:
                 events.append(event)
                 if event.type == "response.output_text.delta":
-                    # Another client on a connection of its own, as on another device.
+                    # Another client on another connection, as on another device.
                     with openai.OpenAI(base_url=client.base_url, api_key="none") as other:
                         cancelled = other.responses.cancel(events[0].response.id)
         return events, cancelled, client.responses.retrieve(events[0].response.id)
@@ -167,9 +169,7 @@ async def test_a_second_client_cancels_what_the_first_one_reads(serving, with_sy
     assert engine.runs[0].end == "cancelled"
 
 
-async def test_a_second_client_cancels_it_also_while_the_first_one_waits_for_the_whole(
-    serving, with_async_client
-) -> None:
+async def test_a_second_client_cancels_a_response_that_the_first_one_awaits_whole(serving, with_async_client) -> None:
     engine = ScriptedEngine("Hel", gate := Gate())
 
     async def use(client: Any) -> Any:
@@ -203,7 +203,7 @@ async def test_a_deleted_response_is_not_found(serving, with_sync_client) -> Non
         assert served.pipeline.streams() == []
 
 
-async def test_who_closes_the_stream_stops_the_model(serving, with_sync_client) -> None:
+async def test_closing_the_stream_stops_the_engine_of_a_response(serving, with_sync_client) -> None:
     engine = ScriptedEngine("Hel", Repeat(["word ", 0.001]))
 
     def use(client: Any) -> None:
@@ -218,9 +218,7 @@ async def test_who_closes_the_stream_stops_the_model(serving, with_sync_client) 
     assert engine.runs[0].end == "cancelled"
 
 
-async def test_a_failed_whole_response_raises_and_is_not_repeated_where_that_is_useless(
-    serving, with_sync_client
-) -> None:
+async def test_a_failed_response_raises_and_is_not_retried_if_a_retry_cannot_help(serving, with_sync_client) -> None:
     engine = ScriptedEngine("Hel", EngineError("upstream_timeout", "Too slow."))
 
     def use(client: Any) -> str:

@@ -1,4 +1,4 @@
-"""Chat completions with the openai SDK as it is: sync, on asyncio and on trio, against our server on a real socket."""
+"""Chat completions with the unmodified openai SDK: sync, on asyncio and on trio, with our server on a real socket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def engine(*steps: Any) -> ScriptedEngine:
 
 
 def check_chunks(chunks: list[Any]) -> None:
-    """What raw iteration over the deep stream gives."""
+    """Check the chunks that raw iteration over the deep stream gives."""
     assert len({chunk.id for chunk in chunks}) == 1
     *pieces, usage = chunks
     deltas = [chunk.choices[0].delta for chunk in pieces]
@@ -39,7 +39,7 @@ def check_chunks(chunks: list[Any]) -> None:
 
 
 def check_completion(completion: Any) -> None:
-    """What a whole completion of the same says, and that it has the types that the SDK expects."""
+    """Check the content of the whole completion, and that its types are those the SDK expects."""
     type(completion).model_validate(completion.model_dump(), strict=True)
     [choice] = completion.choices
     assert (choice.message.content, choice.finish_reason) == ("Hello.", "stop")
@@ -47,7 +47,7 @@ def check_completion(completion: Any) -> None:
     assert completion.usage.total_tokens == 12
 
 
-async def test_sync(serving, with_sync_client) -> None:
+async def test_the_sync_client(serving, with_sync_client) -> None:
     def use(client: openai.OpenAI) -> None:
         with client.chat.completions.create(**LIVE) as stream:
             chunks = list(stream)
@@ -73,7 +73,7 @@ def check_helper(kinds: list[str], completion: Any) -> None:
     assert (choice.message.content, choice.finish_reason) == ("Hello.", "stop")
 
 
-async def test_async(serving, with_async_client) -> None:
+async def test_the_async_client(serving, with_async_client) -> None:
     async def use(client: openai.AsyncOpenAI) -> None:
         async with await client.chat.completions.create(**LIVE) as stream:
             check_chunks([chunk async for chunk in stream])
@@ -101,7 +101,7 @@ async def test_silence_and_drain_raise_nothing(serving, with_async_client) -> No
         await gate.wait_reached()
         served.pipeline.draining = True
         served.pipeline.streams()[0].log.wake()
-        await trio.sleep(0.1)  # longer than the heartbeat, so that some are sent
+        await trio.sleep(0.1)  # longer than the heartbeat interval, so that heartbeats are sent
         gate.open()
 
     async with serving(engine("a", gate, "b"), heartbeat_seconds=0.02) as served, trio.open_nursery() as nursery:
@@ -109,14 +109,14 @@ async def test_silence_and_drain_raise_nothing(serving, with_async_client) -> No
         assert await with_async_client(served, use) == "ab"
 
 
-# Failures: the client raises; it never takes a part for the whole
+# Failures: the client raises, and never takes a partial answer for a whole one
 
 
 @pytest.mark.parametrize(
     ("steps", "code"),
     [([EngineError("model_failed", "It broke.")], "model_failed"), ([1000], "idle_deadline")],
 )
-async def test_a_stream_that_fails_raises_after_what_there_is(serving, with_async_client, steps, code) -> None:
+async def test_a_failing_stream_raises_after_its_partial_text(serving, with_async_client, steps, code) -> None:
     text = ""
 
     async def use(client: openai.AsyncOpenAI) -> None:
@@ -138,8 +138,8 @@ async def test_a_stream_that_fails_raises_after_what_there_is(serving, with_asyn
         (EngineError("model_failed", "It broke."), 1),
     ],
 )
-async def test_the_sdk_repeats_what_may_help_and_nothing_else(serving, with_sync_client, error, calls) -> None:
-    """It waits as long as `Retry-After` says before it tries again, so one repeat is enough to see."""
+async def test_the_sdk_retries_only_retryable_errors(serving, with_sync_client, error, calls) -> None:
+    """The SDK waits as long as `Retry-After` says before a retry, so one retry is enough for this test."""
     waits: list[float] = []
 
     def use(client: openai.OpenAI) -> None:
@@ -169,7 +169,7 @@ def no_sleep(client: openai.OpenAI, waits: list[float], *, retries_taken, max_re
         ({"model": "gpt-4o"}, openai.NotFoundError, "model"),
     ],
 )
-async def test_what_is_refused_is_named(serving, with_sync_client, fields, error, param) -> None:
+async def test_a_refusal_names_the_field(serving, with_sync_client, fields, error, param) -> None:
     def use(client: openai.OpenAI) -> None:
         with pytest.raises(error) as caught:
             client.chat.completions.create(**ASK | fields)
@@ -180,7 +180,7 @@ async def test_what_is_refused_is_named(serving, with_sync_client, fields, error
         await with_sync_client(served, use)
 
 
-async def test_a_stream_that_somebody_else_has_cancelled_is_no_answer(serving, with_async_client) -> None:
+async def test_a_stream_cancelled_from_elsewhere_raises_and_is_not_retried(serving, with_async_client) -> None:
     waiting = engine("a", gate := Gate())
 
     async def use(client: openai.AsyncOpenAI) -> None:

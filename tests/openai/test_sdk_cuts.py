@@ -1,4 +1,4 @@
-"""OpenAI's SDK on a network that cuts: background responses come to their end, whole and numbered without holes."""
+"""OpenAI's SDK on a network that cuts: background responses arrive whole, with event numbers without gaps."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ STEPS: list[Any] = [
     *[f"{number}. " for number in range(10)],
     Finish(usage=Usage(3, 63, 9)),
 ]
-# After each piece a little time: cuts fall on what is made just then as well as on what has been made before.
+# A short pause after each piece, so that cuts hit live events as well as replayed ones.
 LIVE = [step for piece in STEPS for step in ((piece, 0.002) if not isinstance(piece, Finish) else (piece,))]
 ASK: dict[str, Any] = {"model": "scripted", "input": "Why?", "background": True, "stream": True}
 KEY = {"Idempotency-Key": "key"}  # a cut before the first event must not start a second response
 ENDS = {"response.completed", "response.incomplete", "response.failed"}
 
 
-def later_and_later(connection: int) -> Treatment:
-    """Each connection lives longer than the last, so that there is an end; each is cut in another way."""
+def cut_later_each_time(connection: int) -> Treatment:
+    """Each connection lives longer than the previous one, so the last one reaches the end. The kind of cut varies."""
     return Treatment(cut_after=150 * connection, cut=CUTS[connection % len(CUTS)])
 
 
 def follow(client: openai.OpenAI) -> list[Any]:
-    """Start a response in the background and read it to its end, whatever the network does."""
+    """Start a response in the background, and read it to its end across all cuts."""
     seen: list[Any] = []
     while not seen or seen[-1].type not in ENDS:
         try:
@@ -50,15 +50,15 @@ def follow(client: openai.OpenAI) -> list[Any]:
                 stream = client.responses.create(**ASK, extra_headers=KEY)
             with stream:
                 for event in stream:
-                    seen.append(event)  # noqa: PERF402 - one by one: a cut must not take what came before it
+                    seen.append(event)  # noqa: PERF402 - one by one, so a cut loses no earlier event
         except openai.APIConnectionError:
             continue
-        assert seen[-1].type in ENDS, "a body ended in good order, and the response did not"
+        assert seen[-1].type in ENDS, "the body ended normally before the response did"
     return seen
 
 
 async def follow_async(client: openai.AsyncOpenAI) -> list[Any]:
-    """The same with the asynchronous client."""
+    """`follow` with the asynchronous client."""
     seen: list[Any] = []
     while not seen or seen[-1].type not in ENDS:
         try:
@@ -72,12 +72,12 @@ async def follow_async(client: openai.AsyncOpenAI) -> list[Any]:
                     seen.append(event)  # noqa: PERF401 - as above
         except openai.APIConnectionError:
             continue
-        assert seen[-1].type in ENDS, "a body ended in good order, and the response did not"
+        assert seen[-1].type in ENDS, "the body ended normally before the response did"
     return seen
 
 
-async def watch(port: int, path: str) -> list[dict[str, Any]]:
-    """Read a stream natively as a browser's EventSource does: the same URL again and again, until 204."""
+async def read_natively(port: int, path: str) -> list[dict[str, Any]]:
+    """Read a stream natively as a browser's EventSource does: request the same URL until it answers 204."""
     records: list[dict[str, Any]] = []
     last_id: str | None = None
     async with httpx.AsyncClient(timeout=20) as client:
@@ -97,16 +97,16 @@ async def watch(port: int, path: str) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def watched(served: Any, gate: Gate) -> AsyncIterator[list[dict[str, Any]]]:
-    """Hold the engine at a gate until somebody watches the stream natively, over another bad network."""
+async def native_reader(served: Any, gate: Gate) -> AsyncIterator[list[dict[str, Any]]]:
+    """Hold the engine at a gate until a native reader follows the stream, over another network that cuts."""
     records: list[dict[str, Any]] = []
 
     async def run() -> None:
         await gate.wait_reached()
         [stream] = served.pipeline.streams()
-        async with open_chaos_proxy(served.port, later_and_later) as proxy:
+        async with open_chaos_proxy(served.port, cut_later_each_time) as proxy:
             gate.open()
-            records.extend(await watch(proxy.port, f"/v1/streams/{stream.id}/events"))
+            records.extend(await read_natively(proxy.port, f"/v1/streams/{stream.id}/events"))
             assert len(proxy.connections) > 5
 
     async with trio.open_nursery() as nursery:
@@ -114,8 +114,8 @@ async def watched(served: Any, gate: Gate) -> AsyncIterator[list[dict[str, Any]]
         yield records
 
 
-def check(served: Any, seen: list[Any], watched_records: list[dict[str, Any]]) -> None:
-    """What both have is what the native snapshot says."""
+def check(served: Any, seen: list[Any], native_records: list[dict[str, Any]]) -> None:
+    """Check that both readers got the text of the native snapshot."""
     [stream] = served.pipeline.streams()
     snapshot = stream.snapshot()
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
@@ -125,29 +125,31 @@ def check(served: Any, seen: list[Any], watched_records: list[dict[str, Any]]) -
         "".join(event.delta for event in seen if event.type == "response.output_text.delta"),
         "".join(event.text for event in seen if event.type == "response.output_text.done"),
         seen[-1].response.output_text,
-        "".join(record["delta"] for record in watched_records if record["type"] == "output.delta"),
+        "".join(record["delta"] for record in native_records if record["type"] == "output.delta"),
     ):
         assert texts == snapshot.output
     parts = [part.text for item in seen[-1].response.output if item.type == "reasoning" for part in item.summary]
     assert parts == snapshot.trace
     assert "".join(event.delta for event in seen if "summary_text.delta" in event.type) == "".join(parts)
-    assert [record["seq"] for record in watched_records] == list(range(1, snapshot.last_seq + 1))
+    assert [record["seq"] for record in native_records] == list(range(1, snapshot.last_seq + 1))
 
 
-async def test_a_background_response_that_is_cut_again_and_again_is_whole(serving, with_sync_client) -> None:
+async def test_a_background_response_cut_repeatedly_arrives_whole(serving, with_sync_client) -> None:
     engine = ScriptedEngine(gate := Gate(), *LIVE)
-    async with serving(engine) as served, open_chaos_proxy(served.port, later_and_later) as proxy:
-        async with watched(served, gate) as records:
+    async with serving(engine) as served, open_chaos_proxy(served.port, cut_later_each_time) as proxy:
+        async with native_reader(served, gate) as records:
             seen = await with_sync_client(dataclasses.replace(served, port=proxy.port), follow)
         check(served, seen, records)
         assert len(proxy.connections) > 5, proxy
         assert engine.calls == 1
 
 
-async def test_so_it_is_with_the_asynchronous_client(serving, with_async_client) -> None:
+async def test_a_background_response_cut_repeatedly_arrives_whole_with_the_async_client(
+    serving, with_async_client
+) -> None:
     engine = ScriptedEngine(gate := Gate(), *LIVE)
-    async with serving(engine) as served, open_chaos_proxy(served.port, later_and_later) as proxy:
-        async with watched(served, gate) as records:
+    async with serving(engine) as served, open_chaos_proxy(served.port, cut_later_each_time) as proxy:
+        async with native_reader(served, gate) as records:
             seen = await with_async_client(dataclasses.replace(served, port=proxy.port), follow_async)
         check(served, seen, records)
         assert len(proxy.connections) > 5, proxy
@@ -157,7 +159,7 @@ async def test_so_it_is_with_the_asynchronous_client(serving, with_async_client)
 @pytest.mark.parametrize("cut", ["fin", "rst", "half_close_answer"])
 @pytest.mark.parametrize("api", ["chat", "responses"])
 async def test_a_cut_never_looks_like_an_end(serving, with_async_client, api, cut) -> None:
-    """Without `background` nobody comes back: the client raises, wherever the cut falls."""
+    """Without `background` a client does not resume. It raises at every cut."""
     engine = ScriptedEngine("a" * 100, 0.05, "b" * 100)
     finished = []
 
@@ -183,7 +185,7 @@ async def test_a_cut_never_looks_like_an_end(serving, with_async_client, api, cu
 
 
 @pytest.mark.parametrize("api", ["chat", "responses"])
-async def test_an_answer_without_stream_that_is_cut_raises_and_with_a_key_it_is_there_again(
+async def test_a_cut_answer_without_stream_raises_and_a_retry_with_a_key_gets_it(
     serving, with_sync_client, api
 ) -> None:
     engine = ScriptedEngine("a", 0.02, "b")
@@ -202,6 +204,6 @@ async def test_an_answer_without_stream_that_is_cut_raises_and_with_a_key_it_is_
             for _ in cuts:
                 with pytest.raises(openai.APIConnectionError):
                     await with_sync_client(proxied, use)
-            # The SDK repeats by itself what was cut; with a key that costs no second generation.
+            # The SDK retries a request that was cut. With a key, the retry starts no second generation.
             assert await with_sync_client(proxied, use, max_retries=2) == "ab"
         assert engine.calls == 1

@@ -1,4 +1,4 @@
-"""The promises under OpenAI's SDK on real sockets: a slow client, an error of our own, a server that goes down."""
+"""The promises under OpenAI's SDK on real sockets: a slow client, an internal error, a server that shuts down."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ APIS = ("chat", "responses")
 
 
 async def start(api: str, client: openai.AsyncOpenAI, **fields: Any) -> Any:
-    """A stream of events."""
+    """Start a stream of events on one of the APIs."""
     if api == "responses":
         return await client.responses.create(model="scripted", input="Why?", stream=True, **fields)
     messages = [{"role": "user", "content": "Why?"}]
@@ -32,24 +32,24 @@ def text_of(api: str, event: Any) -> str:
 
 
 @pytest.mark.parametrize("api", APIS)
-async def test_a_client_that_stops_reading_stops_the_engine_and_gets_all_in_the_end(
+async def test_a_client_that_stops_reading_pauses_the_engine_and_later_gets_everything(
     serving, with_async_client, api
 ) -> None:
     piece = "x" * 1000
     total = 4000
     engine = ScriptedEngine(Repeat(piece, total))
-    stands_still: list[int] = []
+    made_while_stalled: list[int] = []
 
     async def use(client: openai.AsyncOpenAI) -> str:
         text = ""
         async with await start(api, client) as stream:
             async for event in stream:
                 text += text_of(api, event)
-                if text and not stands_still:
-                    stands_still.append(await in_trio(wait_until_still))
+                if text and not made_while_stalled:
+                    made_while_stalled.append(await in_trio(wait_until_engine_pauses))
         return text
 
-    async def wait_until_still() -> int:
+    async def wait_until_engine_pauses() -> int:
         before = -1
         while len(engine.made) != before:
             before = len(engine.made)
@@ -59,19 +59,19 @@ async def test_a_client_that_stops_reading_stops_the_engine_and_gets_all_in_the_
     async def in_trio(function: Any) -> int:
         if trio.lowlevel.in_trio_run():
             return await function()
-        # The asyncio loop in its thread stands still meanwhile, as its client does.
+        # This blocks the asyncio loop in its thread, so the client stalls too.
         return trio.from_thread.run(function, trio_token=trio_token)
 
     async with serving(engine, max_output_tokens=total) as served:
         trio_token = trio.lowlevel.current_trio_token()
         text = await with_async_client(served, use)
-        # Two buffers, and what the kernel and the SDK hold: far less than all.
-        assert stands_still[0] <= 2 * served.pipeline.settings.buffer_tokens + 1 + 1500
+        # Two buffers, and the pieces that the kernel and the SDK hold: far fewer than all pieces.
+        assert made_while_stalled[0] <= 2 * served.pipeline.settings.buffer_tokens + 1 + 1500
         assert text == piece * total
 
 
 @pytest.mark.parametrize(("api", "fold"), [("chat", (Chunks, "_one")), ("responses", (ResponseFold, "feed"))])
-async def test_an_error_of_our_own_never_looks_like_an_end(
+async def test_an_internal_error_never_looks_like_an_end(
     serving, with_async_client, monkeypatch: pytest.MonkeyPatch, api, fold
 ) -> None:
     kind, method = fold
@@ -79,7 +79,7 @@ async def test_an_error_of_our_own_never_looks_like_an_end(
 
     def breaks(self: Any, record: Any) -> Any:
         if isinstance(record, OutputDelta) and record.delta == "y":
-            message = "our own bug"
+            message = "an internal bug"
             raise RuntimeError(message)
         return original(self, record)
 
@@ -104,9 +104,7 @@ async def test_an_error_of_our_own_never_looks_like_an_end(
 
 
 @pytest.mark.parametrize("api", APIS)
-async def test_a_server_that_goes_down_lets_streams_finish_and_refuses_new_ones_for_a_while(
-    serving, with_async_client, api
-) -> None:
+async def test_a_draining_server_lets_streams_finish_and_refuses_new_ones(serving, with_async_client, api) -> None:
     engine = ScriptedEngine("a", gate := Gate(), "b")
 
     async def use(client: openai.AsyncOpenAI) -> str:
@@ -136,7 +134,7 @@ async def test_a_server_that_goes_down_lets_streams_finish_and_refuses_new_ones_
         assert engine.calls == 1
 
 
-async def test_a_background_response_that_the_shutdown_ends_says_so(serving, with_async_client) -> None:
+async def test_a_background_response_ended_by_a_shutdown_is_incomplete(serving, with_async_client) -> None:
     engine = ScriptedEngine("a", gate := Gate())
 
     async def use(client: openai.AsyncOpenAI) -> Any:

@@ -1,4 +1,4 @@
-// The AI SDK with its provider for compatible servers. Argument: the base URL. Prints JSON.
+// The AI SDK with its provider for OpenAI-compatible servers. Argument: the base URL. Prints JSON.
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateText, streamText } from "ai";
 

@@ -1,5 +1,5 @@
-// Responses with the openai package: one that is not cut, and one in the background on a network that cuts. Arguments:
-// the base URL, and the same behind a proxy. Prints JSON.
+// Responses with the openai package: some on a good network, and one in the background on a network that cuts.
+// Arguments: the base URL of the server, and that of a proxy in front of it. Prints JSON.
 import OpenAI, { APIConnectionError } from "openai";
 
 const [plainUrl, cutUrl] = process.argv.slice(2);
@@ -15,8 +15,8 @@ async function all(stream) {
   return events;
 }
 
-// What the text and the numbers of a row of events are.
-function told(events) {
+// The text, the sequence numbers and the last event of a list of events.
+function summary(events) {
   const deltas = (type) => events.filter((event) => event.type === type).map((event) => event.delta);
   return {
     numbers: events.map((event) => event.sequence_number),
@@ -27,7 +27,7 @@ function told(events) {
   };
 }
 
-// A response in the background, read to its end whatever the network does.
+// Read a background response to its end, and resume it after every cut.
 async function follow(client) {
   const seen = [];
   let cuts = 0;
@@ -43,18 +43,18 @@ async function follow(client) {
             { headers: { "Idempotency-Key": "key" } },
           );
       for await (const event of stream) seen.push(event);
-      if (!ends.has(seen.at(-1)?.type)) throw new Error("a body ended in good order, and the response did not");
+      if (!ends.has(seen.at(-1)?.type)) throw new Error("the body ended normally before the response did");
     } catch (error) {
-      // What fetch throws in the middle of a body is no error of the SDK's: "terminated", or a reset.
+      // A cut in the middle of a body raises an error of fetch ("terminated", or a reset), not of the SDK.
       if (!(error instanceof APIConnectionError) && !(error instanceof TypeError)) throw error;
       cuts += 1;
     }
   }
-  return { cuts, ...told(seen) };
+  return { cuts, ...summary(seen) };
 }
 
 const whole = await plain.responses.create({ ...ask, reasoning: { effort: "high", summary: "auto" } });
-const streamed = told(await all(await plain.responses.create({ ...ask, stream: true })));
+const streamed = summary(await all(await plain.responses.create({ ...ask, stream: true })));
 const helper = plain.responses.stream(ask);
 const accumulated = await helper.finalResponse();
 const followed = await follow(cut);
