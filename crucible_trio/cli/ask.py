@@ -13,7 +13,6 @@ from rich.console import Console
 from crucible_trio.cli.progress import fetch_progress
 from crucible_trio.client import open_client
 from crucible_trio.config import Settings
-from crucible_trio.engine import Request
 from crucible_trio.engines import open_engine
 from crucible_trio.errors import ConfigError, CrucibleError, ServerRefusedError, StreamLostError
 from crucible_trio.pipeline import open_pipeline
@@ -27,6 +26,7 @@ from crucible_trio.records import (
     StreamIncomplete,
     Terminal,
 )
+from crucible_trio.request import Request
 
 _STOPPED_EXIT_CODE: Final = 130  # 128 + SIGINT, as shells have it
 

@@ -107,7 +107,7 @@ def ask(
     import msgspec
 
     from crucible_trio.cli import ask as asking
-    from crucible_trio.engine import Request
+    from crucible_trio.request import Request
 
     fields = {
         "input": prompt,

@@ -23,10 +23,10 @@ from crucible_trio import sse
 from crucible_trio.client.answers import ask
 from crucible_trio.client.attempts import MAX_ATTEMPTS, MAX_FIRST_ATTEMPTS, RETRY_SECONDS, Attempts, Patience
 from crucible_trio.client.stream import ClientStream, OnReconnect
-from crucible_trio.engine import Request, Trace
 from crucible_trio.errors import ServerRefusedError
 from crucible_trio.httpx_bodies import Content
 from crucible_trio.records import format_event_id, parse_event_id
+from crucible_trio.request import Request, Trace
 
 # Three heartbeats of the server: a connection that carries not even those is dead, whatever TCP believes.
 SILENCE_SECONDS: Final = 30.0

@@ -14,7 +14,6 @@ import trio
 from crucible_trio import sse
 from crucible_trio.client.answers import MAX_ERROR_BYTES, Body, ask, refuse, transport_cut
 from crucible_trio.client.attempts import Attempts, CutError, Patience
-from crucible_trio.engine import Trace
 from crucible_trio.errors import EventTooLargeError, InvalidLastEventIdError
 from crucible_trio.records import (
     TERMINAL,
@@ -27,6 +26,7 @@ from crucible_trio.records import (
     format_event_id,
     parse_event_id,
 )
+from crucible_trio.request import Trace
 
 # Bytes this long after an answer began show that the connection works, so a model that thinks for minutes behind a
 # proxy that cuts every minute is no failure. A connection that only ever says `retry` is one.

@@ -9,9 +9,9 @@ import msgspec
 import trio
 
 from crucible_trio.dialects import Dialect
-from crucible_trio.engine import Trace
-from crucible_trio.log import MemoryLog
+from crucible_trio.log.memory import MemoryLog
 from crucible_trio.records import ReasoningDelta, ReasoningDone, StreamCreated, decode_frame, encode_frame
+from crucible_trio.request import Trace
 
 # What is folded at a time when a view resumes in the middle of a log.
 _FOLD_BYTES: Final = 64 * 1024

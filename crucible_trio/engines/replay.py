@@ -14,11 +14,12 @@ from typing import Final, Literal, final
 import msgspec
 import trio
 
-from crucible_trio.engine import EngineInfo, Finish, Request
+from crucible_trio.engine import EngineInfo, Finish
 from crucible_trio.engines.segments import SegmentCutter
 from crucible_trio.errors import EngineError
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
+from crucible_trio.request import Request
 
 logger = logging.getLogger(__name__)
 

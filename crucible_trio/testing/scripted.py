@@ -15,8 +15,10 @@ from typing import Literal, TypeAlias, final
 
 import trio
 
-from crucible_trio.engine import EngineInfo, Finish, Reasoning, Request
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Capabilities, EngineInfo, Finish
 from crucible_trio.output import Output
+from crucible_trio.request import Request
 
 Step: TypeAlias = (
     "str | Reasoning | float | Finish | BaseException | Gate | trio.Event | Queued | Repeat | Sequence[Step]"
@@ -143,7 +145,9 @@ class ScriptedEngine:
         keep_runs: int | None = None,
     ) -> None:
         _check(steps)
-        self.info = EngineInfo(name=name, models=tuple(models) or (name,), sampling=frozenset(sampling))
+        self.info = EngineInfo(
+            name=name, models=tuple(models) or (name,), capabilities=Capabilities(sampling=frozenset(sampling))
+        )
         self.steps = steps
         self.runs: deque[Run] = deque(maxlen=keep_runs)
         self.calls = 0

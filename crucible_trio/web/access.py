@@ -14,7 +14,7 @@ from itsdangerous import Signer
 from quart import Request, Response
 
 from crucible_trio.config import Settings
-from crucible_trio.pipeline import ANONYMOUS
+from crucible_trio.store.memory import ANONYMOUS
 from crucible_trio.web.errors import ForbiddenError, UnauthorizedError
 from crucible_trio.web.responses import no_content
 

@@ -10,11 +10,12 @@ from werkzeug.http import parse_accept_header
 
 from crucible_trio import sse
 from crucible_trio.dialects import native
-from crucible_trio.engine import EngineInfo, OnDisconnect, Trace
-from crucible_trio.engine import Request as Ask
+from crucible_trio.engine import EngineInfo
 from crucible_trio.errors import CursorAheadError, InvalidLastEventIdError, InvalidRequestError
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import Mode, parse_event_id
+from crucible_trio.request import OnDisconnect, Trace
+from crucible_trio.request import Request as Ask
 from crucible_trio.snapshot import Status
 from crucible_trio.stream import Stream
 from crucible_trio.web.access import Access

@@ -16,7 +16,6 @@ import trio.testing
 from crucible_trio import sse
 from crucible_trio.client import open_client
 from crucible_trio.client.attempts import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_FIRST_ATTEMPTS, MAX_STRETCH
-from crucible_trio.engine import Request
 from crucible_trio.errors import (
     InvalidLastEventIdError,
     ServerRefusedError,
@@ -38,6 +37,7 @@ from crucible_trio.records import (
     encode_control,
     encode_frame,
 )
+from crucible_trio.request import Request
 
 ID = "str_7Q2M4kWcT0aXn3v9LzB1pg"
 OTHER_ID = "str_xxxxxxxxxxxxxxxxxxxxxx"

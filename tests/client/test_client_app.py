@@ -13,10 +13,11 @@ import trio
 
 from crucible_trio.client import open_client
 from crucible_trio.config import Settings
-from crucible_trio.engine import Finish, Request
+from crucible_trio.engine import Finish
 from crucible_trio.errors import ServerRefusedError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import OutputDelta, ReasoningDelta, ReasoningDone, StreamCancelled, StreamCompleted, Usage
+from crucible_trio.request import Request
 from crucible_trio.server import Config, serve
 from crucible_trio.testing import ChaosProxy, Treatment, open_chaos_proxy
 from crucible_trio.web.app import create_app

@@ -10,7 +10,6 @@ import pytest
 import trio
 
 from crucible_trio.client import ClientStream, open_client
-from crucible_trio.engine import Request
 from crucible_trio.errors import StreamLostError
 from crucible_trio.records import (
     OutputDelta,
@@ -21,6 +20,7 @@ from crucible_trio.records import (
     Timings,
     Usage,
 )
+from crucible_trio.request import Request
 
 PROMPT = "Why is the sky blue? 7f3a9c"
 

@@ -7,10 +7,12 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import Finish, Reasoning, Request
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.output import Output
 from crucible_trio.pipeline import open_pipeline
 from crucible_trio.records import AnyRecord, OutputDelta, ReasoningDelta, StreamCompleted, decode_frame
+from crucible_trio.request import Request
 
 LETTERS = [f"{number:03}" for number in range(400)]
 

@@ -10,29 +10,29 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.pacing import Pacing
+from crucible_trio.batching import Batcher
 from crucible_trio.timers import Timers
 
 
 @asynccontextmanager
-async def open_pacing() -> AsyncIterator[Pacing]:
+async def open_batcher() -> AsyncIterator[Batcher]:
     timers = Timers()
-    pacing = Pacing(timers)
-    trio.lowlevel.add_instrument(pacing)
+    batcher = Batcher(timers)
+    trio.lowlevel.add_instrument(batcher)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(timers.run)
-            yield pacing
+            yield batcher
             nursery.cancel_scope.cancel()
     finally:
-        trio.lowlevel.remove_instrument(pacing)
+        trio.lowlevel.remove_instrument(batcher)
 
 
-async def may_soon_record_immediately(pacing: Pacing) -> bool:
+async def may_soon_record_immediately(batcher: Batcher) -> bool:
     """Whether one of 100 passes allows immediate recording. On a busy machine a single pass may last too long."""
     for _ in range(100):
         await trio.sleep(1)
-        if pacing.may_record_at_once():
+        if batcher.may_record_now():
             return True
     return False
 
@@ -45,9 +45,9 @@ async def test_an_error_in_one_stream_does_not_stop_the_others_from_recording(
     def fails() -> None:
         raise RuntimeError
 
-    async with open_pacing() as pacing:
+    async with open_batcher() as batcher:
         for record in (lambda: recorded.append(1), fails, lambda: recorded.append(2)):
-            pacing.record_later(record)
+            batcher.record_later(record)
         await wait_all_tasks_blocked()
     assert recorded == [1, 2]
     [line] = caplog.records
@@ -61,19 +61,19 @@ async def test_recording_that_takes_longer_than_a_pass_continues_in_order(autoju
         recorded.append(len(recorded))
         time.sleep(0.006)
 
-    async with open_pacing() as pacing:
+    async with open_batcher() as batcher:
         for _ in range(3):
-            pacing.record_later(record_slowly)
-        assert not pacing.may_record_at_once()
+            batcher.record_later(record_slowly)
+        assert not batcher.may_record_now()
         await wait_all_tasks_blocked()
         assert recorded == [0, 1, 2]
-        assert await may_soon_record_immediately(pacing)
+        assert await may_soon_record_immediately(batcher)
 
 
 async def test_a_pass_that_has_lasted_too_long_records_nothing_more_immediately(autojump_clock: MockClock) -> None:
-    async with open_pacing() as pacing:
-        assert await may_soon_record_immediately(pacing)
+    async with open_batcher() as batcher:
+        assert await may_soon_record_immediately(batcher)
         time.sleep(0.006)  # noqa: ASYNC251 - an engine that computes
-        assert not pacing.may_record_at_once()
-        assert await may_soon_record_immediately(pacing)
-    assert pacing.at_once == 2
+        assert not batcher.may_record_now()
+        assert await may_soon_record_immediately(batcher)
+    assert batcher.recorded_now == 2

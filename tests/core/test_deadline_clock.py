@@ -16,7 +16,7 @@ def test_each_deadline_expires_at_its_time_and_is_named() -> None:
     assert watched.next_deadline(0) == 10
     assert watched.expired(9.9, 0) is None
     assert watched.expired(10, 0) == "first_token_deadline"
-    watched.token_came()
+    watched.piece_came()
     assert watched.expired(10, 0) is None
     watched.wait_begins(11, 0)
     assert watched.next_deadline(0) == 16
@@ -44,20 +44,20 @@ def test_time_queued_before_a_wait_does_not_lengthen_it() -> None:
 def test_grace_runs_only_while_no_reader_is_attached() -> None:
     watched = clocks()
     assert watched.next_deadline(0) == 100
-    watched.alone(3)
+    watched.last_reader_left(3)
     assert watched.next_deadline(0) == 23
     assert watched.expired(22.9, 0) is None
     assert watched.expired(23, 0) == "grace"
-    watched.joined()
+    watched.reader_attached()
     assert watched.expired(50, 0) is None
-    watched.alone(60)
+    watched.last_reader_left(60)
     assert watched.next_deadline(0) == 80
 
 
 def test_the_total_is_named_first_when_several_have_expired() -> None:
     watched = clocks()
     watched.wait_begins(0, 0)
-    watched.alone(0)
+    watched.last_reader_left(0)
     assert watched.expired(20, 0) == "grace"
     assert watched.expired(100, 0) == "total_deadline"
 
@@ -79,7 +79,7 @@ def test_expiry_begins_exactly_at_the_next_deadline(steps: list[tuple[float, tup
             case "wait_begins":
                 watched.wait_begins(now, queued)
             case "alone":
-                watched.alone(now)
+                watched.last_reader_left(now)
             case _:
                 getattr(watched, step)()
         deadline = watched.next_deadline(queued)

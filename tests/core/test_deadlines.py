@@ -8,10 +8,12 @@ import trio
 from trio.testing import MockClock
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import Deadlines, Finish, OnDisconnect, Reasoning, Request
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.output import Output
 from crucible_trio.pipeline import open_pipeline
 from crucible_trio.records import StreamIncomplete
+from crucible_trio.request import Deadlines, OnDisconnect, Request
 from crucible_trio.stream import Stream
 
 LIMITS = Settings(

@@ -7,9 +7,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import OnDisconnect, Request
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import StreamCancelled
+from crucible_trio.request import OnDisconnect, Request
 from crucible_trio.stream import Stream
 
 POLICIES: list[OnDisconnect] = ["pause", "continue", "cancel"]
@@ -17,7 +17,9 @@ TICKS = [step for number in range(1000) for step in (f"{number} ", 1.0)]
 
 
 async def start_with_reader(pipeline: Pipeline, policy: OnDisconnect = "pause") -> Stream:
-    stream, joined = pipeline.start_or_join(Request("q"), None, owner="", on_disconnect=policy, starts_with_reader=True)
+    stream, joined = await pipeline.start_or_join(
+        Request("q"), None, owner="", on_disconnect=policy, starts_with_reader=True
+    )
     assert not joined
     return stream
 

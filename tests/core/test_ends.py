@@ -7,7 +7,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import Finish, Reasoning, Request
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.output import Output
 from crucible_trio.pipeline import open_pipeline
@@ -22,6 +23,7 @@ from crucible_trio.records import (
     StreamIncomplete,
     Usage,
 )
+from crucible_trio.request import Request
 
 ENGINE_FAILED = ErrorInfo("engine_error", "The engine failed.", False)
 

@@ -9,23 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from crucible_trio.checks import check_request
 from crucible_trio.config import Settings
-from crucible_trio.engine import (
-    Deadlines,
-    EngineInfo,
-    Finish,
-    Message,
-    Reasoning,
-    Request,
-    Sampling,
-    as_engine,
-    check_request,
-)
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Capabilities, EngineInfo, Finish, as_engine
 from crucible_trio.errors import EngineError, InvalidRequestError
 from crucible_trio.output import Output, Token
 from crucible_trio.records import Usage
+from crucible_trio.request import Deadlines, Message, Request, Sampling
 
-INFO = EngineInfo(name="e", models=("small", "large"), sampling=frozenset({"seed"}))
+INFO = EngineInfo(name="e", models=("small", "large"), capabilities=Capabilities(sampling=frozenset({"seed"})))
 
 
 async def run_engine(source: Callable[..., object], **fields: object) -> tuple[Finish, list[Token]]:
@@ -48,7 +41,9 @@ async def test_a_coroutine_function_becomes_an_engine_with_one_model_named_after
         await output.delta(request.messages[0].content)
         return Finish("length", Usage(1, 2))
 
-    assert as_engine(parrot).info == EngineInfo(name="parrot", models=("parrot",), sampling=frozenset())
+    assert as_engine(parrot).info == EngineInfo(
+        name="parrot", models=("parrot",), capabilities=Capabilities(sampling=frozenset())
+    )
     assert await run_engine(parrot) == (Finish("length", Usage(1, 2)), [Token("q", None)])
     assert await run_engine(partial(parrot)) == (Finish("length", Usage(1, 2)), [Token("q", None)])
 

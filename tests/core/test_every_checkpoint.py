@@ -30,12 +30,14 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import Engine, Finish, OnDisconnect, Reasoning, Request, as_engine
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Engine, Finish, as_engine
 from crucible_trio.engines.local import LocalEngine, open_local
 from crucible_trio.engines.upstream import open_upstream
 from crucible_trio.output import Output
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import TERMINAL, AnyRecord, StreamCancelled, StreamFailed, decode_frame
+from crucible_trio.request import OnDisconnect, Request
 from crucible_trio.stream import Stream
 
 # Whether the steps of a task count. A task inherits this from the task that starts it.

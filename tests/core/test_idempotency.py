@@ -8,7 +8,6 @@ import trio
 from trio.testing import MockClock, assert_no_checkpoints, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import Request, Sampling
 from crucible_trio.errors import (
     DrainingError,
     IdempotencyConflictError,
@@ -17,15 +16,16 @@ from crucible_trio.errors import (
     StreamExpiredError,
     StreamNotFoundError,
 )
-from crucible_trio.idempotency import Keys
 from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.request import Request, Sampling
+from crucible_trio.store.idempotency import IdempotencyKeys
 from crucible_trio.stream import Stream
 
 ANY = Request("q")
 
 
 def start(pipeline: Pipeline, key: str | None, request: Request = ANY, owner: str = "alice") -> tuple[Stream, bool]:
-    return pipeline.start_or_join(request, key, owner=owner, on_disconnect="continue", starts_with_reader=False)
+    return await pipeline.start_or_join(request, key, owner=owner, on_disconnect="continue", starts_with_reader=False)
 
 
 async def test_the_same_key_joins_the_stream_it_started(scripted: Callable, autojump_clock: MockClock) -> None:
@@ -60,7 +60,7 @@ async def test_a_different_request_with_the_same_key_is_a_conflict(
         stream, _ = start(pipeline, "key")
         with pytest.raises(IdempotencyConflictError):
             start(pipeline, "key", other)
-        assert pipeline.streams(owner="alice") == [stream]
+        assert await pipeline.list(owner="alice") == [stream]
         assert start(pipeline, "key") == (stream, True)
 
 
@@ -125,7 +125,7 @@ async def test_the_key_of_a_deleted_stream_finds_nothing_for_an_hour(
 ) -> None:
     async with open_pipeline(scripted("a", 5)) as pipeline:
         stream, _ = start(pipeline, "key")
-        pipeline.forget(stream)
+        await pipeline.forget(stream)
         for pause in (0, 1, 3590):
             await trio.sleep(pause)
             with pytest.raises(StreamNotFoundError):
@@ -135,7 +135,7 @@ async def test_the_key_of_a_deleted_stream_finds_nothing_for_an_hour(
 
 
 def test_a_key_stores_a_hash_of_the_request_and_not_the_request() -> None:
-    keys = Keys()
+    keys = IdempotencyKeys()
     tracemalloc.start()
     try:
         for n in range(20):

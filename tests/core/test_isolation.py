@@ -8,11 +8,12 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import Finish, Message, Request
+from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.output import Output
 from crucible_trio.pipeline import open_pipeline
 from crucible_trio.recorder import Recorder
+from crucible_trio.request import Message, Request
 
 PROMPT = "my secret diary"
 

@@ -10,7 +10,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from crucible_trio.errors import CursorAheadError
-from crucible_trio.log import Cursor, MemoryLog
+from crucible_trio.log.contract import Cursor
+from crucible_trio.log.memory import MemoryLog
 
 
 def frames(*numbers: int) -> list[bytes]:
@@ -118,7 +119,7 @@ def test_a_cursor_never_goes_back() -> None:
     cursor = log.attach(0)
     cursor.advance(2)
     cursor.advance(1)
-    assert cursor.position == 2
+    assert cursor.offset == 2
     assert log.has_room
 
 
@@ -234,7 +235,7 @@ class ListWriter:
         self.log = log
         self.limit = 99
         self.cursor = log.attach(position)
-        self.cursor.write_at_once = self.write
+        self.cursor.listener = self.write
         self.written: list[bytes] = []
         self.position = position
 
@@ -251,7 +252,7 @@ async def test_a_direct_write_makes_room_and_does_not_wake_the_reader(autojump_c
     writer = ListWriter(log, 1)
     assert await waits(partial(writer.cursor.wait, 1), while_=lambda: log.append_nowait(frames(2, 3)))
     assert writer.written == frames(2, 3)
-    assert (writer.cursor.position, log.ever_read, log.has_room) == (3, 3, True)
+    assert (writer.cursor.offset, log.ever_read, log.has_room) == (3, 3, True)
 
 
 async def test_records_that_cannot_be_written_directly_wake_the_reader(autojump_clock: MockClock) -> None:
@@ -261,7 +262,7 @@ async def test_records_that_cannot_be_written_directly_wake_the_reader(autojump_
     writer.limit = 2
     assert not await waits(partial(writer.cursor.wait, 1), while_=lambda: log.append_nowait(frames(2, 3)))
     assert writer.written == frames(2)
-    assert (writer.cursor.position, log.has_room) == (2, False)
+    assert (writer.cursor.offset, log.has_room) == (2, False)
 
 
 async def test_nothing_is_written_directly_for_a_reader_that_is_not_waiting(autojump_clock: MockClock) -> None:
@@ -273,7 +274,7 @@ async def test_nothing_is_written_directly_for_a_reader_that_is_not_waiting(auto
         await writer.cursor.wait(2)
     log.append_nowait(frames(3))  # the reader was cancelled and has not detached yet
     assert writer.written == []
-    assert writer.cursor.position == 1
+    assert writer.cursor.offset == 1
 
 
 async def test_all_followers_get_every_record(autojump_clock: MockClock) -> None:

@@ -4,11 +4,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from crucible_trio.engine import EngineInfo, Finish, Reasoning, Request
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import EngineInfo, Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.metrics import CONTENT_TYPE, Metrics
 from crucible_trio.output import Output
 from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.request import Request
 
 
 def value(pipeline: Pipeline, name: str, **labels: str) -> float:

@@ -4,8 +4,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from crucible_trio.batching import Batcher
 from crucible_trio.output import Output, Token
-from crucible_trio.pacing import Pacing
 from crucible_trio.timers import Timers
 
 
@@ -60,10 +60,10 @@ async def test_every_write_checks_for_cancellation(text: str, autojump_clock: Mo
 
 
 async def test_an_engine_that_never_waits_lets_others_run(autojump_clock: MockClock) -> None:
-    pacing = Pacing(Timers())
-    trio.lowlevel.add_instrument(pacing)
+    batcher = Batcher(Timers())
+    trio.lowlevel.add_instrument(batcher)
     send, _receive = trio.open_memory_channel[Token](10_000)
-    output = Output(send, pacing)
+    output = Output(send, batcher)
     passes = 0
 
     async def count() -> None:
@@ -87,7 +87,7 @@ async def test_an_engine_that_never_waits_lets_others_run(autojump_clock: MockCl
             assert passes - before >= 2
             nursery.cancel_scope.cancel()
     finally:
-        trio.lowlevel.remove_instrument(pacing)
+        trio.lowlevel.remove_instrument(batcher)
 
 
 async def test_an_empty_piece_takes_no_buffer_space(autojump_clock: MockClock) -> None:

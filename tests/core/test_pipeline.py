@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import Finish, Request, Sampling, as_engine
+from crucible_trio.engine import Finish, as_engine
 from crucible_trio.errors import (
     DrainingError,
     InvalidRequestError,
@@ -18,8 +18,10 @@ from crucible_trio.errors import (
     StreamNotFoundError,
 )
 from crucible_trio.output import Output
-from crucible_trio.pipeline import ANONYMOUS, Pipeline, open_pipeline
+from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import AnyRecord, StreamCancelled
+from crucible_trio.request import Request, Sampling
+from crucible_trio.store.memory import ANONYMOUS
 from crucible_trio.stream import Stream
 
 
@@ -54,7 +56,7 @@ async def test_start_is_a_checkpoint_and_cancelling_it_starts_nothing(
         with trio.CancelScope() as scope:
             scope.cancel()
             await pipeline.start(Request("q"))
-        assert len(pipeline.streams()) == 1
+        assert len(await pipeline.list()) == 1
 
 
 async def test_a_request_the_engine_does_not_support_is_refused_and_starts_nothing(
@@ -63,7 +65,7 @@ async def test_a_request_the_engine_does_not_support_is_refused_and_starts_nothi
     async with open_pipeline(scripted("a")) as pipeline:
         with pytest.raises(InvalidRequestError):
             await pipeline.start(Request("q", sampling=Sampling(seed=1)))
-        assert pipeline.streams() == []
+        assert await pipeline.list() == []
 
 
 async def test_closing_the_pipeline_ends_every_stream_and_leaves_no_task(
@@ -156,8 +158,8 @@ async def test_a_pipeline_that_is_not_running_starts_nothing(scripted: Callable,
         stream = await pipeline.start(Request("q"))
     with pytest.raises(trio.ClosedResourceError):
         await pipeline.start(Request("q"))
-    assert pipeline.streams() == [stream]
-    assert pipeline.get(stream.id) is stream
+    assert await pipeline.list() == [stream]
+    assert await pipeline.find(stream.id) is stream
 
 
 # Ownership
@@ -169,17 +171,17 @@ async def test_only_its_owner_finds_a_stream(finished: bool, scripted: Callable,
         stream = await pipeline.start(Request("q"), owner="alice", on_disconnect="continue")
         await trio.sleep(10 if finished else 1)
         assert (stream.status == "completed") == finished
-        assert pipeline.get(stream.id, owner="alice") is stream
-        assert pipeline.get(stream.id, owner=None) is stream  # the caller has checked access in another way
+        assert await pipeline.find(stream.id, owner="alice") is stream
+        assert await pipeline.find(stream.id, owner=None) is stream  # the caller has checked access in another way
         for other_owner in ("bob", ANONYMOUS):
             with pytest.raises(StreamNotFoundError):
-                pipeline.get(stream.id, owner=other_owner)
-            assert pipeline.streams(owner=other_owner) == []
+                await pipeline.find(stream.id, owner=other_owner)
+            assert await pipeline.list(owner=other_owner) == []
         with pytest.raises(StreamNotFoundError):
-            pipeline.get(stream.id)
-        assert pipeline.streams(owner="alice") == [stream]
+            await pipeline.find(stream.id)
+        assert await pipeline.list(owner="alice") == [stream]
         with pytest.raises(StreamNotFoundError):
-            pipeline.get("str_7Q2M4kWcT0aXn3v9LzB1pg", owner=None)
+            await pipeline.find("str_7Q2M4kWcT0aXn3v9LzB1pg", owner=None)
 
 
 async def test_an_owners_streams_are_listed_newest_first_running_or_not(
@@ -192,8 +194,8 @@ async def test_an_owners_streams_are_listed_newest_first_running_or_not(
             started.append(await pipeline.start(Request("q"), owner=owner, on_disconnect="continue"))
             await trio.sleep(4)
         assert [stream.status for stream in started] == ["completed"] * 3 + ["running"]
-        assert pipeline.streams(owner="alice") == [started[3], started[2], started[0]]
-        assert pipeline.streams(owner="bob") == [started[1]]
+        assert await pipeline.list(owner="alice") == [started[3], started[2], started[0]]
+        assert await pipeline.list(owner="bob") == [started[1]]
 
 
 # Limits
@@ -221,7 +223,7 @@ async def test_starts_are_refused_when_all_owners_together_reach_the_limit(
         for owner in ("alice", ANONYMOUS):
             with pytest.raises(OverloadedError):
                 await pipeline.start(Request("q"), owner=owner)
-        assert len(pipeline.streams(owner="alice")) == 1
+        assert len(await pipeline.list(owner="alice")) == 1
         await trio.sleep(6)
         assert [stream.status for stream in running] == ["completed"] * 2
         await pipeline.start(Request("q"))
@@ -243,13 +245,13 @@ async def test_a_deleted_stream_is_cancelled_and_not_found_but_its_readers_get_t
         async with trio.open_nursery() as nursery:
             nursery.start_soon(follow)
             await trio.sleep(1)
-            pipeline.forget(stream)
+            await pipeline.forget(stream)
             for _ in range(2):  # while the stream ends, and afterwards
                 with pytest.raises(StreamNotFoundError):
-                    pipeline.get(stream.id)
+                    await pipeline.find(stream.id)
                 with pytest.raises(StreamNotFoundError):
-                    pipeline.get(stream.id, owner=None)
-                assert pipeline.streams() == []
+                    await pipeline.find(stream.id, owner=None)
+                assert await pipeline.list() == []
                 await wait_all_tasks_blocked()
         assert ends == [stream.terminal]
         assert cancelled_by(stream) == "client"
@@ -262,12 +264,12 @@ async def test_a_finished_stream_can_be_deleted_and_is_not_found_rather_than_exp
     async with open_pipeline(scripted("a"), Settings(retention_seconds=10)) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
         await wait_all_tasks_blocked()
-        pipeline.forget(stream)
+        await pipeline.forget(stream)
         assert stream.status == "completed"
         for pause in (0, 20, 4000):
             await trio.sleep(pause)
             with pytest.raises(StreamNotFoundError):
-                pipeline.get(stream.id)
+                await pipeline.find(stream.id)
         assert pipeline.metrics.registry.get_sample_value("crucible_log_bytes") == 0
 
 
@@ -396,7 +398,7 @@ async def test_streams_are_found_while_draining_and_expire_as_usual(
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
         await wait_all_tasks_blocked()
         await pipeline.drain()
-        assert pipeline.get(stream.id) is stream
+        assert await pipeline.find(stream.id) is stream
         await trio.sleep(11)
         with pytest.raises(StreamExpiredError):
-            pipeline.get(stream.id)
+            await pipeline.find(stream.id)

@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from crucible_trio.errors import CursorAheadError
-from crucible_trio.log import MemoryLog
+from crucible_trio.log.memory import MemoryLog
 from crucible_trio.reader import Reader
 from crucible_trio.records import OutputDelta, encode_frame
 

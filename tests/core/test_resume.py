@@ -8,11 +8,13 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import Finish, Reasoning, Request
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.errors import CursorAheadError, TooManyReadersError
 from crucible_trio.output import Output
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import AnyRecord, StreamCreated
+from crucible_trio.request import Request
 from crucible_trio.stream import Stream
 
 STEPS = [

@@ -9,9 +9,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import Request
 from crucible_trio.errors import OverloadedError, StreamExpiredError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.request import Request
 from crucible_trio.stream import Stream
 
 MINUTE, HOUR = 60, 3600
@@ -34,21 +34,21 @@ async def test_a_stream_is_readable_for_ten_minutes_then_expired_for_an_hour_the
     async with open_pipeline(scripted("a", "b")) as pipeline:
         stream = await finished(pipeline, "alice")
         await trio.sleep(10 * MINUTE - 1)
-        assert pipeline.get(stream.id, owner="alice") is stream
+        assert await pipeline.find(stream.id, owner="alice") is stream
         assert len(await read_to_end(stream)) == stream.log.head
         await trio.sleep(2)
         for pause in (0, HOUR - 3):
             await trio.sleep(pause)
             for owner in ("alice", None):
                 with pytest.raises(StreamExpiredError):
-                    pipeline.get(stream.id, owner=owner)
+                    await pipeline.find(stream.id, owner=owner)
             with pytest.raises(StreamNotFoundError):
-                pipeline.get(stream.id, owner="bob")
-            assert pipeline.streams(owner="alice") == []
+                await pipeline.find(stream.id, owner="bob")
+            assert await pipeline.list(owner="alice") == []
             assert kept_bytes(pipeline) == 0
         await trio.sleep(3)
         with pytest.raises(StreamNotFoundError):
-            pipeline.get(stream.id, owner="alice")
+            await pipeline.find(stream.id, owner="alice")
 
 
 async def test_each_stream_is_forgotten_at_its_own_time(scripted: Callable, autojump_clock: MockClock) -> None:
@@ -63,7 +63,7 @@ async def test_each_stream_is_forgotten_at_its_own_time(scripted: Callable, auto
                 streams, [StreamNotFoundError] * number + [StreamExpiredError] * (3 - number), strict=True
             ):
                 with pytest.raises(error):
-                    pipeline.get(stream.id)
+                    await pipeline.find(stream.id)
             await trio.sleep(100)
 
 
@@ -77,7 +77,7 @@ async def test_a_forgotten_stream_is_garbage_collected(scripted: Callable, autoj
                 await wait_all_tasks_blocked()
         stream.cancel()
         await wait_all_tasks_blocked()
-        pipeline.forget(stream)
+        await pipeline.forget(stream)
         return weakref.ref(stream)
 
     async with open_pipeline(scripted("a", 999)) as pipeline:
@@ -96,14 +96,14 @@ async def test_retention_counts_from_the_end_and_a_running_stream_never_expires(
         await trio.sleep(5)
         second = await pipeline.start(Request("q"), on_disconnect="continue")
         await trio.sleep(54.9)
-        assert pipeline.get(first.id) is first
+        assert await pipeline.find(first.id) is first
         await trio.sleep(0.2)
         with pytest.raises(StreamExpiredError):
-            pipeline.get(first.id)
-        assert pipeline.get(second.id) is second
+            await pipeline.find(first.id)
+        assert await pipeline.find(second.id) is second
         await trio.sleep(5)
         with pytest.raises(StreamExpiredError):
-            pipeline.get(second.id)
+            await pipeline.find(second.id)
 
 
 async def test_readers_attached_at_expiry_read_on_to_the_end(
@@ -118,7 +118,7 @@ async def test_readers_attached_at_expiry_read_on_to_the_end(
                 await trio.sleep(6)
         assert text_of(records) == "abcdef"
         with pytest.raises(StreamExpiredError):
-            pipeline.get(stream.id)
+            await pipeline.find(stream.id)
 
 
 async def test_beyond_the_remembered_maximum_the_oldest_expired_streams_are_not_found(
@@ -130,7 +130,7 @@ async def test_beyond_the_remembered_maximum_the_oldest_expired_streams_are_not_
         await trio.sleep(11)
         for stream, error in zip(streams, [StreamNotFoundError] * 2 + [StreamExpiredError] * 2, strict=True):
             with pytest.raises(error):
-                pipeline.get(stream.id)
+                await pipeline.find(stream.id)
 
 
 # Memory
@@ -144,7 +144,7 @@ def half_full(scripted: Callable) -> Callable:
 
 def is_found(pipeline: Pipeline, stream: Stream) -> bool:
     try:
-        return pipeline.get(stream.id) is stream
+        return await pipeline.find(stream.id) is stream
     except StreamExpiredError:
         return False
 

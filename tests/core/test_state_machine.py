@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import EngineInfo, Finish, OnDisconnect, Request
+from crucible_trio.engine import EngineInfo, Finish
 from crucible_trio.errors import (
     CursorAheadError,
     EngineError,
@@ -44,7 +44,8 @@ from crucible_trio.records import (
     StreamIncomplete,
     decode_frame,
 )
-from crucible_trio.retention import REMEMBERED_SECONDS
+from crucible_trio.request import OnDisconnect, Request
+from crucible_trio.store.retention import REMEMBERED_SECONDS
 
 GRACE = 60.0
 RETENTION = 600.0
@@ -544,11 +545,11 @@ class World:
         ended_at = self.stream.accepted_at + ends[0].timings.total_ms / 1000
         age = trio.current_time() - ended_at
         if age < RETENTION:
-            assert self.pipeline.get(self.stream.id) is self.stream
+            assert await self.pipeline.find(self.stream.id) is self.stream
         else:
             gone = StreamExpiredError if age < RETENTION + REMEMBERED_SECONDS else StreamNotFoundError
             with pytest.raises(gone):
-                self.pipeline.get(self.stream.id)
+                await self.pipeline.find(self.stream.id)
 
     def _check_engine(self, log: list[AnyRecord]) -> None:
         engine, recorded = self.engine, self.pieces_in(log)

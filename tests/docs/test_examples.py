@@ -32,8 +32,8 @@ from crucible_trio.cli import main as crucible
 from crucible_trio.config import Effort
 from crucible_trio.dialects.chat import CLIENTS_FAULT, Chunks
 from crucible_trio.dialects.responses import Asked, open_view
-from crucible_trio.engine import Request, as_engine
-from crucible_trio.log import MemoryLog
+from crucible_trio.engine import as_engine
+from crucible_trio.log.memory import MemoryLog
 from crucible_trio.metrics import Metrics
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import (
@@ -50,6 +50,7 @@ from crucible_trio.records import (
     encode_control,
     encode_frame,
 )
+from crucible_trio.request import Request
 from crucible_trio.snapshot import Snapshot
 from crucible_trio.web import create_app
 from crucible_trio.web.errors import _ANSWERS

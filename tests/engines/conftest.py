@@ -10,9 +10,10 @@ from typing import TypeAlias
 import pytest
 import trio
 
-from crucible_trio.engine import Engine, Finish, Request
+from crucible_trio.engine import Engine, Finish
 from crucible_trio.engines.local.weights import find_weights
 from crucible_trio.output import Output, Token
+from crucible_trio.request import Request
 
 Pieces: TypeAlias = list[tuple[int | None, str]]
 Drive: TypeAlias = Callable[..., Awaitable[tuple[Pieces, Finish | None]]]

@@ -14,12 +14,13 @@ import httpx
 import pytest
 import trio
 
-from crucible_trio.engine import Finish, Message, Request, Sampling
+from crucible_trio.engine import Finish
 from crucible_trio.engines.local import LocalEngine, open_local
 from crucible_trio.engines.local import engine as local
 from crucible_trio.engines.local.turns import SLICE_TOKENS
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.output import Output, Token
+from crucible_trio.request import Message, Request, Sampling
 
 pytest.importorskip("xllamacpp", reason="needs the extra `local`")
 
@@ -81,7 +82,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_it_says_what_it_is_and_what_it_honours(engine: LocalEngine) -> None:
     assert engine.info.name == "local"
     assert engine.info.models == ("smollm2-135m",)
-    assert engine.info.sampling == {"temperature", "top_p", "seed", "stop"}
+    assert engine.info.capabilities.sampling == {"temperature", "top_p", "seed", "stop"}
 
 
 async def test_tokens_come_one_by_one_and_are_counted_by_the_model(drive, engine: LocalEngine) -> None:

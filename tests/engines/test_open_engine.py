@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from crucible_trio.config import Settings
-from crucible_trio.engine import Request
 from crucible_trio.engines import open_engine
 from crucible_trio.errors import ConfigError
+from crucible_trio.request import Request
 
 
 async def test_a_recording(drive) -> None:

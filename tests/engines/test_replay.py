@@ -9,11 +9,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.engine import Request
 from crucible_trio.engines.replay import ReplayEngine
 from crucible_trio.errors import EngineError
 from crucible_trio.output import Output, Token
 from crucible_trio.records import Usage
+from crucible_trio.request import Request
 
 RECORDINGS = resources.files("crucible_trio.engines") / "recordings"
 

@@ -11,12 +11,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from crucible_trio.engine import Finish, Message, Request, Sampling
+from crucible_trio.engine import Finish
 from crucible_trio.engines.local import LocalEngine, slices
 from crucible_trio.engines.local.turns import SLICE_TOKENS
 from crucible_trio.errors import EngineError
 from crucible_trio.output import Output, Token
 from crucible_trio.records import Usage
+from crucible_trio.request import Message, Request, Sampling
 
 
 def progress(total: int) -> dict[str, object]:

@@ -20,7 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio import httpx_bodies
 from crucible_trio.config import Settings
-from crucible_trio.engine import Engine, Finish, Message, Request, Sampling
+from crucible_trio.engine import Engine, Finish
 from crucible_trio.engines import open_engine
 from crucible_trio.engines.upstream import engine as upstream
 from crucible_trio.engines.upstream import open_upstream
@@ -28,6 +28,7 @@ from crucible_trio.engines.upstream import response as upstream_response
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.output import Output, Token
 from crucible_trio.records import Usage
+from crucible_trio.request import Message, Request, Sampling
 
 KEY = "sk-very-secret-1234"
 PROMPT = "Why is the sky blue?"
@@ -277,7 +278,7 @@ async def test_the_request_says_what_was_asked(server: ScriptedServer) -> None:
     server.answers = [GOOD]
     async with open_upstream(server.url + "/?v=1", model="m", key=KEY, extra_body={"top_k": 3, "seed": 9}) as engine:
         sampling = Sampling(temperature=0.5, top_p=0.9, seed=7, stop=("END",))
-        assert sampling.given == engine.info.sampling
+        assert sampling.given == engine.info.capabilities.sampling
         await ask(engine, Request("Hi", model="m", mode="deep", max_output_tokens=5, sampling=sampling))
         await ask(engine, Request((Message("system", "Be brief."), Message("user", "Hi \ud83d"))))
     assert server.lines == ["POST /v1/chat/completions?v=1 HTTP/1.1"] * 2

@@ -11,10 +11,10 @@ import httpx
 import pytest
 import trio
 
-from crucible_trio.engine import Request, Sampling
 from crucible_trio.engines.upstream import open_upstream
 from crucible_trio.errors import EngineError
 from crucible_trio.output import Output, Token
+from crucible_trio.request import Request, Sampling
 
 pytest.importorskip("xllamacpp")
 

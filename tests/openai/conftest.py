@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from crucible_trio import Pipeline, Settings, open_pipeline
-from crucible_trio.engine import Request
+from crucible_trio.request import Request
 from crucible_trio.server import Config, serve
 from crucible_trio.testing import ScriptedEngine
 from crucible_trio.web import create_app

@@ -6,8 +6,9 @@ import pytest
 from trio.testing import MockClock
 
 from crucible_trio.config import Settings, load_settings
-from crucible_trio.engine import EngineInfo, Message, Request, Sampling
+from crucible_trio.engine import EngineInfo
 from crucible_trio.errors import ConfigError
+from crucible_trio.request import Message, Request, Sampling
 from crucible_trio.testing import ScriptedEngine
 from crucible_trio.web.openai.asks import Asks
 from crucible_trio.web.openai.chat import BODY, MESSAGE

@@ -9,8 +9,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from crucible_trio.content import Reasoning
 from crucible_trio.dialects.chat import CLIENTS_FAULT, Chunks
-from crucible_trio.engine import Finish, Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.testing import Gate, Repeat

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import trio
 
-from crucible_trio.engine import Finish, Reasoning, Request
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
+from crucible_trio.request import Request
 from crucible_trio.snapshot import Snapshot
 from crucible_trio.testing import CUTS, ScriptedEngine, Treatment, open_chaos_proxy
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from crucible_trio.engine import Reasoning
+from crucible_trio.content import Reasoning
 from crucible_trio.web.openai import chat, response_body
 
 FIELDS = [

@@ -8,7 +8,8 @@ import openai
 import pytest
 
 from crucible_trio import Request, open_pipeline
-from crucible_trio.engine import Finish, Reasoning
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream import open_upstream
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage

@@ -25,7 +25,7 @@ from crucible_trio.dialects.responses import (
     snapshot,
 )
 from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
-from crucible_trio.log import MemoryLog
+from crucible_trio.log.memory import MemoryLog
 from crucible_trio.output import Token
 from crucible_trio.recorder import Recorder
 from crucible_trio.records import (

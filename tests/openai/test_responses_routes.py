@@ -7,7 +7,8 @@ import trio
 from openai.types.responses import Response
 from trio.testing import wait_all_tasks_blocked
 
-from crucible_trio.engine import Finish, Reasoning
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.testing import ScriptedEngine

@@ -9,7 +9,8 @@ import openai
 import pytest
 import trio
 
-from crucible_trio.engine import Finish, Reasoning
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.testing import Gate, ScriptedEngine

@@ -14,7 +14,8 @@ import pytest
 import trio
 
 from crucible_trio import sse
-from crucible_trio.engine import Finish, Reasoning
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.records import Usage
 from crucible_trio.testing import CUTS, Gate, ScriptedEngine, Treatment, open_chaos_proxy
 

@@ -182,7 +182,7 @@ async def _serving(
         urls = await nursery.start(run_and_tell)
         served = Served(pipeline, int(urls[0].rsplit(":", 1)[1]), scope, stopping, stopped)
         yield served
-        assert kind == "own" or not pipeline.pacing.direct_writes
+        assert kind == "own" or not pipeline.batcher.direct_writes
         for client in served.clients:
             client.stream.socket.close()
         scope.cancel()

@@ -35,7 +35,7 @@ async def test_a_client_that_keeps_up_gets_its_tokens_directly_where_that_is_off
             await client.start()
             await client.read_until(b"0\r\n\r\n")
         assert client.text == "".join(f"{number} " for number in range(30))
-        written = served.pipeline.pacing.direct_writes
+        written = served.pipeline.batcher.direct_writes
         assert written > 20 if offered else written == 0
 
 

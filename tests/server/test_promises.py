@@ -61,7 +61,7 @@ async def test_a_cut_at_any_byte_loses_nothing_and_repeats_nothing(serving, kind
                 text, seqs = await _read_after_cut(served, cut_at, reset=cut_at % 2 == 0)
                 assert text == expected, f"cut at {cut_at}"
                 assert seqs == list(range(1, len(seqs) + 1)), f"cut at {cut_at}"
-        assert bool(served.pipeline.pacing.direct_writes) == (kind == "own")
+        assert bool(served.pipeline.batcher.direct_writes) == (kind == "own")
 
 
 async def test_record_1_is_on_the_wire_before_the_engine_is_called(serving, kind) -> None:

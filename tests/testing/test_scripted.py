@@ -168,7 +168,11 @@ async def test_only_the_newest_runs_are_kept(autojump_clock: MockClock) -> None:
 
 async def test_what_it_says_of_itself_is_what_it_was_told(autojump_clock: MockClock) -> None:
     engine = ScriptedEngine(name="n", models=["m1", "m2"], sampling=["seed"])
-    assert (engine.info.name, engine.info.models, engine.info.sampling) == ("n", ("m1", "m2"), frozenset({"seed"}))
+    assert (engine.info.name, engine.info.models, engine.info.capabilities.sampling) == (
+        "n",
+        ("m1", "m2"),
+        frozenset({"seed"}),
+    )
     assert ScriptedEngine().info.models == ("scripted",)
 
 

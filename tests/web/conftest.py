@@ -21,11 +21,13 @@ from quart_trio import QuartTrio
 from trio.testing import MockClock
 
 from crucible_trio.config import Settings
+from crucible_trio.content import Reasoning
 from crucible_trio.direct_writes import EXTENSION
-from crucible_trio.engine import EngineInfo, Finish, Reasoning, Request
+from crucible_trio.engine import Capabilities, EngineInfo, Finish
 from crucible_trio.output import Output
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import Usage
+from crucible_trio.request import Request
 from crucible_trio.web.app import create_app
 
 T = TypeVar("T")
@@ -96,7 +98,7 @@ class ScriptedEngine:
         models: tuple[str, ...] = ("scripted", "other"),
         sampling: Iterable[str] = (),
     ) -> None:
-        self.info = EngineInfo(name="scripted", models=models, sampling=frozenset(sampling))
+        self.info = EngineInfo(name="scripted", models=models, capabilities=Capabilities(sampling=frozenset(sampling)))
         self.steps = steps
         self.journal: list[str] = []
         self.requests: list[Request] = []

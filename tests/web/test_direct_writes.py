@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.engine import Reasoning
+from crucible_trio.content import Reasoning
 
 EVENTS = "text/event-stream"
 
@@ -31,8 +31,8 @@ async def test_a_token_for_a_client_that_keeps_up_is_written_in_the_engines_own_
             "stream.completed",
         ]
         assert b"".join(exchange.direct).count(b"\n\n") >= 4
-        assert api.pipeline.pacing.direct_writes == len(exchange.direct)
-        assert api.pipeline.pacing.at_once >= 3
+        assert api.pipeline.batcher.direct_writes == len(exchange.direct)
+        assert api.pipeline.batcher.recorded_now >= 3
 
 
 async def test_what_the_kernel_does_not_take_goes_out_before_anything_else(

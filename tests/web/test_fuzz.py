@@ -8,7 +8,7 @@ from urllib.parse import quote
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crucible_trio.engine import Reasoning
+from crucible_trio.content import Reasoning
 
 FIELDS = [
     "input",

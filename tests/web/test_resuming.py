@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.engine import Reasoning
+from crucible_trio.content import Reasoning
 from crucible_trio.records import new_stream_id
 
 BODY = {"input": "Why?"}

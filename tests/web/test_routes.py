@@ -6,7 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.engine import Finish, Reasoning
+from crucible_trio.content import Reasoning
+from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.records import new_stream_id
 

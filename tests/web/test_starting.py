@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.engine import Deadlines, Message, Request, Sampling
+from crucible_trio.request import Deadlines, Message, Request, Sampling
 
 BODY = {"input": "Why?"}
 SSE = "text/event-stream"

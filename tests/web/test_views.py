@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.engine import Reasoning
+from crucible_trio.content import Reasoning
 
 VIEWS = ("segments", "final", "none")
 # Two runs of reasoning, with an answer between and after them.

@@ -12,7 +12,7 @@ from crucible_trio.dialects.responses.events import encode_event
 from crucible_trio.dialects.responses.fold import ResponseFold
 from crucible_trio.dialects.responses.objects import Asked, Response
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.log import MemoryLog
+from crucible_trio.log.memory import MemoryLog
 from crucible_trio.records import decode_frame
 
 # What is folded at a time where a log is folded from its beginning.

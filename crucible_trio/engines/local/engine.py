@@ -20,7 +20,7 @@ from typing import final
 
 import trio
 
-from crucible_trio.engine import EngineInfo, Finish, Message, Request
+from crucible_trio.engine import Capabilities, EngineInfo, Finish
 from crucible_trio.engines import Progress
 from crucible_trio.engines.local.slices import Place, Server, Slice
 from crucible_trio.engines.local.turns import Answer, OpenSlice, Style, Trace, take_turn
@@ -28,6 +28,7 @@ from crucible_trio.engines.local.weights import Weights, find_weights
 from crucible_trio.errors import ConfigError
 from crucible_trio.output import Output
 from crucible_trio.records import Usage
+from crucible_trio.request import Message, Request
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class LocalEngine:
 
     def __init__(self, server: Server, model: str, *, slots: int, context_tokens: int) -> None:
         sampling = frozenset({"temperature", "top_p", "seed", "stop"})
-        self.info = EngineInfo(name="local", models=(model,), sampling=sampling)
+        self.info = EngineInfo(name="local", models=(model,), capabilities=Capabilities(sampling=sampling))
         self.abandoned_threads = 0
         self._server: Server | None = server
         self._slots = trio.CapacityLimiter(slots)

@@ -14,11 +14,11 @@ from typing import Final, Protocol, TypeAlias, final
 
 import trio
 
-from crucible_trio.engine import Message, Sampling
 from crucible_trio.engines.local.slices import Slice
 from crucible_trio.engines.local.stops import StopCutter
 from crucible_trio.engines.segments import SegmentCutter
 from crucible_trio.output import Output
+from crucible_trio.request import Message, Sampling
 
 # A stalled stream runs at most this far ahead of its buffer.
 SLICE_TOKENS: Final = 32

@@ -35,12 +35,13 @@ import httpx
 import msgspec
 import trio
 
-from crucible_trio.engine import EngineInfo, Finish, Request
+from crucible_trio.engine import Capabilities, EngineInfo, Finish
 from crucible_trio.engines.upstream.response import open_body, pass_on, read_refusal
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.httpx_bodies import Content
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
+from crucible_trio.request import Request
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,11 @@ async def open_upstream(
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
     ) as client:
         models = (model,) if model is not None else await _list_models(client, _join(url, "models"))
-        info = EngineInfo(name="upstream", models=models, sampling=frozenset({"temperature", "top_p", "seed", "stop"}))
+        info = EngineInfo(
+            name="upstream",
+            models=models,
+            capabilities=Capabilities(sampling=frozenset({"temperature", "top_p", "seed", "stop"})),
+        )
         logger.info("upstream %s, default model %s", _without_query(url), models[0])
         yield UpstreamEngine(
             client,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from quart import Response, request, url_for
 
 from crucible_trio.dialects import Dialect
-from crucible_trio.engine import OnDisconnect, Request
 from crucible_trio.errors import TooManyReadersError
 from crucible_trio.pipeline import Pipeline
+from crucible_trio.request import OnDisconnect, Request
 from crucible_trio.stream import Stream
 from crucible_trio.web.body import EventStreamBody
 from crucible_trio.web.intake import idempotency_key

@@ -8,9 +8,10 @@ from typing import Final, final
 import msgspec
 
 from crucible_trio.config import Effort, Settings
-from crucible_trio.engine import EngineInfo, Message, Request, Sampling
+from crucible_trio.engine import EngineInfo
 from crucible_trio.errors import ConfigError, InvalidRequestError
 from crucible_trio.records import Mode
+from crucible_trio.request import Message, Request, Sampling
 from crucible_trio.web.intake import valid
 from crucible_trio.web.openai.errors import ModelNotFoundError, UnsupportedParameterError
 

@@ -25,9 +25,9 @@ from quart import Blueprint, Response, request
 
 from crucible_trio.config import Effort
 from crucible_trio.dialects import chat
-from crucible_trio.engine import Message, Request
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.pipeline import Pipeline
+from crucible_trio.request import Message, Request
 from crucible_trio.stream import Stream
 from crucible_trio.web.access import Access
 from crucible_trio.web.intake import check_parameters, read_body

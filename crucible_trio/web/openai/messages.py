@@ -7,8 +7,8 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from crucible_trio.engine import Message
 from crucible_trio.errors import InvalidRequestError
+from crucible_trio.request import Message
 from crucible_trio.web.openai.errors import UnsupportedParameterError
 from crucible_trio.web.openai.fields import Fields, dotted
 

@@ -8,8 +8,8 @@ import msgspec
 
 from crucible_trio.config import Effort
 from crucible_trio.dialects.responses import Asked, ReasoningAsked
-from crucible_trio.engine import Message, Request
 from crucible_trio.errors import InvalidRequestError
+from crucible_trio.request import Message, Request
 from crucible_trio.web.openai.asks import Asks
 from crucible_trio.web.openai.errors import UnsupportedParameterError
 from crucible_trio.web.openai.fields import HARMLESS, Fields

@@ -22,10 +22,10 @@ from crucible_trio.dialects.responses import (
     parse_response_id,
     snapshot,
 )
-from crucible_trio.engine import Request
 from crucible_trio.errors import IdempotencyConflictError, InvalidRequestError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import StreamCancelled, StreamFailed
+from crucible_trio.request import Request
 from crucible_trio.stream import Stream
 from crucible_trio.web import intake
 from crucible_trio.web.access import Access
