@@ -21,14 +21,18 @@ _Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
 @final
-class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+class TextPart(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="text"
+):
     """Text in a message's content."""
 
     text: NonEmpty
 
 
 @final
-class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="image"):
+class ImagePart(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="image"
+):
     """An image.
 
     Attributes:
@@ -41,7 +45,9 @@ class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
 
 
 @final
-class FilePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="file"):
+class FilePart(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="file"
+):
     """A file, by a `data:`, `http` or `https` URL."""
 
     url: NonEmpty
@@ -49,7 +55,9 @@ class FilePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
 
 @final
-class AudioPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="audio"):
+class AudioPart(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="audio"
+):
     """Audio: base64 data and its format, such as `wav`."""
 
     data: NonEmpty
@@ -61,7 +69,7 @@ Content: TypeAlias = NonEmpty | Annotated[tuple[Part, ...], msgspec.Meta(min_len
 
 
 @final
-class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A tool call of an earlier turn; `arguments` is the JSON text that the model wrote."""
 
     id: NonEmpty
@@ -70,7 +78,7 @@ class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @final
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation.
 
     Attributes:
@@ -115,7 +123,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @final
-class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How the model picks tokens. None leaves it to the engine. A model declares which fields it honours."""
 
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
@@ -138,7 +146,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @final
-class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A function that the model may call.
 
     Attributes:
@@ -155,7 +163,7 @@ class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @final
-class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A tool choice: the model must call this tool."""
 
     name: ToolName
@@ -165,17 +173,23 @@ ToolChoice: TypeAlias = Literal["auto", "none", "required"] | NamedTool
 
 
 @final
-class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+class TextFormat(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="text"
+):
     """The answer is plain text."""
 
 
 @final
-class JsonObjectFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
+class JsonObjectFormat(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="json_object"
+):
     """The answer is a JSON object."""
 
 
 @final
-class JsonSchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
+class JsonSchemaFormat(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type", tag="json_schema"
+):
     """The answer is JSON that matches a schema. The engine or its server enforces it."""
 
     name: ToolName
@@ -187,7 +201,7 @@ ResponseFormat: TypeAlias = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
 @final
-class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the model may do and in which form it answers. None leaves it to the engine.
 
     Attributes:
@@ -210,7 +224,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @final
-class Deadlines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Deadlines(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How long a stream may take, in seconds. None is the server's default."""
 
     first_token_seconds: Seconds | None = None
@@ -218,7 +232,7 @@ class Deadlines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     total_seconds: Seconds | None = None
 
 
-class _RequestFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _RequestFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     input: NonEmpty | Annotated[tuple[Message, ...], msgspec.Meta(min_length=1)]
     mode: Mode = "standard"
     model: str | None = None
@@ -233,7 +247,7 @@ class _RequestFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @final
-class Request(_RequestFields, frozen=True, forbid_unknown_fields=True):
+class Request(_RequestFields, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a client asks for.
 
     Attributes:

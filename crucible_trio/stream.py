@@ -17,7 +17,7 @@ from crucible_trio.snapshot import Snapshot, Status, fold, status_of
 
 
 @final
-class StreamFacts(msgspec.Struct, frozen=True, kw_only=True):
+class StreamFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is fixed for the life of a stream, and stored with its log before record 1.
 
     Attributes:

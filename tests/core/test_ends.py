@@ -8,7 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
 from crucible_trio.content import Reasoning
-from crucible_trio.engine import Finish
+from crucible_trio.engine import EngineInfo, Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.output import Output
 from crucible_trio.pipeline import open_pipeline
@@ -108,7 +108,7 @@ async def test_a_coroutine_that_returns_no_finish_breaks_the_protocol(
         return result
 
     terminal, text = await end_of(engine)
-    assert terminal.error == ErrorInfo("engine_protocol", "The engine returned no Finish.", False)
+    assert terminal.error == ErrorInfo("engine_protocol", "The engine did not return a Finish.", False)
     assert text == "a"
 
 
@@ -118,7 +118,7 @@ async def test_a_generator_without_a_piece_fails(end_of: Callable, autojump_cloc
             yield piece
 
     terminal, _ = await end_of(silent)
-    assert terminal.error == ErrorInfo("empty_output", "The engine ended without a token.", False)
+    assert terminal.error == ErrorInfo("empty_output", "The engine ended without writing anything.", False)
 
 
 async def test_a_generator_that_yields_a_wrong_type_fails_and_keeps_earlier_pieces(
@@ -240,30 +240,59 @@ async def test_an_engine_has_no_way_to_close_its_output(end_of: Callable, autoju
 # Ended by a limit
 
 
-async def test_an_engine_that_ignores_its_token_limit_is_stopped(
-    end_of: Callable, scripted: Callable, autojump_clock: MockClock
+class CountingEngine:
+    """Writes the letters a to h, and counts two tokens for each. It ignores `max_output_tokens`."""
+
+    def __init__(self) -> None:
+        self.info = EngineInfo(name="counting", models=("counting",))
+        self.live = 0
+
+    async def generate(self, request: Request, output: Output) -> Finish:
+        self.live += 1
+        try:
+            for number, letter in enumerate("abcdefgh", 1):
+                await output.delta(letter)
+                output.count_tokens(2 * number)
+                await trio.sleep(1)
+        finally:
+            self.live -= 1
+        return Finish()
+
+
+async def test_an_engine_that_counts_more_tokens_than_it_may_use_is_stopped(
+    end_of: Callable, autojump_clock: MockClock
 ) -> None:
-    engine = scripted(*[step for letter in "abcdefgh" for step in (letter, 1)])
-    terminal, text = await end_of(engine, max_output_tokens=3)
+    engine = CountingEngine()
+    terminal, text = await end_of(engine, max_output_tokens=6)
     assert terminal == StreamIncomplete(terminal.seq, "max_output_tokens", Usage(), terminal.timings)
-    assert text == "abcd"  # the fourth piece shows that the engine ignores its limit
+    assert text == "abcd"  # with the fourth piece the engine has counted eight tokens
     assert engine.live == 0
 
 
-async def test_an_engine_that_keeps_its_token_limit_completes(
-    end_of: Callable, scripted: Callable, autojump_clock: MockClock
+async def test_an_engine_that_counts_as_many_tokens_as_it_may_use_completes(
+    end_of: Callable, autojump_clock: MockClock
 ) -> None:
-    engine = scripted(*[step for letter in "abc" for step in (letter, 1)])
-    terminal, _ = await end_of(engine, max_output_tokens=3)
+    terminal, text = await end_of(CountingEngine(), max_output_tokens=16)
     assert isinstance(terminal, StreamCompleted)
+    assert text == "abcdefgh"
 
 
 async def test_the_servers_token_limit_applies_to_a_request_that_sets_none(
-    end_of: Callable, scripted: Callable, autojump_clock: MockClock
+    end_of: Callable, autojump_clock: MockClock
 ) -> None:
-    engine = scripted(*[step for letter in "abcdefgh" for step in (letter, 1)])
-    terminal, text = await end_of(engine, Settings(max_output_tokens=2))
+    terminal, text = await end_of(CountingEngine(), Settings(max_output_tokens=4))
     assert (terminal.reason, text) == ("max_output_tokens", "abc")
+
+
+@pytest.mark.parametrize("pause", [1, 0])
+async def test_pieces_are_not_tokens(
+    pause: float, end_of: Callable, scripted: Callable, autojump_clock: MockClock
+) -> None:
+    """An upstream may send one character per chunk: 50 pieces can be 10 tokens. A burst is no different."""
+    engine = scripted(*[step for _ in range(50) for step in ("x", pause)])
+    terminal, text = await end_of(engine, max_output_tokens=10)
+    assert isinstance(terminal, StreamCompleted)
+    assert text == "x" * 50
 
 
 async def test_a_full_log_stops_the_engine_and_keeps_everything_readable(

@@ -187,7 +187,7 @@ async def test_only_its_owner_finds_a_stream(finished: bool, scripted: Callable,
 async def test_an_owners_streams_are_listed_newest_first_running_or_not(
     scripted: Callable, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr("crucible_trio.stream.time", SimpleNamespace(time=trio.current_time))
+    monkeypatch.setattr("crucible_trio.pipeline.time", SimpleNamespace(time=trio.current_time))
     async with open_pipeline(scripted("a", 5)) as pipeline:
         started = []
         for owner in ("alice", "bob", "alice", "alice"):
@@ -255,7 +255,7 @@ async def test_a_deleted_stream_is_cancelled_and_not_found_but_its_readers_get_t
                 await wait_all_tasks_blocked()
         assert ends == [stream.terminal]
         assert cancelled_by(stream) == "client"
-        assert pipeline.metrics.registry.get_sample_value("crucible_log_bytes") == 0
+        assert pipeline.store.log_bytes == 0
 
 
 async def test_a_finished_stream_can_be_deleted_and_is_not_found_rather_than_expired(
@@ -270,7 +270,7 @@ async def test_a_finished_stream_can_be_deleted_and_is_not_found_rather_than_exp
             await trio.sleep(pause)
             with pytest.raises(StreamNotFoundError):
                 await pipeline.find(stream.id)
-        assert pipeline.metrics.registry.get_sample_value("crucible_log_bytes") == 0
+        assert pipeline.store.log_bytes == 0
 
 
 # Shutdown

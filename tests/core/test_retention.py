@@ -11,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from crucible_trio.config import Settings
 from crucible_trio.errors import OverloadedError, StreamExpiredError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.records import encode_json
 from crucible_trio.request import Request
 from crucible_trio.stream import Stream
 
@@ -24,8 +25,12 @@ async def finished(pipeline: Pipeline, owner: str = "") -> Stream:
     return stream
 
 
-def kept_bytes(pipeline: Pipeline) -> float | None:
-    return pipeline.metrics.registry.get_sample_value("crucible_log_bytes")
+def size_of(stream: Stream) -> int:
+    return stream.log.size_bytes + len(encode_json(stream.facts))
+
+
+def kept_bytes(pipeline: Pipeline) -> int:
+    return pipeline.store.log_bytes
 
 
 async def test_a_stream_is_readable_for_ten_minutes_then_expired_for_an_hour_then_not_found(
@@ -124,7 +129,7 @@ async def test_readers_attached_at_expiry_read_on_to_the_end(
 async def test_beyond_the_remembered_maximum_the_oldest_expired_streams_are_not_found(
     scripted: Callable, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr("crucible_trio.retention.MAX_REMEMBERED", 2)
+    monkeypatch.setattr("crucible_trio.store.retention.MAX_REMEMBERED", 2)
     async with open_pipeline(scripted("a"), Settings(retention_seconds=10)) as pipeline:
         streams = [await finished(pipeline) for _ in range(4)]
         await trio.sleep(11)
@@ -142,7 +147,7 @@ def half_full(scripted: Callable) -> Callable:
     return lambda *steps: open_pipeline(scripted(*(steps or ["x" * 5000])), Settings(total_log_bytes=12_000))
 
 
-def is_found(pipeline: Pipeline, stream: Stream) -> bool:
+async def is_found(pipeline: Pipeline, stream: Stream) -> bool:
     try:
         return await pipeline.find(stream.id) is stream
     except StreamExpiredError:
@@ -156,9 +161,9 @@ async def test_when_memory_is_short_unread_finished_streams_are_evicted_oldest_f
         streams = []
         for number in range(1, 5):
             streams.append(await finished(pipeline))
-            assert [is_found(pipeline, stream) for stream in streams[-2:]] == [True] * min(number, 2)
-            assert not any(is_found(pipeline, stream) for stream in streams[:-2])
-            assert kept_bytes(pipeline) == sum(stream.size_bytes for stream in streams[-2:])
+            assert [await is_found(pipeline, stream) for stream in streams[-2:]] == [True] * min(number, 2)
+            assert not any([await is_found(pipeline, stream) for stream in streams[:-2]])
+            assert kept_bytes(pipeline) == sum(size_of(stream) for stream in streams[-2:])
 
 
 async def test_a_long_prompt_counts_towards_the_memory_limit(scripted: Callable, autojump_clock: MockClock) -> None:
@@ -167,8 +172,8 @@ async def test_a_long_prompt_counts_towards_the_memory_limit(scripted: Callable,
         for _ in range(4):
             streams.append(await pipeline.start(Request("q" * 5000), on_disconnect="continue"))
             await trio.sleep(1)
-        assert [is_found(pipeline, stream) for stream in streams] == [False, False, True, True]
-        assert kept_bytes(pipeline) == sum(stream.size_bytes for stream in streams[-2:])
+        assert [await is_found(pipeline, stream) for stream in streams] == [False, False, True, True]
+        assert kept_bytes(pipeline) == sum(size_of(stream) for stream in streams[-2:])
 
 
 async def test_a_finished_stream_with_a_reader_is_not_evicted(
@@ -178,11 +183,11 @@ async def test_a_finished_stream_with_a_reader_is_not_evicted(
         read, unread = await finished(pipeline), await finished(pipeline)
         async with read.attach() as reader:
             await finished(pipeline)
-            assert is_found(pipeline, read)
-            assert not is_found(pipeline, unread)
+            assert await is_found(pipeline, read)
+            assert not await is_found(pipeline, unread)
             assert text_of([record async for record in reader]) == "x" * 5000
         await finished(pipeline)
-        assert not is_found(pipeline, read)
+        assert not await is_found(pipeline, read)
 
 
 async def test_running_streams_are_never_evicted_and_new_ones_are_refused_until_there_is_memory(
@@ -198,7 +203,7 @@ async def test_running_streams_are_never_evicted_and_new_ones_are_refused_until_
         assert all(len(stream.snapshot().output) == 20_000 for stream in running)
         # Finished streams are evicted as soon as a new stream needs their memory.
         assert (await pipeline.start(Request("q"))).status == "running"
-        assert not any(is_found(pipeline, stream) for stream in running)
+        assert not any([await is_found(pipeline, stream) for stream in running])
 
 
 async def test_at_exactly_the_cap_a_finished_stream_is_evicted_before_a_new_one_is_refused(
