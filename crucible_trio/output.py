@@ -24,6 +24,7 @@ from crucible_trio.content import (
     ToolCallEnd,
     ToolCallStart,
 )
+from crucible_trio.timers import Timers
 
 # Both go into one record of at most 16 KiB, where a character can take six bytes.
 MAX_CALL_NAME_LENGTH: Final = 256
@@ -49,14 +50,16 @@ class Output:
 
     Args:
         send: The buffer.
-        batcher: Tells when a call lets other tasks run.
-        sink: Records the pieces.
+        batcher: Tells when a call lets other tasks run. Without one, every call does.
+        sink: Records the pieces. Without one, all pieces stay in the buffer, as in a test of an engine.
     """
 
-    def __init__(self, send: trio.MemorySendChannel[Piece], batcher: Batcher, sink: PieceSink) -> None:
+    def __init__(
+        self, send: trio.MemorySendChannel[Piece], batcher: Batcher | None = None, sink: PieceSink | None = None
+    ) -> None:
         self._send = send
-        self._batcher = batcher
-        self._sink = sink
+        self._batcher = batcher or Batcher(Timers())
+        self._sink = sink or _BufferOnly()
         self._pass = -1  # the scheduler's pass in which the last piece came
         self._pieces = 0  # that came in that pass
         self._segment = -1  # of the last piece of the trace
@@ -243,6 +246,19 @@ class ToolCallOutput:
         self._output._call = None
         if kind is None and not self._is_cut:
             await self._output._put(ToolCallEnd())
+
+
+class _BufferOnly:
+    """A sink that records nothing."""
+
+    def record_now(self, piece: Piece) -> bool:
+        return False
+
+    def piece_buffered(self) -> None:
+        pass
+
+    def tokens_counted(self, total: int) -> None:
+        pass
 
 
 def _encodable(text: str) -> str:
