@@ -268,7 +268,7 @@ class Generation:
     def _count(self, batch: list[Piece]) -> None:
         if batch and self._first_piece_at is None:
             self._first_piece_at = trio.current_time()
-            self._metrics.first_piece_seconds.observe(self._first_piece_at - self._accepted_at)
+            self._metrics.first_token_seconds.observe(self._first_piece_at - self._accepted_at)
         self.pieces += len(batch)
         self._metrics.pieces[self.facts.request.mode] += len(batch)
 

@@ -15,7 +15,7 @@ from crucible_trio.records import Mode
 from crucible_trio.snapshot import Status
 
 # In seconds. A local model writes its first piece after tenths of a second, a large one after minutes of queueing.
-_FIRST_PIECE_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_FIRST_TOKEN_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 # A cancellation takes a few task switches, or an upstream connection's close, or the rest of a prompt.
 _CANCEL_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 
@@ -49,7 +49,7 @@ class EngineMetrics:
         started: Streams accepted, by mode.
         ended: Streams that have ended, by status.
         pieces: Pieces recorded, by mode.
-        first_piece_seconds: From acceptance to the first piece.
+        first_token_seconds: From acceptance to the first piece.
         cancel_seconds: From the decision to stop a stream until its engine has let go.
     """
 
@@ -57,7 +57,7 @@ class EngineMetrics:
         self.started: Counter[Mode] = Counter()
         self.ended: Counter[Status] = Counter()
         self.pieces: dict[Mode, int] = {"standard": 0, "deep": 0}
-        self.first_piece_seconds = Histogram(_FIRST_PIECE_BUCKETS)
+        self.first_token_seconds = Histogram(_FIRST_TOKEN_BUCKETS)
         self.cancel_seconds = Histogram(_CANCEL_BUCKETS)
 
 

@@ -275,6 +275,7 @@ class World:
 
     async def start(self) -> None:
         setup = self.setup
+        self.accepted_at = trio.current_time()
         self.stream = await self.pipeline.start(
             Request("q"), on_disconnect=setup.on_disconnect, starts_with_reader=setup.starts_with_reader
         )
@@ -451,7 +452,7 @@ class World:
 
     # The comparison
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Compare the stream with the model while all tasks are blocked."""
         log = self.log
         assert not self.complaints, self.complaints
@@ -463,7 +464,7 @@ class World:
         self._check_text(log)
         self._check_readers(log)
         self._derive_expected_end(log)
-        self._check_end(log)
+        await self._check_end(log)
         if self.end is None:
             self._check_engine(log)
         assert self.stream.paused == (self.end is None and not self.attached and self.needs_reader)
@@ -529,7 +530,7 @@ class World:
         wanted = sum(len(piece.text) + RECORD_BYTES for piece in missing)
         return bool(missing) and used + wanted > self.setup.cap - TERMINAL_RESERVE_BYTES
 
-    def _check_end(self, log: list[AnyRecord]) -> None:
+    async def _check_end(self, log: list[AnyRecord]) -> None:
         ends = [record for record in log if isinstance(record, TERMINAL)]
         assert ends == (log[-1:] if self.end else []), "not one final record, or it came too early"
         assert ([how(end) for end in ends] or [None]) == [self.end]
@@ -542,7 +543,7 @@ class World:
             assert kept >= self.engine.returned, "a piece whose write had returned was lost"
         if self.end == "completed stop":
             assert kept == len(self.engine.begun), "the stream completed without its whole text"
-        ended_at = self.stream.accepted_at + ends[0].timings.total_ms / 1000
+        ended_at = self.accepted_at + ends[0].timings.total_ms / 1000
         age = trio.current_time() - ended_at
         if age < RETENTION:
             assert await self.pipeline.find(self.stream.id) is self.stream
@@ -603,7 +604,7 @@ async def run_program(setup: Setup, program: list[Step]) -> None:
             for number, step in enumerate(program):
                 try:
                     await world.take_step(step)
-                    world.check()
+                    await world.check()
                 except BaseException as error:
                     error.add_note(f"step {number}, {step}")
                     raise

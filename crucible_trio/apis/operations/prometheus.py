@@ -1,0 +1,117 @@
+"""A pipeline's numbers in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, final
+
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from crucible_trio.engine import CountsAbandonedThreads, Engine, engine_of
+from crucible_trio.metrics import Histogram
+from crucible_trio.pipeline import Pipeline
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@final
+class PipelineCollector(Collector):
+    """Reads a pipeline's numbers when Prometheus asks for them."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def collect(self) -> Iterable[Metric]:
+        """The numbers now (`prometheus_client.registry.Collector`)."""
+        pipeline = self._pipeline
+        engines = {engine.info.name: pipeline.metrics.engine(engine.info.name) for engine in _engines_of(pipeline)}
+        yield _counters(
+            "streams_started", "Streams accepted", "mode", {name: numbers.started for name, numbers in engines.items()}
+        )
+        yield _counters(
+            "streams_ended",
+            "Streams that have ended",
+            "status",
+            {name: numbers.ended for name, numbers in engines.items()},
+        )
+        yield _counters(
+            "pieces", "Pieces of content recorded", "mode", {name: numbers.pieces for name, numbers in engines.items()}
+        )
+        yield _histogram(
+            "first_token_seconds",
+            "From acceptance to the first piece of content",
+            {name: numbers.first_token_seconds for name, numbers in engines.items()},
+        )
+        yield _histogram(
+            "cancel_seconds",
+            "From the decision to stop a stream until its engine has let go",
+            {name: numbers.cancel_seconds for name, numbers in engines.items()},
+        )
+        threads = GaugeMetricFamily(
+            "crucible_abandoned_threads",
+            "Model threads whose stream ended before them, since the start",
+            labels=["engine"],
+        )
+        for engine in _engines_of(pipeline):
+            abandoned = engine.abandoned_threads if isinstance(engine, CountsAbandonedThreads) else 0
+            threads.add_metric([engine.info.name], abandoned)
+        yield threads
+        refused = CounterMetricFamily("crucible_requests_refused", "Requests answered with an error", labels=["code"])
+        for code, number in pipeline.metrics.refused.items():
+            refused.add_metric([code], number)
+        yield refused
+        yield CounterMetricFamily(
+            "crucible_resumes", "Readers that attached behind record 1", value=pipeline.metrics.resumes
+        )
+        yield _gauge("readers", "Readers attached", pipeline.metrics.readers)
+        yield _gauge("streams_running", "Streams whose engine may run", pipeline.store.running)
+        yield _gauge("streams_kept", "Finished streams that can still be read", pipeline.store.kept)
+        yield _gauge("log_bytes", "Bytes of all logs and of the facts kept with them", pipeline.store.log_bytes)
+
+
+def render(pipeline: Pipeline) -> bytes:
+    """The text that `/metrics` answers, of type `CONTENT_TYPE`."""
+    registry = CollectorRegistry()
+    registry.register(PipelineCollector(pipeline))
+    return generate_latest(registry)
+
+
+def _engines_of(pipeline: Pipeline) -> list[Engine]:
+    """The engines that generate, each once: those behind a router, not the router."""
+    found = {id(engine): engine for engine in _behind(pipeline.engine)}
+    return list(found.values())
+
+
+def _behind(engine: Engine) -> Iterator[Engine]:
+    models = engine.info.models
+    if not models:
+        yield engine
+    for model in models:
+        yield engine_of(engine, model)
+
+
+def _counters(name: str, text: str, label: str, counts: Mapping[str, Mapping[Any, int]]) -> Metric:
+    """One counter for each engine and each value of a label."""
+    family = CounterMetricFamily(f"crucible_{name}", text, labels=["engine", label])
+    for engine, by_label in counts.items():
+        for value, number in by_label.items():
+            family.add_metric([engine, value], number)
+    return family
+
+
+def _histogram(name: str, text: str, histograms: dict[str, Histogram]) -> Metric:
+    family = HistogramMetricFamily(f"crucible_{name}", text, labels=["engine"])
+    for engine, histogram in histograms.items():
+        cumulative = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
+            cumulative += count
+            buckets.append((bound, cumulative))
+        family.add_metric([engine], buckets, histogram.total)
+    return family
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"crucible_{name}", text, value=value)
