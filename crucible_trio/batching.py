@@ -29,12 +29,12 @@ class Recordable(Protocol):
     """A buffer that can be recorded: a `Generation`."""
 
     def record(self) -> None:
-        """Move what is in the buffer to the log. Must not wait."""
+        """Move the buffer's pieces to the log. Must not wait."""
 
 
 @final
 class Batcher(trio.abc.Instrument):
-    """What the generations of a pipeline share to batch their work. `Timers` and the scheduler drive it.
+    """Batches the work of a pipeline's generations. `Timers` and the scheduler drive it.
 
     Attributes:
         passes: How often the scheduler has looked for tasks to run. A piece that comes in the same pass as the one
@@ -62,7 +62,7 @@ class Batcher(trio.abc.Instrument):
         return pieces >= _PIECES_PER_PASS or perf_counter() - self._pass_began > _SECONDS_PER_PASS
 
     def may_record_now(self) -> bool:
-        """Whether a call of an engine may record what it brings. Counts it if so."""
+        """Whether a call of an engine may record its piece. Counts it if so."""
         # Streams that wait are served in order. With more to do than time some stream always waits, so each record has
         # everything since its stream's last one. Records grow with the load, and a thousand busy streams keep up.
         if self._waiting or perf_counter() - self._pass_began > _SECONDS_PER_PASS:

@@ -38,7 +38,7 @@ def check_request(request: Request, info: EngineInfo, settings: Settings) -> Non
 
 
 def _unsupported(request: Request, can: Capabilities) -> Iterator[tuple[str, str]]:
-    """The fields that need a capability the model does not have: their paths, and what they ask for."""
+    """The fields that need a capability the model does not have: the path and the feature of each."""
     for name in sorted(request.sampling.given - can.sampling):
         yield f"sampling.{name}", f"sampling.{name}"
     asked = request.parameters

@@ -1,4 +1,4 @@
-"""The engine contract: what an engine declares, what it returns, and how a plain function becomes an engine."""
+"""The engine contract: declaration, call and result. A plain function can become an engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Finish:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a model understands. A request that needs more is refused, with the name of the field.
+    """The capabilities of a model. A request that needs more is refused, with the name of the field.
 
     Attributes:
         tools: Tools in a request, tool calls and their results in its messages.
@@ -68,8 +68,8 @@ class EngineInfo:
     Attributes:
         name: For logs, metrics and the list of models.
         models: The models that a request may name. The first is the default.
-        capabilities: What its models understand.
-        by_model: What single models understand, by name, where it differs.
+        capabilities: Those of its models.
+        by_model: Those of single models, by name, where they differ.
     """
 
     name: str
@@ -78,7 +78,7 @@ class EngineInfo:
     by_model: Mapping[str, Capabilities] = field(default_factory=dict)
 
     def capabilities_of(self, model: str) -> Capabilities:
-        """What one of the models understands."""
+        """The capabilities of one of the models."""
         return self.by_model.get(model, self.capabilities)
 
 
@@ -87,12 +87,12 @@ class Engine(Protocol):
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine can do. It may change while the engine runs, as when an upstream comes up."""
+        """Name, models and capabilities. They may change while the engine runs, as when an upstream comes up."""
 
     def generate(self, request: Request, output: Output) -> Awaitable[Finish]:
         """Write the content of one stream to `output`: a coroutine function.
 
-        The call has a task to itself. Cancellation stops a stream: let it pass, and free what the call holds.
+        The call has a task to itself. Cancellation stops a stream: let it pass, and free the resources of the call.
 
         Args:
             request: With `model` filled in.
@@ -130,7 +130,7 @@ def engine_of(engine: Engine, model: str) -> Engine:
 
 
 Yielded: TypeAlias = str | Text | Reasoning | Refusal | ToolCallStart | ToolCallArguments | ToolCallEnd | Finish
-"""What an async generator engine may yield."""
+"""The values that an async generator engine may yield."""
 
 GenerateFunction: TypeAlias = Callable[[Request, Output], Awaitable[Finish]]
 GeneratorFunction: TypeAlias = Callable[[Request], AsyncGenerator[Yielded, None]]
@@ -192,7 +192,7 @@ def _adapt_safe_channel(function: SafeChannelFunction) -> GenerateFunction:
 
 
 async def _write_pieces(pieces: AsyncIterable[object], output: Output) -> Finish:
-    """Write what a generator yields, until it yields `Finish` or ends."""
+    """Write everything that a generator yields, until it yields `Finish` or ends."""
     is_empty = True
     call: ToolCallOutput | None = None
     async with AsyncExitStack() as stack:

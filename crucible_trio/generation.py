@@ -11,7 +11,7 @@ be something to copy: by the engine's call, by the pipeline's `Batcher`, and by 
 lies between taking a piece and appending it, so neither cancellation nor a second caller can lose a piece or change the
 order.
 
-How a stream ends is decided once, by what comes first: the engine's end, a deadline, a cap, or a cancellation. Then the
+The first event that ends a stream decides how it ends: the engine's end, a deadline, a cap, or a cancellation. Then the
 rest of the buffer and the terminal record go into the log in one append.
 """
 
@@ -205,8 +205,8 @@ class Generation:
 
     def record_now(self, piece: Piece) -> bool:
         """Record a piece that came alone to an empty buffer (`PieceSink`)."""
-        # If the buffer is not empty, then either there is no room, or this stream waits in the batcher. While any
-        # stream waits there, no piece is recorded in its engine's call.
+        # If the buffer is not empty, then the log has no room, or this stream waits in the batcher. While any stream
+        # waits there, no piece is recorded in its engine's call.
         if self._ending is not None or not self.log.has_room or not self._batcher.may_record_now():
             return False
         has_timer = self._clock.idle_is_running  # the next deadline is later: the timer comes early and is set again

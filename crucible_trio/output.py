@@ -172,7 +172,9 @@ class Output:
 
     async def _write(self, piece: TextPiece) -> None:
         text = piece.text
-        if not isinstance(text, str):  # raised here it ends the stream as `failed`. In the recorder it is a bug of ours
+        if not isinstance(
+            text, str
+        ):  # raised here it ends the stream as `failed`, and in the recorder it would be an internal error
             message = f"a piece of text is a str, not {type(text).__name__}"
             raise TypeError(message)
         if text:

@@ -105,7 +105,7 @@ class Pipeline:
             owner: Who may read and stop it.
             on_disconnect: Counts if the request does not say.
             starts_with_reader: Call the engine when a reader has record 1. Otherwise immediately.
-            facts: Facts of the stream that APIs need, by the API's name; see `StreamFacts.for_apis`.
+            facts: Facts of the stream that APIs need, by the API's name (`StreamFacts.for_apis`).
 
         Raises:
             InvalidRequestError: The model does not support a field, or a number is over the server's maximum.
@@ -318,7 +318,7 @@ async def open_pipeline(engine: EngineSource, settings: Settings | None = None) 
 
 @asynccontextmanager
 async def run_pipeline(pipeline: Pipeline) -> AsyncIterator[Pipeline]:
-    """Run a pipeline while the context is open; see `open_pipeline`."""
+    """Run a pipeline while the context is open, as `open_pipeline` does."""
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(pipeline.run)

@@ -16,7 +16,7 @@ _READ_BYTES: Final = 16 * 1024
 
 
 class Attachable(Protocol):
-    """What a reader attaches to: a `Stream`."""
+    """The target of a reader: a `Stream`."""
 
     @property
     def log(self) -> LogReader:
@@ -37,7 +37,7 @@ class Reader:
     and `passed` instead: its cursor moves when a write has returned, not when a record was read.
 
     Args:
-        stream: What to follow.
+        stream: The stream to follow.
         after: The offset up to which the reader has everything.
 
     Attributes:

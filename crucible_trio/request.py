@@ -1,4 +1,4 @@
-"""The request: what a client asks an engine to generate.
+"""The request of a client for one stream.
 
 The JSON body of `POST /v1/streams` is a `Request`. Source of the shapes: docs/reference/protocol.md.
 """
@@ -37,7 +37,7 @@ class ImagePart(
 
     Attributes:
         url: A `data:` URL, or an `http` or `https` URL that the model server fetches. This server fetches nothing.
-        detail: How closely the model should look: `low`, `high`, or what the model understands.
+        detail: How closely the model should look: `low`, `high`, or another word that it knows.
     """
 
     url: NonEmpty
@@ -70,7 +70,7 @@ Content: TypeAlias = NonEmpty | Annotated[tuple[Part, ...], msgspec.Meta(min_len
 
 @final
 class ToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A tool call of an earlier turn; `arguments` is the JSON text that the model wrote."""
+    """A tool call of an earlier turn. `arguments` is the JSON text that the model wrote."""
 
     id: NonEmpty
     name: ToolName
@@ -202,7 +202,7 @@ ResponseFormat: TypeAlias = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 @final
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What the model may do and in which form it answers. None leaves it to the engine.
+    """The model's tools and the form of its answer. None leaves it to the engine.
 
     Attributes:
         tools: The tools that the model may call.
@@ -248,7 +248,7 @@ class _RequestFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
 
 @final
 class Request(_RequestFields, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a client asks for.
+    """A client's request for one stream.
 
     Attributes:
         input: The prompt, or the conversation so far.
@@ -257,7 +257,7 @@ class Request(_RequestFields, frozen=True, forbid_unknown_fields=True, omit_defa
         max_output_tokens: Reasoning and answer together. None is the engine's default.
         sampling: How the model picks tokens.
         trace: The default view of the stream's readers. It never changes the log.
-        on_disconnect: What happens while no reader is attached. None depends on how the stream is started.
+        on_disconnect: The policy while no reader is attached. The default depends on how the stream is started.
         grace_seconds: How long a stream without readers waits for one. None is the server's default.
         deadlines: How long the stream may take.
         parameters: Tools, the form of the answer, and further parameters of the model.

@@ -66,7 +66,7 @@ class SnapshotToolCall(msgspec.Struct, kw_only=True):
 
 @final
 class Snapshot(msgspec.Struct, kw_only=True):
-    """Exactly what a log holds up to `last_seq`.
+    """The content of a log up to `last_seq`, exactly.
 
     Attributes:
         paused: Whether the stream waits for a reader.

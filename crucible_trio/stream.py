@@ -1,4 +1,4 @@
-"""The handle of a stream: what routes and users hold. The stream's generation may run in another process."""
+"""The handle of a stream, which routes and users hold. The stream's generation may run in another process."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from crucible_trio.snapshot import Snapshot, Status, fold, status_of
 
 @final
 class StreamFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is fixed for the life of a stream, and stored with its log before record 1.
+    """The facts that are fixed for the life of a stream, stored with its log before record 1.
 
     Attributes:
         id: The stream's id.
         owner: Who may read and stop it.
         request: With `model` filled in.
-        on_disconnect: What happens while no reader is attached.
+        on_disconnect: The policy while no reader is attached.
         created_at: Unix time in seconds.
         for_apis: Further facts, by the name of the API that reads them. They appear on no other API's wire.
     """
@@ -38,7 +38,7 @@ class StreamFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Producer(Protocol):
-    """What generates a stream: a `Generation` here, or a connection to the process that has it."""
+    """The source of a stream's records: a `Generation` here, or a connection to the process that has it."""
 
     @property
     def paused(self) -> bool:
@@ -59,14 +59,14 @@ class Stream:
     """One stream. `Pipeline.start` and `Pipeline.find` return it.
 
     Args:
-        facts: What is fixed.
+        facts: Its fixed facts.
         log: Its records.
-        producer: What generates them.
+        producer: Generates them.
         metrics: Where its readers are counted.
         max_readers: How many readers may be attached at a time.
 
     Attributes:
-        facts: What is fixed.
+        facts: Its fixed facts.
         id: The stream's id.
         owner: Who may read and stop it.
         request: With `model` filled in.
@@ -119,7 +119,7 @@ class Stream:
 
     @property
     def on_disconnect(self) -> OnDisconnect:
-        """What happens while no reader is attached."""
+        """The policy while no reader is attached."""
         return self.facts.on_disconnect
 
     @property
@@ -153,7 +153,7 @@ class Stream:
         return self.log.finished and offset >= self.log.head
 
     def snapshot(self) -> Snapshot:
-        """Exactly what the log holds, taken without a checkpoint."""
+        """The content of the log, exactly. Taken without a checkpoint."""
         snapshot = fold(self.log.read(0))
         snapshot.paused = self.paused
         return snapshot

@@ -1,4 +1,4 @@
-"""What a log owes its writer and its readers.
+"""The contract of a log with its writer and its readers.
 
 A log holds the frames of one stream. Records are numbered from 1 without holes. An *offset* is the number of the last
 record that a reader has, so 0 is the beginning. One generation writes. Any number of readers follow, each with a
@@ -28,7 +28,7 @@ class AppendListener(Protocol):
     """A reader that can write to its client without waiting: the body of an event stream."""
 
     def write_appended(self) -> int:
-        """Write what has just become visible, as far as that needs no waiting. Must not raise.
+        """Write the new visible records, as far as that needs no waiting. Must not raise.
 
         Called in the middle of a commit, while the reader is in `Cursor.wait`.
 

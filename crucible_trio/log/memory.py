@@ -20,7 +20,7 @@ class ByteAccount(Protocol):
 
 @final
 class MemoryCursor:
-    """A cursor of a `MemoryLog`; see `crucible_trio.log.contract.Cursor`."""
+    """A cursor of a `MemoryLog`. `crucible_trio.log.contract.Cursor` documents the methods."""
 
     __slots__ = ("_log", "_task", "listener", "offset")
 
@@ -75,7 +75,9 @@ class MemoryCursor:
 
 @final
 class MemoryLog:
-    """An event log in this process; see `crucible_trio.log.contract.Log`. It commits before `append_nowait` returns.
+    """An event log in this process. It commits before `append_nowait` returns.
+
+    `crucible_trio.log.contract.Log` documents the methods.
 
     It keeps the whole stream, so a slower second reader never holds the first back: it can catch up.
 

@@ -1,4 +1,4 @@
-"""What a store owes its pipeline: logs, and all that is known about streams beyond one generation.
+"""The contract of a store with its pipeline: logs, and everything known about streams beyond one generation.
 
 A store makes logs, finds streams, holds idempotency keys, counts the streams of an owner, and keeps finished streams
 for a while. `crucible_trio.store.memory.MemoryStore` does that in one process. In a store that several processes share,

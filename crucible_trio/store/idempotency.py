@@ -32,7 +32,7 @@ class IdempotencyKeys:
         self._key_of: dict[str, tuple[str, str]] = {}
 
     async def claim(self, owner: str, key: str, digest: bytes, stream_id: str) -> str:
-        """Claim a key, or wait for the stream of the claim that was first; see `StreamStore.claim`.
+        """Claim a key, or wait for the stream of the first claim (`StreamStore.claim`).
 
         Checkpoints: only while another claim is about to start its stream. None lies between looking a key up and
         entering it.

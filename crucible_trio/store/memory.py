@@ -1,4 +1,4 @@
-"""The store in this process. It keeps logs in memory, and never waits but for an idempotency key."""
+"""The store in this process. It keeps logs in memory, and waits for nothing but an idempotency key."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class LogFactory(Protocol):
     """Makes the logs of a store."""
 
     def __call__(self, *, room_without_readers: bool, account: ByteAccount | None) -> Log:
-        """Make an empty log; the arguments are those of `MemoryLog`."""
+        """Make an empty log. The arguments are those of `MemoryLog`."""
 
 
 @final
 class MemoryStore:
-    """Logs and streams of one process; see `crucible_trio.store.contract.StreamStore`.
+    """Logs and streams of one process. `crucible_trio.store.contract.StreamStore` documents the methods.
 
     Args:
         settings: Limits and retention.
