@@ -19,7 +19,6 @@ from crucible_trio.content import (
     Reasoning,
     Refusal,
     Text,
-    TextPiece,
     ToolCallArguments,
     ToolCallEnd,
     ToolCallStart,
@@ -85,8 +84,9 @@ class Output:
         waits, it also does so at every 64th piece and every 5 ms.
         Cancellation: a piece whose call was cancelled may or may not be in the log. One whose call has returned is.
         """
-        self._check_no_call()
-        await self._write(Text(text, logprobs))
+        if self._call is not None:
+            raise _call_is_open()
+        await self._write(Text(text, logprobs), text)
 
     async def reasoning(self, text: str, segment: int) -> None:
         """Write a piece of the reasoning trace. Waits, raises and checkpoints as `delta`.
@@ -98,18 +98,20 @@ class Output:
         Raises:
             ValueError: `segment` is neither.
         """
-        self._check_no_call()
+        if self._call is not None:
+            raise _call_is_open()
         if segment < 0 or segment not in (self._segment, self._segment + 1):
             message = f"segment {segment} cannot follow segment {self._segment}"
             raise ValueError(message)
         if text:  # an empty piece leaves no trace of its segment, so the next may not count from it
             self._segment = segment
-        await self._write(Reasoning(text, int(segment)))  # True counts like 1, and differs in JSON
+        await self._write(Reasoning(text, int(segment)), text)  # True counts like 1, and differs in JSON
 
     async def refusal(self, text: str) -> None:
         """Write a piece of the text with which the model refuses. Waits, raises and checkpoints as `delta`."""
-        self._check_no_call()
-        await self._write(Refusal(text))
+        if self._call is not None:
+            raise _call_is_open()
+        await self._write(Refusal(text), text)
 
     def tool_call(self, call_id: str, name: str) -> ToolCallOutput:
         """Open a tool call: `async with output.tool_call("call_1", "weather") as call: await call.arguments(...)`.
@@ -164,25 +166,14 @@ class Output:
             return self._queued_seconds
         return self._queued_seconds + trio.current_time() - self._queued_since
 
-    def _check_no_call(self) -> None:
-        # The arguments of a call are contiguous in the log: clients take a call for done when something else begins.
-        if self._call is not None:
-            message = "a tool call is open: leave its block before writing anything else"
-            raise RuntimeError(message)
-
-    async def _write(self, piece: TextPiece) -> None:
-        text = piece.text
-        if not isinstance(
-            text, str
-        ):  # raised here it ends the stream as `failed`, and in the recorder it would be an internal error
+    async def _write(self, piece: Piece, text: str) -> None:
+        """Record a piece, or put it into the buffer. `text` is its text, or for a mark any other of its fields."""
+        if not isinstance(text, str):  # raised here it ends the stream as `failed`, in the recorder it would be our bug
             message = f"a piece of text is a str, not {type(text).__name__}"
             raise TypeError(message)
-        if text:
-            await self._put(piece)
-        else:  # carries nothing, but an engine relies on its call as a place where it can be cancelled
+        if not text:  # carries nothing, but an engine relies on its call as a place where it can be cancelled
             await trio.lowlevel.checkpoint()
-
-    async def _put(self, piece: Piece) -> None:
+            return
         is_first = self._pass != self._batcher.passes
         if not is_first and self._batcher.is_over(self._pieces):
             await trio.lowlevel.checkpoint()
@@ -216,10 +207,11 @@ class ToolCallOutput:
 
     async def __aenter__(self) -> Self:
         output = self._output
-        output._check_no_call()
+        if output._call is not None:
+            raise _call_is_open()
         output._call = self
         try:
-            await output._put(self._start)
+            await output._write(self._start, self._start.id)
         except BaseException:
             output._call = None
             raise
@@ -236,7 +228,7 @@ class ToolCallOutput:
         if self._output._call is not self or self._is_cut:
             message = "the tool call has ended"
             raise RuntimeError(message)
-        await self._output._write(ToolCallArguments(text))
+        await self._output._write(ToolCallArguments(text), text)
 
     def cut(self) -> None:
         """Say that the model stopped in the middle of the call. Leaving the block then does not make it whole."""
@@ -247,7 +239,12 @@ class ToolCallOutput:
     ) -> None:
         self._output._call = None
         if kind is None and not self._is_cut:
-            await self._output._put(ToolCallEnd())
+            await self._output._write(ToolCallEnd(), self._start.id)
+
+
+def _call_is_open() -> RuntimeError:
+    # The arguments of a call are contiguous in the log: clients take a call for done when something else begins.
+    return RuntimeError("a tool call is open: leave its block before writing anything else")
 
 
 class _BufferOnly:

@@ -7,7 +7,7 @@ larger records. Merging happens before a record gets its number and never after,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Final, final
 
@@ -16,7 +16,6 @@ import msgspec
 from crucible_trio.content import (
     Piece,
     Reasoning,
-    Refusal,
     Text,
     TextPiece,
     ToolCallArguments,
@@ -50,6 +49,8 @@ _SAFE_LENGTH = _MAX_TEXT_BYTES // _BYTES_PER_CHARACTER
 TERMINAL_RESERVE_BYTES: Final = 4 * 1024
 _MAX_ERROR_CODE_LENGTH = 64
 _MAX_ERROR_MESSAGE_LENGTH = 400
+
+_MARKS: Final = (ToolCallStart, ToolCallEnd)  # pieces without text
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -93,10 +94,10 @@ class Recorder:
         """
         frames: list[bytes] = []
         for piece in pieces if len(pieces) == 1 else _merged(pieces):
-            if isinstance(piece, ToolCallStart | ToolCallEnd):
+            if isinstance(piece, _MARKS):
                 self._flush_half(frames)
                 self._add_mark(frames, piece)
-            elif piece.text.isascii() and self._half is None:
+            elif self._half is None and piece.text.isascii():
                 self._add_text(frames, piece)
             else:
                 self._add_whole_characters(frames, piece)
@@ -139,30 +140,32 @@ class Recorder:
             self._add_text(frames, _with_text(half, _REPLACEMENT))
 
     def _add_text(self, frames: list[bytes], piece: TextPiece) -> None:
-        if self._segments and type(piece) is not Reasoning:
+        if isinstance(piece, Reasoning):
+            for text in _cut(piece.text):
+                if not self._add(frames, ReasoningDelta(seq=self.seq + 1, segment=piece.segment, delta=text)):
+                    return
+                if piece.segment != self._last_segment:
+                    self._segments += 1
+                    self._last_segment = piece.segment
+            return
+        if self._segments:
             self._close_trace(frames)
-        if isinstance(piece, Text) and piece.logprobs is not None:
+        if isinstance(piece, Text):
+            if piece.logprobs is None and len(piece.text) <= _SAFE_LENGTH:  # nearly every piece of every stream
+                self._add(frames, OutputDelta(seq=self.seq + 1, delta=piece.text))
+                return
             for text, logprobs in _cut_with_logprobs(piece):
                 if not self._add(frames, OutputDelta(seq=self.seq + 1, delta=text, logprobs=logprobs)):
                     return
             return
-        for text in (piece.text,) if len(piece.text) <= _SAFE_LENGTH else _cut(piece.text):
-            if not self._add(frames, self._delta(piece, text)):
+        for text in _cut(piece.text):
+            record = (
+                ToolCallDelta(seq=self.seq + 1, index=self._calls - 1, delta=text)
+                if isinstance(piece, ToolCallArguments)
+                else RefusalDelta(seq=self.seq + 1, delta=text)
+            )
+            if not self._add(frames, record):
                 return
-            if isinstance(piece, Reasoning) and piece.segment != self._last_segment:
-                self._segments += 1
-                self._last_segment = piece.segment
-
-    def _delta(self, piece: TextPiece, text: str) -> AnyRecord:
-        match piece:
-            case Text():
-                return OutputDelta(seq=self.seq + 1, delta=text)
-            case Reasoning():
-                return ReasoningDelta(seq=self.seq + 1, segment=piece.segment, delta=text)
-            case ToolCallArguments():
-                return ToolCallDelta(seq=self.seq + 1, index=self._calls - 1, delta=text)
-            case Refusal():
-                return RefusalDelta(seq=self.seq + 1, delta=text)
 
     def _add_mark(self, frames: list[bytes], piece: ToolCallStart | ToolCallEnd) -> None:
         if isinstance(piece, ToolCallStart):
@@ -206,42 +209,52 @@ def bounded_error(code: str, message: str, *, retryable: bool) -> ErrorInfo:
 
 def _merged(pieces: Sequence[Piece]) -> Iterator[Piece]:
     """Join neighbours of one kind, and of one segment, as far as they fit into a record."""
-    run: list[TextPiece] = []
+    # A burst has up to 64 pieces, so this loop is the most expensive one for an engine that never waits.
+    first: TextPiece | None = None
+    texts: list[str] = []
+    logprobs: list[object] = []
+    segment: int | None = None
     length = 0
     for piece in pieces:
-        if isinstance(piece, ToolCallStart | ToolCallEnd):
-            if run:
-                yield _joined(run)
-                run = []
-                length = 0
+        its_segment: int | None = None
+        size = 0
+        if isinstance(piece, Text):
+            if piece.logprobs is not None:
+                size = _bytes(piece.logprobs) // _BYTES_PER_CHARACTER + 1
+        elif isinstance(piece, Reasoning):
+            its_segment = piece.segment
+        elif isinstance(piece, _MARKS):
+            if first is not None:
+                yield _joined(first, texts, logprobs)
+                first = None
             yield piece
             continue
-        size = len(piece.text) if type(piece) is not Text or piece.logprobs is None else _length(piece)
-        if run and (length + size > _SAFE_LENGTH or not _continues(piece, run[0])):
-            yield _joined(run)
-            run = []
-            length = 0
-        run.append(piece)
+        size += len(piece.text)
+        if type(piece) is not type(first) or its_segment != segment or length + size > _SAFE_LENGTH:
+            if first is not None:
+                yield _joined(first, texts, logprobs)
+            first, texts, logprobs, segment, length = piece, [], [], its_segment, 0
+        texts.append(piece.text)
         length += size
-    if run:
-        yield _joined(run)
+        if isinstance(piece, Text) and piece.logprobs is not None:
+            logprobs += piece.logprobs
+    if first is not None:
+        yield _joined(first, texts, logprobs)
 
 
 def _continues(piece: TextPiece, before: TextPiece) -> bool:
     """Whether a piece can stand in one record with the piece before it."""
-    if type(piece) is not type(before):
-        return False
-    return type(piece) is not Reasoning or piece.segment == before.segment  # type: ignore[union-attr]  # see above
+    if isinstance(piece, Reasoning) and isinstance(before, Reasoning):
+        return piece.segment == before.segment
+    return type(piece) is type(before)
 
 
-def _joined(run: list[TextPiece]) -> TextPiece:
-    if len(run) == 1:
-        return run[0]
-    text = "".join([piece.text for piece in run])
-    if type(run[0]) is Text:
-        logprobs = [entry for piece in run if isinstance(piece, Text) for entry in piece.logprobs or ()]
-        return Text(text, logprobs or None)
-    return _with_text(run[0], text)
+def _joined(first: TextPiece, texts: list[str], logprobs: list[object]) -> TextPiece:
+    if len(texts) == 1:
+        return first
+    if isinstance(first, Text):
+        return Text("".join(texts), logprobs or None)
+    return _with_text(first, "".join(texts))
 
 
 def _with_text(piece: TextPiece, text: str) -> TextPiece:
@@ -253,32 +266,30 @@ def _length(piece: Text) -> int:
     return len(piece.text) + _bytes(piece.logprobs) // _BYTES_PER_CHARACTER + 1
 
 
-def _cut(text: str, max_bytes: int = _MAX_TEXT_BYTES) -> Iterator[str]:
-    if _bytes(text) <= max_bytes:
-        yield text
-    else:
-        middle = len(text) // 2
-        yield from _cut(text[:middle], max_bytes)
-        yield from _cut(text[middle:], max_bytes)
+def _cut(text: str, max_bytes: int = _MAX_TEXT_BYTES) -> Sequence[str]:
+    """Cut a text so that each part fits into a record."""
+    if len(text) * _BYTES_PER_CHARACTER <= max_bytes or _bytes(text) <= max_bytes:
+        return (text,)
+    middle = len(text) // 2
+    return (*_cut(text[:middle], max_bytes), *_cut(text[middle:], max_bytes))
 
 
-def _cut_with_logprobs(piece: Text) -> Iterator[tuple[str, list[object] | None]]:
+def _cut_with_logprobs(piece: Text) -> Iterable[tuple[str, list[object] | None]]:
     """Cut text and log probabilities so that each pair fits into a record. The first pairs hold the text."""
-    logprobs = list(piece.logprobs or ())
+    if piece.logprobs is None:
+        return [(text, None) for text in _cut(piece.text)]
     if _length(piece) <= _SAFE_LENGTH:
-        yield piece.text, logprobs
-        return
+        return [(piece.text, list(piece.logprobs))]
     groups: list[list[object]] = []
     free = 0
-    for entry in logprobs:
+    for entry in piece.logprobs:
         size = _bytes(entry) + 1
         if size > free:
             groups.append([])
             free = _MAX_TEXT_BYTES // 2
         groups[-1].append(entry)
         free -= size
-    for text, group in zip_longest(_cut(piece.text, _MAX_TEXT_BYTES // 2), groups):
-        yield text or "", group
+    return [(text or "", group) for text, group in zip_longest(_cut(piece.text, _MAX_TEXT_BYTES // 2), groups)]
 
 
 class _Value(msgspec.Struct):
