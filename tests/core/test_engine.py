@@ -18,7 +18,7 @@ from crucible_trio.output import Output, Token
 from crucible_trio.records import Usage
 from crucible_trio.request import Deadlines, Message, Request, Sampling
 
-INFO = EngineInfo(name="e", models=("small", "large"), capabilities=Capabilities(sampling=frozenset({"seed"})))
+INFO = EngineInfo(name="e", models=("small", "large"), capabilities=Capabilities(capabilities=Capabilities(sampling=frozenset({"seed"}))))
 
 
 async def run_engine(source: Callable[..., object], **fields: object) -> tuple[Finish, list[Token]]:

@@ -19,6 +19,7 @@ import pytest
 import trio
 
 from crucible_trio import Pipeline, Settings, open_pipeline
+from crucible_trio.apis.operations.prometheus import PipelineCollector
 from crucible_trio.request import Request
 from crucible_trio.server import Config, serve
 from crucible_trio.testing import ScriptedEngine
@@ -259,7 +260,12 @@ class OpenAIApi:
 
     def number(self, name: str, **labels: str) -> float:
         """The value of one of the pipeline's metrics, or 0 if it has never been counted."""
-        return self.pipeline.metrics.registry.get_sample_value(f"crucible_{name}", labels) or 0
+        samples = [sample for family in PipelineCollector(self.pipeline).collect() for sample in family.samples]
+        return sum(
+            sample.value
+            for sample in samples
+            if sample.name == f"crucible_{name}" and labels.items() <= sample.labels.items()
+        )
 
 
 def chat_body(**fields: Any) -> Json:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from trio.testing import MockClock
 
+from crucible_trio.apis.openai.chat.requests import BODY, MESSAGE
+from crucible_trio.apis.openai.request_builder import RequestBuilder
 from crucible_trio.config import Settings, load_settings
 from crucible_trio.engine import EngineInfo
 from crucible_trio.errors import ConfigError
 from crucible_trio.request import Message, Request, Sampling
 from crucible_trio.testing import ScriptedEngine
-from crucible_trio.web.openai.asks import Asks
-from crucible_trio.web.openai.chat import BODY, MESSAGE
 
 SAMPLING = ("temperature", "top_p", "seed", "stop")
 
@@ -33,7 +33,7 @@ async def refusal(open_api, fields: dict[str, object], **settings: object) -> tu
     """Status, code and param of the refusal. Checks that no stream was started."""
     async with open_api(engine=settings.pop("engine", None) or engine(sampling=SAMPLING), **settings) as api:
         answers = [await api.chat(stream=stream, **fields) for stream in (False, True)]
-        assert api.pipeline.streams() == []
+        assert await api.pipeline.list() == []
         assert answers[0].body == answers[1].body
         error = answers[0].error
         assert api.number("requests_refused_total", code=error["code"]) == 2
@@ -164,14 +164,14 @@ def test_names_and_efforts_can_be_configured_in_the_environment() -> None:
 
 
 def test_a_models_full_name_wins_over_the_deep_suffix() -> None:
-    asks = Asks(EngineInfo(name="x", models=("small", "small:deep")), Settings())
+    asks = RequestBuilder(EngineInfo(name="x", models=("small", "small:deep")), Settings())
     assert asks.resolve("small:deep") == ("small:deep", "standard")
     assert asks.resolve("small:deep:deep") == ("small:deep", "deep")
 
 
 def test_an_alias_for_a_missing_model_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="openai_models: 'gpt': there is no model 'lost'"):
-        Asks(EngineInfo(name="x", models=("small",)), Settings(openai_models={"gpt": "lost"}))
+        RequestBuilder(EngineInfo(name="x", models=("small",)), Settings(openai_models={"gpt": "lost"}))
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "", "small:", ":deep", "Small", "small:deep:deep"])

@@ -9,13 +9,14 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from crucible_trio.apis.kit import starting
+from crucible_trio.apis.openai.chat.fold import ChatDialect
+from crucible_trio.apis.openai.errors import CLIENTS_FAULT
 from crucible_trio.content import Reasoning
-from crucible_trio.dialects.chat import CLIENTS_FAULT, Chunks
 from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.testing import Gate, Repeat
-from crucible_trio.web.openai import answers
 
 USAGE = Usage(3, 9, 4)
 DEEP = (Reasoning("First, ", 0), 1, Reasoning("then.", 1), 1, "Hel", 1, "lo.", Finish(usage=USAGE))
@@ -30,7 +31,7 @@ def texts(events: list[Any], name: str = "content") -> str:
 async def test_a_stream_has_the_documented_bytes(open_api, autojump_clock: MockClock) -> None:
     async with open_api(*DEEP) as api:
         answer = await api.chat(stream=True, reasoning_effort="high", stream_options={"include_usage": True})
-        stream = api.pipeline.streams()[0]
+        stream = (await api.pipeline.list())[0]
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/event-stream"
     assert answer.headers["crucible-stream"] == stream.id
@@ -188,7 +189,7 @@ async def test_a_missed_first_token_deadline_is_an_error(open_api, autojump_cloc
 async def test_a_cancelled_stream_is_an_error(open_api, by, message, autojump_clock: MockClock) -> None:
     async with open_api("a", Gate()) as api, api.open_chat(stream=True) as answer:
         await answer.until_sent(b'"a"')
-        api.pipeline.streams()[0].cancel(by)
+        (await api.pipeline.list())[0].cancel(by)
         await answer.until(lambda answer: answer.ended)
         assert answer.events[-1] == {"error": {"message": message, "code": "cancelled"} | ERROR}
         assert b"[DONE]" not in answer.body
@@ -203,7 +204,7 @@ async def test_a_client_that_leaves_stops_the_engine(open_api, autojump_clock: M
             await answer.until_sent(b'"a"')
             await gate.wait_reached()
         await wait_all_tasks_blocked()
-        [stream] = api.pipeline.streams()
+        [stream] = await api.pipeline.list()
         assert (stream.status, stream.snapshot().by) == ("cancelled", "disconnect")
         assert [run.end for run in api.engine.runs] == ["cancelled"]
 
@@ -216,7 +217,7 @@ async def test_with_a_key_the_stream_pauses_and_a_retry_gets_the_whole_stream(
             await first.until_sent(b'"a"')
             await gate.wait_reached()
         await wait_all_tasks_blocked()
-        [stream] = api.pipeline.streams()
+        [stream] = await api.pipeline.list()
         assert (stream.status, stream.paused) == ("running", True)
         gate.open()
         answer = await api.chat(KEY, stream=True)
@@ -248,7 +249,7 @@ async def test_an_invalid_key_is_refused_and_starts_nothing(open_api, key, autoj
         for stream in (True, False):
             answer = await api.chat({"Idempotency_Key": key}, stream=stream)
             assert (answer.status, answer.error["param"]) == (400, "Idempotency-Key")
-        assert api.pipeline.streams() == []
+        assert await api.pipeline.list() == []
 
 
 async def test_the_same_stream_can_be_read_natively_at_the_same_time(open_api, autojump_clock: MockClock) -> None:
@@ -285,7 +286,7 @@ async def test_a_reader_refused_after_the_status_line_gets_no_end(
     open_api, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """Two readers want the last place at the same time. Both status lines are sent before either one is attached."""
-    monkeypatch.setattr(answers, "check_room", lambda *_: None)
+    monkeypatch.setattr(starting, "check_room", lambda *_: None)
     gate = Gate()
     async with open_api("a", gate, max_readers_per_stream=1) as api, api.open_chat(KEY, stream=True) as first:
         await first.until_sent(b'"a"')
@@ -303,10 +304,10 @@ async def test_a_reader_refused_after_the_status_line_gets_no_end(
 async def test_the_chunks_of_a_record_depend_only_on_earlier_records(open_api, autojump_clock: MockClock) -> None:
     async with open_api(*DEEP) as api:
         await api.chat(stream=True)
-        frames = api.pipeline.streams()[0].log.read(0)
-        whole = Chunks(include_usage=True).feed(frames)
+        frames = (await api.pipeline.list())[0].log.read(0)
+        whole = ChatDialect(include_usage=True).feed(frames)
         for cut in range(len(frames) + 1):
-            fold = Chunks(include_usage=True)
+            fold = ChatDialect(include_usage=True)
             assert fold.feed(frames[:cut]) + fold.feed(frames[cut:]) == whole
         ids = {json.loads(line[6:])["id"] for line in whole.decode().split("\n\n")[:-2]}
         assert len(ids) == 1

@@ -19,7 +19,7 @@ async def test_a_completion_is_one_object(open_api, autojump_clock: MockClock) -
     steps = (Reasoning("First, ", 0), Reasoning("then.", 1), "Hel", "lo.", Finish(usage=Usage(3, 9, 4)))
     async with open_api(*steps) as api:
         answer = await api.chat(model="other")
-        stream = api.pipeline.streams()[0]
+        stream = (await api.pipeline.list())[0]
         assert answer.status == 200
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["cache-control"] == "no-store"
@@ -90,7 +90,7 @@ async def test_a_long_log_becomes_one_answer(open_api, autojump_clock: MockClock
         ([EngineError("upstream_refused", "Busy.", retryable=True)], 503, "upstream_refused", "5"),
         ([EngineError("model_failed", "No.")], 500, "model_failed", None),
         ([EngineError("prompt_too_long", "No.")], 400, "prompt_too_long", None),
-        ([EngineError("model_refused", "No.", retryable=True)], 400, "model_refused", None),
+        ([EngineError("unsupported_conversation", "No.", retryable=True)], 400, "unsupported_conversation", None),
         ([ValueError("secret")], 500, "engine_error", None),
         ([1000], 504, "idle_deadline", None),
         ([Repeat([1, "b"])], 504, "total_deadline", None),
@@ -122,7 +122,7 @@ async def test_a_cancelled_stream_is_an_error_status(
 ) -> None:
     async with open_api("a", gate := Gate()) as api, api.open_chat(KEY) as answer:
         await gate.wait_reached()
-        api.pipeline.streams()[0].cancel(by)
+        (await api.pipeline.list())[0].cancel(by)
         await answer.until(lambda answer: answer.ended)
         assert (answer.status, answer.error["code"]) == (status, "cancelled")
         assert answer.headers.get("retry-after") == retry_after
@@ -136,7 +136,7 @@ async def test_a_client_that_leaves_stops_the_engine(open_api, autojump_clock: M
         async with api.open_chat():
             await gate.wait_reached()
         await wait_all_tasks_blocked()
-        [stream] = api.pipeline.streams()
+        [stream] = await api.pipeline.list()
         assert (stream.status, stream.snapshot().by) == ("cancelled", "disconnect")
 
 
@@ -145,7 +145,7 @@ async def test_with_a_key_the_stream_pauses_and_a_retry_gets_the_answer(open_api
         async with api.open_chat(KEY):
             await gate.wait_reached()
         await wait_all_tasks_blocked()
-        [stream] = api.pipeline.streams()
+        [stream] = await api.pipeline.list()
         assert stream.paused
         gate.open()
         answer = await api.chat(KEY)
@@ -159,4 +159,4 @@ async def test_a_waiting_client_counts_as_a_reader(open_api, autojump_clock: Moc
         await gate.wait_reached()
         assert api.number("readers") == 1
         await trio.sleep(500)  # longer than any grace period, with this client as the only reader
-        assert api.pipeline.streams()[0].status == "running"
+        assert (await api.pipeline.list())[0].status == "running"

@@ -99,7 +99,7 @@ def engine() -> ScriptedEngine:
 
 def snapshots(served: Any) -> list[Snapshot]:
     """The native snapshots of all streams. Checks that they are equal, because the script is always the same."""
-    found = [stream.snapshot() for stream in served.pipeline.streams()]
+    found = [stream.snapshot() for stream in await served.pipeline.list()]
     assert {snapshot.output for snapshot in found} == {"".join(ANSWER)}
     assert {"".join(snapshot.trace) for snapshot in found} == {"".join(piece.text for piece in DEEP)}
     return found
@@ -164,7 +164,7 @@ async def test_the_openai_package_reads_responses_and_resumes_after_cuts(serving
 async def test_the_ai_sdk_separates_reasoning_and_text(serving, run_script: Run) -> None:
     async with serving(engine()) as served:
         result = await run_script("ai.mjs", served.base_url)
-        native, *_ = [stream.snapshot() for stream in served.pipeline.streams() if stream.request.mode == "deep"]
+        native, *_ = [stream.snapshot() for stream in await served.pipeline.list() if stream.request.mode == "deep"]
     trace = "".join(native.trace)
     assert (result["parts"]["text"], result["parts"]["reasoning"]) == (native.output, trace)
     kinds = [kind for kind in result["parts"]["kinds"] if kind.startswith(("reasoning", "text"))]

@@ -167,7 +167,7 @@ async def test_cancelling_a_complete_response_changes_nothing(open_api, autojump
 async def test_a_client_waiting_without_stream_gets_an_http_error_on_cancel(open_api, autojump_clock) -> None:
     async with open_api("a", 1_000, "b", idle_seconds=10_000) as api, api.open("POST", PATH, ASK) as exchange:
         await trio.sleep(10)
-        [stream] = api.pipeline.streams()
+        [stream] = await api.pipeline.list()
         await api.post(f"{PATH}/{stream.id.replace('str_', 'resp_')}/cancel")
         await exchange.until(lambda exchange: exchange.ended)
     assert exchange.error["code"]
@@ -207,7 +207,7 @@ async def test_an_unstored_response_is_forgotten_at_its_end(ask: dict[str, objec
     async with open_api("a", 10, "b") as api:
         async with api.open("POST", PATH, ask | {"store": False}) as exchange:
             await trio.sleep(5)
-            [stream] = api.pipeline.streams()
+            [stream] = await api.pipeline.list()
             response_id = stream.id.replace("str_", "resp_")
             for method, path in (("GET", ""), ("POST", "/cancel"), ("DELETE", "")):
                 assert (await api.ask(method, f"{PATH}/{response_id}{path}")).status == 404
@@ -215,7 +215,7 @@ async def test_an_unstored_response_is_forgotten_at_its_end(ask: dict[str, objec
         response = exchange.json if ask == ASK else exchange.events[-1]["response"]
         assert (text_of(response), response["store"]) == ("ab", False)
         await wait_all_tasks_blocked()
-        assert api.pipeline.streams() == []
+        assert await api.pipeline.list() == []
         assert (await api.get(exchange.headers["location"])).status == 404
         assert api.number("log_bytes") == 0
 
@@ -228,7 +228,7 @@ async def test_an_unstored_response_is_forgotten_when_its_client_leaves(
         async with api.open("POST", PATH, ask | {"store": False}):
             await trio.sleep(5)
         await wait_all_tasks_blocked()
-        assert api.pipeline.streams() == []
+        assert await api.pipeline.list() == []
         assert api.number("log_bytes") == 0
 
 

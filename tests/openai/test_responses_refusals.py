@@ -108,21 +108,21 @@ async def test_an_invalid_body_is_400(body: bytes, open_api, autojump_clock) -> 
     async with open_api("Hi") as api:
         answer = await api.post(PATH, body, Content_Type="application/json")
         assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
-        assert api.pipeline.streams() == []
+        assert await api.pipeline.list() == []
 
 
 async def test_a_query_parameter_of_a_start_is_refused(open_api, autojump_clock) -> None:
     async with open_api("Hi") as api:
         answer = await api.post(f"{PATH}?stream=true", ASK)
         assert (answer.status, answer.error["param"]) == (400, "stream")
-        assert api.pipeline.streams() == []
+        assert await api.pipeline.list() == []
 
 
 async def test_an_invalid_idempotency_key_is_refused(open_api, autojump_clock) -> None:
     async with open_api("Hi") as api:
         answer = await api.post(PATH, ASK, Idempotency_Key="a b")
         assert (answer.status, answer.error["param"]) == (400, "Idempotency-Key")
-        assert api.pipeline.streams() == []
+        assert await api.pipeline.list() == []
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,6 @@ async def _is_refused(
         assert error["code"] == code
         assert param is None or error["param"] == param
         assert answer.headers["x-should-retry"] == "false"
-        assert api.pipeline.streams() == []
+        assert await api.pipeline.list() == []
         assert api.number("requests_refused_total", code=code) == 1
     return error

@@ -219,7 +219,7 @@ async def test_a_client_that_leaves_cancels_its_response(ask: dict[str, object],
     async with open_api(engine=engine, idle_seconds=10_000) as api:
         async with api.open("POST", PATH, ask):
             await trio.sleep(10)
-            [stream] = api.pipeline.streams()
+            [stream] = await api.pipeline.list()
             assert (stream.status, engine.live) == ("running", 1)
         await wait_all_tasks_blocked()
         assert (stream.status, engine.live) == ("cancelled", 0)
@@ -232,7 +232,7 @@ async def test_a_background_response_continues_without_its_client(
     async with open_api("a", 1_000, "b", idle_seconds=10_000) as api:
         async with api.open("POST", PATH, ask) as exchange:
             await exchange.until_sent(b'"delta":"a"' if "stream" in ask else b"in_progress")
-            [stream] = api.pipeline.streams()
+            [stream] = await api.pipeline.list()
         await trio.sleep(1_500)
         shown = await api.get(f"{PATH}/{stream.id.replace('str_', 'resp_')}")
     assert (shown.json["status"], text_of(shown.json)) == ("completed", "ab")
@@ -245,7 +245,7 @@ async def test_with_a_key_a_client_that_leaves_can_come_back(ask: dict[str, obje
         async with api.open("POST", PATH, ask, Idempotency_Key="k"):
             await trio.sleep(10)
         await trio.sleep(10)
-        [stream] = api.pipeline.streams()
+        [stream] = await api.pipeline.list()
         assert stream.paused
         again = await api.post(PATH, ask, Idempotency_Key="k")
     assert again.headers["crucible-replayed"] == "true"
@@ -270,7 +270,7 @@ async def test_a_key_with_a_different_request_is_refused(other: dict[str, object
         answer = await api.post(PATH, ASK | other, Idempotency_Key="k")
         assert (answer.status, answer.error["code"]) == (422, "idempotency_conflict")
         assert answer.headers["x-should-retry"] == "false"
-        assert len(api.pipeline.streams()) == 1
+        assert len(await api.pipeline.list()) == 1
 
 
 # The background

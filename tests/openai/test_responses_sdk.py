@@ -180,7 +180,7 @@ async def test_a_second_client_cancels_a_response_that_the_first_one_awaits_whol
 
     async def cancel(served: Any, with_client: Any) -> None:
         await gate.wait_reached()
-        [stream] = served.pipeline.streams()
+        [stream] = await served.pipeline.list()
         response_id = stream.id.replace("str_", "resp_")
         cancelled = await with_client(served, lambda client: client.responses.cancel(response_id))
         assert (cancelled.status, cancelled.output_text) == ("cancelled", "Hel")
@@ -201,7 +201,7 @@ async def test_a_deleted_response_is_not_found(serving, with_sync_client) -> Non
 
     async with serving(ScriptedEngine(*DEEP)) as served:
         await with_sync_client(served, use)
-        assert served.pipeline.streams() == []
+        assert await served.pipeline.list() == []
 
 
 async def test_closing_the_stream_stops_the_engine_of_a_response(serving, with_sync_client) -> None:

@@ -64,7 +64,7 @@ async def test_the_sync_client(serving, with_sync_client) -> None:
 
     async with serving(engine(*DEEP)) as served:
         await with_sync_client(served, use)
-        assert {stream.request.mode for stream in served.pipeline.streams()} == {"deep"}
+        assert {stream.request.mode for stream in await served.pipeline.list()} == {"deep"}
 
 
 def check_helper(kinds: list[str], completion: Any) -> None:
@@ -101,7 +101,7 @@ async def test_silence_and_drain_raise_nothing(serving, with_async_client) -> No
     async def drain_then_open(served: Any) -> None:
         await gate.wait_reached()
         served.pipeline.draining = True
-        served.pipeline.streams()[0].log.wake()
+        (await served.pipeline.list())[0].log.wake()
         await trio.sleep(0.1)  # longer than the heartbeat interval, so that heartbeats are sent
         gate.open()
 
@@ -191,7 +191,7 @@ async def test_a_stream_cancelled_from_elsewhere_raises_and_is_not_retried(servi
 
     async def cancel(served: Any) -> None:
         await gate.wait_reached()
-        served.pipeline.streams()[0].cancel()
+        (await served.pipeline.list())[0].cancel()
 
     async with serving(waiting) as served, trio.open_nursery() as nursery:
         nursery.start_soon(cancel, served)

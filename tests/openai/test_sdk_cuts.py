@@ -104,7 +104,7 @@ async def native_reader(served: Any, gate: Gate) -> AsyncIterator[list[dict[str,
 
     async def run() -> None:
         await gate.wait_reached()
-        [stream] = served.pipeline.streams()
+        [stream] = await served.pipeline.list()
         async with open_chaos_proxy(served.port, cut_later_each_time) as proxy:
             gate.open()
             records.extend(await read_natively(proxy.port, f"/v1/streams/{stream.id}/events"))
@@ -117,7 +117,7 @@ async def native_reader(served: Any, gate: Gate) -> AsyncIterator[list[dict[str,
 
 def check(served: Any, seen: list[Any], native_records: list[dict[str, Any]]) -> None:
     """Check that both readers got the text of the native snapshot."""
-    [stream] = served.pipeline.streams()
+    [stream] = await served.pipeline.list()
     snapshot = stream.snapshot()
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
     assert seen[-1].type == "response.completed"

@@ -328,7 +328,7 @@ class Served:
     @property
     def snapshot(self) -> Any:
         """Of the newest stream, as `GET /v1/streams/{id}` has it."""
-        return next(iter(self.pipeline.streams())).snapshot()
+        return next(iter(await self.pipeline.list())).snapshot()
 
     def reset(self) -> None:
         """Reset every connection that stands, as a network that goes away does."""

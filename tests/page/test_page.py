@@ -58,7 +58,7 @@ async def test_a_deep_question_shows_the_trace_in_steps_that_fold_away_and_then_
         # And again, with nothing left of the first.
         await page.click("button", "Ask")
         await page.status_is("Done.")
-        assert len(served.pipeline.streams()) == 2
+        assert len(await served.pipeline.list()) == 2
         await matches(page, served.snapshot)
 
 
@@ -172,7 +172,7 @@ async def test_a_reload_in_the_middle_goes_on_where_it_was(chromium, serving) ->
         await page.status_is("Done.")
         await matches(page, served.snapshot)
         assert served.snapshot.output == "Before. After."
-        assert len(served.pipeline.streams()) == 1
+        assert len(await served.pipeline.list()) == 1
         # Once more, now that it is over.
         await page.reload()
         await page.status_is("Done.")
@@ -187,7 +187,7 @@ async def test_a_reload_after_the_stream_is_gone_says_so_once(chromium, serving)
         page = await browser.open(served.url)
         await page.ask()
         await page.status_is("Done.")
-        served.pipeline.forget(served.pipeline.streams()[0])
+        await served.pipeline.forget((await served.pipeline.list())[0])
         await page.reload()
         await page.status_is("The server does not have this stream any more.")
         await page.reload()
@@ -225,7 +225,7 @@ async def test_a_slow_reader_slows_the_engine(chromium, serving) -> None:
             seen = made
             await trio.sleep(1)
         assert made < pieces / 2
-        assert served.pipeline.streams()[0].status == "running"
+        assert (await served.pipeline.list())[0].status == "running"
         await page.click("button", "Read slowly")
         await page.status_is("Done.")
         assert made == pieces
@@ -426,7 +426,7 @@ async def test_a_refused_question_says_why_and_can_be_asked_again(chromium, serv
             await page.evaluate("sessionStorage.setItem('key', 'k')")
             await page.ask()
             await page.status_is(status)
-            served.pipeline.forget(running)
+            await served.pipeline.forget(running)
             await trio.testing.wait_all_tasks_blocked()
             await page.click("button", "Ask")
             await page.answer_is("Here.")
@@ -512,9 +512,9 @@ async def test_a_page_that_finds_all_readers_places_taken_waits_for_one(chromium
         await page.ask()
         await page.answer_is("Before. ")
         await page.click("button", "Cut the connection")
-        while served.snapshot.status == "running" and served.pipeline.streams()[0].log.readers:
+        while served.snapshot.status == "running" and (await served.pipeline.list())[0].log.readers:
             await trio.sleep(0.01)
-        async with served.pipeline.streams()[0].attach():
+        async with (await served.pipeline.list())[0].attach():
             await page.status_is("The stream has as many readers as it may have; trying again…")
         await page.status_is("Answering…")
         more.set()

@@ -186,7 +186,7 @@ async def test_ctrl_c_stops_the_stream_on_the_server(serving) -> None:
         while await asking.process.stdout.receive_some():
             pass
         assert await asking.wait() == 130
-        [stream] = served.pipeline.streams()
+        [stream] = await served.pipeline.list()
         assert stream.status == "cancelled"
         assert stream.snapshot().by == "client"
         assert b"Traceback" not in asking.stderr

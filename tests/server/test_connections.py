@@ -134,7 +134,7 @@ async def test_pipelined_bytes_do_not_hide_a_disconnect_for_longer_than_a_heartb
         await client.start()
         await client.request("GET", "/healthz")  # behind this the server reads nothing more until the response ends
         await client.read_until(b"stream.created")
-        [stream] = served.pipeline.streams()
+        [stream] = await served.pipeline.list()
         assert stream.log.readers == 1
         client.reset()
         with trio.fail_after(10):
@@ -147,7 +147,7 @@ async def test_a_half_closed_client_counts_as_gone(serving, kind) -> None:
         client = await served.connect()
         await client.start()
         await client.read_until(b"stream.created")
-        [stream] = served.pipeline.streams()
+        [stream] = await served.pipeline.list()
         await client.stream.send_eof()
         with trio.fail_after(10):
             while stream.log.readers:

@@ -97,7 +97,7 @@ async def test_the_next_client_gets_none_of_the_last_ones_bytes(serving) -> None
                 await other.request("GET", "/healthz")
                 status, body = await other.read_response()
                 assert (status, body) == (200, b'{"status":"ok"}')
-                [stream] = [stream for stream in served.pipeline.streams() if stream.id in reader.received.decode()]
+                [stream] = [stream for stream in await served.pipeline.list() if stream.id in reader.received.decode()]
                 while stream.status == "running":
                     await trio.sleep(0.001)
             assert b"second" not in other.received
@@ -212,7 +212,7 @@ async def test_nothing_is_written_directly_while_something_else_is_being_sent(se
             await client.start()
             await client.read_until(b"output.delta")
             made = -1
-            [stream] = served.pipeline.streams()
+            [stream] = await served.pipeline.list()
             while made != stream.log.head:
                 made = stream.log.head
                 await trio.sleep(0.05)

@@ -33,7 +33,7 @@ async def main():
         [url] = await nursery.start(partial(serve, create_app(pipeline), config))
         print(url.rsplit(":")[-1], flush=True)
         async for _ in trio.lowlevel.FdStream(sys.stdin.fileno()):
-            readers = sum(stream.log.readers for stream in pipeline.streams())
+            readers = sum(stream.log.readers for stream in await pipeline.list())
             print(resident_kib(), readers, flush=True)
         nursery.cancel_scope.cancel()
 

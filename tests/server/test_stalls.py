@@ -30,7 +30,7 @@ async def test_a_stalled_client_is_reset_after_the_write_deadline(serving) -> No
         client = await served.connect(receive_buffer=4096)
         await client.start()
         await client.read_until(b"output.delta")
-        [stream] = served.pipeline.streams()
+        [stream] = await served.pipeline.list()
         assert stream.log.readers == 1
         with trio.fail_after(20):
             while stream.log.readers:
@@ -76,7 +76,7 @@ async def test_nothing_follows_a_write_that_was_cut_short(serving) -> None:
         client = await served.connect(receive_buffer=4096)
         await client.start()
         await client.read_until(b"output.delta")
-        [stream] = served.pipeline.streams()
+        [stream] = await served.pipeline.list()
         with trio.fail_after(20):
             while stream.log.readers:
                 await trio.sleep(0.02)

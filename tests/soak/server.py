@@ -86,14 +86,14 @@ async def answer_commands(engine: TimedEngine, pipeline: Pipeline) -> None:
 
 
 def _forget_all(pipeline: Pipeline) -> int:
-    streams = pipeline.streams()
+    streams = await pipeline.list()
     for stream in streams:
-        pipeline.forget(stream)
+        await pipeline.forget(stream)
     return len(streams)
 
 
 def _readers(pipeline: Pipeline) -> int:
-    return sum(stream.log.readers for stream in pipeline.streams())
+    return sum(stream.log.readers for stream in await pipeline.list())
 
 
 async def main() -> None:

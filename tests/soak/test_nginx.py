@@ -228,7 +228,7 @@ async def test_a_stalled_client_stops_the_engine_once_the_proxy_is_full(
         mib = before * len(piece) / 2**20
         record_property("engine_ahead_mib", mib)
         print(f"{location}: the engine stopped {mib:.2f} MiB ahead of a client that stopped reading")
-        [stream] = behind.pipeline.streams()
+        [stream] = await behind.pipeline.list()
         assert stream.status == "running"  # held back, not ended by a cap
         assert stream.log.readers == 1
 

@@ -20,6 +20,7 @@ import trio
 from quart_trio import QuartTrio
 from trio.testing import MockClock
 
+from crucible_trio.apis.operations.prometheus import PipelineCollector
 from crucible_trio.config import Settings
 from crucible_trio.content import Reasoning
 from crucible_trio.direct_writes import EXTENSION
@@ -422,7 +423,12 @@ class Api:
 
     def number(self, name: str, **labels: str) -> float:
         """One of the pipeline's metrics; 0 when it has never been counted."""
-        return self.pipeline.metrics.registry.get_sample_value(f"crucible_{name}", labels) or 0
+        samples = [sample for family in PipelineCollector(self.pipeline).collect() for sample in family.samples]
+        return sum(
+            sample.value
+            for sample in samples
+            if sample.name == f"crucible_{name}" and labels.items() <= sample.labels.items()
+        )
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from crucible_trio.errors import ConfigError
 from crucible_trio.pipeline import open_pipeline
 from crucible_trio.web import app as app_module
 from crucible_trio.web.app import blueprint, create_app
-from crucible_trio.web.connection import Connection
+from crucible_trio.web.connection import QuartConnection
 
 BODY = {"input": "Why?"}
 
@@ -114,7 +114,7 @@ async def test_an_app_over_a_pipeline_neither_starts_nor_ends_it(api_over, scrip
             async with served(app) as lifespan:
                 assert (await api.stream()).types[-1] == "stream.completed"
                 assert await lifespan.say("shutdown") == {"type": "lifespan.shutdown.complete"}
-        assert len(pipeline.streams()) == 2
+        assert len(await pipeline.list()) == 2
 
 
 # In another application
@@ -203,8 +203,8 @@ async def test_quarts_own_connection_class_is_corrected_and_another_is_left_alon
         pass
 
     async with open_pipeline(scripted("a")) as pipeline:
-        assert create_app(pipeline).asgi_http_class is Connection
-        for before, after in ((TrioASGIHTTPConnection, Connection), (Own, Own)):
+        assert create_app(pipeline).asgi_http_class is QuartConnection
+        for before, after in ((TrioASGIHTTPConnection, QuartConnection), (Own, Own)):
             app = QuartTrio("foreign")
             app.asgi_http_class = before
             app.register_blueprint(blueprint(pipeline))
@@ -262,7 +262,7 @@ async def test_an_error_nobody_expected_is_500_in_json_and_says_nothing_of_itsel
             message = "secret"
             raise RuntimeError(message)
 
-        monkeypatch.setattr(api.pipeline.get(stream), "snapshot", broken)
+        monkeypatch.setattr(await api.pipeline.find(stream), "snapshot", broken)
         answer = await api.get(f"/v1/streams/{stream}")
         assert answer.status == 500
         assert answer.error == {"code": "internal_server_error", "message": "Internal Server Error"}

@@ -26,7 +26,7 @@ async def test_every_record_of_a_completed_stream_has_its_exact_bytes(open_api, 
     async with open_api(*steps) as api:
         answer = await api.stream({"input": "Why?", "mode": "deep", "model": "other"})
         stream = answer.stream_id
-        created_at = api.pipeline.get(stream).created_at
+        created_at = (await api.pipeline.find(stream)).created_at
         records = [
             f'{{"type":"stream.created","seq":1,"stream":"{stream}","mode":"deep","model":"other","created_at":{created_at}}}',
             '{"type":"reasoning.delta","seq":2,"segment":0,"delta":"First, "}',

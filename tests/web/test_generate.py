@@ -18,7 +18,7 @@ async def test_generate_starts_a_stream_that_an_event_source_can_open(
         assert answer.header("location") == f"/v1/streams/{answer.stream_id}"
         assert answer.types == ["stream.created", "output.delta", "stream.completed"]
         assert (engine.requests[0].input, engine.requests[0].mode) == ("Why ä?", "deep")
-        assert api.pipeline.get(answer.stream_id).on_disconnect == "continue"
+        assert (await api.pipeline.find(answer.stream_id)).on_disconnect == "continue"
         # Without an id an EventSource comes back to the same URL: the key joins.
         again = await api.get(target)
         assert again.header("crucible-replayed") == "true"
@@ -35,7 +35,7 @@ async def test_generate_is_standard_unless_told(open_api, autojump_clock: MockCl
     async with open_api("a") as api:
         answer = await api.get("/v1/generate?prompt=Why%3F")
         assert answer.events[0]["mode"] == "standard"
-        assert api.pipeline.get(answer.stream_id).on_disconnect == "pause"
+        assert (await api.pipeline.find(answer.stream_id)).on_disconnect == "pause"
 
 
 @pytest.mark.parametrize(

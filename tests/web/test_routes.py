@@ -24,14 +24,14 @@ async def test_a_snapshot_is_the_stream_as_it_stands(open_api, autojump_clock: M
     async with open_api(*steps) as api:
         stream = await api.start(mode="deep", model="other")
         await trio.sleep(1)
-        head = api.pipeline.get(stream).log.head  # how many records there are depends on who runs when
+        head = (await api.pipeline.find(stream)).log.head  # how many records there are depends on who runs when
         expected = {
             "id": stream,
             "status": "running",
             "paused": False,
             "mode": "deep",
             "model": "other",
-            "created_at": api.pipeline.get(stream).created_at,
+            "created_at": (await api.pipeline.find(stream)).created_at,
             "last_seq": head,
             "output": "Hello",
             "trace": ["First, ", "ä!"],
@@ -165,7 +165,7 @@ async def test_metrics_are_in_the_text_format_of_prometheus(open_api, autojump_c
         for line in (
             'crucible_streams_started_total{mode="deep"} 1.0',
             'crucible_streams_ended_total{status="completed"} 1.0',
-            'crucible_tokens_total{mode="deep"} 2.0',
+            'crucible_pieces_total{mode="deep"} 2.0',
             "crucible_streams_kept 1.0",
             "crucible_streams_running 0.0",
             "crucible_readers 0.0",

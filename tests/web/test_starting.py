@@ -57,7 +57,7 @@ async def test_any_other_accept_gets_json_and_the_engine_runs_at_once(
             "model": "other",
             "events_url": f"/v1/streams/{body['id']}/events",
             "cancel_url": f"/v1/streams/{body['id']}/cancel",
-            "created_at": api.pipeline.get(body["id"]).created_at,
+            "created_at": (await api.pipeline.find(body["id"])).created_at,
         }
 
 
@@ -112,9 +112,9 @@ async def test_what_happens_without_readers_depends_on_the_start_unless_it_is_sa
 ) -> None:
     async with open_api("a") as api:
         answer = await api.post(body={"input": "Why?", "mode": mode}, Accept=accept)
-        assert api.pipeline.get(answer.stream_id).on_disconnect == policy
+        assert (await api.pipeline.find(answer.stream_id)).on_disconnect == policy
         answer = await api.post(body={"input": "Why?", "mode": mode, "on_disconnect": "cancel"}, Accept=accept)
-        assert api.pipeline.get(answer.stream_id).on_disconnect == "cancel"
+        assert (await api.pipeline.find(answer.stream_id)).on_disconnect == "cancel"
 
 
 # Idempotency keys

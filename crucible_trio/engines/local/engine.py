@@ -198,7 +198,7 @@ class LocalEngine:
         *before, last = request.messages
         if last.role != "user":
             before, last = [*before, last], Message("user", _GO_ON)
-        asked = [*before, Message("user", f"{last.content}\n{_ASK_FOR_STEPS}")]
+        asked = [*before, Message("user", f"{last.text}\n{_ASK_FOR_STEPS}")]
         trace = await take_turn(
             slices,
             asked,
@@ -213,7 +213,7 @@ class LocalEngine:
         steps = [Message("assistant", trace.text)] if trace.text.strip() else []
         answer = await take_turn(
             slices,
-            [*asked, *steps, Message("user", f"{_ASK_FOR_ANSWER} {last.content}")],
+            [*asked, *steps, Message("user", f"{_ASK_FOR_ANSWER} {last.text}")],
             Answer(output, request.sampling.stop or ()),
             style,
             max_tokens=max_tokens - trace.tokens,

@@ -155,7 +155,7 @@ async def take_turn(
     Raises:
         EngineError: As `Slice`.
     """
-    conversation = [{"role": message.role, "content": _whole(message.content)} for message in messages]
+    conversation = [{"role": message.role, "content": _whole(message.text)} for message in messages]
     beginning = ""
     while conversation and conversation[-1]["role"] == "assistant":  # the model takes one such message, the last
         beginning = conversation.pop()["content"] + beginning

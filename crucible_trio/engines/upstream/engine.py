@@ -189,7 +189,7 @@ class UpstreamEngine:
             **sampling,
             **limit,
             "model": request.model or self.info.models[0],
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+            "messages": [{"role": message.role, "content": message.text} for message in request.messages],
             "stream": True,
             "stream_options": {"include_usage": True},
         }

@@ -1,0 +1,129 @@
+"""The body of an event stream.
+
+It is a `ResponseBody` with a class as iterator. Quart enters, iterates and leaves it in any quart-trio application, and
+a client's disconnect reaches `__aexit__` as cancellation. An async generator would not do: one that was never started
+never runs its `finally`.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from types import TracebackType
+from typing import Literal, Self, TypeAlias, final
+
+import trio
+from quart.wrappers.response import ResponseBody
+
+from crucible_trio.apis.kit.dialect import Dialect
+from crucible_trio.apis.kit.direct import MESSAGE_BYTES, DirectWrites, direct_writer
+from crucible_trio.apis.kit.silence import Silence
+from crucible_trio.errors import TooManyReadersError
+from crucible_trio.pipeline import Pipeline
+from crucible_trio.stream import Stream
+from crucible_trio.timers import Timer
+
+_Phase: TypeAlias = Literal[
+    "opening",  # nothing has been sent
+    "following",  # the opening has been sent
+    "draining",  # the same, and the client has been told that the server drains
+    "refused",  # the stream had no place for this reader, and the client is told so
+]
+
+
+@final
+class EventStreamBody(ResponseBody):
+    """Follows a stream from the dialect's `resume_offset` to the terminal record.
+
+    The reader is attached while Quart has entered the body. Quart asks for the next message when the last one has been
+    written. This, and not reading from the log, moves the cursor and gives the engine room: here is the backpressure.
+
+    Make it inside a request: it asks the request's connection for direct writes.
+
+    Args:
+        pipeline: For its settings and timers, and for whether it drains.
+        stream: The stream to follow.
+        dialect: How the records look on this wire.
+    """
+
+    def __init__(self, pipeline: Pipeline, stream: Stream, dialect: Dialect) -> None:
+        self._pipeline = pipeline
+        self._dialect = dialect
+        self._reader = stream.attach(dialect.resume_offset)
+        self._silence = Silence(pipeline.settings.heartbeat_seconds)
+        self._timer = Timer(inf, self)
+        writer = direct_writer()
+        self._direct = (
+            None if writer is None else DirectWrites(writer, self._reader, dialect, pipeline.batcher, self._silence)
+        )
+        self._phase: _Phase = "opening"
+        self._unsent = memoryview(b"")  # events that did not fit into the last message
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._reader.__aenter__()
+        except TooManyReadersError:
+            # The status line has been sent, so no status can refuse the reader any more. It would not help either: a
+            # browser's EventSource stops for good when a reconnect is answered with an error status.
+            busy = self._dialect.busy()
+            if busy is None:
+                raise
+            self._phase = "refused"
+            self._unsent = memoryview(self._dialect.opening() + busy)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        await self._reader.__aexit__(kind, error, trace)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._silence.since = trio.current_time()
+        if self._unsent:
+            return self._rest_of_message()
+        if self._phase == "opening":
+            self._phase = "following"
+            opening = self._dialect.opening()
+            return self._message(opening + self._dialect.feed(self._reader.take(MESSAGE_BYTES - len(opening))))
+        if self._phase == "refused":
+            raise StopAsyncIteration
+        while True:
+            written = self._reader.taken
+            self._reader.passed(written)
+            if events := self._dialect.feed(self._reader.take(MESSAGE_BYTES)):
+                return self._message(events)
+            if self._reader.taken > written:  # the dialect left these records out, so there is nothing to write
+                await trio.lowlevel.checkpoint()
+                continue
+            if self._reader.at_end:
+                raise StopAsyncIteration
+            if self._pipeline.draining and self._phase == "following":
+                self._phase = "draining"
+                if event := self._dialect.draining():
+                    return event
+            if self._silence.is_over:
+                return self._dialect.keep_alive()
+            self._timer = self._pipeline.timers.set_no_later(self._timer, self._silence.deadline, self)
+            await self._reader.wait()
+            if self._direct is not None and (events := await self._direct.settle()):
+                return self._message(events)
+
+    def timer_fired(self) -> None:
+        """A keep-alive may be due. The timer is early if something was written after it was set (`Timed`)."""
+        if self._silence.is_over and self._direct is not None and self._direct.write_keep_alive():
+            self._timer = self._pipeline.timers.set_no_later(self._timer, self._silence.deadline, self)
+        else:
+            self._reader.wake()
+
+    def _message(self, events: bytes) -> bytes:
+        if len(events) <= MESSAGE_BYTES:
+            return events
+        self._unsent = memoryview(events)
+        return self._rest_of_message()
+
+    def _rest_of_message(self) -> bytes:
+        message, self._unsent = self._unsent[:MESSAGE_BYTES], self._unsent[MESSAGE_BYTES:]
+        return bytes(message)

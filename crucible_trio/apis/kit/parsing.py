@@ -1,0 +1,105 @@
+"""Reading a request and checking it: body, query parameters, idempotency key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+import trio
+from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
+
+from crucible_trio.apis.kit.errors import BodyTooLargeError, UnsupportedMediaTypeError
+from crucible_trio.errors import InvalidRequestError
+
+if TYPE_CHECKING:  # modules that only parse requests import this one, and must not load Quart
+    from quart import Request
+
+T = TypeVar("T")
+
+BODY_SECONDS: Final = 60.0
+"""The longest time a request's body may take. A client slower than this would not keep up with a stream either."""
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+# How msgspec names the place: ``... field `x` - at `$.a` ``, and for the name of a field ``... - at `key` in `$.a` ``.
+_FIELD = re.compile(
+    r"(?:(?P<kind>unknown|required) field `(?P<name>[^`]*)`)?(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$"
+)
+
+
+async def read_body(request: Request, limit: int) -> bytearray:
+    """Read a JSON body.
+
+    Args:
+        request: The request.
+        limit: The largest body to accept, in bytes.
+
+    Raises:
+        UnsupportedMediaTypeError: The content type is not JSON.
+        BodyTooLargeError: The body is larger than the limit.
+        RequestTimeout: The body took longer than `BODY_SECONDS`.
+
+    Cancellation: safe.
+    """
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaTypeError
+    if (request.content_length or 0) > limit:
+        raise BodyTooLargeError(limit)
+    body = bytearray()
+    with trio.move_on_after(BODY_SECONDS) as slow:
+        try:
+            async for chunk in request.body:
+                body += chunk
+                if len(body) > limit:
+                    raise BodyTooLargeError(limit)
+        except RequestEntityTooLarge as error:  # the application's own limit, which may be lower than ours
+            raise BodyTooLargeError(request.max_content_length or limit) from error
+    if slow.cancelled_caught:
+        raise RequestTimeout
+    return body
+
+
+def valid(make: Callable[[], T], at: str = "") -> T:
+    """Decode or convert a value from a request.
+
+    Args:
+        make: Decodes or converts with msgspec.
+        at: The place of the value in the request, as a dotted path. Empty for the whole body.
+
+    Raises:
+        InvalidRequestError: The value is invalid. `param` names the field.
+    """
+    try:
+        return make()
+    except msgspec.ValidationError as error:
+        found = _FIELD.search(str(error))
+        parts = [part for part in (at, found and found["path"], found and found["name"]) if part]
+        raise InvalidRequestError(str(error), ".".join(parts) or None) from error
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise InvalidRequestError("the body is not valid JSON in UTF-8") from error
+
+
+def check_parameters(request: Request, known: frozenset[str] = frozenset()) -> None:
+    """Refuse unknown query parameters.
+
+    Raises:
+        InvalidRequestError: A parameter is unknown. `param` names it.
+    """
+    for name in request.args:
+        if name not in known:
+            raise InvalidRequestError(f"there is no parameter {name!r}", name)
+
+
+def idempotency_key(key: str | None) -> str | None:
+    """Check an idempotency key.
+
+    Args:
+        key: The text of the header or parameter. None if the request has none.
+
+    Raises:
+        InvalidRequestError: The text is not a valid key.
+    """
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequestError("an idempotency key is 1 to 255 visible ASCII characters", "Idempotency-Key")
+    return key

@@ -1,0 +1,123 @@
+"""How a route starts or joins a stream, and how it answers with the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+import trio
+from quart import Response
+
+from crucible_trio.apis.kit.body import EventStreamBody
+from crucible_trio.apis.kit.dialect import Dialect
+from crucible_trio.apis.kit.registration import stream_url
+from crucible_trio.apis.kit.replies import event_response
+from crucible_trio.errors import TooManyReadersError
+from crucible_trio.pipeline import Pipeline
+from crucible_trio.request import OnDisconnect, Request
+from crucible_trio.stream import Stream
+
+_NO_FACTS: Final[Mapping[str, msgspec.Raw]] = {}
+
+
+class StartedStream(NamedTuple):
+    """The stream of a request that starts one.
+
+    Attributes:
+        stream: The stream.
+        joined: Whether an earlier request with the same idempotency key started it.
+    """
+
+    stream: Stream
+    joined: bool
+
+
+async def start_or_join(
+    pipeline: Pipeline,
+    engine_request: Request,
+    *,
+    owner: str,
+    key: str | None,
+    on_disconnect: OnDisconnect | None = None,
+    starts_with_reader: bool = True,
+    facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
+) -> StartedStream:
+    """Start a stream, or join the one that an earlier request with the same idempotency key started.
+
+    Args:
+        pipeline: Where the stream runs.
+        engine_request: What to generate.
+        owner: Who may read and stop the stream.
+        key: The idempotency key.
+        on_disconnect: What happens while no reader is attached, if the request does not say. None, for a wire without
+            a cursor: with a key the stream pauses, because the client can repeat the request and join. Without a key
+            it is cancelled, because the client cannot come back.
+        starts_with_reader: Call the engine when a reader has record 1. Otherwise call it immediately.
+        facts: Facts of the stream that the API needs later, under the API's name (`StreamFacts.for_apis`).
+
+    Raises:
+        As `Pipeline.start_or_join`.
+    """
+    stream, joined = await pipeline.start_or_join(
+        engine_request,
+        key,
+        owner=owner,
+        on_disconnect=on_disconnect or ("cancel" if key is None else "pause"),
+        starts_with_reader=starts_with_reader,
+        facts=facts,
+    )
+    return StartedStream(stream, joined)
+
+
+def event_stream(pipeline: Pipeline, stream: Stream, dialect: Dialect) -> Response:
+    """Answer with the events of a stream.
+
+    Args:
+        pipeline: The stream's pipeline.
+        stream: The stream.
+        dialect: How its records look on this wire.
+
+    Raises:
+        TooManyReadersError: The stream has no place for another reader, and the wire has no event that says so.
+    """
+    if dialect.busy() is None:
+        check_room(pipeline, stream)
+    return event_response(EventStreamBody(pipeline, stream, dialect), stream)
+
+
+def check_room(pipeline: Pipeline, stream: Stream) -> None:
+    """Refuse a reader while an error status can still be sent. After the status line only a reset is possible.
+
+    Raises:
+        TooManyReadersError: The stream has no place for another reader.
+    """
+    if not stream.takes_readers:
+        raise TooManyReadersError(pipeline.settings.max_readers_per_stream)
+
+
+async def read_to_end(stream: Stream) -> None:
+    """Wait for the terminal record as a reader of the stream, so that the engine runs while the client waits.
+
+    Raises:
+        TooManyReadersError: The stream has no place for another reader.
+
+    Checkpoints: always. Cancellation: the reader leaves, as after any disconnect.
+    """
+    async with stream.attach() as reader:
+        async for _ in reader:
+            pass
+
+
+async def forget(pipeline: Pipeline, stream: Stream) -> None:
+    """Forget a stream whose one client has left. Cancellation: it has `flush_seconds` to finish."""
+    with trio.move_on_after(pipeline.settings.flush_seconds, shield=True):
+        await pipeline.forget(stream)
+
+
+def locate_stream(response: Response, started: StartedStream) -> Response:
+    """Add the stream's native path, and whether the request joined an existing stream."""
+    response.headers["Location"] = stream_url(started.stream.id)
+    if started.joined:
+        response.headers["Crucible-Replayed"] = "true"
+    return response

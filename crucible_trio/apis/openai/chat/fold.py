@@ -1,0 +1,298 @@
+"""The wire of OpenAI's chat completions.
+
+`ChatDialect` makes the chunks of a streamed completion, and `chat_completion` the one object of a completion that is
+not streamed. Chunks have no numbers, so this wire has no cursor: a cut stream is read again from record 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal, final
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from crucible_trio import sse
+from crucible_trio.apis.openai.dialect import OpenAIDialect
+from crucible_trio.apis.openai.errors import OpenAIErrorEvent, error_of
+from crucible_trio.records import (
+    TERMINAL,
+    AnyRecord,
+    OutputDelta,
+    ReasoningDelta,
+    RefusalDelta,
+    StreamCompleted,
+    StreamCreated,
+    Terminal,
+    ToolCallDelta,
+    ToolCallDone,
+    ToolCallStarted,
+    Usage,
+    decode_frame,
+    encode_json,
+)
+from crucible_trio.snapshot import Snapshot
+
+_DONE: Final = sse.encode_line(b"[DONE]")
+
+# An engine may report a reason that is not OpenAI's, and some clients accept only the listed ones. `tool_calls` is not
+# the engine's to report: it follows from the calls.
+_FINISH_REASONS: Final = frozenset({"stop", "length", "content_filter"})
+
+
+@final
+class CompletionTokenDetails(msgspec.Struct, frozen=True):
+    """`completion_tokens_details`."""
+
+    reasoning_tokens: int
+
+
+@final
+class CompletionUsage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens of prompt and completion. The reasoning is part of the completion."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    completion_tokens_details: CompletionTokenDetails | None = None
+
+
+@final
+class FunctionDelta(msgspec.Struct, frozen=True):
+    """The new part of a called function. The name comes once, with the first part."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+@final
+class ToolCallChunk(msgspec.Struct, frozen=True):
+    """The new part of a tool call. `id` and `type` come once, with the first part."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+@final
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """The log probabilities of an answer's tokens, as the engine gave them."""
+
+    content: list[object]
+
+
+@final
+class ChunkDelta(msgspec.Struct, frozen=True):
+    """The new content of a chunk."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    refusal: str | UnsetType = UNSET
+    tool_calls: tuple[ToolCallChunk, ...] | UnsetType = UNSET
+
+
+@final
+class ChunkChoice(msgspec.Struct, frozen=True):
+    """The one choice of a chunk."""
+
+    index: int
+    delta: ChunkDelta
+    finish_reason: str | None = None
+    logprobs: TokenLogprobs | UnsetType = UNSET
+
+
+@final
+class CompletionChunk(msgspec.Struct, frozen=True):
+    """One event of a streamed completion."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: tuple[ChunkChoice, ...]
+    usage: CompletionUsage | UnsetType | None = UNSET
+
+
+@final
+class CalledFunction(msgspec.Struct, frozen=True):
+    """A called function, with its arguments as the model wrote them."""
+
+    name: str
+    arguments: str
+
+
+@final
+class MessageToolCall(msgspec.Struct, frozen=True):
+    """A whole tool call."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+@final
+class CompletionMessage(msgspec.Struct, frozen=True):
+    """The message of a whole completion. `content` is null where the model only refused or called tools."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: str | None = None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
+
+
+@final
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """The one choice of a whole completion."""
+
+    index: int
+    message: CompletionMessage
+    finish_reason: str
+    logprobs: None = None
+
+
+@final
+class ChatCompletion(msgspec.Struct, frozen=True):
+    """A whole completion in one object. `usage` is left out if the engine did not count."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: tuple[CompletionChoice, ...]
+    usage: CompletionUsage | UnsetType = UNSET
+
+
+@final
+class ChatDialect(OpenAIDialect):
+    """Makes the events of a streamed completion.
+
+    They come in this order:
+
+    * a chunk with the role
+    * a chunk for each record of the trace, under both names that clients read
+    * a chunk for each record of the answer, of a refusal, and of a tool call
+    * a chunk with the `finish_reason`
+    * a chunk with the usage, if the request asks for it and the engine counted
+    * `[DONE]`
+
+    A stream that did not end well has an event with an `error` in place of the last three. The SDKs raise for it.
+
+    Args:
+        include_usage: Send the usage, and `"usage": null` in every other chunk.
+    """
+
+    def __init__(self, *, include_usage: bool = False) -> None:
+        super().__init__()
+        self._include_usage = include_usage
+        self._no_usage: UnsetType | None = None if include_usage else UNSET
+        self._id = ""
+        self._created = 0
+        self._model = ""
+        self._open_calls = 0  # begun, and not whole
+        self._whole_calls = 0
+
+    def feed(self, frames: Sequence[bytes]) -> bytes:
+        """Fold the records; see `Dialect`."""
+        return b"".join(self._one(decode_frame(frame)) for frame in frames)
+
+    def _one(self, record: AnyRecord) -> bytes:
+        match record:
+            case StreamCreated():
+                self._id, self._created = format_id(record.stream), int(record.created_at)
+                self._model = record.model
+                return self._delta(ChunkDelta(role="assistant", content=""))
+            case ReasoningDelta(delta=text):
+                return self._delta(ChunkDelta(reasoning_content=text, reasoning=text))
+            case OutputDelta(delta=text, logprobs=None):
+                return self._delta(ChunkDelta(content=text))
+            case OutputDelta(delta=text, logprobs=logprobs):
+                return self._delta(ChunkDelta(content=text), logprobs=TokenLogprobs(logprobs or []))
+            case RefusalDelta(delta=text):
+                return self._delta(ChunkDelta(refusal=text))
+            case ToolCallStarted():
+                self._open_calls += 1
+                started = ToolCallChunk(record.index, FunctionDelta("", record.name), record.id, "function")
+                return self._delta(ChunkDelta(tool_calls=(started,)))
+            case ToolCallDelta(index=index, delta=arguments):
+                return self._delta(ChunkDelta(tool_calls=(ToolCallChunk(index, FunctionDelta(arguments)),)))
+            case ToolCallDone():
+                self._open_calls -= 1
+                self._whole_calls += 1
+                return b""
+        return self._end(record) if isinstance(record, TERMINAL) else b""
+
+    def _delta(
+        self, delta: ChunkDelta, finish_reason: str | None = None, logprobs: TokenLogprobs | UnsetType = UNSET
+    ) -> bytes:
+        return self._chunk((ChunkChoice(0, delta, finish_reason, logprobs),), self._no_usage)
+
+    def _end(self, terminal: Terminal) -> bytes:
+        error = error_of(terminal)
+        if error is not None:
+            return sse.encode_line(encode_json(OpenAIErrorEvent(error)))
+        reason = _finish_reason(terminal, whole_calls=self._whole_calls, open_calls=self._open_calls)
+        events = [self._delta(ChunkDelta(), reason)]
+        if self._include_usage and (usage := usage_of(terminal.usage)) is not None:
+            events.append(self._chunk((), usage))
+        return b"".join([*events, _DONE])
+
+    def _chunk(self, choices: tuple[ChunkChoice, ...], usage: CompletionUsage | UnsetType | None) -> bytes:
+        chunk = CompletionChunk(self._id, "chat.completion.chunk", self._created, self._model, choices, usage)
+        return sse.encode_line(encode_json(chunk))
+
+
+def chat_completion(snapshot: Snapshot, terminal: Terminal) -> ChatCompletion:
+    """Make one object of a stream that ended well.
+
+    Args:
+        snapshot: The stream.
+        terminal: Its last record, for which `error_of` has no error.
+    """
+    trace = "".join(snapshot.trace) if snapshot.trace else UNSET
+    whole = [call for call in snapshot.tool_calls if call.complete]
+    calls = [MessageToolCall(call.id, CalledFunction(call.name, call.arguments)) for call in whole]
+    message = CompletionMessage(
+        "assistant",
+        snapshot.output or (None if calls or snapshot.refusal else ""),
+        snapshot.refusal,
+        reasoning_content=trace,
+        reasoning=trace,
+        tool_calls=calls or UNSET,
+    )
+    open_calls = len(snapshot.tool_calls) - len(whole)
+    reason = _finish_reason(terminal, whole_calls=len(whole), open_calls=open_calls)
+    usage = usage_of(terminal.usage)
+    return ChatCompletion(
+        id=format_id(snapshot.id),
+        object="chat.completion",
+        created=int(snapshot.created_at),
+        model=snapshot.model,
+        choices=(CompletionChoice(0, message, reason),),
+        usage=UNSET if usage is None else usage,
+    )
+
+
+def _finish_reason(terminal: Terminal, *, whole_calls: int, open_calls: int) -> str:
+    if not isinstance(terminal, StreamCompleted) or open_calls:
+        return "length"  # a call that broke off must not be executed
+    if whole_calls:
+        return "tool_calls"
+    return terminal.finish_reason if terminal.finish_reason in _FINISH_REASONS else "stop"
+
+
+def usage_of(usage: Usage) -> CompletionUsage | None:
+    """The usage in OpenAI's form. None if the engine did not count both sides, because clients add them up."""
+    if usage.input_tokens is None or usage.output_tokens is None:
+        return None
+    details = None if usage.reasoning_tokens is None else CompletionTokenDetails(usage.reasoning_tokens)
+    return CompletionUsage(usage.input_tokens, usage.output_tokens, usage.input_tokens + usage.output_tokens, details)
+
+
+def format_id(stream_id: str) -> str:
+    """The id of a completion, from the id of its stream."""
+    return f"chatcmpl-{stream_id.removeprefix('str_')}"

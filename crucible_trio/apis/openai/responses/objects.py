@@ -1,0 +1,229 @@
+"""The objects of the responses API: the response, its parts and its id.
+
+The response has all fields that OpenAI's SDK requires. Fields of features that this server does not have (tools,
+conversations) have the value that says so. Two fields have values that OpenAI does not list, because none of the listed
+values is true: `incomplete_details.reason` (the reasons of the log, and `cancelled`) and `error.code` (the codes of the
+engine). The SDKs do not check these values. But an SDK that finds no reason in an incomplete response takes it for a
+complete one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, TypeAlias, final
+
+import msgspec
+
+from crucible_trio.errors import StreamNotFoundError
+from crucible_trio.records import Usage
+
+ResponseStatus: TypeAlias = Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
+ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
+
+_STREAM_PREFIX = "str_"
+_RESPONSE_ID = re.compile(r"resp_(?P<random>[A-Za-z0-9_-]{22})")
+
+
+def format_response_id(stream_id: str) -> str:
+    """The id of a stream in this API: the same random part with OpenAI's prefix."""
+    return f"resp_{stream_id.removeprefix(_STREAM_PREFIX)}"
+
+
+def parse_response_id(text: str) -> str:
+    """The id of the stream that a response's id names.
+
+    Raises:
+        StreamNotFoundError: This server never makes such an id.
+    """
+    found = _RESPONSE_ID.fullmatch(text)
+    if found is None:
+        raise StreamNotFoundError
+    return _STREAM_PREFIX + found["random"]
+
+
+@final
+class EchoedReasoning(msgspec.Struct, frozen=True, kw_only=True):
+    """The request's fields about reasoning, repeated in the response."""
+
+    effort: str | None = None
+    summary: str | None = None
+
+
+@final
+class EchoedFields(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of a request that its response repeats. They are not in the log and never change.
+
+    Attributes:
+        background: Whether the response continues without readers.
+        store: Whether the response can be retrieved.
+    """
+
+    instructions: str | None = None
+    metadata: dict[str, str] = {}
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    reasoning: EchoedReasoning = EchoedReasoning()
+    background: bool = False
+    store: bool = True
+
+
+@final
+class SummaryText(msgspec.Struct, frozen=True, tag_field="type", tag="summary_text"):
+    """One segment of the trace."""
+
+    text: str
+
+
+@final
+class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
+    """The text of a message."""
+
+    text: str
+    annotations: tuple[str, ...] = ()
+    logprobs: tuple[str, ...] = ()
+
+
+@final
+class RefusalPart(msgspec.Struct, frozen=True, tag_field="type", tag="refusal"):
+    """The text of a refusal."""
+
+    refusal: str
+
+
+ContentPart: TypeAlias = OutputText | RefusalPart
+
+
+@final
+class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
+    """A trace up to the next piece of the answer, or the end."""
+
+    id: str
+    status: ItemStatus
+    summary: list[SummaryText]
+
+
+@final
+class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
+    """A part of the answer without reasoning in between. Nearly always the whole answer."""
+
+    id: str
+    status: ItemStatus
+    content: list[OutputText] | list[RefusalPart]
+    role: Literal["assistant"] = "assistant"
+
+
+@final
+class FunctionCallItem(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
+    """A tool call. `arguments` is the JSON text that the model wrote."""
+
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+OutputItem: TypeAlias = ReasoningItem | MessageItem | FunctionCallItem
+
+
+@final
+class ResponseError(msgspec.Struct, frozen=True):
+    """Why a response failed: the engine's code and message."""
+
+    code: str
+    message: str
+
+
+@final
+class IncompleteDetails(msgspec.Struct, frozen=True):
+    """Why a response is not complete."""
+
+    reason: str
+
+
+@final
+class InputTokenDetails(msgspec.Struct, frozen=True):
+    """`input_tokens_details`."""
+
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+@final
+class OutputTokenDetails(msgspec.Struct, frozen=True):
+    """`output_tokens_details`."""
+
+    reasoning_tokens: int
+
+
+@final
+class ResponseUsage(msgspec.Struct, frozen=True):
+    """Tokens as the engine counted them. Reasoning is part of the output."""
+
+    input_tokens: int
+    input_tokens_details: InputTokenDetails
+    output_tokens: int
+    output_tokens_details: OutputTokenDetails
+    total_tokens: int
+
+
+@final
+class TextFormat(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    """`text.format`."""
+
+
+@final
+class TextConfig(msgspec.Struct, frozen=True):
+    """`text`: plain text is the only format."""
+
+    format: TextFormat = TextFormat()
+
+
+@final
+class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
+    """The response object at one offset of its log."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: ResponseStatus = "in_progress"
+    background: bool
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: None = None
+    metadata: dict[str, str]
+    model: str
+    output: list[OutputItem] = []
+    parallel_tool_calls: bool = False
+    previous_response_id: None = None
+    reasoning: EchoedReasoning
+    service_tier: Literal["default"] = "default"
+    store: bool
+    temperature: float | None
+    text: TextConfig = TextConfig()
+    tool_choice: Literal["auto"] = "auto"
+    tools: tuple[str, ...] = ()
+    top_logprobs: int = 0
+    top_p: float | None
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+
+
+def usage_of(usage: Usage) -> ResponseUsage | None:
+    """Usage in this API's form. None if the engine did not count input or output.
+
+    The SDKs' types cannot say that one number is unknown, so reasoning that was not counted separately is 0.
+    """
+    if usage.input_tokens is None or usage.output_tokens is None:
+        return None
+    return ResponseUsage(
+        usage.input_tokens,
+        InputTokenDetails(),
+        usage.output_tokens,
+        OutputTokenDetails(usage.reasoning_tokens or 0),
+        usage.input_tokens + usage.output_tokens,
+    )

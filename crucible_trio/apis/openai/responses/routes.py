@@ -1,0 +1,191 @@
+"""The routes of the responses API: `POST /v1/responses`, then retrieve, cancel and delete.
+
+How the end of a stream is answered. With `stream`, every end is the last event. Without it, `completed` and
+`incomplete` are a response with status 200, as OpenAI answers them. A failed or cancelled one is an HTTP error, as for
+a chat completion: the SDKs raise for it, while they would return a response that may look like a short answer.
+Retrieving such a response is not an error: it is shown with its status.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import ClassVar, Final, Self, final
+
+import msgspec
+from quart import Blueprint, Response, request
+from quart.wrappers.response import ResponseBody
+
+from crucible_trio.apis.kit import starting
+from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.body import EventStreamBody
+from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
+from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body
+from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_stream
+from crucible_trio.apis.openai.errors import OPENAI_ERRORS, failure_answer
+from crucible_trio.apis.openai.request_builder import RequestBuilder
+from crucible_trio.apis.openai.responses.objects import EchoedFields, parse_response_id
+from crucible_trio.apis.openai.responses.replay import open_dialect, response_object
+from crucible_trio.apis.openai.responses.requests import (
+    ENCRYPTED_REASONING,
+    read_event_number,
+    read_flag,
+    read_request,
+)
+from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
+from crucible_trio.pipeline import Pipeline
+from crucible_trio.records import StreamCancelled, StreamFailed
+from crucible_trio.stream import Stream
+
+_RETRIEVE_PARAMETERS: Final = frozenset({"stream", "starting_after", "include", "include[]", "include_obfuscation"})
+
+
+@final
+class ResponsesApi:
+    """The responses API over one pipeline (`Api`)."""
+
+    name: ClassVar[str] = "openai_responses"
+    error_shape: ClassVar[ErrorShape | None] = OPENAI_ERRORS
+    path_prefixes: ClassVar[tuple[str, ...]] = ("/v1/responses",)
+    open_endpoints: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, pipeline: Pipeline, access: Access) -> None:
+        self._pipeline = pipeline
+        self._access = access
+        self._builder = RequestBuilder(pipeline.engine, pipeline.settings)
+
+    def add_to(self, blueprint: Blueprint) -> None:
+        """Add the routes."""
+        add = blueprint.add_url_rule
+        add("/v1/responses", view_func=self.create, methods=["POST"])
+        add("/v1/responses/<response_id>", view_func=self.retrieve, methods=["GET"])
+        add("/v1/responses/<response_id>", view_func=self.delete, methods=["DELETE"])
+        add("/v1/responses/<response_id>/cancel", view_func=self.cancel, methods=["POST"])
+
+    async def create(self) -> Response:
+        """`POST /v1/responses`: start a stream, or join the one that the idempotency key started.
+
+        In the background it continues with or without readers. Otherwise it is cancelled when its client leaves. It
+        pauses instead if the client sent a key, with which it can come back.
+        """
+        owner = self._access.owner(request)
+        check_parameters(request)
+        body = await read_body(request, self._pipeline.settings.max_request_bytes)
+        asked = read_request(body, self._builder)
+        key = idempotency_key(request.headers.get("Idempotency-Key"))
+        background = asked.echoed.background
+        started = await starting.start_or_join(
+            self._pipeline,
+            asked.engine_request,
+            owner=owner,
+            key=key,
+            on_disconnect="continue" if background else None,
+            starts_with_reader=asked.stream or not background,
+            facts={self.name: msgspec.Raw(msgspec.json.encode(asked.echoed))},
+        )
+        # With a key the stream is kept, so that a retry finds it. It still cannot be retrieved, and retention ends it.
+        forget = not asked.echoed.store and key is None
+        if asked.stream:
+            response = await self._events(started.stream, None, forget=forget)
+        elif background:
+            response = await self._show(started.stream)
+        else:
+            response = await self._whole(started.stream, has_key=key is not None, forget=forget)
+        return starting.locate_stream(name_stream(response, started.stream), started)
+
+    async def retrieve(self, response_id: str) -> Response:
+        """`GET /v1/responses/{id}`: the response so far. With `stream=true` its events, from any number on."""
+        stream = await self._find(response_id)
+        check_parameters(request, _RETRIEVE_PARAMETERS)
+        included = {*request.args.getlist("include"), *request.args.getlist("include[]")}
+        if not included <= {"", ENCRYPTED_REASONING}:
+            raise UnsupportedParameterError("include")
+        starting_after = read_event_number("starting_after", request.args.get("starting_after"))
+        if read_flag("stream", request.args.get("stream", "false")):
+            return await self._events(stream, starting_after, forget=False)
+        if starting_after is not None:
+            raise InvalidRequestError("starting_after goes with stream=true", "starting_after")
+        return await self._show(stream)
+
+    async def cancel(self, response_id: str) -> Response:
+        """`POST /v1/responses/{id}/cancel`: stop the response and show it. May be repeated.
+
+        OpenAI cancels only responses in the background. This server cancels any that runs.
+        """
+        stream = await self._find(response_id)
+        stream.cancel("client")
+        await stream.log.wait_finished()  # the end is recorded in the next pass, even if the engine takes long to stop
+        return await self._show(stream)
+
+    async def delete(self, response_id: str) -> Response:
+        """`DELETE /v1/responses/{id}`: stop the response and forget it."""
+        await self._pipeline.forget(await self._find(response_id))
+        return json_response({"id": response_id, "object": "response", "deleted": True})
+
+    async def _find(self, response_id: str) -> Stream:
+        owner = self._access.owner(request)
+        stream = await self._pipeline.find(parse_response_id(response_id), owner=owner)
+        if not _echoed_of(stream).store:
+            raise StreamNotFoundError
+        return stream
+
+    async def _show(self, stream: Stream) -> Response:
+        return json_response(await response_object(stream.log, _echoed_of(stream)))
+
+    async def _events(self, stream: Stream, starting_after: int | None, *, forget: bool) -> Response:
+        starting.check_room(self._pipeline, stream)
+        dialect = await open_dialect(stream.log, _echoed_of(stream), starting_after)
+        if request.method == "HEAD" or stream.finished_before(dialect.resume_offset):
+            return event_response(b"", stream)
+        if forget:
+            body = EventStreamBody(self._pipeline, stream, dialect)
+            return event_response(_ForgettingBody(body, self._pipeline, stream), stream)
+        return starting.event_stream(self._pipeline, stream, dialect)
+
+    async def _whole(self, stream: Stream, *, has_key: bool, forget: bool) -> Response:
+        try:
+            await starting.read_to_end(stream)
+        finally:
+            if forget:
+                await starting.forget(self._pipeline, stream)
+        assert stream.terminal is not None
+        if isinstance(stream.terminal, StreamFailed | StreamCancelled):
+            return error_response(failure_answer(stream.terminal, repeatable=not has_key), OPENAI_ERRORS)
+        return await self._show(stream)
+
+
+def _echoed_of(stream: Stream) -> EchoedFields:
+    """The fields that a response repeats. They come from the request if another API started the stream."""
+    stored = stream.facts.for_apis.get(ResponsesApi.name)
+    if stored is not None:
+        return msgspec.json.decode(stored, type=EchoedFields)
+    return EchoedFields(
+        max_output_tokens=stream.request.max_output_tokens,
+        temperature=stream.request.sampling.temperature,
+        top_p=stream.request.sampling.top_p,
+        background=stream.on_disconnect == "continue",
+    )
+
+
+@final
+class _ForgettingBody(ResponseBody):
+    """The events of a response that is not stored: the stream is forgotten when its one client has left."""
+
+    def __init__(self, body: EventStreamBody, pipeline: Pipeline, stream: Stream) -> None:
+        self._body = body
+        self._pipeline = pipeline
+        self._stream = stream
+
+    async def __aenter__(self) -> Self:
+        await self._body.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._body.__aexit__(kind, error, trace)
+        finally:
+            await starting.forget(self._pipeline, self._stream)
+
+    def __aiter__(self) -> EventStreamBody:
+        return self._body
