@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
+import msgspec
 import trio
 
 from crucible_trio.batching import Batcher
@@ -74,7 +75,7 @@ class Output:
             logprobs: Log probabilities of its tokens, as values that JSON can hold.
 
         Raises:
-            TypeError: `text` is not a `str`.
+            TypeError, ValueError: `text` is not a `str`, or JSON cannot hold `logprobs`.
             RuntimeError: A tool call is open.
             trio.ClosedResourceError: The stream has ended.
 
@@ -83,6 +84,8 @@ class Output:
         Cancellation: a piece whose call was cancelled may or may not be in the log. One whose call has returned is.
         """
         self._check_no_call()
+        if logprobs is not None:
+            msgspec.json.encode(logprobs)  # what JSON cannot hold raises here, like a text that is not a `str`
         await self._write(Text(text, logprobs))
 
     async def reasoning(self, text: str, segment: int) -> None:
@@ -172,7 +175,7 @@ class Output:
         if not isinstance(text, str):  # raised here it ends the stream as `failed`. In the recorder it is a bug of ours
             message = f"a piece of text is a str, not {type(text).__name__}"
             raise TypeError(message)
-        if text:
+        if text or (isinstance(piece, Text) and piece.logprobs):
             await self._put(piece)
         else:  # carries nothing, but an engine relies on its call as a place where it can be cancelled
             await trio.lowlevel.checkpoint()
