@@ -210,7 +210,7 @@ class ToolCallOutput:
     def __init__(self, output: Output, call_id: str, name: str) -> None:
         self._output = output
         self._start = ToolCallStart(call_id, name)
-        self._is_cut = False
+        self._has_ended = False
 
     async def __aenter__(self) -> Self:
         output = self._output
@@ -231,21 +231,25 @@ class ToolCallOutput:
             RuntimeError: The call has been left or cut.
             trio.ClosedResourceError: The stream has ended.
         """
-        if self._output._call is not self or self._is_cut:
+        if self._output._call is not self or self._has_ended:
             message = "the tool call has ended"
             raise RuntimeError(message)
         await self._output._write(ToolCallArguments(text))
 
     def cut(self) -> None:
         """Say that the model stopped in the middle of the call. Leaving the block then does not make it whole."""
-        self._is_cut = True
+        self._has_ended = True
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._output._call = None
-        if kind is None and not self._is_cut:
-            await self._output._put(ToolCallEnd())
+        is_whole = kind is None and not self._has_ended
+        self._has_ended = True
+        try:
+            if is_whole:
+                await self._output._put(ToolCallEnd())
+        finally:
+            self._output._call = None  # not before: another task of the engine could write in front of the end
 
 
 def _encodable(text: str) -> str:
