@@ -203,7 +203,7 @@ async def _write_pieces(pieces: AsyncIterable[object], output: Output) -> Finish
                     is_empty = is_empty and text == ""
                 case Text(text=text, logprobs=logprobs):
                     await output.delta(text, logprobs)
-                    is_empty = is_empty and text == ""
+                    is_empty = is_empty and text == "" and not logprobs
                 case Reasoning(text=text, segment=segment):
                     await output.reasoning(text, segment)
                     is_empty = is_empty and text == ""

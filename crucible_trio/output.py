@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
+import msgspec
 import trio
 
 from crucible_trio.batching import Batcher
@@ -76,7 +77,7 @@ class Output:
             logprobs: Log probabilities of its tokens, as values that JSON can hold.
 
         Raises:
-            TypeError: `text` is not a `str`.
+            TypeError, ValueError: `text` is not a `str`, or JSON cannot hold `logprobs`.
             RuntimeError: A tool call is open.
             trio.ClosedResourceError: The stream has ended.
 
@@ -86,6 +87,8 @@ class Output:
         """
         if self._call is not None:
             raise _call_is_open()
+        if logprobs is not None:
+            msgspec.json.encode(logprobs)  # raises here, like a text that is not a `str`, if JSON cannot hold them
         await self._write(Text(text, logprobs), text)
 
     async def reasoning(self, text: str, segment: int) -> None:
@@ -171,7 +174,8 @@ class Output:
         if not isinstance(text, str):  # raised here it ends the stream as `failed`, in the recorder it would be our bug
             message = f"a piece of text is a str, not {type(text).__name__}"
             raise TypeError(message)
-        if not text:  # carries nothing, but an engine relies on its call as a place where it can be cancelled
+        if not text and not (isinstance(piece, Text) and piece.logprobs):
+            # Carries nothing, but an engine relies on its call as a place where it can be cancelled.
             await trio.lowlevel.checkpoint()
             return
         is_first = self._pass != self._batcher.passes
@@ -203,7 +207,7 @@ class ToolCallOutput:
     def __init__(self, output: Output, call_id: str, name: str) -> None:
         self._output = output
         self._start = ToolCallStart(call_id, name)
-        self._is_cut = False
+        self._has_ended = False
 
     async def __aenter__(self) -> Self:
         output = self._output
@@ -225,21 +229,25 @@ class ToolCallOutput:
             RuntimeError: The call has been left or cut.
             trio.ClosedResourceError: The stream has ended.
         """
-        if self._output._call is not self or self._is_cut:
+        if self._output._call is not self or self._has_ended:
             message = "the tool call has ended"
             raise RuntimeError(message)
         await self._output._write(ToolCallArguments(text), text)
 
     def cut(self) -> None:
         """Say that the model stopped in the middle of the call. Leaving the block then does not make it whole."""
-        self._is_cut = True
+        self._has_ended = True
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._output._call = None
-        if kind is None and not self._is_cut:
-            await self._output._write(ToolCallEnd(), self._start.id)
+        is_whole = kind is None and not self._has_ended
+        self._has_ended = True
+        try:
+            if is_whole:
+                await self._output._write(ToolCallEnd(), self._start.id)
+        finally:
+            self._output._call = None  # not earlier: another task of the engine could write before the end
 
 
 def _call_is_open() -> RuntimeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,6 +12,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.batching import Batcher
 from crucible_trio.timers import Timers
+
+
+class Buffer:
+    """A buffer that calls a function to record."""
+
+    def __init__(self, record: Callable[[], None]) -> None:
+        self.record = record
 
 
 @asynccontextmanager
@@ -47,7 +54,7 @@ async def test_an_error_in_one_stream_does_not_stop_the_others_from_recording(
 
     async with open_batcher() as batcher:
         for record in (lambda: recorded.append(1), fails, lambda: recorded.append(2)):
-            batcher.record_later(record)
+            batcher.record_later(Buffer(record))
         await wait_all_tasks_blocked()
     assert recorded == [1, 2]
     [line] = caplog.records
@@ -63,7 +70,7 @@ async def test_recording_that_takes_longer_than_a_pass_continues_in_order(autoju
 
     async with open_batcher() as batcher:
         for _ in range(3):
-            batcher.record_later(record_slowly)
+            batcher.record_later(Buffer(record_slowly))
         assert not batcher.may_record_now()
         await wait_all_tasks_blocked()
         assert recorded == [0, 1, 2]

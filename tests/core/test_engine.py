@@ -2,30 +2,55 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
-import msgspec
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from crucible_trio.checks import check_request
-from crucible_trio.config import Settings
-from crucible_trio.content import Reasoning
-from crucible_trio.engine import Capabilities, EngineInfo, Finish, as_engine
-from crucible_trio.errors import EngineError, InvalidRequestError
-from crucible_trio.output import Output, Token
+from crucible_trio.batching import Batcher
+from crucible_trio.content import Piece, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.engine import (
+    Capabilities,
+    CountsAbandonedThreads,
+    Engine,
+    EngineInfo,
+    Finish,
+    RoutesModels,
+    as_engine,
+    engine_of,
+)
+from crucible_trio.errors import EngineError
+from crucible_trio.output import Output
 from crucible_trio.records import Usage
-from crucible_trio.request import Deadlines, Message, Request, Sampling
+from crucible_trio.request import Request
+from crucible_trio.timers import Timers
 
-INFO = EngineInfo(name="e", models=("small", "large"), capabilities=Capabilities(capabilities=Capabilities(sampling=frozenset({"seed"}))))
+
+class BufferOnly:
+    """A sink that lets every piece go through the buffer."""
+
+    def record_now(self, piece: Piece) -> bool:
+        return False
+
+    def piece_buffered(self) -> None:
+        pass
+
+    def tokens_counted(self, total: int) -> None:
+        raise AssertionError
 
 
-async def run_engine(source: Callable[..., object], **fields: object) -> tuple[Finish, list[Token]]:
-    send, receive = trio.open_memory_channel[Token](99)
-    finish = await as_engine(source).generate(Request("q", **fields), Output(send))  # type: ignore[arg-type]
-    send.close()
-    return finish, [token async for token in receive]
+async def run_engine(
+    source: Callable[..., object], written: list[Piece] | None = None, **fields: object
+) -> tuple[Finish, list[Piece]]:
+    """Call an engine. `written` gets its pieces even if it fails."""
+    pieces: list[Piece] = [] if written is None else written
+    send, receive = trio.open_memory_channel[Piece](99)
+    output = Output(send, Batcher(Timers()), BufferOnly())
+    try:
+        finish = await as_engine(source).generate(Request("q", **fields), output)  # type: ignore[arg-type]
+    finally:
+        while receive.statistics().current_buffer_used:
+            pieces.append(receive.receive_nowait())
+    return finish, pieces
 
 
 # Kinds of engines
@@ -38,14 +63,12 @@ async def test_an_engine_object_is_used_unchanged(scripted: Callable[..., object
 
 async def test_a_coroutine_function_becomes_an_engine_with_one_model_named_after_it(autojump_clock: MockClock) -> None:
     async def parrot(request: Request, output: Output) -> Finish:
-        await output.delta(request.messages[0].content)
+        await output.delta(request.messages[0].text)
         return Finish("length", Usage(1, 2))
 
-    assert as_engine(parrot).info == EngineInfo(
-        name="parrot", models=("parrot",), capabilities=Capabilities(sampling=frozenset())
-    )
-    assert await run_engine(parrot) == (Finish("length", Usage(1, 2)), [Token("q", None)])
-    assert await run_engine(partial(parrot)) == (Finish("length", Usage(1, 2)), [Token("q", None)])
+    assert as_engine(parrot).info == EngineInfo(name="parrot", models=("parrot",), capabilities=Capabilities())
+    assert await run_engine(parrot) == (Finish("length", Usage(1, 2)), [Text("q")])
+    assert await run_engine(partial(parrot)) == (Finish("length", Usage(1, 2)), [Text("q")])
 
 
 async def test_an_async_generator_yields_reasoning_text_and_optionally_a_finish(autojump_clock: MockClock) -> None:
@@ -58,10 +81,10 @@ async def test_an_async_generator_yields_reasoning_text_and_optionally_a_finish(
             yield Finish("length", Usage(1, 2, 3))
             yield "never"
 
-    tokens = [Token("Hm", 0), Token("!", 0), Token("So", 1), Token("Yes", None)]
+    pieces = [Reasoning("Hm", 0), Reasoning("!", 0), Reasoning("So", 1), Text("Yes")]
     assert as_engine(thinker).info.models == ("thinker",)
-    assert await run_engine(thinker) == (Finish("stop", Usage()), tokens)
-    assert await run_engine(thinker, mode="deep") == (Finish("length", Usage(1, 2, 3)), tokens)
+    assert await run_engine(thinker) == (Finish("stop", Usage()), pieces)
+    assert await run_engine(thinker, mode="deep") == (Finish("length", Usage(1, 2, 3)), pieces)
 
 
 async def test_a_generator_is_closed_when_it_is_left_early(autojump_clock: MockClock) -> None:
@@ -104,15 +127,18 @@ async def test_a_generator_that_holds_a_nursery_is_wrapped_as_a_safe_channel(aut
                 ended.append(True)
 
     assert as_engine(crowd).info.models == ("crowd",)
-    assert await run_engine(crowd) == (Finish("stop", Usage(output_tokens=2)), [Token("a", None), Token("b", None)])
+    assert await run_engine(crowd) == (Finish("stop", Usage(output_tokens=2)), [Text("a"), Text("b")])
     assert ended == [True]
 
 
-@pytest.mark.parametrize("pieces", [[], [""], [Reasoning("")], ["", Reasoning("", 0)]])
+@pytest.mark.parametrize(
+    "pieces",
+    [[], [""], [Reasoning("")], ["", Reasoning("", 0)], [Text("")], [Text("", [])], [Refusal("")], [Refusal(""), ""]],
+)
 async def test_a_generator_without_a_piece_fails_with_empty_output(
-    pieces: list[str], autojump_clock: MockClock
+    pieces: list[object], autojump_clock: MockClock
 ) -> None:
-    async def silent(request: Request) -> AsyncIterator[str]:
+    async def silent(request: Request) -> AsyncIterator[object]:
         for piece in pieces:
             yield piece
 
@@ -121,10 +147,14 @@ async def test_a_generator_without_a_piece_fails_with_empty_output(
     assert failure.value.code == "empty_output"
 
 
-@pytest.mark.parametrize("piece", ["x", Reasoning("x")])
-async def test_one_piece_of_either_kind_counts_as_output(piece: str, autojump_clock: MockClock) -> None:
-    async def terse(request: Request) -> AsyncIterator[str]:
+@pytest.mark.parametrize(
+    "piece", ["x", Text("x"), Text("", [-0.5]), Reasoning("x"), Refusal("x"), ToolCallStart("call_1", "weather")]
+)
+async def test_one_piece_of_any_kind_counts_as_output(piece: object, autojump_clock: MockClock) -> None:
+    async def terse(request: Request) -> AsyncIterator[object]:
         yield piece
+        if isinstance(piece, ToolCallStart):
+            yield ToolCallEnd()
         yield ""
 
     assert (await run_engine(terse))[0] == Finish()
@@ -165,107 +195,136 @@ def context(request: Request) -> object:
 
 @pytest.mark.parametrize("source", [plain, plain_generator, context, None, 5, "engine", object()])
 def test_an_object_that_is_not_an_engine_is_refused(source: object) -> None:
-    with pytest.raises(TypeError, match="is no engine"):
+    with pytest.raises(TypeError, match="is not an engine"):
         as_engine(source)  # type: ignore[arg-type]
 
 
-# Fields of a request
+# Each kind of content from a generator
 
 
-def test_a_request_has_the_documented_defaults() -> None:
-    request = Request("q")
-    assert request.messages == (Message("user", "q"),)
-    assert (request.mode, request.model, request.trace) == ("standard", None, "segments")
-    assert (request.max_output_tokens, request.on_disconnect, request.grace_seconds) == (None, None, None)
-    assert request.sampling == Sampling()
-    assert request.deadlines == Deadlines()
-    conversation = (Message("system", "s"), Message("user", "u"))
-    assert Request(conversation).messages == conversation
+async def generated(*pieces: object) -> list[Piece]:
+    """What a generator that yields these pieces writes."""
+
+    async def generator(request: Request) -> AsyncIterator[object]:
+        for piece in pieces:
+            yield piece
+
+    _, written = await run_engine(generator)
+    return written
 
 
-WRONG_FIELDS: list[dict[str, object]] = [
-    {"input": ""},
-    {"input": ()},
-    {"input": (Message("user", ""),)},
-    {"input": (Message("robot", "x"),)},  # type: ignore[arg-type]
-    {"input": 5},
-    {"mode": "quick"},
-    {"max_output_tokens": 0},
-    {"trace": "some"},
-    {"on_disconnect": "explode"},
-    {"grace_seconds": -1},
-    {"deadlines": Deadlines(idle_seconds=-1)},
-    {"sampling": Sampling(temperature=2.1)},
-    {"sampling": Sampling(top_p=0)},
-    {"sampling": Sampling(seed=-1)},
-    {"sampling": Sampling(seed=2**32)},
-    {"sampling": Sampling(stop=("",))},
-    {"sampling": Sampling(stop=("x",) * 17)},
-]
+async def test_a_generator_yields_every_kind_of_content(autojump_clock: MockClock) -> None:
+    assert await generated(
+        Reasoning("Hm", 0),
+        "a",
+        Text("b"),
+        Text("c", [{"token": "c", "logprob": -0.5}]),
+        ToolCallStart("call_1", "weather"),
+        ToolCallArguments('{"city":'),
+        ToolCallArguments('"Oslo"}'),
+        ToolCallEnd(),
+        ToolCallStart("call_2", "time"),
+        ToolCallEnd(),
+        Refusal("No."),
+    ) == [
+        Reasoning("Hm", 0),
+        Text("a"),
+        Text("b"),
+        Text("c", [{"token": "c", "logprob": -0.5}]),
+        ToolCallStart("call_1", "weather"),
+        ToolCallArguments('{"city":'),
+        ToolCallArguments('"Oslo"}'),
+        ToolCallEnd(),
+        ToolCallStart("call_2", "time"),
+        ToolCallEnd(),
+        Refusal("No."),
+    ]
 
 
-@pytest.mark.parametrize("fields", WRONG_FIELDS)
-def test_a_value_out_of_its_range_is_refused_at_construction(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"at `\$"):
-        Request(**{"input": "q", **fields})  # type: ignore[arg-type]
+@pytest.mark.parametrize("end", [[], [Finish("tool_calls")]])
+async def test_a_call_that_is_open_at_the_end_is_not_whole(end: list[Finish], autojump_clock: MockClock) -> None:
+    pieces = [ToolCallStart("call_1", "weather"), ToolCallArguments("{")]
+    assert await generated(*pieces, *end) == pieces
 
 
-@pytest.mark.parametrize("fields", WRONG_FIELDS)
-def test_the_same_rules_apply_to_a_json_request(fields: dict[str, object]) -> None:
-    body = msgspec.json.encode({"input": "q", **fields})
-    with pytest.raises(msgspec.ValidationError):
-        msgspec.json.decode(body, type=Request)
+async def test_a_call_that_the_generators_error_interrupts_is_not_whole(autojump_clock: MockClock) -> None:
+    async def failing(request: Request) -> AsyncIterator[object]:
+        yield ToolCallStart("call_1", "weather")
+        yield ToolCallArguments("{")
+        raise EngineError("busy", "Later.")
+
+    written: list[Piece] = []
+    with pytest.raises(EngineError, match="busy"):
+        await run_engine(failing, written)
+    assert written == [ToolCallStart("call_1", "weather"), ToolCallArguments("{")]
 
 
-def test_an_unknown_field_is_refused_and_named() -> None:
-    for body in (b'{"input":"q","inputs":1}', b'{"input":"q","sampling":{"inputs":1}}'):
-        with pytest.raises(msgspec.ValidationError, match="`inputs`"):
-            msgspec.json.decode(body, type=Request)
+@pytest.mark.parametrize("piece", [ToolCallArguments("{"), ToolCallEnd()])
+@pytest.mark.parametrize("before", [[], ["a"], [ToolCallStart("call_1", "weather"), ToolCallEnd()]])
+async def test_arguments_and_an_end_without_a_start_break_the_protocol(
+    piece: object, before: list[object], autojump_clock: MockClock
+) -> None:
+    with pytest.raises(EngineError) as failure:
+        await generated(*before, piece)
+    assert failure.value.code == "engine_protocol"
+    assert failure.value.message == f"The engine yielded {type(piece).__name__} without ToolCallStart."
 
 
-def test_sampling_lists_the_fields_that_were_given() -> None:
-    assert Sampling().given == frozenset()
-    assert Sampling(temperature=0, seed=0, stop=()).given == {"temperature", "seed", "stop"}
+@pytest.mark.parametrize("piece", ["x", Text("x", [1]), Reasoning("x"), Refusal("x"), ToolCallStart("call_2", "time")])
+async def test_anything_else_inside_a_call_is_an_error(piece: object, autojump_clock: MockClock) -> None:
+    with pytest.raises(RuntimeError, match="a tool call is open"):
+        await generated(ToolCallStart("call_1", "weather"), piece)
 
 
-# Requests that an engine or the server refuses
+# What engines may do beyond the contract
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"model": "huge"}, "model"),
-        ({"sampling": Sampling(temperature=1)}, "sampling.temperature"),
-        ({"sampling": Sampling(seed=1, top_p=0.5)}, "sampling.top_p"),
-        ({"max_output_tokens": 11}, "max_output_tokens"),
-        ({"grace_seconds": 21}, "grace_seconds"),
-        ({"deadlines": Deadlines(first_token_seconds=31)}, "deadlines.first_token_seconds"),
-        ({"deadlines": Deadlines(idle_seconds=31)}, "deadlines.idle_seconds"),
-        ({"deadlines": Deadlines(total_seconds=31)}, "deadlines.total_seconds"),
-    ],
-)
-def test_an_unsupported_field_is_refused_and_named(fields: dict[str, object], param: str) -> None:
-    settings = Settings(max_output_tokens=10, max_grace_seconds=20, max_deadline_seconds=30)
-    with pytest.raises(InvalidRequestError, match=param) as refusal:
-        check_request(Request("q", **fields), INFO, settings)  # type: ignore[arg-type]
-    assert refusal.value.param == param
+class Alone:
+    def __init__(self, name: str) -> None:
+        self.info = EngineInfo(name=name, models=(name,))
+
+    async def generate(self, request: Request, output: Output) -> Finish:
+        return Finish()
 
 
-def test_values_at_the_maximum_are_accepted() -> None:
-    settings = Settings(max_output_tokens=10, max_grace_seconds=20, max_deadline_seconds=30)
-    request = Request(
-        "q",
-        model="large",
-        max_output_tokens=10,
-        grace_seconds=20,
-        sampling=Sampling(seed=1),
-        deadlines=Deadlines(30, 30, 30),
+class Router(Alone):
+    def __init__(self, **engines: Engine) -> None:
+        super().__init__("router")
+        self.engines = engines
+
+    def engine_of(self, model: str) -> Engine:
+        return self.engines[model]
+
+
+def test_the_engine_of_a_model_is_found_through_every_router() -> None:
+    small, large = Alone("small"), Alone("large")
+    router = Router(small=small, large=Router(large=large))
+    assert isinstance(router, RoutesModels)
+    assert not isinstance(small, RoutesModels)
+    assert engine_of(router, "small") is small
+    assert engine_of(router, "large") is large
+    assert engine_of(small, "any") is small
+
+
+def test_an_engine_may_count_the_threads_that_it_has_abandoned() -> None:
+    engine = Alone("threaded")
+    assert not isinstance(engine, CountsAbandonedThreads)
+    engine.abandoned_threads = 2  # type: ignore[attr-defined]
+    assert isinstance(engine, CountsAbandonedThreads)
+
+
+def test_a_model_has_the_engines_capabilities_unless_it_declares_its_own() -> None:
+    info = EngineInfo(
+        name="e",
+        models=("small", "large"),
+        capabilities=Capabilities(logprobs=True),
+        by_model={"large": Capabilities(tools=True)},
     )
-    check_request(request, INFO, settings)
-    check_request(Request("q"), INFO, settings)
+    assert info.capabilities_of("small") == Capabilities(logprobs=True)
+    assert info.capabilities_of("large") == Capabilities(tools=True)
 
 
-@given(st.text(min_size=1), st.sampled_from(["standard", "deep"]), st.none() | st.integers(1, 100))
-def test_a_request_survives_json(text: str, mode: str, limit: int | None) -> None:
-    request = Request(text, mode=mode, max_output_tokens=limit, sampling=Sampling(stop=("a", "b")))  # type: ignore[arg-type]
-    assert msgspec.json.decode(msgspec.json.encode(request), type=Request) == request
+def test_a_model_understands_nothing_unless_its_engine_says_so() -> None:
+    capabilities = Capabilities()
+    assert capabilities == EngineInfo(name="e", models=("m",)).capabilities_of("m")
+    assert not any(getattr(capabilities, name) for name in capabilities.__slots__)

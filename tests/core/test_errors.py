@@ -12,7 +12,6 @@ def test_every_error_is_a_crucible_error() -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "facts"),
     [
-        (errors.InvalidFieldError("id"), ValueError, {"field": "id"}),
         (errors.EventTooLargeError(9), Exception, {"limit": 9}),
         (errors.InvalidRequestError("no", "sampling.seed"), ValueError, {"param": "sampling.seed"}),
         (errors.InvalidRequestError("no"), ValueError, {"param": None}),

@@ -1,69 +1,164 @@
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.batching import Batcher
-from crucible_trio.output import Output, Token
+from crucible_trio.content import Piece, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.output import Output
 from crucible_trio.timers import Timers
 
 
-def open_output(buffer: int) -> tuple[Output, trio.MemoryReceiveChannel[Token]]:
-    send, receive = trio.open_memory_channel[Token](buffer)
-    return Output(send), receive
+class Sink:
+    """A sink that lets every piece go through the buffer, unless `records_now` is set."""
+
+    def __init__(self) -> None:
+        self.records_now = False
+        self.recorded: list[Piece] = []
+        self.buffered = 0
+        self.counted: list[int] = []
+
+    def record_now(self, piece: Piece) -> bool:
+        if self.records_now:
+            self.recorded.append(piece)
+        return self.records_now
+
+    def piece_buffered(self) -> None:
+        self.buffered += 1
+
+    def tokens_counted(self, total: int) -> None:
+        self.counted.append(total)
 
 
-async def test_pieces_arrive_in_order_with_their_segment(autojump_clock: MockClock) -> None:
-    output, receive = open_output(9)
+@pytest.fixture
+async def batcher() -> AsyncIterator[Batcher]:
+    """A batcher that the scheduler drives."""
+    batcher = Batcher(Timers())
+    trio.lowlevel.add_instrument(batcher)
+    yield batcher
+    trio.lowlevel.remove_instrument(batcher)
+
+
+def open_output(buffer: int, batcher: Batcher | None = None) -> tuple[Output, trio.MemoryReceiveChannel[Piece], Sink]:
+    send, receive = trio.open_memory_channel[Piece](buffer)
+    sink = Sink()
+    return Output(send, batcher or Batcher(Timers()), sink), receive, sink
+
+
+def written(receive: trio.MemoryReceiveChannel[Piece]) -> list[Piece]:
+    """Everything in the buffer."""
+    pieces = []
+    while receive.statistics().current_buffer_used:
+        pieces.append(receive.receive_nowait())
+    return pieces
+
+
+async def open_call(output: Output) -> None:
+    async with output.tool_call("call_1", "weather"):
+        pass
+
+
+async def test_pieces_arrive_in_order_with_their_kind_and_segment(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
     await output.reasoning("a", 0)
     await output.reasoning("b", 0)
     await output.reasoning("c", 1)
     await output.delta("d")
-    assert [receive.receive_nowait() for _ in range(4)] == [
-        Token("a", 0),
-        Token("b", 0),
-        Token("c", 1),
-        Token("d", None),
+    await output.delta("e", [{"token": "e", "logprob": -1.5}])
+    await output.refusal("f")
+    assert written(receive) == [
+        Reasoning("a", 0),
+        Reasoning("b", 0),
+        Reasoning("c", 1),
+        Text("d"),
+        Text("e", [{"token": "e", "logprob": -1.5}]),
+        Refusal("f"),
     ]
 
 
 async def test_writing_waits_while_the_buffer_is_full(autojump_clock: MockClock) -> None:
-    output, receive = open_output(1)
-    written = []
+    output, receive, _ = open_output(1)
+    returned = []
 
     async def write() -> None:
         for letter in "abc":
             await output.delta(letter)
-            written.append(letter)
+            returned.append(letter)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write)
         await wait_all_tasks_blocked()
-        assert written == ["a"]
+        assert returned == ["a"]
         receive.receive_nowait()
         await wait_all_tasks_blocked()
-        assert written == ["a", "b"]
+        assert returned == ["a", "b"]
         receive.receive_nowait()
+
+
+async def test_the_sink_is_told_of_every_buffered_piece_and_of_a_full_buffer(autojump_clock: MockClock) -> None:
+    output, receive, sink = open_output(1)
+    await output.delta("a")
+    assert sink.buffered == 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(output.delta, "b")
+        await wait_all_tasks_blocked()
+        assert sink.buffered == 2
+        receive.receive_nowait()
+    assert sink.buffered == 3
+
+
+async def test_only_the_first_piece_of_a_scheduler_pass_is_recorded_without_the_buffer(
+    batcher: Batcher, autojump_clock: MockClock
+) -> None:
+    output, receive, sink = open_output(9, batcher)
+    sink.records_now = True
+    await trio.sleep(1)
+    await output.delta("a")
+    await output.delta("b")  # belongs to a burst
+    await trio.sleep(1)
+    await output.refusal("c")
+    await trio.sleep(1)
+    async with output.tool_call("call_1", "weather") as call:
+        await trio.sleep(1)
+        await call.arguments("{}")
+        await trio.sleep(1)
+    assert sink.recorded == [
+        Text("a"),
+        Refusal("c"),
+        ToolCallStart("call_1", "weather"),
+        ToolCallArguments("{}"),
+        ToolCallEnd(),
+    ]
+    assert written(receive) == [Text("b")]
 
 
 @pytest.mark.parametrize("text", ["x", ""])
-async def test_every_write_checks_for_cancellation(text: str, autojump_clock: MockClock) -> None:
-    output, receive = open_output(9)
-    for write in (output.delta(text), output.reasoning(text, 0)):
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await write
-        assert scope.cancelled_caught
-    with pytest.raises(trio.WouldBlock):
-        receive.receive_nowait()
+@pytest.mark.parametrize(
+    "write",
+    [
+        Output.delta,
+        lambda output, text: output.reasoning(text, 0),
+        Output.refusal,
+        lambda output, _: open_call(output),
+    ],
+    ids=["delta", "reasoning", "refusal", "tool_call"],
+)
+async def test_every_write_checks_for_cancellation(
+    text: str, write: Callable[[Output, str], Awaitable[None]], autojump_clock: MockClock
+) -> None:
+    output, receive, _ = open_output(9)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await write(output, text)
+    assert scope.cancelled_caught
+    assert written(receive) == []
 
 
-async def test_an_engine_that_never_waits_lets_others_run(autojump_clock: MockClock) -> None:
-    batcher = Batcher(Timers())
-    trio.lowlevel.add_instrument(batcher)
-    send, _receive = trio.open_memory_channel[Token](10_000)
-    output = Output(send, batcher)
+async def test_an_engine_that_never_waits_lets_others_run(batcher: Batcher, autojump_clock: MockClock) -> None:
+    output, _receive, _ = open_output(10_000, batcher)
     passes = 0
 
     async def count() -> None:
@@ -72,44 +167,61 @@ async def test_an_engine_that_never_waits_lets_others_run(autojump_clock: MockCl
             passes += 1
             await trio.lowlevel.checkpoint()
 
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(count)
-            await trio.lowlevel.checkpoint()
-            before = passes
-            for _ in range(64 * 10 + 1):
-                await output.delta("x")
-            assert passes - before >= 9
-            before = passes
-            for _ in range(4):  # each takes longer than one pass of the scheduler may
-                await output.delta("x")
-                time.sleep(0.006)  # noqa: ASYNC251 - an engine that computes
-            assert passes - before >= 2
-            nursery.cancel_scope.cancel()
-    finally:
-        trio.lowlevel.remove_instrument(batcher)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        await trio.lowlevel.checkpoint()
+        before = passes
+        for _ in range(64 * 10 + 1):
+            await output.delta("x")
+        assert passes - before >= 9
+        before = passes
+        for _ in range(4):  # each takes longer than one pass of the scheduler may
+            await output.delta("x")
+            time.sleep(0.006)  # noqa: ASYNC251 - an engine that computes
+        assert passes - before >= 2
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_empty_piece_takes_no_buffer_space(autojump_clock: MockClock) -> None:
-    output, receive = open_output(1)
+    output, receive, _ = open_output(2)
     await output.delta("")
-    await output.delta("")
-    with pytest.raises(trio.WouldBlock):
-        receive.receive_nowait()
+    await output.delta("", [])
+    await output.refusal("")
+    async with output.tool_call("call_1", "weather") as call:
+        assert written(receive) == [ToolCallStart("call_1", "weather")]
+        await call.arguments("")
+        await call.arguments("")
+    assert written(receive) == [ToolCallEnd()]
+
+
+async def test_a_piece_with_log_probabilities_alone_is_not_empty(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    await output.delta("", [{"token": "\\xf0\\x9f"}])  # the first half of a character
+    assert written(receive) == [Text("", [{"token": "\\xf0\\x9f"}])]
+
+
+@pytest.mark.parametrize("logprobs", [[object()], ["\ud83d"], (part for part in "ab")])
+async def test_log_probabilities_that_json_cannot_hold_raise_in_the_engines_call(
+    logprobs: list[object], autojump_clock: MockClock
+) -> None:
+    output, receive, _ = open_output(9)
+    with pytest.raises((TypeError, ValueError)):
+        await output.delta("x", logprobs)
+    assert written(receive) == []
 
 
 @pytest.mark.parametrize("first", [-1, 1, 2])
 async def test_the_first_segment_is_0(first: int, autojump_clock: MockClock) -> None:
-    output, receive = open_output(9)
+    output, receive, _ = open_output(9)
     with pytest.raises(ValueError, match="segment"):
         await output.reasoning("x", first)
     await output.reasoning("x", 0)
-    assert receive.receive_nowait() == Token("x", 0)
+    assert written(receive) == [Reasoning("x", 0)]
 
 
 @pytest.mark.parametrize("wrong", [-1, 0, 3])
 async def test_segments_are_consecutive_and_never_go_back(wrong: int, autojump_clock: MockClock) -> None:
-    output, _receive = open_output(9)
+    output, _receive, _ = open_output(9)
     await output.reasoning("a", 0)
     await output.reasoning("b", 1)
     with pytest.raises(ValueError, match=f"segment {wrong} cannot follow segment 1"):
@@ -119,7 +231,7 @@ async def test_segments_are_consecutive_and_never_go_back(wrong: int, autojump_c
 
 
 async def test_an_empty_piece_opens_no_segment(autojump_clock: MockClock) -> None:
-    output, _receive = open_output(9)
+    output, _receive, _ = open_output(9)
     await output.reasoning("a", 0)
     await output.reasoning("", 1)
     with pytest.raises(ValueError, match="segment 2 cannot follow segment 0"):
@@ -127,33 +239,47 @@ async def test_an_empty_piece_opens_no_segment(autojump_clock: MockClock) -> Non
 
 
 async def test_a_segment_is_a_plain_int_in_the_log(autojump_clock: MockClock) -> None:
-    output, receive = open_output(9)
+    output, receive, _ = open_output(9)
     await output.reasoning("a", False)
-    assert type(receive.receive_nowait().segment) is int
+    [piece] = written(receive)
+    assert isinstance(piece, Reasoning)
+    assert type(piece.segment) is int
 
 
 @pytest.mark.parametrize("text", [5, b"x", None])
 async def test_writing_anything_but_text_raises_a_type_error(text: object, autojump_clock: MockClock) -> None:
-    output, receive = open_output(9)
-    with pytest.raises(TypeError):
-        await output.delta(text)  # type: ignore[arg-type]
-    with pytest.raises(trio.WouldBlock):
-        receive.receive_nowait()
+    output, receive, _ = open_output(9)
+    for write in (output.delta, output.refusal):
+        with pytest.raises(TypeError):
+            await write(text)  # type: ignore[arg-type]
+    assert written(receive) == []
+    async with output.tool_call("call_1", "weather") as call:
+        with pytest.raises(TypeError):
+            await call.arguments(text)  # type: ignore[arg-type]
+    assert written(receive) == [ToolCallStart("call_1", "weather"), ToolCallEnd()]
 
 
 async def test_writing_after_the_end_raises_whichever_side_closed_first(autojump_clock: MockClock) -> None:
-    output, receive = open_output(9)
+    output, receive, _ = open_output(9)
     receive.close()
     with pytest.raises(trio.ClosedResourceError):
         await output.delta("x")
-    send, receive = trio.open_memory_channel[Token](9)
+    send, _receive = trio.open_memory_channel[Piece](9)
     send.close()
     with pytest.raises(trio.ClosedResourceError):
-        await Output(send).reasoning("x", 0)
+        await Output(send, Batcher(Timers()), Sink()).reasoning("x", 0)
+
+
+async def test_a_counted_total_goes_to_the_sink(autojump_clock: MockClock) -> None:
+    output, receive, sink = open_output(9)
+    output.count_tokens(3)
+    output.count_tokens(5)
+    assert sink.counted == [3, 5]
+    assert written(receive) == []
 
 
 async def test_queued_time_adds_up_over_all_waits_and_grows_during_one(autojump_clock: MockClock) -> None:
-    output, _receive = open_output(9)
+    output, _receive, _ = open_output(9)
     assert output.queued_seconds == 0
     assert not output.is_queued
     async with output.queued():
@@ -170,3 +296,193 @@ async def test_queued_time_adds_up_over_all_waits_and_grows_during_one(autojump_
     assert not output.is_queued
     await trio.sleep(10)
     assert output.queued_seconds == pytest.approx(7)
+
+
+# Tool calls
+
+
+async def test_a_tool_call_is_its_start_its_arguments_and_its_end(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    async with output.tool_call("call_1", "weather") as call:
+        await call.arguments('{"city":')
+        await call.arguments('"Oslo"}')
+    async with output.tool_call("call_2", "time"):
+        pass
+    assert written(receive) == [
+        ToolCallStart("call_1", "weather"),
+        ToolCallArguments('{"city":'),
+        ToolCallArguments('"Oslo"}'),
+        ToolCallEnd(),
+        ToolCallStart("call_2", "time"),
+        ToolCallEnd(),
+    ]
+
+
+async def test_arguments_that_are_not_json_are_passed_on_unchanged(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    async with output.tool_call("call_1", "weather") as call:
+        await call.arguments('{"city": Oslo')
+    assert written(receive)[1] == ToolCallArguments('{"city": Oslo')
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda output: output.delta("x"),
+        lambda output: output.delta(""),
+        lambda output: output.reasoning("x", 0),
+        lambda output: output.refusal("x"),
+        open_call,
+    ],
+    ids=["delta", "empty delta", "reasoning", "refusal", "tool_call"],
+)
+async def test_while_a_tool_call_is_open_only_its_arguments_can_be_written(
+    write: Callable[[Output], Awaitable[None]], autojump_clock: MockClock
+) -> None:
+    output, receive, _ = open_output(9)
+    async with output.tool_call("call_0", "first") as call:
+        with pytest.raises(RuntimeError, match="a tool call is open"):
+            await write(output)
+        await call.arguments("{}")
+    assert written(receive) == [ToolCallStart("call_0", "first"), ToolCallArguments("{}"), ToolCallEnd()]
+    await write(output)
+
+
+async def test_a_call_that_an_exception_leaves_is_not_whole(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    with suppress(KeyError):
+        async with output.tool_call("call_1", "weather") as call:
+            await call.arguments("{")
+            raise KeyError
+    await output.delta("x")
+    assert written(receive) == [ToolCallStart("call_1", "weather"), ToolCallArguments("{"), Text("x")]
+
+
+async def test_a_call_that_a_cancellation_leaves_is_not_whole(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    with trio.move_on_after(1):
+        async with output.tool_call("call_1", "weather") as call:
+            await call.arguments("{")
+            await trio.sleep_forever()
+    await output.delta("x")
+    assert written(receive) == [ToolCallStart("call_1", "weather"), ToolCallArguments("{"), Text("x")]
+
+
+async def test_a_cancellation_while_leaving_does_not_make_a_call_whole(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(1)
+    with trio.move_on_after(1) as scope:
+        async with output.tool_call("call_1", "weather"):
+            pass  # the end waits for room in the buffer
+    assert scope.cancelled_caught
+    assert written(receive) == [ToolCallStart("call_1", "weather")]
+    await output.delta("x")
+    assert written(receive) == [Text("x")]
+
+
+async def test_a_call_that_was_cut_is_not_whole_and_takes_no_more_arguments(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    async with output.tool_call("call_1", "weather") as call:
+        await call.arguments("{")
+        call.cut()
+        with pytest.raises(RuntimeError, match="the tool call has ended"):
+            await call.arguments("}")
+        with pytest.raises(RuntimeError, match="a tool call is open"):
+            await output.delta("x")
+    await output.delta("x")
+    assert written(receive) == [ToolCallStart("call_1", "weather"), ToolCallArguments("{"), Text("x")]
+
+
+async def test_arguments_can_be_written_only_inside_the_block(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    call = output.tool_call("call_1", "weather")
+    with pytest.raises(RuntimeError):
+        await call.arguments("{")
+    async with call:
+        pass
+    with pytest.raises(RuntimeError, match="the tool call has ended"):
+        await call.arguments("}")
+    async with output.tool_call("call_2", "time"):
+        with pytest.raises(RuntimeError):
+            await call.arguments("}")
+    assert [type(piece) for piece in written(receive)] == [ToolCallStart, ToolCallEnd] * 2
+
+
+async def test_a_call_whose_start_could_not_be_written_is_not_open(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(1)
+    await output.delta("x")
+    with trio.move_on_after(1) as scope:
+        await open_call(output)
+    assert scope.cancelled_caught
+    assert written(receive) == [Text("x")]
+    await output.delta("y")
+    receive.close()
+    for _ in range(2):
+        with pytest.raises(trio.ClosedResourceError):
+            await open_call(output)
+
+
+async def test_no_other_task_can_write_before_the_end_of_a_call(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(1)
+    ended = trio.Event()
+
+    async def call_a_tool() -> None:
+        async with output.tool_call("call_0", "first"):
+            pass  # the start fills the buffer, so leaving waits for room
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call_a_tool)
+        await wait_all_tasks_blocked()
+        assert not ended.is_set()
+        for write in (lambda: open_call(output), lambda: output.delta("x"), lambda: output.refusal("x")):
+            with pytest.raises(RuntimeError, match="a tool call is open"):
+                await write()
+        assert isinstance(receive.receive_nowait(), ToolCallStart)
+        assert isinstance(await receive.receive(), ToolCallEnd)
+        await ended.wait()
+    await output.delta("x")
+
+
+async def test_opening_a_call_waits_for_room_and_writes_nothing_else_meanwhile(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(1)
+    await output.delta("x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(open_call, output)
+        await wait_all_tasks_blocked()
+        with pytest.raises(RuntimeError, match="a tool call is open"):
+            await output.delta("y")
+        assert receive.receive_nowait() == Text("x")
+        await wait_all_tasks_blocked()
+        assert receive.receive_nowait() == ToolCallStart("call_1", "weather")
+    assert written(receive) == [ToolCallEnd()]
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"call_1"])
+async def test_the_id_and_the_name_of_a_call_are_text(wrong: object, autojump_clock: MockClock) -> None:
+    output, _receive, _ = open_output(9)
+    with pytest.raises(TypeError, match="the id of a tool call is a str"):
+        output.tool_call(wrong, "weather")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the name of a tool call is a str"):
+        output.tool_call("call_1", wrong)  # type: ignore[arg-type]
+
+
+async def test_the_id_and_the_name_of_a_call_are_neither_empty_nor_too_long(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    for length in (0, 1025):
+        with pytest.raises(ValueError, match="the id of a tool call has 1 to 1024 characters"):
+            output.tool_call("i" * length, "weather")
+    for length in (0, 257):
+        with pytest.raises(ValueError, match="the name of a tool call has 1 to 256 characters"):
+            output.tool_call("call_1", "n" * length)
+    await output.delta("x")  # a refused call is not open
+    for call_id, name in (("i", "n"), ("i" * 1024, "n" * 256)):
+        async with output.tool_call(call_id, name):
+            pass
+    assert written(receive)[1::2] == [ToolCallStart("i", "n"), ToolCallStart("i" * 1024, "n" * 256)]
+
+
+async def test_half_characters_in_an_id_or_a_name_are_replaced(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    async with output.tool_call("a\ud83d", "\ud83d\ude00\ude00"):
+        pass
+    assert written(receive)[0] == ToolCallStart("a\ufffd", "😀\ufffd")

@@ -1,10 +1,9 @@
-from collections.abc import Callable
-
 import pytest
 import trio
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from crucible_trio.errors import CursorAheadError
+from crucible_trio.log.contract import Cursor
 from crucible_trio.log.memory import MemoryLog
 from crucible_trio.reader import Reader
 from crucible_trio.records import OutputDelta, encode_frame
@@ -23,8 +22,26 @@ def log() -> MemoryLog:
     return log
 
 
-def attached(log: MemoryLog, after: int = 0, left: Callable[[], None] = lambda: None) -> Reader:
-    return Reader(log, after, attach=log.attach, left=left)
+class LogAlone:
+    """What a reader attaches to, here without a stream.
+
+    Attributes:
+        left: For each reader that has left, how many readers were attached after that.
+    """
+
+    def __init__(self, log: MemoryLog) -> None:
+        self.log = log
+        self.left: list[int] = []
+
+    def open_cursor(self, after: int) -> Cursor:
+        return self.log.attach(after)
+
+    def reader_left(self) -> None:
+        self.left.append(self.log.readers)
+
+
+def attached(log: MemoryLog, after: int = 0) -> Reader:
+    return Reader(LogAlone(log), after)
 
 
 async def test_a_reader_gives_every_record_once_and_ends_with_the_terminal_one(
@@ -149,22 +166,22 @@ async def test_a_cancelled_wait_loses_no_record(log: MemoryLog, autojump_clock: 
 
 
 async def test_leaving_detaches_once_and_is_reported_afterwards(log: MemoryLog, autojump_clock: MockClock) -> None:
-    readers_left: list[int] = []
-    reader = attached(log, left=lambda: readers_left.append(log.readers))
+    stream = LogAlone(log)
+    reader = Reader(stream, 0)
     assert log.readers == 0
     async with reader:
         assert log.readers == 1
-    assert readers_left == [0]
+    assert stream.left == [0]
     await reader.__aexit__(None, None, None)
-    assert readers_left == [0]
+    assert stream.left == [0]
 
 
 async def test_a_refused_reader_is_not_reported_as_leaving(log: MemoryLog, autojump_clock: MockClock) -> None:
-    left: list[None] = []
+    stream = LogAlone(log)
     with pytest.raises(CursorAheadError):
-        async with attached(log, 4, left=lambda: left.append(None)):
+        async with Reader(stream, 4):
             raise AssertionError
-    assert (log.readers, left) == (0, [])
+    assert (log.readers, stream.left) == (0, [])
 
 
 async def test_a_reader_that_is_not_attached_is_closed(log: MemoryLog, autojump_clock: MockClock) -> None:
@@ -174,6 +191,40 @@ async def test_a_reader_that_is_not_attached_is_closed(log: MemoryLog, autojump_
             reader.passed(1)
         with pytest.raises(trio.ClosedResourceError):
             await anext(reader)
+        with pytest.raises(trio.ClosedResourceError):
+            reader.wake()
         async with reader:
             pass
     assert log.ever_read == 0
+
+
+class CountingWriter:
+    """Writes to nowhere, and counts how often it was asked to."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self.calls = 0
+        self._log = log
+
+    def write_appended(self) -> int:
+        self.calls += 1
+        return self._log.head
+
+
+async def test_a_transports_listener_is_called_for_an_append_while_the_reader_waits(
+    log: MemoryLog, autojump_clock: MockClock
+) -> None:
+    reader = attached(log, 3)
+    reader.listener = writer = CountingWriter(log)
+    async with reader, trio.open_nursery() as nursery:
+        assert not reader.is_waiting
+        log.append_nowait(frames(4, 4))
+        assert writer.calls == 0
+        assert reader.take(10_000) == frames(4, 4)
+        nursery.start_soon(reader.wait)
+        await wait_all_tasks_blocked()
+        assert reader.is_waiting
+        log.append_nowait(frames(5, 5))
+        assert writer.calls == 1
+        assert reader.is_waiting  # everything was written, so there was no reason to wake the reader
+        reader.wake()
+        assert not reader.is_waiting

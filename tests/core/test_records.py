@@ -14,6 +14,7 @@ from crucible_trio.records import (
     OutputDelta,
     ReasoningDelta,
     ReasoningDone,
+    RefusalDelta,
     ServerBusy,
     ServerDraining,
     StreamCancelled,
@@ -22,6 +23,9 @@ from crucible_trio.records import (
     StreamFailed,
     StreamIncomplete,
     Timings,
+    ToolCallDelta,
+    ToolCallDone,
+    ToolCallStarted,
     Usage,
     decode_event,
     decode_frame,
@@ -41,11 +45,20 @@ TEXTS = st.text() | st.text(alphabet='a\x00\x1f\x7f\x80\x85\x9f\u2028\u2029\n\r"
 SEQS = st.integers(1, 10**9)
 USAGES = st.builds(Usage, *[st.none() | st.integers(0, 10**9)] * 3)
 TIMINGS = st.builds(Timings, st.none() | st.floats(0, 1e9), st.floats(0, 1e9))
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(TEXTS, values, max_size=3),
+    max_leaves=5,
+)
 RECORDS: st.SearchStrategy[AnyRecord] = st.one_of(
     st.builds(StreamCreated, SEQS, st.just(STREAM), st.sampled_from(["standard", "deep"]), TEXTS, st.floats(0, 1e10)),
     st.builds(ReasoningDelta, SEQS, st.integers(0, 1000), TEXTS),
     st.builds(ReasoningDone, SEQS, st.integers(1, 1000), st.none() | st.lists(TEXTS)),
-    st.builds(OutputDelta, SEQS, TEXTS),
+    st.builds(OutputDelta, SEQS, TEXTS, st.none() | st.lists(JSON_VALUES, max_size=3)),
+    st.builds(RefusalDelta, SEQS, TEXTS),
+    st.builds(ToolCallStarted, SEQS, st.integers(0, 1000), TEXTS, TEXTS),
+    st.builds(ToolCallDelta, SEQS, st.integers(0, 1000), TEXTS),
+    st.builds(ToolCallDone, SEQS, st.integers(0, 1000)),
     st.builds(StreamCompleted, SEQS, TEXTS, USAGES, TIMINGS),
     st.builds(StreamIncomplete, SEQS, st.sampled_from(["log_limit", "idle_deadline"]), USAGES, TIMINGS),
     st.builds(StreamFailed, SEQS, st.builds(ErrorInfo, TEXTS, TEXTS, st.booleans()), USAGES, TIMINGS),
@@ -94,6 +107,27 @@ def test_a_record_on_the_wire_is_as_documented() -> None:
         b'"usage":{"input_tokens":3,"output_tokens":null,"reasoning_tokens":4},'
         b'"timings":{"first_token_ms":null,"total_ms":3411.0}}'
     )
+
+
+@pytest.mark.parametrize(
+    ("record", "json_text"),
+    [
+        (OutputDelta(2, "a"), b'{"type":"output.delta","seq":2,"delta":"a"}'),
+        (
+            OutputDelta(2, "a", [{"token": "a", "logprob": -0.5}]),
+            b'{"type":"output.delta","seq":2,"delta":"a","logprobs":[{"token":"a","logprob":-0.5}]}',
+        ),
+        (RefusalDelta(3, "I cannot"), b'{"type":"refusal.delta","seq":3,"delta":"I cannot"}'),
+        (
+            ToolCallStarted(4, 0, "call_1", "weather"),
+            b'{"type":"tool_call.started","seq":4,"index":0,"id":"call_1","name":"weather"}',
+        ),
+        (ToolCallDelta(5, 0, '{"city":'), b'{"type":"tool_call.delta","seq":5,"index":0,"delta":"{\\"city\\":"}'),
+        (ToolCallDone(6, 0), b'{"type":"tool_call.done","seq":6,"index":0}'),
+    ],
+)
+def test_each_kind_of_content_on_the_wire_is_as_documented(record: AnyRecord, json_text: bytes) -> None:
+    assert encode_json(record) == json_text
 
 
 @given(CONTROLS)

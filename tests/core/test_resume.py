@@ -97,7 +97,7 @@ async def test_record_1_is_in_the_log_when_start_returns_and_before_the_engine_i
     pipelines: list[Pipeline] = []
 
     async def curious(request: Request, output: Output) -> Finish:
-        [stream] = pipelines[0].streams()
+        [stream] = await pipelines[0].list()
         heads.append(stream.log.head)
         return Finish()
 

@@ -6,6 +6,7 @@ from crucible_trio.records import (
     OutputDelta,
     ReasoningDelta,
     ReasoningDone,
+    RefusalDelta,
     StreamCancelled,
     StreamCompleted,
     StreamCreated,
@@ -13,10 +14,13 @@ from crucible_trio.records import (
     StreamIncomplete,
     Terminal,
     Timings,
+    ToolCallDelta,
+    ToolCallDone,
+    ToolCallStarted,
     Usage,
     encode_frame,
 )
-from crucible_trio.snapshot import Snapshot, fold, status_of
+from crucible_trio.snapshot import Snapshot, SnapshotToolCall, fold, status_of
 
 STREAM = "str_7Q2M4kWcT0aXn3v9LzB1pg"
 USAGE, TIMINGS = Usage(1, 2, 3), Timings(4.0, 5.0)
@@ -81,3 +85,39 @@ def test_the_terminal_record_says_how_the_stream_ended(
 
 def test_a_segment_without_records_is_empty() -> None:
     assert folded(ReasoningDelta(1, 0, "a"), ReasoningDelta(2, 2, "c")).trace == ["a", "", "c"]
+
+
+def test_a_refusal_is_apart_from_the_answer() -> None:
+    snapshot = folded(
+        OutputDelta(1, "Well, "), RefusalDelta(2, "I can"), RefusalDelta(3, "not."), OutputDelta(4, "no.")
+    )
+    assert (snapshot.output, snapshot.refusal) == ("Well, no.", "I cannot.")
+    assert folded(OutputDelta(1, "a")).refusal is None
+
+
+def test_a_tool_call_is_complete_only_when_the_model_has_ended_it() -> None:
+    records = [
+        ToolCallStarted(1, 0, "call_a", "weather"),
+        ToolCallDelta(2, 0, '{"city":'),
+        ToolCallDelta(3, 0, '"Oslo"}'),
+        ToolCallDone(4, 0),
+        ToolCallStarted(5, 1, "call_b", "time"),
+        ToolCallDone(6, 1),
+        ToolCallStarted(7, 2, "call_c", "news"),
+        ToolCallDelta(8, 2, "{"),
+    ]
+    whole = SnapshotToolCall(index=0, id="call_a", name="weather", arguments='{"city":"Oslo"}', complete=True)
+    without_arguments = SnapshotToolCall(index=1, id="call_b", name="time", complete=True)
+    unfinished = SnapshotToolCall(index=2, id="call_c", name="news", arguments="{")
+    assert folded(*records).tool_calls == [whole, without_arguments, unfinished]
+    assert folded(*records[:3]).tool_calls == [
+        SnapshotToolCall(index=0, id="call_a", name="weather", arguments='{"city":"Oslo"}')
+    ]
+    assert folded(OutputDelta(1, "a")).tool_calls == []
+
+
+def test_two_snapshots_share_no_list() -> None:
+    first, second = folded(OutputDelta(1, "a")), folded(OutputDelta(1, "a"))
+    first.tool_calls.append(SnapshotToolCall(index=0, id="x", name="y"))
+    first.trace.append("z")
+    assert (second.tool_calls, second.trace) == ([], [])

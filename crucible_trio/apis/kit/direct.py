@@ -67,7 +67,7 @@ class DirectWrites:
         silence: Restarted by every write.
     """
 
-    __slots__ = ("_dialect", "_left", "_batcher", "_reader", "_silence", "_writer")
+    __slots__ = ("_batcher", "_dialect", "_left", "_reader", "_silence", "_writer")
 
     def __init__(
         self, writer: DirectWriter, reader: Reader, dialect: Dialect, batcher: Batcher, silence: Silence
