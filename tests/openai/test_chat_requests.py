@@ -8,7 +8,6 @@ from trio.testing import MockClock
 from crucible_trio.apis.openai.chat.requests import BODY, MESSAGE
 from crucible_trio.apis.openai.request_builder import RequestBuilder
 from crucible_trio.config import Settings, load_settings
-from crucible_trio.engine import EngineInfo
 from crucible_trio.errors import ConfigError
 from crucible_trio.request import Message, Request, Sampling
 from crucible_trio.testing import ScriptedEngine
@@ -164,14 +163,14 @@ def test_names_and_efforts_can_be_configured_in_the_environment() -> None:
 
 
 def test_a_models_full_name_wins_over_the_deep_suffix() -> None:
-    asks = RequestBuilder(EngineInfo(name="x", models=("small", "small:deep")), Settings())
+    asks = RequestBuilder(ScriptedEngine(models=("small", "small:deep")), Settings())
     assert asks.resolve("small:deep") == ("small:deep", "standard")
     assert asks.resolve("small:deep:deep") == ("small:deep", "deep")
 
 
 def test_an_alias_for_a_missing_model_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="openai_models: 'gpt': there is no model 'lost'"):
-        RequestBuilder(EngineInfo(name="x", models=("small",)), Settings(openai_models={"gpt": "lost"}))
+        RequestBuilder(ScriptedEngine(models=("small",)), Settings(openai_models={"gpt": "lost"}))
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "", "small:", ":deep", "Small", "small:deep:deep"])

@@ -23,9 +23,9 @@ from crucible_trio.apis.openai.responses.objects import (
     parse_response_id,
 )
 from crucible_trio.apis.openai.responses.replay import open_dialect, response_object
+from crucible_trio.content import Piece, Reasoning, Text
 from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
 from crucible_trio.log.memory import MemoryLog
-from crucible_trio.output import Token
 from crucible_trio.recorder import Recorder
 from crucible_trio.records import (
     ErrorInfo,
@@ -52,17 +52,17 @@ ECHOED = EchoedFields(
     background=True,
 )
 
-# A number is a segment of the trace, None is the answer. Each inner list is one batch for the recorder.
+# Each inner list is one batch for the recorder.
 DEEP = [
-    [Token("First, ", 0), Token("add.", 0)],
-    [Token("Then ", 1)],
-    [Token("check.", 1), Token("Hel", None)],
-    [Token("lo", None)],
+    [Reasoning("First, ", 0), Reasoning("add.", 0)],
+    [Reasoning("Then ", 1)],
+    [Reasoning("check.", 1), Text("Hel")],
+    [Text("lo")],
 ]
-INTERRUPTED = [[Token("a", 0)], [Token("Hel", None)], [Token("b", 0)], [Token("c", 1)], [Token("lo", None)]]
+INTERRUPTED = [[Reasoning("a", 0)], [Text("Hel")], [Reasoning("b", 0)], [Reasoning("c", 1)], [Text("lo")]]
 
 
-def make_log(batches: Sequence[Sequence[Token]], ending: object = COMPLETED) -> MemoryLog:
+def make_log(batches: Sequence[Sequence[Piece]], ending: object = COMPLETED) -> MemoryLog:
     """A log as a stream writes it. Without an ending the stream is still running."""
     log = MemoryLog(room_without_readers=True)
     recorder = Recorder(STREAM, max_bytes=10_000_000)
@@ -129,7 +129,7 @@ async def test_a_deep_stream_has_exactly_the_documented_events() -> None:
 
 
 async def test_every_event_has_exactly_the_documented_json() -> None:
-    body = (await body_of(make_log([[Token("Hm", 0)], [Token("Hi", None)]]))).decode()
+    body = (await body_of(make_log([[Reasoning("Hm", 0)], [Text("Hi")]]))).decode()
     blocks = body.split("\n\n")
     asked = (
         '"instructions":"Be short.","max_output_tokens":64,"max_tool_calls":null,"metadata":{"run":"7"},'
@@ -206,7 +206,7 @@ async def test_the_sdks_models_accept_every_event_in_strict_mode() -> None:
 
 
 @pytest.mark.parametrize("batches", [DEEP, INTERRUPTED, []])
-async def test_a_replay_is_the_same_bytes(batches: list[list[Token]]) -> None:
+async def test_a_replay_is_the_same_bytes(batches: list[list[Piece]]) -> None:
     log = make_log(batches)
     whole = await body_of(log)
     for size in (1, 2, 3):
@@ -217,7 +217,7 @@ async def test_a_replay_is_the_same_bytes(batches: list[list[Token]]) -> None:
 
 
 @pytest.mark.parametrize("batches", [DEEP, INTERRUPTED, []])
-async def test_a_resume_after_any_event_is_the_tail_of_the_whole(batches: list[list[Token]]) -> None:
+async def test_a_resume_after_any_event_is_the_tail_of_the_whole(batches: list[list[Piece]]) -> None:
     await _every_resume_is_the_tail(make_log(batches))
 
 
@@ -229,19 +229,20 @@ async def _every_resume_is_the_tail(log: MemoryLog) -> None:
         assert b"".join(view.feed([frame]) for frame in log.read(view.resume_offset)) == tail
 
 
-TOKENS = st.builds(Token, st.text(min_size=1, max_size=3), st.none() | st.integers(0, 2))
+PIECE_TEXTS = st.text(min_size=1, max_size=3)
+PIECES = st.builds(Text, PIECE_TEXTS) | st.builds(Reasoning, PIECE_TEXTS, st.integers(0, 2))
 
 
 @settings(max_examples=40)
-@given(st.lists(st.lists(TOKENS, min_size=1, max_size=4), max_size=8))
-def test_any_log_can_be_resumed_anywhere_and_its_events_hold_the_text_of_the_log(batches: list[list[Token]]) -> None:
+@given(st.lists(st.lists(PIECES, min_size=1, max_size=4), max_size=8))
+def test_any_log_can_be_resumed_anywhere_and_its_events_hold_the_text_of_the_log(batches: list[list[Piece]]) -> None:
     async def check() -> None:
         log = make_log(batches)
         await _every_resume_is_the_tail(log)
         events = await events_of(log)
         assert [event["sequence_number"] for event in events] == list(range(len(events)))
-        answer = "".join(token.text for batch in batches for token in batch if token.segment is None)
-        trace = "".join(token.text for batch in batches for token in batch if token.segment is not None)
+        answer = "".join(piece.text for batch in batches for piece in batch if isinstance(piece, Text))
+        trace = "".join(piece.text for batch in batches for piece in batch if isinstance(piece, Reasoning))
         output = events[-1]["response"]["output"]
         assert Response.model_validate(events[-1]["response"]).output_text == answer
         deltas = [event for event in events if str(event["type"]).endswith(".delta")]
@@ -297,11 +298,11 @@ async def test_a_resume_continues_with_later_records() -> None:
     log = MemoryLog(room_without_readers=True)
     recorder = Recorder(STREAM, max_bytes=10_000_000)
     log.append_nowait([recorder.create(mode="deep", model="tiny", created_at=CREATED_AT)])
-    log.append_nowait(recorder.add([Token("Hel", None)]))
+    log.append_nowait(recorder.add([Text("Hel")]))
     view = await open_dialect(log, ECHOED, 3)
     tail = view.feed(log.read(view.resume_offset))
     position = log.head
-    log.append_nowait(recorder.add([Token("lo", None)]))
+    log.append_nowait(recorder.add([Text("lo")]))
     log.append_nowait(recorder.finish([], COMPLETED), last=True)
     tail += view.feed(log.read(position))
     assert (await body_of(log)).endswith(tail)
@@ -340,8 +341,8 @@ async def test_one_item_is_finished_before_the_next_begins() -> None:
 
 
 async def test_a_merged_record_is_one_delta() -> None:
-    apart = await events_of(make_log([[Token("Hel", None)], [Token("lo", None)]]))
-    merged = await events_of(make_log([[Token("Hel", None), Token("lo", None)]]))
+    apart = await events_of(make_log([[Text("Hel")], [Text("lo")]]))
+    merged = await events_of(make_log([[Text("Hel"), Text("lo")]]))
     assert [event["delta"] for event in apart if "delta" in event] == ["Hel", "lo"]
     assert [event["delta"] for event in merged if "delta" in event] == ["Hello"]
     assert merged[-1]["response"] == apart[-1]["response"]
@@ -377,7 +378,7 @@ FAILED = partial(StreamFailed, error=ErrorInfo("upstream_timeout", "Too slow.", 
 )
 @pytest.mark.parametrize("batches", [DEEP, DEEP[:2], []])
 async def test_every_kind_of_end_has_its_status_and_reason(
-    batches: list[list[Token]], ending: object, kind: str, status: str, reason: str | None, error: object
+    batches: list[list[Piece]], ending: object, kind: str, status: str, reason: str | None, error: object
 ) -> None:
     events = await events_of(make_log(batches, ending))
     last = events[-1]
@@ -422,7 +423,7 @@ async def test_usage_is_null_if_input_or_output_is_unknown(usage: Usage, expecte
 
 
 async def test_characters_that_break_lines_in_old_clients_are_escaped() -> None:
-    body = await body_of(make_log([[Token("a\u2028b\x85c\r\nd", None)]]))
+    body = await body_of(make_log([[Text("a\u2028b\x85c\r\nd")]]))
     assert "\u2028".encode() not in body
     assert "\x85".encode() not in body
     assert b"\r" not in body
@@ -463,7 +464,7 @@ def test_an_invalid_response_id_is_not_found(text: str) -> None:
 
 
 async def test_folding_a_long_log_lets_others_run() -> None:
-    log = make_log([[Token("word ", None)] for _ in range(5_000)])
+    log = make_log([[Text("word ")] for _ in range(5_000)])
     turns = 0
 
     async def others() -> None:
@@ -481,10 +482,12 @@ async def test_folding_a_long_log_lets_others_run() -> None:
         assert turns >= log.size_bytes // (64 * 1024) - 1 > 5
 
 
-@pytest.mark.parametrize("segment", [None, 0])
-async def test_the_memory_cost_of_a_piece_does_not_grow_with_the_text_before_it(segment: int | None) -> None:
+@pytest.mark.parametrize("piece", [Text, Reasoning])
+async def test_the_memory_cost_of_a_piece_does_not_grow_with_the_text_before_it(
+    piece: type[Text] | type[Reasoning],
+) -> None:
     """Measured by memory, which is independent of load. Joining the text at every piece would copy all of it."""
-    log = make_log([[Token("x" * 2_500, segment)] for _ in range(400)], None)
+    log = make_log([[piece("x" * 2_500)] for _ in range(400)], None)
     *frames, last = log.read(0)
     view = await open_dialect(log, ECHOED)
     tracemalloc.start()

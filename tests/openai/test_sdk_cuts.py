@@ -115,7 +115,7 @@ async def native_reader(served: Any, gate: Gate) -> AsyncIterator[list[dict[str,
         yield records
 
 
-def check(served: Any, seen: list[Any], native_records: list[dict[str, Any]]) -> None:
+async def check(served: Any, seen: list[Any], native_records: list[dict[str, Any]]) -> None:
     """Check that both readers got the text of the native snapshot."""
     [stream] = await served.pipeline.list()
     snapshot = stream.snapshot()
@@ -140,7 +140,7 @@ async def test_a_background_response_cut_repeatedly_arrives_whole(serving, with_
     async with serving(engine) as served, open_chaos_proxy(served.port, cut_later_each_time) as proxy:
         async with native_reader(served, gate) as records:
             seen = await with_sync_client(dataclasses.replace(served, port=proxy.port), follow)
-        check(served, seen, records)
+        await check(served, seen, records)
         assert len(proxy.connections) > 5, proxy
         assert engine.calls == 1
 
@@ -152,7 +152,7 @@ async def test_a_background_response_cut_repeatedly_arrives_whole_with_the_async
     async with serving(engine) as served, open_chaos_proxy(served.port, cut_later_each_time) as proxy:
         async with native_reader(served, gate) as records:
             seen = await with_async_client(dataclasses.replace(served, port=proxy.port), follow_async)
-        check(served, seen, records)
+        await check(served, seen, records)
         assert len(proxy.connections) > 5, proxy
         assert engine.calls == 1
 

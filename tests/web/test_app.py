@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from crucible_trio.config import Settings
 from crucible_trio.errors import ConfigError
 from crucible_trio.pipeline import open_pipeline
+from crucible_trio.stream import Stream
 from crucible_trio.web import app as app_module
 from crucible_trio.web.app import blueprint, create_app
 from crucible_trio.web.connection import QuartConnection
@@ -258,11 +259,11 @@ async def test_an_error_nobody_expected_is_500_in_json_and_says_nothing_of_itsel
     async with open_api("a") as api:
         stream = await api.start()
 
-        def broken() -> None:
+        def broken(_: Stream) -> None:
             message = "secret"
             raise RuntimeError(message)
 
-        monkeypatch.setattr(await api.pipeline.find(stream), "snapshot", broken)
+        monkeypatch.setattr(Stream, "snapshot", broken)
         answer = await api.get(f"/v1/streams/{stream}")
         assert answer.status == 500
         assert answer.error == {"code": "internal_server_error", "message": "Internal Server Error"}

@@ -35,6 +35,8 @@ async def test_a_snapshot_is_the_stream_as_it_stands(open_api, autojump_clock: M
             "last_seq": head,
             "output": "Hello",
             "trace": ["First, ", "ä!"],
+            "refusal": None,
+            "tool_calls": [],
             "finish_reason": None,
             "reason": None,
             "error": None,
@@ -163,9 +165,9 @@ async def test_metrics_are_in_the_text_format_of_prometheus(open_api, autojump_c
         assert answer.header("content-type") == "text/plain; version=0.0.4; charset=utf-8"
         lines = answer.body.decode().split("\n")
         for line in (
-            'crucible_streams_started_total{mode="deep"} 1.0',
-            'crucible_streams_ended_total{status="completed"} 1.0',
-            'crucible_pieces_total{mode="deep"} 2.0',
+            'crucible_streams_started_total{engine="scripted",mode="deep"} 1.0',
+            'crucible_streams_ended_total{engine="scripted",status="completed"} 1.0',
+            'crucible_pieces_total{engine="scripted",mode="deep"} 2.0',
             "crucible_streams_kept 1.0",
             "crucible_streams_running 0.0",
             "crucible_readers 0.0",
