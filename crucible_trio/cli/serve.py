@@ -9,6 +9,7 @@ from functools import partial
 
 import trio
 
+from crucible_trio.apis.kit.access import host_name, is_loopback
 from crucible_trio.cli.progress import fetch_progress
 from crucible_trio.config import Settings
 from crucible_trio.engines import open_engine
@@ -16,7 +17,6 @@ from crucible_trio.errors import ConfigError
 from crucible_trio.pipeline import open_pipeline
 from crucible_trio.server import Config
 from crucible_trio.server import serve as serve_app
-from crucible_trio.web.access import host_name, is_loopback
 from crucible_trio.web.app import create_app
 
 logger = logging.getLogger(__name__)

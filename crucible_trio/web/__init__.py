@@ -1,4 +1,4 @@
-"""The HTTP side, on quart-trio."""
+"""The application that serves all APIs, on quart-trio."""
 
 from crucible_trio.web.app import blueprint, create_app
 

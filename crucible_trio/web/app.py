@@ -1,4 +1,4 @@
-"""The Quart side: an application of its own, or a blueprint for another one."""
+"""The application: all APIs over one pipeline, as a Quart application or as a blueprint for another one."""
 
 from __future__ import annotations
 
@@ -12,38 +12,50 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
+from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.registration import ApiRegistry
+from crucible_trio.apis.kit.replies import http_error_response
+from crucible_trio.apis.native.errors import NATIVE_ERRORS
+from crucible_trio.apis.native.routes import NativeApi
+from crucible_trio.apis.openai.chat.routes import ChatApi
+from crucible_trio.apis.openai.models.routes import ModelsApi
+from crucible_trio.apis.openai.responses.routes import ResponsesApi
+from crucible_trio.apis.operations.routes import OperationsApi
+from crucible_trio.apis.page.routes import PageApi
 from crucible_trio.config import Settings, load_settings
 from crucible_trio.engines import open_engine
-from crucible_trio.errors import CrucibleError
 from crucible_trio.pipeline import Pipeline, open_pipeline
-from crucible_trio.web import openai
-from crucible_trio.web.access import Access
-from crucible_trio.web.connection import Connection
-from crucible_trio.web.errors import answer_to, error_response, http_error_response
-from crucible_trio.web.native import NativeApi
-from crucible_trio.web.page import add_page
-from crucible_trio.web.service import ServiceApi
+from crucible_trio.web.connection import QuartConnection
 
-# Served to any page, and under any host name: orchestrators ask by address, and people follow links to the demo page.
-# Nothing here starts, stops or reads a stream.
-_OPEN: Final = frozenset({"healthz", "readyz", "page", "page_file"})
+APIS: Final = ApiRegistry(
+    (
+        NativeApi,
+        OperationsApi,
+        PageApi,
+        ChatApi,
+        ResponsesApi,
+        ModelsApi,
+    ),
+    default_shape=NATIVE_ERRORS,
+)
+"""The APIs of every application. A new API is added here."""
 
 
 def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
-    """The whole application.
+    """Make the whole application.
 
     Args:
-        pipeline: An open one, which this neither starts nor ends. None: engine and limits come from the environment
-            (`CRUCIBLE_...`), and the application runs a pipeline of its own while it is served.
+        pipeline: An open pipeline. The application neither starts nor ends it. None: engine and limits come from the
+            environment (`CRUCIBLE_...`), and the application runs its pipeline while it is served.
 
     Raises:
         ConfigError: The environment is wrong.
     """
     app = QuartTrio(__name__, static_folder=None)
-    app.url_map.merge_slashes = False  # `/v1//streams` is no path of ours, and no redirect either
-    app.register_error_handler(HTTPException, _no_route)
+    app.url_map.merge_slashes = False  # `/v1//streams` is an unknown path, and must not redirect
+    app.register_error_handler(HTTPException, _answer_unknown_path)
     settings = load_settings(os.environ) if pipeline is None else pipeline.settings
-    # Quart keeps a body in memory also where nobody reads it: for as long as a stream lasts.
+    # Quart keeps a request's body in memory even if no handler reads it, for as long as the stream lasts.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     if pipeline is not None:
         app.register_blueprint(blueprint(pipeline))
@@ -52,11 +64,10 @@ def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
     return app
 
 
-async def _no_route(error: HTTPException) -> Response:
-    # A coroutine function, because Quart would run a plain one in a thread.
-    is_openai = has_request_context() and openai.is_openai_path(request.path)  # a WebSocket has another context
-    shape = openai.http_error_response if is_openai else http_error_response
-    return await shape(error)
+async def _answer_unknown_path(error: HTTPException) -> Response:
+    # A coroutine function, because Quart would run a plain function in a thread. A WebSocket has no request context.
+    path = request.path if has_request_context() else ""
+    return http_error_response(error, APIS.error_shape(path))
 
 
 def _run_own_pipeline(app: QuartTrio, settings: Settings) -> None:
@@ -77,43 +88,37 @@ def _run_own_pipeline(app: QuartTrio, settings: Settings) -> None:
 
 
 def blueprint(pipeline: Pipeline) -> Blueprint:
-    """The API as a blueprint for any quart-trio application.
+    """Make a blueprint of all APIs, for any quart-trio application.
 
-    It corrects the application's connection class (see `web/connection.py`) if that is quart-trio's own. 404 and 405
-    for paths that are no route of ours remain the application's.
+    It replaces the application's connection class if that is quart-trio's own (see `web/connection.py`). For paths that
+    match no route, 404 and 405 remain the application's.
 
     Args:
-        pipeline: An open one, which this neither starts nor ends.
+        pipeline: An open pipeline. The blueprint neither starts nor ends it.
+
+    Raises:
+        ConfigError: `openai_models` names a model that the engine does not have.
     """
     access = Access(pipeline.settings)
-    api = Blueprint("crucible", __name__)
-    NativeApi(pipeline, access).add_to(api)
-    ServiceApi(pipeline, access).add_to(api)
-    add_page(api)
-    api.register_blueprint(openai.openai_blueprint(pipeline, access))
+    root = Blueprint("crucible", __name__)
+    APIS.add_to(root, pipeline, access)
 
-    @api.record_once
+    @root.record_once
     def correct_connection(state: BlueprintSetupState) -> None:
         app = cast("QuartTrio", state.app)
         if app.asgi_http_class is TrioASGIHTTPConnection:
-            app.asgi_http_class = Connection
+            app.asgi_http_class = QuartConnection
 
-    @api.before_request
+    @root.before_request
     async def guard() -> Response | None:
-        if (request.endpoint or "").rpartition(".")[2] in _OPEN:  # under whatever name it is registered
+        if APIS.is_open(request.endpoint):
             return None
         access.check_origin(request)
         return access.preflight(request) if request.method == "OPTIONS" else None
 
-    @api.after_request
+    @root.after_request
     async def add_cors(response: Response) -> Response:
         access.add_cors(request, response)
         return response
 
-    @api.errorhandler(CrucibleError)
-    async def refuse(error: CrucibleError) -> Response:
-        pipeline.metrics.refused.labels(answer_to(error).code).inc()
-        return error_response(error)
-
-    api.register_error_handler(HTTPException, http_error_response)
-    return api
+    return root

@@ -28,10 +28,22 @@ import pytest
 
 import crucible_trio
 from crucible_trio import Settings, load_settings, sse
+from crucible_trio.apis.kit.errors import (
+    ERROR_RULES,
+    TooManyReadersError,
+    UnknownParameterError,
+    UnsupportedParameterError,
+)
+from crucible_trio.apis.kit.fields import Fields
+from crucible_trio.apis.native.routes import StreamSummary
+from crucible_trio.apis.openai.chat import requests as chat_requests
+from crucible_trio.apis.openai.chat.fold import ChatDialect
+from crucible_trio.apis.openai.errors import CLIENTS_FAULT, OPENAI_RULES
+from crucible_trio.apis.openai.responses import requests as responses_requests
+from crucible_trio.apis.openai.responses.objects import EchoedFields
+from crucible_trio.apis.openai.responses.replay import open_dialect
 from crucible_trio.cli import main as crucible
 from crucible_trio.config import Effort
-from crucible_trio.dialects.chat import CLIENTS_FAULT, Chunks
-from crucible_trio.dialects.responses import Asked, open_view
 from crucible_trio.engine import Request, as_engine
 from crucible_trio.log import MemoryLog
 from crucible_trio.metrics import Metrics
@@ -52,11 +64,6 @@ from crucible_trio.records import (
 )
 from crucible_trio.snapshot import Snapshot
 from crucible_trio.web import create_app
-from crucible_trio.web.errors import _ANSWERS
-from crucible_trio.web.native import _Summary
-from crucible_trio.web.openai import chat, response_body
-from crucible_trio.web.openai import errors as openai_errors
-from crucible_trio.web.openai.fields import Fields
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -66,6 +73,8 @@ PAGES = [
 ]
 ADDRESS = "127.0.0.1:8000"  # in the examples
 OPENAIS = "chat.completion.chunk"  # in the examples of that wire
+# Errors that every API may raise, and the native one never does.
+NEVER_NATIVE = {UnsupportedParameterError, UnknownParameterError, TooManyReadersError}
 
 _FENCE = re.compile(
     r"(?:^<!-- run: (?P<run>\w+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```\n"
@@ -397,7 +406,7 @@ def test_the_example_of_a_chat_completion_is_the_bytes_the_code_sends() -> None:
     [block] = [block for block in blocks("text", [ROOT / "docs/reference/protocol.md"]) if OPENAIS in block.text]
     created, thought, _, _, *_, end = a_small_log()
     answer = encode_frame("str_7Q2M4kWcT0aXn3v9LzB1pg", OutputDelta(5, "Hello"))
-    assert Chunks(include_usage=True).feed([created, thought, answer, end]).decode() == block.text
+    assert ChatDialect(include_usage=True).feed([created, thought, answer, end]).decode() == block.text
 
 
 async def test_the_events_of_a_response_are_those_the_code_sends() -> None:
@@ -406,7 +415,7 @@ async def test_the_events_of_a_response_are_those_the_code_sends() -> None:
         for block in blocks("text", [ROOT / "docs/reference/protocol.md"])
         if block.text.startswith("response.created")
     ]
-    view, _ = await open_view(MemoryLog(room_without_readers=True), Asked())
+    view = await open_dialect(MemoryLog(room_without_readers=True), EchoedFields())
     sent = re.findall("^event: (.*)$", view.feed(a_small_log()).decode(), re.MULTILINE)
     assert [line.split()[0] for line in block.text.splitlines()] == sent
 
@@ -421,7 +430,7 @@ def test_the_types_of_records_are_all_there() -> None:
 def test_the_json_of_the_protocol_has_the_fields_of_the_code() -> None:
     found = [json.loads(block.text) for block in blocks("json", [ROOT / "docs/reference/protocol.md"])]
     summary, snapshot = found
-    assert list(summary) == list(_Summary.__struct_fields__)
+    assert list(summary) == list(StreamSummary.__struct_fields__)
     assert list(snapshot) == [*Snapshot.__struct_fields__, "events_url", "cancel_url"]
     asked = {row[0] for row in table("docs/reference/protocol.md", "## Start a stream")}
     assert asked == set(Request.__struct_fields__)
@@ -429,7 +438,9 @@ def test_the_json_of_the_protocol_has_the_fields_of_the_code() -> None:
 
 def test_the_table_of_errors_is_the_code() -> None:
     documented = {row[0]: (int(row[1]), row[2]) for row in table("docs/reference/errors.md", "<!-- table: web.errors")}
-    assert documented == {kind.__name__: (answer.status, answer.code) for kind, answer in _ANSWERS.items()}
+    assert documented == {
+        kind.__name__: (rule.status, rule.code) for kind, rule in ERROR_RULES.items() if kind not in NEVER_NATIVE
+    }
 
 
 def test_the_table_of_openais_errors_is_the_code() -> None:
@@ -437,9 +448,8 @@ def test_the_table_of_openais_errors_is_the_code() -> None:
     documented = {
         row[0]: (int(row[1]), row[2]) for row in table("docs/reference/errors.md", "<!-- table: web.openai.errors")
     }
-    assert documented == {
-        kind.__name__: (answer.status, answer.code) for kind, answer in openai_errors._ANSWERS.items()
-    }
+    rules = {kind: ERROR_RULES[kind] for kind in NEVER_NATIVE} | dict(OPENAI_RULES)
+    assert documented == {kind.__name__: (rule.status, rule.code) for kind, rule in rules.items()}
     section = page.partition("## On OpenAI's routes")[2].partition("\n## ")[0]
     for code in CLIENTS_FAULT | {reason for reason in get_args(IncompleteReason) if "deadline" in reason}:
         assert f"`{code}`" in section
@@ -456,14 +466,14 @@ def test_the_example_of_openais_error_is_what_is_answered(server: str) -> None:
 @pytest.mark.parametrize(
     ("name", "objects"),
     [
-        ("chat", {"": chat.BODY, "messages[].": chat.MESSAGE}),
+        ("chat", {"": chat_requests.BODY, "messages[].": chat_requests.MESSAGE}),
         (
             "responses",
             {
-                "": response_body.BODY,
-                "reasoning.": response_body.REASONING,
-                "text.": response_body.TEXT,
-                "input[].": response_body.MESSAGE,
+                "": responses_requests.BODY,
+                "reasoning.": responses_requests.REASONING,
+                "text.": responses_requests.TEXT,
+                "input[].": responses_requests.MESSAGE,
             },
         ),
     ],

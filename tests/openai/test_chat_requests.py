@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from trio.testing import MockClock
 
+from crucible_trio.apis.openai.chat.requests import BODY, MESSAGE
+from crucible_trio.apis.openai.request_builder import RequestBuilder
 from crucible_trio.config import Settings, load_settings
 from crucible_trio.engine import EngineInfo, Message, Request, Sampling
 from crucible_trio.errors import ConfigError
 from crucible_trio.testing import ScriptedEngine
-from crucible_trio.web.openai.asks import Asks
-from crucible_trio.web.openai.chat import BODY, MESSAGE
 
 SAMPLING = ("temperature", "top_p", "seed", "stop")
 
@@ -163,14 +163,14 @@ def test_they_can_be_set_in_the_environment() -> None:
 
 
 def test_a_models_own_name_comes_before_what_the_suffix_makes_of_it() -> None:
-    asks = Asks(EngineInfo(name="x", models=("small", "small:deep")), Settings())
+    asks = RequestBuilder(EngineInfo(name="x", models=("small", "small:deep")), Settings())
     assert asks.resolve("small:deep") == ("small:deep", "standard")
     assert asks.resolve("small:deep:deep") == ("small:deep", "deep")
 
 
 def test_a_name_for_a_model_that_is_not_there_is_an_error_at_the_start() -> None:
     with pytest.raises(ConfigError, match="openai_models: 'gpt': there is no model 'lost'"):
-        Asks(EngineInfo(name="x", models=("small",)), Settings(openai_models={"gpt": "lost"}))
+        RequestBuilder(EngineInfo(name="x", models=("small",)), Settings(openai_models={"gpt": "lost"}))
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "", "small:", ":deep", "Small", "small:deep:deep"])

@@ -9,12 +9,13 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.dialects.chat import CLIENTS_FAULT, Chunks
+from crucible_trio.apis.kit import starting
+from crucible_trio.apis.openai.chat.fold import ChatDialect
+from crucible_trio.apis.openai.errors import CLIENTS_FAULT
 from crucible_trio.engine import Finish, Reasoning
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.testing import Gate, Repeat
-from crucible_trio.web.openai import answers
 
 USAGE = Usage(3, 9, 4)
 DEEP = (Reasoning("First, ", 0), 1, Reasoning("then.", 1), 1, "Hel", 1, "lo.", Finish(usage=USAGE))
@@ -286,7 +287,7 @@ async def test_a_reader_that_is_refused_too_late_to_say_so_gets_no_end(
     open_api, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """Two come at once for the last place: both status lines are out before one of them is attached."""
-    monkeypatch.setattr(answers, "check_room", lambda *_: None)
+    monkeypatch.setattr(starting, "check_room", lambda *_: None)
     gate = Gate()
     async with open_api("a", gate, max_readers_per_stream=1) as api, api.open_chat(KEY, stream=True) as first:
         await first.until_sent(b'"a"')
@@ -307,9 +308,9 @@ async def test_what_a_record_looks_like_depends_on_the_records_before_it_alone(
     async with open_api(*DEEP) as api:
         await api.chat(stream=True)
         frames = api.pipeline.streams()[0].log.read(0)
-        whole = Chunks(include_usage=True).feed(frames)
+        whole = ChatDialect(include_usage=True).feed(frames)
         for cut in range(len(frames) + 1):
-            fold = Chunks(include_usage=True)
+            fold = ChatDialect(include_usage=True)
             assert fold.feed(frames[:cut]) + fold.feed(frames[cut:]) == whole
         ids = {json.loads(line[6:])["id"] for line in whole.decode().split("\n\n")[:-2]}
         assert len(ids) == 1

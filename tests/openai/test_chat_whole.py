@@ -89,7 +89,7 @@ async def test_a_log_of_any_length_becomes_one_answer(open_api, autojump_clock: 
         ([EngineError("upstream_refused", "Busy.", retryable=True)], 503, "upstream_refused", "5"),
         ([EngineError("model_failed", "No.")], 500, "model_failed", None),
         ([EngineError("prompt_too_long", "No.")], 400, "prompt_too_long", None),
-        ([EngineError("model_refused", "No.", retryable=True)], 400, "model_refused", None),
+        ([EngineError("unsupported_conversation", "No.", retryable=True)], 400, "unsupported_conversation", None),
         ([ValueError("secret")], 500, "engine_error", None),
         ([1000], 504, "idle_deadline", None),
         ([Repeat([1, "b"])], 504, "total_deadline", None),

@@ -9,10 +9,10 @@ import trio
 from quart_trio import QuartTrio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from crucible_trio.apis.kit.parsing import BODY_SECONDS
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.testing import Gate
 from crucible_trio.web import blueprint
-from crucible_trio.web.intake import BODY_SECONDS
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "Why?"}]}

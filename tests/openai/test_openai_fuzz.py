@@ -10,12 +10,19 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from crucible_trio.apis.openai.chat import requests as chat
+from crucible_trio.apis.openai.responses import requests as responses
 from crucible_trio.engine import Reasoning
-from crucible_trio.web.openai import chat, response_body
 
 FIELDS = [
     name
-    for fields in (chat.BODY, chat.MESSAGE, response_body.BODY, response_body.MESSAGE, response_body.REASONING)
+    for fields in (
+        chat.BODY,
+        chat.MESSAGE,
+        responses.BODY,
+        responses.MESSAGE,
+        responses.REASONING,
+    )
     for name in (*fields.shape.__struct_fields__, *fields.harmless, *fields.refused)
 ]
 WORDS = [

@@ -16,14 +16,13 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from trio.testing import MockClock
 
-from crucible_trio.dialects.responses import (
-    Asked,
-    ReasoningAsked,
+from crucible_trio.apis.openai.responses.objects import (
+    EchoedFields,
+    EchoedReasoning,
     format_response_id,
-    open_view,
     parse_response_id,
-    snapshot,
 )
+from crucible_trio.apis.openai.responses.replay import open_dialect, response_object
 from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
 from crucible_trio.log import MemoryLog
 from crucible_trio.output import Token
@@ -44,12 +43,12 @@ CREATED_AT = 1764000000.75
 TIMINGS = Timings(212.0, 3411.0)
 USAGE = Usage(3, 9, 4)
 COMPLETED = partial(StreamCompleted, finish_reason="stop", usage=USAGE, timings=TIMINGS)
-ASKED = Asked(
+ECHOED = EchoedFields(
     instructions="Be short.",
     metadata={"run": "7"},
     max_output_tokens=64,
     temperature=0.5,
-    reasoning=ReasoningAsked(effort="high", summary="auto"),
+    reasoning=EchoedReasoning(effort="high", summary="auto"),
     background=True,
 )
 
@@ -75,9 +74,9 @@ def make_log(batches: Sequence[Sequence[Token]], ending: object = COMPLETED) -> 
     return log
 
 
-async def body_of(log: MemoryLog, starting_after: int | None = None, asked: Asked = ASKED) -> bytes:
-    view, after = await open_view(log, asked, starting_after)
-    return view.feed(log.read(after))
+async def body_of(log: MemoryLog, starting_after: int | None = None, echoed: EchoedFields = ECHOED) -> bytes:
+    view = await open_dialect(log, echoed, starting_after)
+    return view.feed(log.read(view.resume_offset))
 
 
 def events_in(body: bytes) -> list[dict[str, object]]:
@@ -211,7 +210,7 @@ async def test_a_replay_is_the_same_bytes(batches: list[list[Token]]) -> None:
     log = make_log(batches)
     whole = await body_of(log)
     for size in (1, 2, 3):
-        view, _ = await open_view(log, ASKED)
+        view = await open_dialect(log, ECHOED)
         frames = log.read(0)
         pieces = [view.feed(frames[start : start + size]) for start in range(0, len(frames), size)]
         assert b"".join(pieces) == whole
@@ -226,8 +225,8 @@ async def _every_resume_is_the_tail(log: MemoryLog) -> None:
     blocks = (await body_of(log)).split(b"\n\n")[:-1]
     for number in range(len(blocks)):
         tail = b"".join(block + b"\n\n" for block in blocks[number + 1 :])
-        view, after = await open_view(log, ASKED, number)
-        assert b"".join(view.feed([frame]) for frame in log.read(after)) == tail
+        view = await open_dialect(log, ECHOED, number)
+        assert b"".join(view.feed([frame]) for frame in log.read(view.resume_offset)) == tail
 
 
 TOKENS = st.builds(Token, st.text(min_size=1, max_size=3), st.none() | st.integers(0, 2))
@@ -253,7 +252,7 @@ def test_any_log_resumes_anywhere_and_its_texts_are_those_of_the_log(batches: li
         assert done == output
         added = [event for event in events if event["type"] == "response.output_item.added"]
         assert [event["output_index"] for event in added] == list(range(len(output)))
-        assert (await snapshot(log, ASKED)).status == "completed"
+        assert (await response_object(log, ECHOED)).status == "completed"
 
     trio.run(check, clock=MockClock(autojump_threshold=0))
 
@@ -265,15 +264,22 @@ def _joined(events: list[dict[str, object]], kind: str) -> str:
 async def test_a_resume_in_the_middle_of_a_records_events_goes_back_to_before_the_record() -> None:
     log = make_log(DEEP)
     # Event 2 opens the item, 3 the part, 4 is the delta: all three are record 2.
-    assert [(await open_view(log, ASKED, number))[1] for number in (None, 0, 1, 2, 3, 4)] == [0, 0, 1, 1, 1, 2]
+    assert [(await open_dialect(log, ECHOED, number)).resume_offset for number in (None, 0, 1, 2, 3, 4)] == [
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("ending", [None, COMPLETED])
 async def test_a_resume_after_the_last_event_there_is_has_nothing_to_send_yet(ending: object) -> None:
     log = make_log(DEEP, ending)
     count = len(await events_of(log))
-    view, after = await open_view(log, ASKED, count - 1)
-    assert after == log.head
+    view = await open_dialect(log, ECHOED, count - 1)
+    assert view.resume_offset == log.head
     assert view.feed([]) == b""
 
 
@@ -283,7 +289,7 @@ async def test_a_resume_after_an_event_that_never_was_is_refused(ending: object)
     count = len(await events_of(log))
     for number in (count, count + 1, 10**30):
         with trio.fail_after(30), pytest.raises(InvalidRequestError, match=f"last event, {count - 1}") as caught:
-            await open_view(log, ASKED, number)
+            await open_dialect(log, ECHOED, number)
         assert caught.value.param == "starting_after"
 
 
@@ -292,8 +298,8 @@ async def test_a_resume_goes_on_with_what_comes_later() -> None:
     recorder = Recorder(STREAM, max_bytes=10_000_000)
     log.append_nowait([recorder.create(mode="deep", model="tiny", created_at=CREATED_AT)])
     log.append_nowait(recorder.add([Token("Hel", None)]))
-    view, after = await open_view(log, ASKED, 3)
-    tail = view.feed(log.read(after))
+    view = await open_dialect(log, ECHOED, 3)
+    tail = view.feed(log.read(view.resume_offset))
     position = log.head
     log.append_nowait(recorder.add([Token("lo", None)]))
     log.append_nowait(recorder.finish([], COMPLETED), last=True)
@@ -427,7 +433,7 @@ async def test_characters_that_break_lines_in_old_clients_are_escaped() -> None:
 
 async def test_the_response_so_far_is_what_the_log_holds() -> None:
     for count in range(len(DEEP) + 1):
-        response = await snapshot(make_log(DEEP[:count], None), ASKED)
+        response = await response_object(make_log(DEEP[:count], None), ECHOED)
         assert response.status == "in_progress"
         assert response.usage is None
         output = response.output
@@ -442,7 +448,7 @@ async def test_the_response_so_far_is_what_the_log_holds() -> None:
 
 async def test_the_response_at_the_end_is_that_of_the_last_event() -> None:
     log = make_log(INTERRUPTED)
-    assert json.loads(msgspec.json.encode(await snapshot(log, ASKED))) == (await events_of(log))[-1]["response"]
+    assert json.loads(msgspec.json.encode(await response_object(log, ECHOED))) == (await events_of(log))[-1]["response"]
 
 
 def test_a_responses_id_is_its_streams_id_and_back() -> None:
@@ -468,7 +474,7 @@ async def test_folding_a_long_log_lets_others_run() -> None:
             turns += 1
             await trio.lowlevel.checkpoint()
 
-    for fold in (partial(open_view, log, ASKED, 5_000), partial(snapshot, log, ASKED)):
+    for fold in (partial(open_dialect, log, ECHOED, 5_000), partial(response_object, log, ECHOED)):
         turns = 0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(others)
@@ -482,7 +488,7 @@ async def test_a_piece_costs_what_it_is_long_whatever_came_before(segment: int |
     """Seen by memory, which no neighbour disturbs: joining the text at every piece would take all of it each time."""
     log = make_log([[Token("x" * 2_500, segment)] for _ in range(400)], None)
     *frames, last = log.read(0)
-    view, _ = await open_view(log, ASKED)
+    view = await open_dialect(log, ECHOED)
     tracemalloc.start()
     try:
         view.feed(frames)

@@ -9,8 +9,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from crucible_trio.dialects.chat import Chunks
-from crucible_trio.dialects.responses.fold import ResponseFold
+from crucible_trio.apis.openai.chat.fold import ChatDialect
+from crucible_trio.apis.openai.responses.fold import ResponseFold
 from crucible_trio.records import OutputDelta
 from crucible_trio.testing import Gate, Repeat, ScriptedEngine
 
@@ -70,7 +70,7 @@ async def test_a_client_that_stops_reading_stops_the_engine_and_gets_all_in_the_
         assert text == piece * total
 
 
-@pytest.mark.parametrize(("api", "fold"), [("chat", (Chunks, "_one")), ("responses", (ResponseFold, "feed"))])
+@pytest.mark.parametrize(("api", "fold"), [("chat", (ChatDialect, "_one")), ("responses", (ResponseFold, "feed"))])
 async def test_an_error_of_our_own_never_looks_like_an_end(
     serving, with_async_client, monkeypatch: pytest.MonkeyPatch, api, fold
 ) -> None:

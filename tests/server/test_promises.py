@@ -190,20 +190,18 @@ async def test_a_body_that_breaks_never_looks_whole_on_http_1_1(serving, kind, m
         await output.delta("y")
         return Finish()
 
-    from crucible_trio.dialects import native
+    from crucible_trio.apis.native import fold
 
-    class Broken:
-        resumes = True
-
+    class Broken(fold.SegmentsDialect):
         def feed(self, frames: list[bytes]) -> bytes:
             if any(b'"y"' in frame for frame in frames):
                 raise RuntimeError("our own bug")
             return b"".join(frames)
 
-    async def broken_view(*_: object) -> Broken:
-        return Broken()
+    async def open_broken(*_: object, **__: object) -> Broken:
+        return Broken(0, 1000)
 
-    monkeypatch.setattr(native, "open_view", broken_view)
+    monkeypatch.setattr(fold, "open_dialect", open_broken)
     async with serving(one_then_waits, kind=kind) as served:
         client = await served.connect()
         await client.start()

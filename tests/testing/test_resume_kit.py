@@ -162,30 +162,25 @@ async def test_an_event_source_can_start_by_itself() -> None:
 
 
 async def test_a_bug_of_ours_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from crucible_trio.dialects import native
+    from crucible_trio.apis.native import fold
 
     stage = Stage()
-    open_view = native.open_view
 
-    class LosesOne:
-        resumes = True
-
-        def __init__(self, dialect: Any) -> None:
-            self._dialect = dialect
-            self._is_first = True
+    class LosesOne(fold.SegmentsDialect):
+        _is_first = True
 
         def feed(self, frames: Any) -> bytes:
             frames = list(frames)
             if self._is_first and frames:
                 self._is_first = False
                 frames = frames[1:]
-            return self._dialect.feed(frames)
+            return super().feed(frames)
 
-    async def lossy_view(trace: Any, log: Any, after: int) -> Any:
-        dialect = await open_view(trace, log, after)
-        return LosesOne(dialect) if after else dialect
+    async def open_lossy(trace: Any, log: Any, after: int, *, retry_milliseconds: int) -> Any:
+        kind = LosesOne if after else fold.SegmentsDialect
+        return kind(after, retry_milliseconds)
 
-    monkeypatch.setattr(native, "open_view", lossy_view)
+    monkeypatch.setattr(fold, "open_dialect", open_lossy)
     with trio.fail_after(60):
         async with open_pipeline(staged_engine(stage)) as pipeline:
             report = await check(create_app(pipeline), OWN, log_cuts=20, live_cuts=20, stage=stage)

@@ -68,11 +68,11 @@ TRIALS = [
     ),
     Trial(
         "the cursor moves when the write has returned, not when the record was read",
-        "web/body.py",
-        "        return self._dialect.feed(self._reader.take(limit_bytes))",
-        "        events = self._dialect.feed(self._reader.take(limit_bytes))\n"
-        "        self._reader.passed(self._reader.taken)\n"
-        "        return events",
+        "apis/kit/body.py",
+        "            if events := self._dialect.feed(self._reader.take(MESSAGE_BYTES)):\n",
+        "            events = self._dialect.feed(self._reader.take(MESSAGE_BYTES))\n"
+        "            self._reader.passed(self._reader.taken)\n"
+        "            if events:\n",
         "tests/web",
     ),
     Trial(
@@ -142,9 +142,9 @@ TRIALS = [
     ),
     Trial(
         "the cursor waits for what the server holds of a direct write",
-        "web/body.py",
-        "        if events and not self._write_directly(events):\n            return before\n",
-        "        if events:\n            self._write_directly(events)\n",
+        "apis/kit/direct.py",
+        "        if events and not self._write(events):\n            return before\n",
+        "        if events:\n            self._write(events)\n",
         "tests/web/test_direct_writes.py",
     ),
     Trial(

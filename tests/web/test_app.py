@@ -16,7 +16,7 @@ from crucible_trio.errors import ConfigError
 from crucible_trio.pipeline import open_pipeline
 from crucible_trio.web import app as app_module
 from crucible_trio.web.app import blueprint, create_app
-from crucible_trio.web.connection import Connection
+from crucible_trio.web.connection import QuartConnection
 
 BODY = {"input": "Why?"}
 
@@ -203,8 +203,8 @@ async def test_quarts_own_connection_class_is_corrected_and_another_is_left_alon
         pass
 
     async with open_pipeline(scripted("a")) as pipeline:
-        assert create_app(pipeline).asgi_http_class is Connection
-        for before, after in ((TrioASGIHTTPConnection, Connection), (Own, Own)):
+        assert create_app(pipeline).asgi_http_class is QuartConnection
+        for before, after in ((TrioASGIHTTPConnection, QuartConnection), (Own, Own)):
             app = QuartTrio("foreign")
             app.asgi_http_class = before
             app.register_blueprint(blueprint(pipeline))

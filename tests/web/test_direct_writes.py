@@ -133,20 +133,18 @@ async def test_heartbeats_are_written_directly_too_and_go_on(open_api: Callable,
 async def test_an_error_of_the_body_does_not_reach_the_engine(
     open_api: Callable, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crucible_trio.dialects import native
+    from crucible_trio.apis.native import fold
 
-    class Broken:
-        resumes = True
-
+    class Broken(fold.SegmentsDialect):
         def feed(self, frames: list[bytes]) -> bytes:
             if any(b'"b"' in frame for frame in frames):
                 raise RuntimeError("our own bug")
             return b"".join(frames)
 
-    async def broken_view(*_: object) -> Broken:
-        return Broken()
+    async def open_broken(*_: object, **__: object) -> Broken:
+        return Broken(0, 1000)
 
-    monkeypatch.setattr(native, "open_view", broken_view)
+    monkeypatch.setattr(fold, "open_dialect", open_broken)
     async with open_api(1.0, "a", 1.0, "b", 1.0, "c") as api:
         with pytest.RaisesGroup(RuntimeError, flatten_subgroups=True):
             async with api.open(

@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from crucible_trio.apis.kit.access import Access
 from crucible_trio.records import new_stream_id
-from crucible_trio.web.access import Access
 
 KEYS = {"alice": "alice-key", "bob": "bob-key"}
 ALICE = {"Authorization": "Bearer alice-key"}

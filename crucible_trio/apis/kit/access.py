@@ -1,4 +1,4 @@
-"""Who may do what: keys and owners, stream tokens, and the rules against foreign pages."""
+"""Access control: keys and owners, stream tokens, and the rules against foreign pages."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from urllib.parse import urlsplit
 from itsdangerous import Signer
 from quart import Request, Response
 
+from crucible_trio.apis.kit.errors import ForbiddenError, UnauthorizedError
+from crucible_trio.apis.kit.replies import no_content
 from crucible_trio.config import Settings
 from crucible_trio.pipeline import ANONYMOUS
-from crucible_trio.web.errors import ForbiddenError, UnauthorizedError
-from crucible_trio.web.responses import no_content
 
 _CORS_HEADERS: Final = {"Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Max-Age": "600"}
-# OpenAI's SDKs set the last; browsers that let them ask whether they may.
+# OpenAI's SDKs set `User-Agent`. A browser that lets them do so asks in the preflight.
 _CORS_ALLOWED: Final = ("Last-Event-ID", "Idempotency-Key", "Authorization", "Content-Type", "User-Agent")
-# What the same SDKs say of themselves. Nobody reads it here, and there are more of them with each version.
-_CORS_ALLOWED_TOO: Final = re.compile(r"x-stainless-[a-z0-9-]+")
+# Headers in which these SDKs describe themselves. The server ignores them, and each version adds some.
+_CORS_SDK_HEADERS: Final = re.compile(r"x-stainless-[a-z0-9-]+")
 _CORS_EXPOSED: Final = "Location, Crucible-Stream, Crucible-Replayed, Retry-After, X-Should-Retry"
 
 
 @final
 class Access:
-    """The rules of one application."""
+    """The access rules of one application."""
 
     def __init__(self, settings: Settings) -> None:
         self._owners = {_digest(key): owner for owner, key in settings.keys.items()}
@@ -38,21 +38,21 @@ class Access:
 
     @property
     def has_keys(self) -> bool:
-        """Whether keys are configured; without, everybody is the one anonymous owner."""
+        """Whether keys are configured. Without keys, every client is the same anonymous owner."""
         return bool(self._owners)
 
     def owner(self, request: Request) -> str:
-        """Whose request it is.
+        """The owner that a request acts for.
 
         Raises:
-            UnauthorizedError: Keys are configured and the request brings none of them.
+            UnauthorizedError: Keys are configured and the request has none of them.
         """
         if not self._owners:
             return ANONYMOUS
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         given = _digest(key.strip())
         found: str | None = None
-        for digest, owner in self._owners.items():  # all of them, each in constant time
+        for digest, owner in self._owners.items():  # compares with every key, each in constant time
             if hmac.compare_digest(digest, given):
                 found = owner
         if found is None or scheme.lower() != "bearer":
@@ -60,14 +60,14 @@ class Access:
         return found
 
     def token(self, stream_id: str) -> str:
-        """A token that opens this stream's events and nothing else; valid until the stream is gone."""
+        """A token that gives read access to the events of this stream, until the stream is gone."""
         return self._signer.get_signature(stream_id).decode()
 
     def events_owner(self, request: Request, stream_id: str) -> str | None:
-        """Whose events request it is; None for somebody who shows this stream's token.
+        """The owner that a request for events acts for. None for a client that has the stream's token.
 
         Raises:
-            UnauthorizedError: Neither a valid token nor a valid key.
+            UnauthorizedError: The request has neither a valid token nor a valid key.
         """
         token = request.args.get("token")
         if token is not None and self._signer.verify_signature(stream_id, token.encode()):
@@ -75,11 +75,11 @@ class Access:
         return self.owner(request)
 
     def check_origin(self, request: Request) -> None:
-        """Refuse what a foreign page makes a browser send.
+        """Refuse requests that a foreign page made a browser send.
 
         Raises:
-            ForbiddenError: The page is neither our own nor allowed; or, while no keys are configured, the host is not
-                one we answer to: a foreign name that was pointed at this machine (DNS rebinding).
+            ForbiddenError: The page's origin is neither this server's nor allowed. Or no keys are configured, and the
+                host is not one of the server's names: a foreign name may point to this machine (DNS rebinding).
         """
         origin = request.headers.get("Origin")
         host = request.headers.get("Host", "")
@@ -93,17 +93,17 @@ class Access:
             raise ForbiddenError("cross-site requests are not allowed")
 
     def preflight(self, request: Request) -> Response:
-        """Answer an `OPTIONS` request; without the CORS headers unless the origin is allowed."""
+        """Answer an `OPTIONS` request, with CORS headers only if the origin is allowed."""
         response = no_content()
         if request.headers.get("Origin") in self._allowed_origins:
             response.headers.update(_CORS_HEADERS)
             asked = request.headers.get("Access-Control-Request-Headers", "").lower().split(",")
-            allowed = [*_CORS_ALLOWED, *filter(_CORS_ALLOWED_TOO.fullmatch, map(str.strip, asked))]
+            allowed = [*_CORS_ALLOWED, *filter(_CORS_SDK_HEADERS.fullmatch, map(str.strip, asked))]
             response.headers["Access-Control-Allow-Headers"] = ", ".join(allowed)
         return response
 
     def add_cors(self, request: Request, response: Response) -> None:
-        """Let an allowed page read the response."""
+        """Let a page of an allowed origin read the response."""
         if not self._allowed_origins:
             return
         response.headers.add("Vary", "Origin")
@@ -118,7 +118,7 @@ class Access:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host name or address can only mean this machine."""
+    """Whether a host name or address always means this machine."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -128,7 +128,7 @@ def is_loopback(name: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """The name in `name:port`, lower case and without the brackets of an IPv6 address; empty if it is none."""
+    """The name in `name:port`, in lower case and without the brackets of an IPv6 address. Empty if it is invalid."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -136,12 +136,12 @@ def host_name(host: str) -> str:
 
 
 def _is_same_host(origin: str, host: str) -> bool:
-    # The scheme does not count: behind a proxy that ends TLS we only see plain http.
+    # The scheme is not compared: behind a proxy that ends TLS, this server only sees plain http.
     scheme, _, netloc = origin.lower().partition("://")
     default_port = {"http": ":80", "https": ":443"}.get(scheme, "")
     return bool(default_port) and netloc in {host.lower(), host.lower().removesuffix(default_port)}
 
 
 def _digest(key: str) -> bytes:
-    # Of one length, so that comparing says nothing about the lengths of keys.
+    # All digests have one length, so that the time of a comparison does not reveal the length of a key.
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()

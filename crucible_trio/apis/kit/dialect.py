@@ -1,27 +1,48 @@
-"""How a log looks on one wire: a dialect is a fold over the log's records."""
+"""The contract of a dialect: how the records of a log look on one API's wire.
+
+A dialect is a fold: the bytes of a record depend on the records before it and on nothing else. So every replay sends
+the same bytes, and one stream can be read on several wires at the same time.
+
+Each API opens a dialect from the cursor of its own wire: `Last-Event-ID` on the native wire, `starting_after` on the
+responses wire, none for chat completions. `resume_offset` is the result: where in the log the reader goes on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 
 class Dialect(Protocol):
-    """One reader's view of a log. What a record looks like depends on the records before it and on nothing else.
+    """One reader's view of a log. It does no I/O and knows no HTTP."""
 
-    Attributes:
-        resumes: Whether this wire has ids, with which a client comes back by itself: then it is told how soon (`retry`)
-            and why (control events).
-    """
+    @property
+    def resume_offset(self) -> int:
+        """The `seq` of the last record that the reader does not need. 0 where the body begins with record 1."""
 
-    resumes: ClassVar[bool]
+    def opening(self) -> bytes:
+        """The start of the body, before the first event: a `retry:` line, or nothing."""
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
-        """Take the next records of the log, every one from record 1 on and in order.
+        """Fold the next records, in order and each once, beginning after `resume_offset`.
 
         Args:
-            frames: Their frames, as the log holds them.
+            frames: The frames of the records, as the log holds them.
 
         Returns:
-            Whole events for this wire; empty when the view leaves all of them out.
+            Whole events. Empty if this view leaves all of these records out.
+        """
+
+    def keep_alive(self) -> bytes:
+        """What to send after a silence, so that proxies and clients keep the connection. Never empty."""
+
+    def draining(self) -> bytes:
+        """The event for a client whose server is shutting down. Empty where the wire has no such event."""
+
+    def busy(self) -> bytes | None:
+        """The event for a client when the stream has no place for another reader.
+
+        Returns:
+            The event, after which the body ends. None where the wire has no such event: then the request is refused
+            with an error, or reset if the status line has been sent.
         """

@@ -1,12 +1,15 @@
-"""Errors on the wire: one table from class to status, and one JSON shape."""
+"""Errors as data: the status and code of each error class, and the contract of an API's error shape.
+
+Nothing here imports Quart, so that modules which only parse requests can raise these errors. `replies` makes the
+responses.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Protocol, final
 
-import msgspec
-from quart import Response
 from werkzeug.exceptions import HTTPException
 
 from crucible_trio.errors import (
@@ -20,13 +23,13 @@ from crucible_trio.errors import (
     OwnerLimitError,
     StreamExpiredError,
     StreamNotFoundError,
+    TooManyReadersError,
 )
-from crucible_trio.web.responses import json_response
 
 
 @final
 class UnauthorizedError(CrucibleError):
-    """No key, or none that is configured."""
+    """The request has no key, or one that is not configured."""
 
     def __init__(self) -> None:
         super().__init__("a valid key is needed: Authorization: Bearer ...")
@@ -47,10 +50,10 @@ class UnsupportedMediaTypeError(CrucibleError):
 
 @final
 class BodyTooLargeError(CrucibleError):
-    """The body is larger than the server takes.
+    """The body is larger than the server accepts.
 
     Attributes:
-        limit: The most it takes, in bytes.
+        limit: The largest accepted body, in bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -59,93 +62,110 @@ class BodyTooLargeError(CrucibleError):
 
 
 @final
+class UnsupportedParameterError(CrucibleError):
+    """The API has this field, but this server or model cannot do what it asks for.
+
+    Attributes:
+        param: The field, as a dotted path.
+    """
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"{param} is not supported here")
+        self.param = param
+
+
+@final
+class UnknownParameterError(CrucibleError):
+    """The API has no such field.
+
+    Attributes:
+        param: The field, as a dotted path.
+    """
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"there is no parameter {param!r}")
+        self.param = param
+
+
+@final
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """How an error is answered, whatever an API's body looks like.
+class ErrorRule:
+    """How errors of one class are answered.
 
     Attributes:
         status: The HTTP status.
-        code: For programs; metrics count by it.
-        retry_after: When to try again, in seconds; None where trying again does not help.
+        code: The error code for programs. Metrics count by it.
+        retry_after: When to try again, in seconds. None where trying again does not help.
     """
 
     status: int
     code: str
     retry_after: int | None = None
 
-    def add_headers(self, response: Response) -> None:
-        """Add what belongs to the status."""
-        if self.retry_after is not None:
-            response.headers["Retry-After"] = str(self.retry_after)
-        if self.status == 401:
-            response.headers["WWW-Authenticate"] = "Bearer"
 
-
-# Never 409: client SDKs retry it, and would start a second stream.
-_ANSWERS: Final[dict[type[CrucibleError], Answer]] = {
-    InvalidRequestError: Answer(400, "invalid_request"),
-    InvalidLastEventIdError: Answer(400, "invalid_last_event_id"),
-    CursorAheadError: Answer(400, "cursor_ahead"),
-    UnauthorizedError: Answer(401, "unauthorized"),
-    ForbiddenError: Answer(403, "forbidden"),
-    StreamNotFoundError: Answer(404, "stream_not_found"),
-    StreamExpiredError: Answer(410, "stream_expired"),
-    BodyTooLargeError: Answer(413, "body_too_large"),
-    UnsupportedMediaTypeError: Answer(415, "unsupported_media_type"),
-    IdempotencyConflictError: Answer(422, "idempotency_conflict"),
-    OwnerLimitError: Answer(429, "too_many_streams", retry_after=5),
-    OverloadedError: Answer(503, "overloaded", retry_after=5),
-    DrainingError: Answer(503, "draining", retry_after=5),
+# 409 must not appear here: client SDKs retry it, and would start a second stream.
+ERROR_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
+    InvalidRequestError: ErrorRule(400, "invalid_request"),
+    InvalidLastEventIdError: ErrorRule(400, "invalid_last_event_id"),
+    CursorAheadError: ErrorRule(400, "cursor_ahead"),
+    UnsupportedParameterError: ErrorRule(400, "unsupported_parameter"),
+    UnknownParameterError: ErrorRule(400, "unknown_parameter"),
+    UnauthorizedError: ErrorRule(401, "unauthorized"),
+    ForbiddenError: ErrorRule(403, "forbidden"),
+    StreamNotFoundError: ErrorRule(404, "stream_not_found"),
+    StreamExpiredError: ErrorRule(410, "stream_expired"),
+    BodyTooLargeError: ErrorRule(413, "body_too_large"),
+    UnsupportedMediaTypeError: ErrorRule(415, "unsupported_media_type"),
+    IdempotencyConflictError: ErrorRule(422, "idempotency_conflict"),
+    OwnerLimitError: ErrorRule(429, "too_many_streams", retry_after=5),
+    TooManyReadersError: ErrorRule(429, "too_many_readers", retry_after=5),
+    OverloadedError: ErrorRule(503, "overloaded", retry_after=5),
+    DrainingError: ErrorRule(503, "draining", retry_after=5),
 }
 
 
-class _Body(msgspec.Struct, omit_defaults=True):
+@final
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """One error, ready to be written in the shape of an API.
+
+    Attributes:
+        status: The HTTP status.
+        code: The error code for programs.
+        message: A sentence for people.
+        param: The field at fault, as a dotted path. None if it is the request as a whole.
+        retry_after: When to try again, in seconds. None where trying again does not help.
+    """
+
+    status: int
     code: str
     message: str
     param: str | None = None
+    retry_after: int | None = None
 
 
-def answer_to(error: CrucibleError) -> Answer:
-    """How an error of ours is answered."""
-    return _ANSWERS[type(error)]
+class ErrorShape(Protocol):
+    """How one API writes errors."""
+
+    @property
+    def rules(self) -> Mapping[type[CrucibleError], ErrorRule]:
+        """The rules that differ from `ERROR_RULES`, and those for errors that only this API raises."""
+
+    def body(self, answer: ErrorAnswer) -> object:
+        """The JSON of the response."""
+
+    def headers(self, answer: ErrorAnswer) -> Mapping[str, str]:
+        """Headers of this API. `Retry-After` and `WWW-Authenticate` are added for every API."""
 
 
-def error_response(error: CrucibleError) -> Response:
-    """The native answer for an error of ours."""
-    answer = answer_to(error)
-    response = _error(answer, str(error), getattr(error, "param", None))
-    answer.add_headers(response)
-    return response
+def answer_to(error: CrucibleError, shape: ErrorShape) -> ErrorAnswer:
+    """How to answer an error that this package raised."""
+    rule = shape.rules.get(type(error)) or ERROR_RULES[type(error)]
+    return ErrorAnswer(rule.status, rule.code, str(error), getattr(error, "param", None), rule.retry_after)
 
 
-async def http_error_response(error: HTTPException) -> Response:
-    """The native answer for what Quart itself refuses.
-
-    A coroutine function, because Quart would run a plain one in a thread. Checkpoints: never.
-    """
-    answer, message = answer_to_http_error(error)
-    response = _error(answer, message)
-    copy_headers(error, response)
-    return response
-
-
-def answer_to_http_error(error: HTTPException) -> tuple[Answer, str]:
-    """How to answer what Quart itself refuses (404, 405, 408 and so on), and an error nobody expected (500).
-
-    Returns:
-        The answer, and the sentence for people.
-    """
+def answer_to_http_error(error: HTTPException) -> ErrorAnswer:
+    """How to answer an error that Quart raised (404, 405, 408 and so on). An unexpected exception is 500."""
     status = error.code or 500
     message = {404: "there is no such path", 405: "the path has no such method"}.get(status, error.name)
-    return Answer(status, error.name.lower().replace(" ", "_")), message
-
-
-def copy_headers(error: HTTPException, response: Response) -> None:
-    """Give the response the headers that Quart's own would have: `Allow`, for one."""
-    for name, value in error.get_headers():
-        if name.lower() != "content-type":
-            response.headers[name] = value
-
-
-def _error(answer: Answer, message: str, param: str | None = None) -> Response:
-    return json_response({"error": _Body(answer.code, message, param)}, answer.status)
+    return ErrorAnswer(status, error.name.lower().replace(" ", "_"), message)

@@ -1,15 +1,15 @@
-"""The fields of a body in OpenAI's form: understood, harmless, or refused by name; nothing is ignored in silence."""
+"""The fields of a JSON object in a request. Each is understood, harmless or refused. None is silently ignored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar, final
+from typing import Generic, TypeVar, final
 
 import msgspec
 
-from crucible_trio.web.intake import valid
-from crucible_trio.web.openai.errors import UnknownParameterError, UnsupportedParameterError
+from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
+from crucible_trio.apis.kit.parsing import valid
 
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
@@ -17,12 +17,12 @@ Shape = TypeVar("Shape", bound=msgspec.Struct)
 @final
 @dataclass(frozen=True, slots=True)
 class Fields(Generic[Shape]):
-    """What an object of a request may hold. A field that is null counts as absent.
+    """The fields that an object may have. A field that is null counts as absent.
 
     Attributes:
         shape: The fields that are understood.
-        harmless: Fields that change nothing of the answer, and why; they are ignored.
-        refused: Fields of OpenAI's that this server cannot honour, and the values that ask for nothing.
+        harmless: Fields that do not change the answer, each with the reason. They are ignored.
+        refused: Fields that this server cannot honour. Each has the values that ask for nothing, which are accepted.
     """
 
     shape: type[Shape]
@@ -34,7 +34,7 @@ class Fields(Generic[Shape]):
 
         Raises:
             UnsupportedParameterError, UnknownParameterError: A field is refused, or unknown.
-            InvalidRequestError: The body is no JSON object, or a value does not fit.
+            InvalidRequestError: The body is not a JSON object, or a value is invalid.
         """
         return self.read(valid(lambda: msgspec.json.decode(body, type=dict[str, object])))
 
@@ -43,7 +43,7 @@ class Fields(Generic[Shape]):
 
         Args:
             values: Its fields.
-            at: Where it stands in the body, as a dotted path; empty for the body itself.
+            at: Its place in the body, as a dotted path. Empty for the body itself.
 
         Raises:
             As `decode`.
@@ -61,17 +61,6 @@ class Fields(Generic[Shape]):
         return valid(lambda: msgspec.convert(known, self.shape), at)
 
 
-# On both wires.
-HARMLESS: Final = {
-    "prompt_cache_key": "a hint for a cache",
-    "prompt_cache_options": "hints for a cache",
-    "prompt_cache_retention": "a hint for a cache",
-    "safety_identifier": "names an end user; owners are named by keys",
-    "service_tier": "there is one tier",
-    "user": "names an end user; owners are named by keys",
-}
-
-
 def dotted(at: str, name: str) -> str:
-    """The path of a field of the object that stands at a path."""
+    """The path of a field, from the path of its object."""
     return f"{at}.{name}" if at else name

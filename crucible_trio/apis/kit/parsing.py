@@ -1,42 +1,44 @@
-"""What a request says, read and checked: body, parameters, idempotency key."""
+"""Reading a request and checking it: body, query parameters, idempotency key."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 import trio
-from quart import Request
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
+from crucible_trio.apis.kit.errors import BodyTooLargeError, UnsupportedMediaTypeError
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.web.errors import BodyTooLargeError, UnsupportedMediaTypeError
+
+if TYPE_CHECKING:  # modules that only parse requests import this one, and must not load Quart
+    from quart import Request
 
 T = TypeVar("T")
 
-# A client that sends its request this slowly is not going to read a stream.
 BODY_SECONDS: Final = 60.0
+"""The longest time a request's body may take. A client slower than this would not keep up with a stream either."""
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-# How msgspec says where: ``... field `x` - at `$.a` ``, and of the name of a field ``... - at `key` in `$.a` ``.
+# How msgspec names the place: ``... field `x` - at `$.a` ``, and for the name of a field ``... - at `key` in `$.a` ``.
 _FIELD = re.compile(
     r"(?:(?P<kind>unknown|required) field `(?P<name>[^`]*)`)?(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$"
 )
 
 
 async def read_body(request: Request, limit: int) -> bytearray:
-    """Read a body that says it is JSON.
+    """Read a JSON body.
 
     Args:
-        request: Whose body.
-        limit: The most it may have, in bytes.
+        request: The request.
+        limit: The largest body to accept, in bytes.
 
     Raises:
-        UnsupportedMediaTypeError: It says it is something else.
-        BodyTooLargeError: It is larger.
-        RequestTimeout: It took longer than `BODY_SECONDS`.
+        UnsupportedMediaTypeError: The content type is not JSON.
+        BodyTooLargeError: The body is larger than the limit.
+        RequestTimeout: The body took longer than `BODY_SECONDS`.
 
     Cancellation: safe.
     """
@@ -59,14 +61,14 @@ async def read_body(request: Request, limit: int) -> bytearray:
 
 
 def valid(make: Callable[[], T], at: str = "") -> T:
-    """Make a value of what came from outside.
+    """Decode or convert a value from a request.
 
     Args:
         make: Decodes or converts with msgspec.
-        at: Where in the request the value stands, as a dotted path; empty for the whole.
+        at: The place of the value in the request, as a dotted path. Empty for the whole body.
 
     Raises:
-        InvalidRequestError: It does not fit; `param` names the field.
+        InvalidRequestError: The value is invalid. `param` names the field.
     """
     try:
         return make()
@@ -78,11 +80,11 @@ def valid(make: Callable[[], T], at: str = "") -> T:
         raise InvalidRequestError("the body is not valid JSON in UTF-8") from error
 
 
-def check_parameters(request: Request, known: frozenset[str]) -> None:
-    """Refuse a query that holds something unknown.
+def check_parameters(request: Request, known: frozenset[str] = frozenset()) -> None:
+    """Refuse unknown query parameters.
 
     Raises:
-        InvalidRequestError: It does; `param` names it.
+        InvalidRequestError: A parameter is unknown. `param` names it.
     """
     for name in request.args:
         if name not in known:
@@ -90,10 +92,13 @@ def check_parameters(request: Request, known: frozenset[str]) -> None:
 
 
 def idempotency_key(key: str | None) -> str | None:
-    """The key, if there is one.
+    """Check an idempotency key.
+
+    Args:
+        key: The text of the header or parameter. None if the request has none.
 
     Raises:
-        InvalidRequestError: It is no key.
+        InvalidRequestError: The text is not a valid key.
     """
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequestError("an idempotency key is 1 to 255 visible ASCII characters", "Idempotency-Key")

@@ -1,52 +1,121 @@
-"""All routes that speak OpenAI's language, and the form of their errors."""
+"""How an API is added to an application.
+
+`crucible_trio.web.app` lists one `Api` class for each API. Each becomes a blueprint that is nested in the
+application's, so endpoints of two APIs may have the same name.
+"""
 
 from __future__ import annotations
 
-import re
-from typing import Final
+from typing import ClassVar, Final, Protocol, final
 
-from quart import Blueprint, Response
+from quart import Blueprint, Response, request, url_for
 from werkzeug.exceptions import HTTPException
 
+from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.errors import ErrorShape, answer_to
+from crucible_trio.apis.kit.replies import error_response, http_error_response
 from crucible_trio.errors import CrucibleError
+from crucible_trio.metrics import Metrics
 from crucible_trio.pipeline import Pipeline
-from crucible_trio.web.access import Access
-from crucible_trio.web.openai.asks import Asks
-from crucible_trio.web.openai.chat import ChatApi
-from crucible_trio.web.openai.errors import answer_to, error_response, http_error_response
-from crucible_trio.web.openai.models import ModelsApi
-from crucible_trio.web.openai.responses import ResponsesApi
 
-__all__ = ["http_error_response", "is_openai_path", "openai_blueprint"]
-
-_PATHS: Final = re.compile(r"/v1/(?:(?:chat|responses)(?:/|$)|models/.)")
+STREAM_BLUEPRINT: Final = "native"
+STREAM_ENDPOINT: Final = "show_stream"
+"""The endpoint of the native API that shows a stream. Every API names it in `Location`."""
 
 
-def openai_blueprint(pipeline: Pipeline, access: Access) -> Blueprint:
-    """The routes, to be nested in the native API's blueprint: that one's rules hold here, its form of errors does not.
+class Api(Protocol):
+    """The routes of one API over one pipeline.
+
+    Attributes:
+        name: The name of its blueprint. Unique in the application.
+        error_shape: How it writes errors. None for the application's default.
+        path_prefixes: Where its paths are. A path below a prefix that matches no route, or has no such method, is
+            answered in `error_shape`. `/v1/chat` covers this path and all below it, `/v1/models/` only those below it.
+        open_endpoints: Endpoints that answer any page, under any host name and without CORS preflight. They must not
+            start, stop or read a stream.
+    """
+
+    name: ClassVar[str]
+    error_shape: ClassVar[ErrorShape | None]
+    path_prefixes: ClassVar[tuple[str, ...]]
+    open_endpoints: ClassVar[frozenset[str]]
+
+    def __init__(self, pipeline: Pipeline, access: Access) -> None:
+        """Make the API over an open pipeline, under the rules of `access`.
+
+        Raises:
+            ConfigError: A setting of this API is wrong.
+        """
+
+    def add_to(self, blueprint: Blueprint) -> None:
+        """Add the routes to the API's blueprint. Every handler is a coroutine function: Quart runs others in a thread.
+
+        Quart adds HEAD to every GET.
+        """
+
+
+@final
+class ApiRegistry:
+    """The APIs of an application.
 
     Args:
-        pipeline: An open one.
-        access: The rules.
-
-    Raises:
-        ConfigError: `openai_models` names a model that the engine does not have.
+        apis: One class for each API.
+        default_shape: The error shape of paths that belong to no API, and of APIs without an error shape.
     """
-    api = Blueprint("openai", __name__)
-    asks = Asks(pipeline.engine.info, pipeline.settings)
-    ChatApi(pipeline, access, asks).add_to(api)
-    ResponsesApi(pipeline, access, asks).add_to(api)
-    ModelsApi(pipeline, access, asks).add_to(api)
 
-    @api.errorhandler(CrucibleError)
-    async def refuse(error: CrucibleError) -> Response:
-        pipeline.metrics.refused.labels(answer_to(error).code).inc()
-        return error_response(error)
+    def __init__(self, apis: tuple[type[Api], ...], *, default_shape: ErrorShape) -> None:
+        self._apis = apis
+        self._default_shape = default_shape
+        self._open = frozenset(f"{api.name}.{endpoint}" for api in apis for endpoint in api.open_endpoints)
 
-    api.register_error_handler(HTTPException, http_error_response)
-    return api
+    def add_to(self, blueprint: Blueprint, pipeline: Pipeline, access: Access) -> None:
+        """Add all APIs.
+
+        Raises:
+            ConfigError: A setting of one of them is wrong.
+        """
+        for api in self._apis:
+            nested = Blueprint(api.name, __name__)
+            api(pipeline, access).add_to(nested)
+            handlers = _ErrorHandlers(api.error_shape or self._default_shape, pipeline.metrics)
+            nested.register_error_handler(CrucibleError, handlers.refuse)
+            nested.register_error_handler(HTTPException, handlers.answer_http_error)
+            blueprint.register_blueprint(nested)
+
+    def is_open(self, endpoint: str | None) -> bool:
+        """Whether an endpoint is open (`Api.open_endpoints`), under any name that its blueprint was registered with."""
+        return ".".join((endpoint or "").split(".")[-2:]) in self._open
+
+    def error_shape(self, path: str) -> ErrorShape:
+        """The error shape for a path that matches no route."""
+        for api in self._apis:
+            if api.error_shape is not None and any(_covers(prefix, path) for prefix in api.path_prefixes):
+                return api.error_shape
+        return self._default_shape
 
 
-def is_openai_path(path: str) -> bool:
-    """Whether a path that is no route, or has no such method, is meant for these APIs."""
-    return _PATHS.match(path) is not None
+def stream_url(stream_id: str) -> str:
+    """The stream's path in the native API. Works in a route of any API, also below the prefix of a blueprint."""
+    parent = (request.blueprint or "").rpartition(".")[0]
+    return url_for(f"{parent}.{STREAM_BLUEPRINT}.{STREAM_ENDPOINT}", stream_id=stream_id)
+
+
+@final
+class _ErrorHandlers:
+    def __init__(self, shape: ErrorShape, metrics: Metrics) -> None:
+        self._shape = shape
+        self._metrics = metrics
+
+    async def refuse(self, error: CrucibleError) -> Response:
+        answer = answer_to(error, self._shape)
+        self._metrics.refused.labels(answer.code).inc()
+        return error_response(answer, self._shape)
+
+    async def answer_http_error(self, error: HTTPException) -> Response:
+        return http_error_response(error, self._shape)
+
+
+def _covers(prefix: str, path: str) -> bool:
+    if prefix.endswith("/"):
+        return path.startswith(prefix) and path != prefix
+    return path == prefix or path.startswith(f"{prefix}/")

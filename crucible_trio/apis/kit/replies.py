@@ -1,24 +1,27 @@
-"""The answers that routes of every API need."""
+"""The responses that routes of every API need."""
 
 from __future__ import annotations
 
 import msgspec
 from quart import Response
 from quart.wrappers.response import ResponseBody
+from werkzeug.exceptions import HTTPException
 
 from crucible_trio import sse
+from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorShape, answer_to_http_error
+from crucible_trio.engine import EngineInfo
 from crucible_trio.stream import Stream
 
 
 def json_response(value: object, status: int = 200) -> Response:
-    """An answer in JSON that nobody caches."""
+    """A response in JSON that no cache may store."""
     response = Response(msgspec.json.encode(value), status, content_type="application/json")
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
 def no_content() -> Response:
-    """204. The empty bytes matter: with no body at all Quart would make one that needs asyncio."""
+    """204. The empty bytes are needed: for no body at all, Quart would make one that needs asyncio."""
     response = Response(b"", 204)
     del response.headers["Content-Type"]
     del response.headers["Content-Length"]
@@ -29,33 +32,48 @@ def event_response(body: ResponseBody | bytes, stream: Stream | None = None) -> 
     """An event stream.
 
     Args:
-        body: Its events; empty bytes for an answer to HEAD.
-        stream: Whose events they are; None where there is no stream yet.
+        body: Its events. Empty bytes for an answer to HEAD.
+        stream: The stream that is read. None if HEAD asks before there is a stream.
     """
     response = Response(body, content_type=sse.MEDIA_TYPE)
-    response.timeout = None  # Quart's RESPONSE_TIMEOUT would cut a healthy stream without a word
+    response.timeout = None  # Quart's RESPONSE_TIMEOUT would cut a healthy stream without an error
     response.headers.update(
         {
-            "Cache-Control": "no-store, no-transform",  # proxies that compress, buffer
+            "Cache-Control": "no-store, no-transform",  # proxies that compress also buffer
             "X-Accel-Buffering": "no",
             "X-Content-Type-Options": "nosniff",
         }
     )
-    response.headers.pop("Content-Length", None)  # of an answer to HEAD: the stream's length is nobody's to know
-    if stream is not None:
-        response.headers["Crucible-Stream"] = stream.id
+    response.headers.pop("Content-Length", None)  # set for HEAD, but the length of a stream is unknown
+    return response if stream is None else name_stream(response, stream)
+
+
+def name_stream(response: Response, stream: Stream) -> Response:
+    """Add the stream's id, so that a client of any API can read the stream on the native wire."""
+    response.headers["Crucible-Stream"] = stream.id
     return response
 
 
-def name_stream(response: Response, url: str, *, joined: bool) -> Response:
-    """Say where the stream is that a request has started, or joined by its idempotency key.
-
-    Args:
-        response: The answer.
-        url: The stream's path in the native API.
-        joined: Whether it was there before.
-    """
-    response.headers["Location"] = url
-    if joined:
-        response.headers["Crucible-Replayed"] = "true"
+def error_response(answer: ErrorAnswer, shape: ErrorShape) -> Response:
+    """An error in the shape of one API."""
+    response = json_response(shape.body(answer), answer.status)
+    if answer.retry_after is not None:
+        response.headers["Retry-After"] = str(answer.retry_after)
+    if answer.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    response.headers.update(shape.headers(answer))
     return response
+
+
+def http_error_response(error: HTTPException, shape: ErrorShape) -> Response:
+    """An error that Quart raised, in the shape of one API and with the headers Quart gives it, such as `Allow`."""
+    response = error_response(answer_to_http_error(error), shape)
+    for name, value in error.get_headers():
+        if name.lower() != "content-type":
+            response.headers[name] = value
+    return response
+
+
+def model_entry(info: EngineInfo, model: str) -> dict[str, object]:
+    """One model, as every API lists it."""
+    return {"id": model, "object": "model", "created": 0, "owned_by": info.name, "sampling": sorted(info.sampling)}

@@ -1,96 +1,109 @@
-"""How a stream is started and answered on OpenAI's wires, the same for all of them."""
+"""How a route starts or joins a stream, and how it answers with the stream."""
 
 from __future__ import annotations
 
-from quart import Response, request, url_for
+from typing import NamedTuple
 
-from crucible_trio.dialects import Dialect
+from quart import Response
+
+from crucible_trio.apis.kit.body import EventStreamBody
+from crucible_trio.apis.kit.dialect import Dialect
+from crucible_trio.apis.kit.registration import stream_url
+from crucible_trio.apis.kit.replies import event_response
 from crucible_trio.engine import OnDisconnect, Request
 from crucible_trio.errors import TooManyReadersError
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.stream import Stream
-from crucible_trio.web.body import EventStreamBody
-from crucible_trio.web.intake import idempotency_key
-from crucible_trio.web.responses import event_response, name_stream
 
 
-def start_or_join(
+class StartedStream(NamedTuple):
+    """The stream of a request that starts one.
+
+    Attributes:
+        stream: The stream.
+        joined: Whether an earlier request with the same idempotency key started it.
+    """
+
+    stream: Stream
+    joined: bool
+
+
+async def start_or_join(
     pipeline: Pipeline,
-    ask: Request,
-    owner: str,
+    engine_request: Request,
     *,
+    owner: str,
+    key: str | None,
     on_disconnect: OnDisconnect | None = None,
     starts_with_reader: bool = True,
-) -> tuple[Stream, bool]:
-    """Start the current request's stream, or find the one that its `Idempotency-Key` has started.
+) -> StartedStream:
+    """Start a stream, or join the one that an earlier request with the same idempotency key started.
 
     Args:
-        pipeline: Where.
-        ask: What to generate.
-        owner: Who asks.
-        on_disconnect: What happens while nobody reads. None: nobody wants the rest of a stream that its client has
-            left, because nobody could come back to it; with a key the client can, and the stream pauses.
-        starts_with_reader: Call the engine when a reader has record 1; otherwise at once.
-
-    Returns:
-        The stream, and whether it was there before.
+        pipeline: Where the stream runs.
+        engine_request: What to generate.
+        owner: Who may read and stop the stream.
+        key: The idempotency key.
+        on_disconnect: What happens while no reader is attached, if the request does not say. None, for a wire without
+            a cursor: with a key the stream pauses, because the client can repeat the request and join. Without a key
+            it is cancelled, because the client cannot come back.
+        starts_with_reader: Call the engine when a reader has record 1. Otherwise call it immediately.
 
     Raises:
         As `Pipeline.start_or_join`.
     """
-    key = idempotency_key(request.headers.get("Idempotency-Key"))
-    policy = on_disconnect or ("pause" if key is not None else "cancel")
-    return pipeline.start_or_join(ask, key, owner=owner, on_disconnect=policy, starts_with_reader=starts_with_reader)
+    stream, joined = pipeline.start_or_join(
+        engine_request,
+        key,
+        owner=owner,
+        on_disconnect=on_disconnect or ("cancel" if key is None else "pause"),
+        starts_with_reader=starts_with_reader,
+    )
+    return StartedStream(stream, joined)
 
 
-def has_key() -> bool:
-    """Whether the current request brings an idempotency key."""
-    return "Idempotency-Key" in request.headers
-
-
-def event_stream(pipeline: Pipeline, stream: Stream, dialect: Dialect, after: int = 0) -> Response:
-    """A stream's events.
+def event_stream(pipeline: Pipeline, stream: Stream, dialect: Dialect) -> Response:
+    """Answer with the events of a stream.
 
     Args:
-        pipeline: Whose stream.
+        pipeline: The stream's pipeline.
         stream: The stream.
-        dialect: How its records look, fed up to `after`.
-        after: The position up to which the client has everything.
+        dialect: How its records look on this wire.
 
     Raises:
-        TooManyReadersError: The stream has as many readers as it may have. Once the status line is out, only a reset
-            could say so.
+        TooManyReadersError: The stream has no place for another reader, and the wire has no event that says so.
     """
-    check_room(pipeline, stream)
-    return event_response(EventStreamBody(pipeline, stream, dialect, after), stream)
+    if dialect.busy() is None:
+        check_room(pipeline, stream)
+    return event_response(EventStreamBody(pipeline, stream, dialect), stream)
 
 
 def check_room(pipeline: Pipeline, stream: Stream) -> None:
-    """Refuse one reader too many.
+    """Refuse a reader while an error status can still be sent. After the status line only a reset is possible.
 
     Raises:
-        TooManyReadersError: The stream has as many readers as it may have.
+        TooManyReadersError: The stream has no place for another reader.
     """
     if not stream.takes_readers:
         raise TooManyReadersError(pipeline.settings.max_readers_per_stream)
 
 
 async def read_to_end(stream: Stream) -> None:
-    """Follow a stream until its terminal record is in the log, as its reader: the engine runs while somebody waits.
+    """Wait for the terminal record as a reader of the stream, so that the engine runs while the client waits.
 
     Raises:
-        TooManyReadersError: The stream has as many readers as it may have.
+        TooManyReadersError: The stream has no place for another reader.
 
-    Cancellation: the reader leaves, as on any disconnect. Checkpoints: always.
+    Checkpoints: always. Cancellation: the reader leaves, as after any disconnect.
     """
     async with stream.attach() as reader:
         async for _ in reader:
             pass
 
 
-def named(response: Response, stream: Stream, *, joined: bool) -> Response:
-    """Say where the stream can be read natively, at the same time or after a failure."""
-    response.headers["Crucible-Stream"] = stream.id
-    # These routes are nested in the native API's blueprint, under whatever name that is registered.
-    native = (request.blueprint or "").rpartition(".")[0]
-    return name_stream(response, url_for(f"{native}.show", stream_id=stream.id), joined=joined)
+def locate_stream(response: Response, started: StartedStream) -> Response:
+    """Add the stream's native path, and whether the request joined an existing stream."""
+    response.headers["Location"] = stream_url(started.stream.id)
+    if started.joined:
+        response.headers["Crucible-Replayed"] = "true"
+    return response

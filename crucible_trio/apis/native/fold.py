@@ -1,73 +1,115 @@
-"""The native wire: one record, one frame, encoded once by the recorder and shared by all readers."""
+"""The native wire: one record is one frame, which the recorder encoded once for all readers.
+
+A client resumes by `Last-Event-ID`, from which the route takes the offset. Offsets are the log's in every view, so an
+offset from one view is valid in the others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Final, final
+from typing import Final, final
 
 import msgspec
 import trio
 
-from crucible_trio.dialects import Dialect
+from crucible_trio import sse
+from crucible_trio.apis.kit.dialect import Dialect
 from crucible_trio.engine import Trace
 from crucible_trio.log import MemoryLog
-from crucible_trio.records import ReasoningDelta, ReasoningDone, StreamCreated, decode_frame, encode_frame
+from crucible_trio.records import (
+    ReasoningDelta,
+    ReasoningDone,
+    ServerBusy,
+    ServerDraining,
+    StreamCreated,
+    decode_frame,
+    encode_control,
+    encode_frame,
+)
 
-# What is folded at a time when a view resumes in the middle of a log.
+# How much is folded between two checkpoints when a view resumes in the middle of a log.
 _FOLD_BYTES: Final = 64 * 1024
 
 
-async def open_view(trace: Trace, log: MemoryLog, after: int) -> Dialect:
-    """A reader's view of a log, ready for the record after a position.
+async def open_dialect(trace: Trace, log: MemoryLog, after: int, *, retry_milliseconds: int) -> Dialect:
+    """Open one reader's view of a log.
 
     Args:
-        trace: `segments`: all records. `final`: no `reasoning.delta`; `reasoning.done` carries the texts. `none`:
-            neither. Positions are the log's in every view, so one view's cursor is valid in another.
+        trace: `segments`: all records. `final`: no `reasoning.delta`, but `reasoning.done` has the texts. `none`: no
+            reasoning records.
         log: The log.
-        after: The position up to which the reader has everything.
+        after: The offset up to which the reader has everything.
+        retry_milliseconds: When a client should reconnect.
 
-    Checkpoints: where it folds what came before, so that a long log holds nobody up. Cancellation: safe.
+    Checkpoints: while it folds earlier records, so that a long log does not block other tasks. Cancellation: safe.
     """
     if trace == "segments":
-        return _Segments()
+        return SegmentsDialect(after, retry_milliseconds)
     if trace == "none":
-        return _NoTrace()
-    fold = _Final()
-    position = 0
-    while position < after:
-        frames = log.read(position, _FOLD_BYTES)[: after - position]
-        fold.feed(frames)
-        position += len(frames)
+        return NoTraceDialect(after, retry_milliseconds)
+    dialect = FinalTraceDialect(after, retry_milliseconds)
+    offset = 0
+    while offset < after:
+        frames = log.read(offset, _FOLD_BYTES)[: after - offset]
+        dialect.feed(frames)
+        offset += len(frames)
         await trio.lowlevel.checkpoint()
-    return fold
+    return dialect
 
 
-@final
-class _Segments:
-    resumes: ClassVar = True
+class NativeDialect:
+    """What all views of the native wire share. Subclasses add `feed`."""
+
+    def __init__(self, resume_offset: int, retry_milliseconds: int) -> None:
+        self.resume_offset = resume_offset
+        self._retry_milliseconds = retry_milliseconds
+
+    def opening(self) -> bytes:
+        """The `retry:` line; see `Dialect`."""
+        return sse.retry_line(self._retry_milliseconds)
+
+    def keep_alive(self) -> bytes:
+        """A comment line; see `Dialect`."""
+        return sse.HEARTBEAT
+
+    def draining(self) -> bytes:
+        """`server.draining`; see `Dialect`."""
+        return encode_control(ServerDraining(self._retry_milliseconds))
+
+    def busy(self) -> bytes:
+        """`server.busy`; see `Dialect`."""
+        return encode_control(ServerBusy(self._retry_milliseconds))
+
+
+class SegmentsDialect(NativeDialect):
+    """All records."""
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
+        """Join the frames; see `Dialect`."""
         return b"".join(frames)
 
 
 @final
-class _NoTrace:
-    resumes: ClassVar = True
+class NoTraceDialect(NativeDialect):
+    """All records but those of the reasoning."""
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
+        """Join the frames that are visible; see `Dialect`."""
         hidden = (ReasoningDelta, ReasoningDone)
         return b"".join(frame for frame in frames if not isinstance(decode_frame(frame), hidden))
 
 
 @final
-class _Final:
-    resumes: ClassVar = True
+class FinalTraceDialect(NativeDialect):
+    """No `reasoning.delta`. Each `reasoning.done` has the texts since the one before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, resume_offset: int, retry_milliseconds: int) -> None:
+        super().__init__(resume_offset, retry_milliseconds)
         self._stream_id = ""
         self._segments: dict[int, list[str]] = {}  # since the last `reasoning.done`
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
+        """Fold the records; see `Dialect`."""
         return b"".join(map(self._one, frames))
 
     def _one(self, frame: bytes) -> bytes:

@@ -1,5 +1,4 @@
-"""OpenAI's APIs over the same pipeline: a second wire for clients that speak it already."""
+"""OpenAI's APIs over the same streams, for clients that already speak them.
 
-from crucible_trio.web.openai.api import http_error_response, is_openai_path, openai_blueprint
-
-__all__ = ["http_error_response", "is_openai_path", "openai_blueprint"]
+Chat completions, responses and models are one folder each. They share the modules in this folder.
+"""

@@ -1,50 +1,46 @@
-"""OpenAI's form of an error, for everything that its routes refuse or cannot finish."""
+"""OpenAI's shape of an error, for refused requests and for streams that do not end well."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, final
 
 import msgspec
-from quart import Response
-from werkzeug.exceptions import HTTPException
 
-from crucible_trio.dialects.chat import CLIENTS_FAULT, ErrorBody, error_of
-from crucible_trio.errors import CrucibleError, TooManyReadersError
-from crucible_trio.records import StreamCancelled, StreamFailed, StreamIncomplete, Terminal
-from crucible_trio.web.errors import Answer, UnauthorizedError, answer_to_http_error, copy_headers
-from crucible_trio.web.errors import answer_to as native_answer_to
-from crucible_trio.web.responses import json_response
+from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, UnauthorizedError
+from crucible_trio.errors import CrucibleError
+from crucible_trio.records import (
+    CancelledBy,
+    IncompleteReason,
+    StreamCancelled,
+    StreamFailed,
+    StreamIncomplete,
+    Terminal,
+)
 
+# Engine codes that say this model can never answer the request. `upstream_rejected` is not one of them: the upstream
+# may have rejected this server's own key.
+CLIENTS_FAULT: Final = frozenset({"prompt_too_long", "unsupported_conversation"})
 
-@final
-class UnsupportedParameterError(CrucibleError):
-    """OpenAI knows the field, this server cannot do what it asks for.
+# The client has set these limits or can know them, so a stream that they end counts as cut to length. A deadline is
+# different: an answer that stopped in the middle must not look complete.
+_CUT_TO_LENGTH: Final[frozenset[IncompleteReason]] = frozenset({"max_output_tokens", "log_limit"})
 
-    Attributes:
-        param: The field, as a dotted path.
-    """
-
-    def __init__(self, param: str) -> None:
-        super().__init__(f"{param} is not supported here")
-        self.param = param
-
-
-@final
-class UnknownParameterError(CrucibleError):
-    """There is no such field.
-
-    Attributes:
-        param: The field, as a dotted path.
-    """
-
-    def __init__(self, param: str) -> None:
-        super().__init__(f"there is no parameter {param!r}")
-        self.param = param
+_DEADLINES: Final[dict[IncompleteReason, str]] = {
+    "first_token_deadline": "The model did not begin in time.",
+    "idle_deadline": "The model stopped in the middle.",
+    "total_deadline": "The answer was not finished in time.",
+}
+_CANCELLED: Final[dict[CancelledBy, str]] = {
+    "client": "The stream was cancelled.",
+    "disconnect": "The stream was cancelled, because its client had left.",
+    "shutdown": "The server is shutting down.",
+}
 
 
 @final
 class ModelNotFoundError(CrucibleError):
-    """There is no such model."""
+    """No model has this name."""
 
     param: Final = "model"
 
@@ -52,74 +48,101 @@ class ModelNotFoundError(CrucibleError):
         super().__init__(f"there is no model {name!r}; there is {', '.join(models)}")
 
 
-# What differs from the native table, or is not in it.
-_ANSWERS: Final[dict[type[CrucibleError], Answer]] = {
-    UnsupportedParameterError: Answer(400, "unsupported_parameter"),
-    UnknownParameterError: Answer(400, "unknown_parameter"),
-    UnauthorizedError: Answer(401, "invalid_api_key"),
-    ModelNotFoundError: Answer(404, "model_not_found"),
-    # Natively this is `server.busy`, which a client of these wires does not know.
-    TooManyReadersError: Answer(429, "too_many_readers", retry_after=5),
+OPENAI_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
+    UnauthorizedError: ErrorRule(401, "invalid_api_key"),
+    ModelNotFoundError: ErrorRule(404, "model_not_found"),
 }
 
-_TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    499: "server_error",  # a cancelled stream is not the request's fault
+}
 
 
-def answer_to(error: CrucibleError) -> Answer:
-    """How an error of ours is answered on these routes; never with 409, which the SDKs repeat."""
-    return _ANSWERS.get(type(error)) or native_answer_to(error)
+@final
+class OpenAIErrorBody(msgspec.Struct, frozen=True):
+    """One error.
+
+    Attributes:
+        message: A sentence for people.
+        type: Its coarse kind.
+        param: The field at fault, as a dotted path.
+        code: Its fine kind.
+    """
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
 
 
-def error_response(error: CrucibleError) -> Response:
-    """The answer for an error of ours."""
-    return _error(answer_to(error), str(error), getattr(error, "param", None))
+@final
+class OpenAIErrorEvent(msgspec.Struct, frozen=True):
+    """An error as the JSON of a response, or of an event in a stream."""
+
+    error: OpenAIErrorBody
 
 
-async def http_error_response(error: HTTPException) -> Response:
-    """The answer for what Quart itself refuses. A coroutine function, as the native one. Checkpoints: never."""
-    answer, message = answer_to_http_error(error)
-    response = _error(answer, message)
-    copy_headers(error, response)
-    return response
+@final
+class OpenAIErrorShape:
+    """Writes errors for OpenAI's APIs (`ErrorShape`)."""
+
+    rules: Final = OPENAI_RULES
+
+    def body(self, answer: ErrorAnswer) -> object:
+        """The JSON of the response."""
+        kind = _TYPES.get(answer.status) or ("invalid_request_error" if answer.status < 500 else "server_error")
+        return OpenAIErrorEvent(OpenAIErrorBody(answer.message, kind, answer.param, answer.code))
+
+    def headers(self, answer: ErrorAnswer) -> Mapping[str, str]:
+        """`X-Should-Retry: false`, where a retry is useless.
+
+        The SDKs retry 408, 409, 429 and 5xx without an idempotency key, and each retry would start another stream.
+        """
+        return {"X-Should-Retry": "false"} if answer.retry_after is None else {}
 
 
-def failure_response(terminal: Terminal, *, repeatable: bool) -> Response:
-    """The answer for a stream that did not end well, where the status line is not out yet.
+OPENAI_ERRORS: Final = OpenAIErrorShape()
+
+
+def error_of(terminal: Terminal) -> OpenAIErrorBody | None:
+    """The error that a client is told instead of a finish reason. None for a stream that ended well.
 
     Args:
-        terminal: Its last record, one that `error_of` has an error for.
+        terminal: The stream's last record.
+    """
+    match terminal:
+        case StreamFailed(error=error):
+            kind = "invalid_request_error" if error.code in CLIENTS_FAULT else "server_error"
+            return OpenAIErrorBody(error.message, kind, None, error.code)
+        case StreamIncomplete(reason=reason) if reason not in _CUT_TO_LENGTH:
+            return OpenAIErrorBody(_DEADLINES[reason], "server_error", None, reason)
+        case StreamCancelled(by=by):
+            return OpenAIErrorBody(_CANCELLED[by], "server_error", None, "cancelled")
+    return None
+
+
+def failure_answer(terminal: Terminal, *, repeatable: bool) -> ErrorAnswer:
+    """How to answer a stream that did not end well, while the status line can still be chosen.
+
+    Args:
+        terminal: Its last record, for which `error_of` has an error.
         repeatable: Whether the same request would start another stream. With an idempotency key it finds this one.
     """
-    body = error_of(terminal)
-    assert body is not None
-    assert body.code is not None
+    error = error_of(terminal)
+    assert error is not None
+    assert error.code is not None
+    status, may_retry = 499, False  # the status that proxies log for a client that closed its request
     match terminal:
-        case StreamFailed() if body.code in CLIENTS_FAULT:
-            answer = Answer(400, body.code)
-        case StreamFailed(error=error):
-            answer = _later(body.code) if error.retryable and repeatable else Answer(500, body.code)
-        case StreamIncomplete():  # the same request takes as long again
-            answer = Answer(504, body.code)
-        case StreamCancelled(by="shutdown"):  # after which there is no key either
-            answer = _later(body.code)
-        case _:
-            answer = Answer(499, body.code)  # what proxies log for a client that closed its request
-    return _response(answer, body)
-
-
-def _later(code: str) -> Answer:
-    return Answer(503, code, retry_after=5)
-
-
-def _error(answer: Answer, message: str, param: str | None = None) -> Response:
-    kind = _TYPES.get(answer.status) or ("invalid_request_error" if answer.status < 500 else "server_error")
-    return _response(answer, ErrorBody(message, kind, param, answer.code))
-
-
-def _response(answer: Answer, body: ErrorBody) -> Response:
-    response = json_response({"error": msgspec.structs.asdict(body)}, answer.status)
-    answer.add_headers(response)
-    if answer.retry_after is None:
-        # The SDKs repeat 408, 429 and 5xx by themselves, and 409; each repeat would be a generation of its own.
-        response.headers["X-Should-Retry"] = "false"
-    return response
+        case StreamFailed() if error.code in CLIENTS_FAULT:
+            status = 400
+        case StreamFailed(error=failure):
+            may_retry = failure.retryable and repeatable
+            status = 503 if may_retry else 500
+        case StreamIncomplete():  # a deadline, and the same request would take as long again
+            status = 504
+        case StreamCancelled(by="shutdown"):  # a new process knows no idempotency keys, so a repeat starts anew
+            status, may_retry = 503, True
+    return ErrorAnswer(status, error.code, error.message, retry_after=5 if may_retry else None)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, final
 
 import msgspec
 
+from crucible_trio.apis.kit.errors import UnsupportedParameterError
+from crucible_trio.apis.kit.fields import Fields, dotted
 from crucible_trio.engine import Message
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.web.openai.errors import UnsupportedParameterError
-from crucible_trio.web.openai.fields import Fields, dotted
 
-Role: TypeAlias = Literal["system", "developer", "user", "assistant"]
-Content: TypeAlias = str | list[dict[str, object]]
+OpenAIRole: TypeAlias = Literal["system", "developer", "user", "assistant"]
+OpenAIContent: TypeAlias = str | list[dict[str, object]]
 
-_OUR_ROLE: Final[Mapping[Role, Literal["system", "user", "assistant"]]] = {
+_ENGINE_ROLES: Final[Mapping[OpenAIRole, Literal["system", "user", "assistant"]]] = {
     "system": "system",
     "developer": "system",  # its newer name
     "user": "user",
@@ -23,20 +23,24 @@ _OUR_ROLE: Final[Mapping[Role, Literal["system", "user", "assistant"]]] = {
 }
 
 
-class AskedMessage(msgspec.Struct):
-    """A message of a request, on either wire."""
+@final
+class OpenAIMessage(msgspec.Struct):
+    """A message of a request, in both APIs."""
 
-    role: Role
-    content: Content = ""  # of an answer that never came, some clients send null
+    role: OpenAIRole
+    content: OpenAIContent = ""  # some clients send null for an answer that never came
 
 
-class _TextPart(msgspec.Struct):
+@final
+class TextPart(msgspec.Struct):
+    """A part of a message's content."""
+
     type: str
     text: str
 
 
 _TEXT_PART: Final = Fields(
-    _TextPart,
+    TextPart,
     harmless={
         "annotations": "notes on an earlier answer's text",
         "logprobs": "of an earlier answer's text",
@@ -45,38 +49,38 @@ _TEXT_PART: Final = Fields(
 )
 
 
-def read_message(role: Role, content: Content, at: str, *, text_types: frozenset[str]) -> Message | None:
-    """Make one of our messages.
+def read_message(role: OpenAIRole, content: OpenAIContent, at: str, *, text_types: frozenset[str]) -> Message | None:
+    """Make an engine's message.
 
     Args:
-        role: Who says it.
-        content: What.
-        at: Where the message stands in the body, as a dotted path.
+        role: The role.
+        content: The content.
+        at: The place of the message in the body, as a dotted path.
         text_types: The part types that are text.
 
     Returns:
-        The message; None for one without a word that is not the user's: instructions that some clients always send, and
-        an answer that was stopped before it began.
+        The message. None for an empty message that is not the user's: some clients always send empty instructions, and
+        an answer may have been stopped before its first word.
 
     Raises:
-        InvalidRequestError: The user's content is empty, or a part does not fit.
-        UnsupportedParameterError: A part is no text.
-        UnknownParameterError: A part holds something unknown.
+        InvalidRequestError: The user's content is empty, or a part is invalid.
+        UnsupportedParameterError: A part is not text.
+        UnknownParameterError: A part has an unknown field.
     """
     text = text_of(content, dotted(at, "content"), text_types=text_types)
     if text:
-        return Message(_OUR_ROLE[role], text)
+        return Message(_ENGINE_ROLES[role], text)
     if role == "user":
         raise InvalidRequestError("a message is empty", dotted(at, "content"))
     return None
 
 
-def text_of(content: Content, at: str, *, text_types: frozenset[str]) -> str:
-    """The text of a content; between parts there is a line end, as vLLM and llama.cpp put it.
+def text_of(content: OpenAIContent, at: str, *, text_types: frozenset[str]) -> str:
+    """The text of a content. Parts are joined by a line end, as vLLM and llama.cpp join them.
 
     Args:
         content: The content.
-        at: Where it stands in the body, as a dotted path.
+        at: Its place in the body, as a dotted path.
         text_types: The part types that are text.
 
     Raises:

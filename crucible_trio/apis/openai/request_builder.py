@@ -1,4 +1,4 @@
-"""From OpenAI's words to a request: model names and efforts to modes, sampling fields, limits."""
+"""From a request in OpenAI's form to a request for the engine: model names, efforts, limits, sampling."""
 
 from __future__ import annotations
 
@@ -7,25 +7,35 @@ from typing import Final, final
 
 import msgspec
 
+from crucible_trio.apis.kit.errors import UnsupportedParameterError
+from crucible_trio.apis.kit.parsing import valid
+from crucible_trio.apis.openai.errors import ModelNotFoundError
 from crucible_trio.config import Effort, Settings
 from crucible_trio.engine import EngineInfo, Message, Request, Sampling
 from crucible_trio.errors import ConfigError, InvalidRequestError
 from crucible_trio.records import Mode
-from crucible_trio.web.intake import valid
-from crucible_trio.web.openai.errors import ModelNotFoundError, UnsupportedParameterError
 
-# OpenAI's defaults. Many clients send them without meaning anything by it, and a model that honours no such field
-# can still be asked.
+HARMLESS: Final = {
+    "prompt_cache_key": "a hint for a cache",
+    "prompt_cache_options": "hints for a cache",
+    "prompt_cache_retention": "a hint for a cache",
+    "safety_identifier": "names an end user; owners are named by keys",
+    "service_tier": "there is one tier",
+    "user": "names an end user; owners are named by keys",
+}
+"""Fields that are harmless in both APIs (`Fields.harmless`)."""
+
+# OpenAI's defaults. Many clients always send them. A model that honours no sampling fields accepts these values.
 _SAMPLING_DEFAULTS: Final[Mapping[str, object]] = {"temperature": 1, "top_p": 1}
 
 
 @final
-class Asks:
+class RequestBuilder:
     """Makes requests for one engine.
 
     Args:
         info: What the engine can do.
-        settings: How names and efforts map, and the largest numbers.
+        settings: How names and efforts map to models and modes, and the maximum numbers.
 
     Raises:
         ConfigError: `openai_models` names a model that the engine does not have.
@@ -42,19 +52,19 @@ class Asks:
                 raise ConfigError(message) from error
 
     def resolve(self, name: str | None, effort: Effort | None = None, *, thinking: bool = False) -> tuple[str, Mode]:
-        """Which of the engine's models a request means, and how it is to think: `deep` if any of the three says so.
+        """Find the engine's model that a request names, and the mode: `deep` if any of the three arguments asks for it.
 
-        A name with the suffix is `deep` whatever the effort is: somebody has picked that name, while clients send
-        efforts by themselves.
+        A name with the suffix for `deep` wins over any effort: a person chose the name, while many clients send an
+        effort with every request.
 
         Args:
-            name: One of the engine's models; one with the suffix for `deep`; or a name of `openai_models`. None is the
-                first model.
+            name: A model of the engine, such a name with the suffix for `deep`, or a name of `openai_models`. None
+                means the first model.
             effort: OpenAI's `reasoning_effort`.
-            thinking: Whether the request says in another way that it wants a trace.
+            thinking: Whether another field of the request asks for a trace.
 
         Raises:
-            ModelNotFoundError: There is no such model.
+            ModelNotFoundError: No model has this name.
         """
         mode: Mode = "deep" if thinking or effort in self._settings.openai_deep_efforts else "standard"
         models = self._info.models
@@ -68,7 +78,7 @@ class Asks:
             return model.removesuffix(suffix), "deep"
         raise ModelNotFoundError(model, models)
 
-    def make(
+    def build(
         self,
         messages: Sequence[Message],
         *,
@@ -82,18 +92,18 @@ class Asks:
         """Make a request.
 
         Args:
-            messages: The conversation, oldest first; at least one.
+            messages: The conversation, oldest first. At least one.
             model: As in `resolve`.
             effort: As in `resolve`.
-            limit: Tokens that reasoning and answer may have together; None is the engine's default.
-            limit_name: The field that says so, for an error.
-            sampling: By the names of `Sampling`'s fields; None counts as absent.
+            limit: The maximum of tokens for reasoning and answer together. None is the engine's default.
+            limit_name: The field that holds the limit, for an error.
+            sampling: Sampling fields by the names of `Sampling`. None counts as absent.
             thinking: As in `resolve`.
 
         Raises:
-            ModelNotFoundError: There is no such model.
+            ModelNotFoundError: No model has this name.
             UnsupportedParameterError: The engine does not honour one of the sampling fields.
-            InvalidRequestError: A value is out of its range.
+            InvalidRequestError: A value is out of range.
         """
         name, mode = self.resolve(model, effort, thinking=thinking)
         if limit is not None and limit > self._settings.max_output_tokens:

@@ -1,20 +1,26 @@
-"""What operators and machines ask: is it up, is it ready, what are the numbers."""
+"""Routes for operators and orchestrators: liveness, readiness, metrics."""
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from quart import Blueprint, Response, request
 
 from crucible_trio import metrics
+from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.errors import ErrorShape
+from crucible_trio.apis.kit.replies import json_response
 from crucible_trio.pipeline import Pipeline
-from crucible_trio.web.access import Access
-from crucible_trio.web.responses import json_response
 
 
 @final
-class ServiceApi:
-    """The routes beside the API proper."""
+class OperationsApi:
+    """The operations routes of one pipeline (`Api`)."""
+
+    name: ClassVar[str] = "operations"
+    error_shape: ClassVar[ErrorShape | None] = None
+    path_prefixes: ClassVar[tuple[str, ...]] = ()
+    open_endpoints: ClassVar[frozenset[str]] = frozenset({"healthz", "readyz"})  # orchestrators ask by address
 
     def __init__(self, pipeline: Pipeline, access: Access) -> None:
         self._pipeline = pipeline
@@ -31,12 +37,12 @@ class ServiceApi:
         return json_response({"status": "ok"})
 
     async def readyz(self) -> Response:
-        """`GET /readyz`: 200 while new streams are welcome, 503 while it drains."""
+        """`GET /readyz`: 200 while new streams are accepted, 503 while the server drains."""
         if self._pipeline.draining:
             return json_response({"status": "draining"}, 503)
         return json_response({"status": "ready"})
 
     async def metrics(self) -> Response:
-        """`GET /metrics`: Prometheus' text; with a key where keys are configured."""
+        """`GET /metrics`: the metrics as Prometheus text. Needs a key if keys are configured."""
         self._access.owner(request)
         return Response(self._pipeline.metrics.render(), content_type=metrics.CONTENT_TYPE)

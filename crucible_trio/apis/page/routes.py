@@ -1,49 +1,63 @@
-"""The demo page at `/`: static files, read once and served with the rules a browser is to keep."""
+"""The demo page at `/`: static files, read once and served with the security headers of a browser page."""
 
 from __future__ import annotations
 
 from hashlib import sha256
 from importlib import resources
-from typing import Final
+from typing import ClassVar, Final, final
 
 from quart import Blueprint, Response, abort, request
+
+from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.errors import ErrorShape
+from crucible_trio.pipeline import Pipeline
 
 _INDEX: Final = "index.html"
 _TYPES: Final = {_INDEX: "text/html", "page.css": "text/css"} | dict.fromkeys(
     ("page.js", "readers.js", "view.js", "words.js"), "text/javascript"
 )
-_FILES: Final = {name: (resources.files(__package__) / "page" / name).read_bytes() for name in _TYPES}
+_FILES: Final = {name: (resources.files(__package__) / name).read_bytes() for name in _TYPES}
 
 _HEADERS: Final = {
-    # Nothing from elsewhere and nothing inline, so that no text of a model or a question can become a script; and
-    # nobody else's page may show this one in a frame, to catch its clicks.
+    # Nothing from other servers and nothing inline, so that no text of a model or a question can become a script. No
+    # other page may show this one in a frame, where it could catch the user's clicks.
     "Content-Security-Policy": (
         "default-src 'none'; connect-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    # Kept, but asked for each time: the files must be of one version.
+    # The browser may store the files but must revalidate them each time: all must be of one version.
     "Cache-Control": "no-cache",
 }
 
 
-def add_page(blueprint: Blueprint) -> None:
-    """Add `/` and the files it loads. They are the same for everybody, and need no key."""
-    blueprint.add_url_rule("/", view_func=page, methods=["GET"])
-    blueprint.add_url_rule("/page/<name>", view_func=page_file, methods=["GET"])
+@final
+class PageApi:
+    """The demo page (`Api`). The files are the same for every client and need no key."""
 
+    name: ClassVar[str] = "page"
+    error_shape: ClassVar[ErrorShape | None] = None
+    path_prefixes: ClassVar[tuple[str, ...]] = ()
+    open_endpoints: ClassVar[frozenset[str]] = frozenset({"page", "page_file"})  # people follow links to the page
 
-async def page() -> Response:
-    """`GET /`: the page."""
-    return await _file(_INDEX)
+    def __init__(self, pipeline: Pipeline, access: Access) -> None:
+        pass
 
+    def add_to(self, blueprint: Blueprint) -> None:
+        """Add `/` and the files that the page loads."""
+        blueprint.add_url_rule("/", view_func=self.page, methods=["GET"])
+        blueprint.add_url_rule("/page/<name>", view_func=self.page_file, methods=["GET"])
 
-async def page_file(name: str) -> Response:
-    """`GET /page/{name}`: what the page loads."""
-    if name == _INDEX or name not in _FILES:  # the page has one address
-        abort(404)
-    return await _file(name)
+    async def page(self) -> Response:
+        """`GET /`: the page."""
+        return await _file(_INDEX)
+
+    async def page_file(self, name: str) -> Response:
+        """`GET /page/{name}`: a file that the page loads."""
+        if name == _INDEX or name not in _FILES:  # the page has one address
+            abort(404)
+        return await _file(name)
 
 
 async def _file(name: str) -> Response:

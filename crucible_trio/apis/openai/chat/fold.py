@@ -1,29 +1,29 @@
-"""The wire of OpenAI's chat completions: chunks without numbers, so that a cut stream begins again at record 1.
+"""The wire of OpenAI's chat completions.
 
-`completion` and `error_of` say the same of a whole stream that `Chunks` says piece by piece.
+`ChatDialect` makes the chunks of a streamed completion, and `chat_completion` the one object of a completion that is
+not streamed. Chunks have no numbers, so this wire has no cursor: a cut stream is read again from record 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Final, Literal, final
+from typing import Final, Literal, final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from crucible_trio import records, sse
+from crucible_trio import sse
+from crucible_trio.apis.openai.dialect import OpenAIDialect
+from crucible_trio.apis.openai.errors import OpenAIErrorEvent, error_of
 from crucible_trio.records import (
     TERMINAL,
-    CancelledBy,
-    IncompleteReason,
+    AnyRecord,
     OutputDelta,
     ReasoningDelta,
-    StreamCancelled,
     StreamCompleted,
     StreamCreated,
-    StreamFailed,
-    StreamIncomplete,
     Terminal,
+    Usage,
     decode_frame,
     encode_json,
 )
@@ -31,68 +31,32 @@ from crucible_trio.snapshot import Snapshot
 
 _DONE: Final = sse.encode_line(b"[DONE]")
 
-# The others of OpenAI's speak of tools. An engine may have words of its own, and some clients know a closed list.
+# OpenAI's other finish reasons are about tools. An engine may report a reason that is not OpenAI's, and some clients
+# accept only the listed ones.
 _FINISH_REASONS: Final = frozenset({"stop", "length", "content_filter"})
 
-# Codes of engines that say the request cannot be answered, by this model and at any time. `upstream_rejected` is not
-# among them: it may be the key that this server shows to its upstream.
-CLIENTS_FAULT: Final = frozenset({"prompt_too_long", "model_refused"})
-
-# Where a limit ended the stream that the client has set or can know, the text counts as cut to length. A deadline is
-# an accident: an answer that broke off in the middle must not look like one.
-_CUT_TO_LENGTH: Final[frozenset[IncompleteReason]] = frozenset({"max_output_tokens", "log_limit"})
-
-_DEADLINES: Final[dict[IncompleteReason, str]] = {
-    "first_token_deadline": "The model did not begin in time.",
-    "idle_deadline": "The model stopped in the middle.",
-    "total_deadline": "The answer was not finished in time.",
-}
-_CANCELLED: Final[dict[CancelledBy, str]] = {
-    "client": "The stream was cancelled.",
-    "disconnect": "The stream was cancelled, because its client had left.",
-    "shutdown": "The server is shutting down.",
-}
-
 
 @final
-class ErrorBody(msgspec.Struct, frozen=True):
-    """OpenAI's form of an error.
+class CompletionTokenDetails(msgspec.Struct, frozen=True):
+    """`completion_tokens_details`."""
 
-    Attributes:
-        message: A sentence for people.
-        type: Its kind, coarse.
-        param: The field at fault, as a dotted path.
-        code: Its kind, fine.
-    """
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-@final
-class _Error(msgspec.Struct, frozen=True):
-    error: ErrorBody
-
-
-@final
-class _Details(msgspec.Struct, frozen=True):
     reasoning_tokens: int
 
 
 @final
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Tokens of prompt and completion; the reasoning is part of the completion."""
+class CompletionUsage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens of prompt and completion. The reasoning is part of the completion."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    completion_tokens_details: _Details | None = None
+    completion_tokens_details: CompletionTokenDetails | None = None
 
 
 @final
-class _Delta(msgspec.Struct, frozen=True):
+class ChunkDelta(msgspec.Struct, frozen=True):
+    """The new text of a chunk."""
+
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
@@ -100,24 +64,30 @@ class _Delta(msgspec.Struct, frozen=True):
 
 
 @final
-class _Choice(msgspec.Struct, frozen=True):
+class ChunkChoice(msgspec.Struct, frozen=True):
+    """The one choice of a chunk."""
+
     index: int
-    delta: _Delta
+    delta: ChunkDelta
     finish_reason: str | None = None
 
 
 @final
-class _Chunk(msgspec.Struct, frozen=True):
+class CompletionChunk(msgspec.Struct, frozen=True):
+    """One event of a streamed completion."""
+
     id: str
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
-    choices: tuple[_Choice, ...]
-    usage: Usage | UnsetType | None = UNSET
+    choices: tuple[ChunkChoice, ...]
+    usage: CompletionUsage | UnsetType | None = UNSET
 
 
 @final
-class _Message(msgspec.Struct, frozen=True):
+class CompletionMessage(msgspec.Struct, frozen=True):
+    """The message of a whole completion."""
+
     role: Literal["assistant"]
     content: str
     refusal: None = None
@@ -126,40 +96,48 @@ class _Message(msgspec.Struct, frozen=True):
 
 
 @final
-class _WholeChoice(msgspec.Struct, frozen=True):
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """The one choice of a whole completion."""
+
     index: int
-    message: _Message
+    message: CompletionMessage
     finish_reason: str
     logprobs: None = None
 
 
 @final
-class Completion(msgspec.Struct, frozen=True):
-    """A whole completion in one object; `usage` is left out where the engine did not count."""
+class ChatCompletion(msgspec.Struct, frozen=True):
+    """A whole completion in one object. `usage` is left out if the engine did not count."""
 
     id: str
     object: Literal["chat.completion"]
     created: int
     model: str
-    choices: tuple[_WholeChoice, ...]
-    usage: Usage | UnsetType = UNSET
+    choices: tuple[CompletionChoice, ...]
+    usage: CompletionUsage | UnsetType = UNSET
 
 
 @final
-class Chunks:
-    """A log as the events of a streamed completion.
+class ChatDialect(OpenAIDialect):
+    """Makes the events of a streamed completion.
 
-    A role chunk; a chunk for each piece of the trace, under both names that clients look for; one for each piece of the
-    answer; a chunk with `finish_reason`; the usage, if it is asked for and the engine has counted; `[DONE]`. A stream
-    that did not end well has, in place of the last three, an event with an `error`, which makes the SDKs raise.
+    They come in this order:
+
+    * a chunk with the role
+    * a chunk for each record of the trace, under both names that clients read
+    * a chunk for each record of the answer
+    * a chunk with the `finish_reason`
+    * a chunk with the usage, if the request asks for it and the engine counted
+    * `[DONE]`
+
+    A stream that did not end well has an event with an `error` in place of the last three. The SDKs raise for it.
 
     Args:
         include_usage: Send the usage, and `"usage": null` in every other chunk.
     """
 
-    resumes: ClassVar = False
-
     def __init__(self, *, include_usage: bool = False) -> None:
+        super().__init__()
         self._include_usage = include_usage
         self._no_usage: UnsetType | None = None if include_usage else UNSET
         self._id = ""
@@ -167,73 +145,56 @@ class Chunks:
         self._model = ""
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
-        """Take the next records; see `Dialect`."""
+        """Fold the records; see `Dialect`."""
         return b"".join(self._one(decode_frame(frame)) for frame in frames)
 
-    def _one(self, record: records.AnyRecord) -> bytes:
+    def _one(self, record: AnyRecord) -> bytes:
         match record:
             case StreamCreated():
                 self._id, self._created = format_id(record.stream), int(record.created_at)
                 self._model = record.model
-                return self._delta(_Delta(role="assistant", content=""))
+                return self._delta(ChunkDelta(role="assistant", content=""))
             case ReasoningDelta(delta=text):
-                return self._delta(_Delta(reasoning_content=text, reasoning=text))
+                return self._delta(ChunkDelta(reasoning_content=text, reasoning=text))
             case OutputDelta(delta=text):
-                return self._delta(_Delta(content=text))
+                return self._delta(ChunkDelta(content=text))
         return self._end(record) if isinstance(record, TERMINAL) else b""
 
-    def _delta(self, delta: _Delta, finish_reason: str | None = None) -> bytes:
-        return self._chunk((_Choice(0, delta, finish_reason),), self._no_usage)
+    def _delta(self, delta: ChunkDelta, finish_reason: str | None = None) -> bytes:
+        return self._chunk((ChunkChoice(0, delta, finish_reason),), self._no_usage)
 
     def _end(self, terminal: Terminal) -> bytes:
         error = error_of(terminal)
         if error is not None:
-            return sse.encode_line(encode_json(_Error(error)))
-        events = [self._delta(_Delta(), _finish_reason(terminal))]
+            return sse.encode_line(encode_json(OpenAIErrorEvent(error)))
+        events = [self._delta(ChunkDelta(), _finish_reason(terminal))]
         if self._include_usage and (usage := usage_of(terminal.usage)) is not None:
             events.append(self._chunk((), usage))
         return b"".join([*events, _DONE])
 
-    def _chunk(self, choices: tuple[_Choice, ...], usage: Usage | UnsetType | None) -> bytes:
-        chunk = _Chunk(self._id, "chat.completion.chunk", self._created, self._model, choices, usage)
+    def _chunk(self, choices: tuple[ChunkChoice, ...], usage: CompletionUsage | UnsetType | None) -> bytes:
+        chunk = CompletionChunk(self._id, "chat.completion.chunk", self._created, self._model, choices, usage)
         return sse.encode_line(encode_json(chunk))
 
 
-def completion(snapshot: Snapshot, terminal: Terminal) -> Completion:
-    """A stream that has ended well, as one object.
+def chat_completion(snapshot: Snapshot, terminal: Terminal) -> ChatCompletion:
+    """Make one object of a stream that ended well.
 
     Args:
-        snapshot: Its log.
-        terminal: Its last record, one that `error_of` has no error for.
+        snapshot: The stream.
+        terminal: Its last record, for which `error_of` has no error.
     """
     trace = "".join(snapshot.trace) if snapshot.trace else UNSET
-    message = _Message("assistant", snapshot.output, reasoning_content=trace, reasoning=trace)
+    message = CompletionMessage("assistant", snapshot.output, reasoning_content=trace, reasoning=trace)
     usage = usage_of(terminal.usage)
-    return Completion(
+    return ChatCompletion(
         id=format_id(snapshot.id),
         object="chat.completion",
         created=int(snapshot.created_at),
         model=snapshot.model,
-        choices=(_WholeChoice(0, message, _finish_reason(terminal)),),
+        choices=(CompletionChoice(0, message, _finish_reason(terminal)),),
         usage=UNSET if usage is None else usage,
     )
-
-
-def error_of(terminal: Terminal) -> ErrorBody | None:
-    """What a client must be told instead of a finish reason; None for a stream that ended well.
-
-    Args:
-        terminal: The stream's last record.
-    """
-    match terminal:
-        case StreamFailed(error=error):
-            kind = "invalid_request_error" if error.code in CLIENTS_FAULT else "server_error"
-            return ErrorBody(error.message, kind, None, error.code)
-        case StreamIncomplete(reason=reason) if reason not in _CUT_TO_LENGTH:
-            return ErrorBody(_DEADLINES[reason], "server_error", None, reason)
-        case StreamCancelled(by=by):
-            return ErrorBody(_CANCELLED[by], "server_error", None, "cancelled")
-    return None
 
 
 def _finish_reason(terminal: Terminal) -> str:
@@ -242,14 +203,14 @@ def _finish_reason(terminal: Terminal) -> str:
     return terminal.finish_reason if terminal.finish_reason in _FINISH_REASONS else "stop"
 
 
-def usage_of(usage: records.Usage) -> Usage | None:
-    """The usage in OpenAI's words; None where the engine did not count both sides, because clients add them up."""
+def usage_of(usage: Usage) -> CompletionUsage | None:
+    """The usage in OpenAI's form. None if the engine did not count both sides, because clients add them up."""
     if usage.input_tokens is None or usage.output_tokens is None:
         return None
-    details = None if usage.reasoning_tokens is None else _Details(usage.reasoning_tokens)
-    return Usage(usage.input_tokens, usage.output_tokens, usage.input_tokens + usage.output_tokens, details)
+    details = None if usage.reasoning_tokens is None else CompletionTokenDetails(usage.reasoning_tokens)
+    return CompletionUsage(usage.input_tokens, usage.output_tokens, usage.input_tokens + usage.output_tokens, details)
 
 
 def format_id(stream_id: str) -> str:
-    """The id of a completion, from its stream's."""
+    """The id of a completion, from the id of its stream."""
     return f"chatcmpl-{stream_id.removeprefix('str_')}"

@@ -1,33 +1,39 @@
-"""One model, as the SDKs retrieve it; the list is part of the native API."""
+"""One model, as OpenAI's SDKs retrieve it. The list of models is a route of the native API, in the same form."""
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from quart import Blueprint, Response, request
 
+from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.errors import ErrorShape
+from crucible_trio.apis.kit.replies import json_response, model_entry
+from crucible_trio.apis.openai.errors import OPENAI_ERRORS
+from crucible_trio.apis.openai.request_builder import RequestBuilder
 from crucible_trio.pipeline import Pipeline
-from crucible_trio.web.access import Access
-from crucible_trio.web.native import model_entry
-from crucible_trio.web.openai.asks import Asks
-from crucible_trio.web.responses import json_response
 
 
 @final
 class ModelsApi:
-    """The route over one pipeline."""
+    """The models API over one pipeline (`Api`)."""
 
-    def __init__(self, pipeline: Pipeline, access: Access, asks: Asks) -> None:
+    name: ClassVar[str] = "openai_models"
+    error_shape: ClassVar[ErrorShape | None] = OPENAI_ERRORS
+    path_prefixes: ClassVar[tuple[str, ...]] = ("/v1/models/",)
+    open_endpoints: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, pipeline: Pipeline, access: Access) -> None:
         self._info = pipeline.engine.info
         self._access = access
-        self._asks = asks
+        self._builder = RequestBuilder(pipeline.engine.info, pipeline.settings)
 
     def add_to(self, blueprint: Blueprint) -> None:
-        """Add the route. A model's name may hold slashes."""
+        """Add the route. A model's name may contain slashes."""
         blueprint.add_url_rule("/v1/models/<path:model>", view_func=self.retrieve, methods=["GET"])
 
     async def retrieve(self, model: str) -> Response:
-        """`GET /v1/models/{model}`: a name that a request may give, the ones that mean another model too."""
+        """`GET /v1/models/{model}`: any name that a request may give, including names that mean another model."""
         self._access.owner(request)
-        self._asks.resolve(model)
+        self._builder.resolve(model)
         return json_response(model_entry(self._info, model))

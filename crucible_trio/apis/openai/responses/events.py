@@ -6,64 +6,67 @@ from typing import Literal, TypeAlias, final
 
 import msgspec
 
-from crucible_trio.dialects.responses.objects import OutputItem, OutputText, Response, SummaryText
+from crucible_trio.apis.openai.responses.objects import OutputItem, OutputText, ResponseObject, SummaryText
 from crucible_trio.records import encode_json
 
 
-class Event(msgspec.Struct, tag_field="type", kw_only=True):
-    """One event. `sequence_number` counts from 0 without holes; the fold sets it."""
+class ResponsesEvent(msgspec.Struct, tag_field="type", kw_only=True):
+    """One event. `sequence_number` counts from 0 without gaps. The fold sets it."""
 
     sequence_number: int = 0
 
 
-class _ResponseEvent(Event, kw_only=True):
-    response: Response
+class _ResponseStateEvent(ResponsesEvent, kw_only=True):
+    response: ResponseObject
 
 
 @final
-class ResponseCreated(_ResponseEvent, tag="response.created", kw_only=True):
+class ResponseCreated(_ResponseStateEvent, tag="response.created", kw_only=True):
     """Always event 0."""
 
 
 @final
-class ResponseInProgress(_ResponseEvent, tag="response.in_progress", kw_only=True):
+class ResponseInProgress(_ResponseStateEvent, tag="response.in_progress", kw_only=True):
     """Always event 1."""
 
 
 @final
-class ResponseCompleted(_ResponseEvent, tag="response.completed", kw_only=True):
-    """The last event: everything is there."""
+class ResponseCompleted(_ResponseStateEvent, tag="response.completed", kw_only=True):
+    """The last event: the response is complete."""
 
 
 @final
-class ResponseIncomplete(_ResponseEvent, tag="response.incomplete", kw_only=True):
-    """The last event: it was stopped. The SDKs know no event for a cancelled one; the response's status says so."""
+class ResponseIncomplete(_ResponseStateEvent, tag="response.incomplete", kw_only=True):
+    """The last event: the response was cut short or cancelled.
+
+    The SDKs know no event for a cancelled response, so only its `status` tells.
+    """
 
 
 @final
-class ResponseFailed(_ResponseEvent, tag="response.failed", kw_only=True):
+class ResponseFailed(_ResponseStateEvent, tag="response.failed", kw_only=True):
     """The last event: the engine failed."""
 
 
 TerminalEvent: TypeAlias = ResponseCompleted | ResponseIncomplete | ResponseFailed
 
 
-class _ItemEvent(Event, kw_only=True):
+class _ItemEvent(ResponsesEvent, kw_only=True):
     output_index: int
     item: OutputItem
 
 
 @final
 class OutputItemAdded(_ItemEvent, tag="response.output_item.added", kw_only=True):
-    """An item begins; it is empty."""
+    """An item begins. It is empty."""
 
 
 @final
 class OutputItemDone(_ItemEvent, tag="response.output_item.done", kw_only=True):
-    """An item is finished; it is whole."""
+    """An item is finished. It is whole."""
 
 
-class _InItem(Event, kw_only=True):
+class _InItem(ResponsesEvent, kw_only=True):
     item_id: str
     output_index: int
 
@@ -74,7 +77,7 @@ class _InSummary(_InItem, kw_only=True):
 
 @final
 class SummaryPartAdded(_InSummary, tag="response.reasoning_summary_part.added", kw_only=True):
-    """A segment begins; its text is empty."""
+    """A segment begins. Its text is empty."""
 
     part: SummaryText
 
@@ -106,7 +109,7 @@ class _InContent(_InItem, kw_only=True):
 
 @final
 class ContentPartAdded(_InContent, tag="response.content_part.added", kw_only=True):
-    """A message's one part begins; its text is empty."""
+    """A message's one part begins. Its text is empty."""
 
     part: OutputText
 
@@ -134,12 +137,12 @@ class ContentPartDone(_InContent, tag="response.content_part.done", kw_only=True
     part: OutputText
 
 
-def encode_event(event: Event) -> bytes:
-    """The bytes of an event: its type, then its JSON on one `data` line. No id: the SDKs know none here."""
+def encode_event(event: ResponsesEvent) -> bytes:
+    """The bytes of an event: its type, then its JSON on one `data` line. No `id` line: the SDKs do not read it here."""
     return b"event: %b\ndata: %b\n\n" % (_type_of(event).encode(), encode_json(event))
 
 
-def _type_of(event: Event) -> str:
+def _type_of(event: ResponsesEvent) -> str:
     tag = event.__struct_config__.tag
     assert isinstance(tag, str)
     return tag

@@ -8,9 +8,9 @@ output.delta       output_item.added and content_part.added (once), output_text.
 terminal           the open item's .done events, then response.completed, .incomplete or .failed
 ```
 
-Reasoning that comes again after a piece of the answer closes that message, and opens a reasoning item and then a
-message of their own: an item's events are never mixed with another's, `output_index` is the item's place in `output`,
-and the answer is the messages joined, as the SDKs' `output_text` joins them.
+Reasoning that follows a piece of the answer closes the open message and opens a new reasoning item. The next piece of
+the answer opens a new message. So the events of two items are never mixed, and `output_index` is the item's place in
+`output`. The answer is all messages joined, as the SDKs' `output_text` joins them.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Final, final
 
 import msgspec
 
-from crucible_trio.dialects.responses.events import (
-    Event,
+from crucible_trio.apis.openai.responses.events import (
     ResponseCompleted,
     ResponseCreated,
     ResponseFailed,
     ResponseIncomplete,
     ResponseInProgress,
+    ResponsesEvent,
     TerminalEvent,
 )
-from crucible_trio.dialects.responses.items import OpenItem, OpenMessage, OpenReasoning
-from crucible_trio.dialects.responses.objects import (
-    Asked,
+from crucible_trio.apis.openai.responses.items import OpenItem, OpenMessage, OpenReasoning
+from crucible_trio.apis.openai.responses.objects import (
+    EchoedFields,
     IncompleteDetails,
     ItemStatus,
     OutputItem,
-    Response,
     ResponseError,
+    ResponseObject,
     ResponseStatus,
     format_response_id,
     usage_of,
@@ -54,7 +54,7 @@ from crucible_trio.records import (
     Terminal,
 )
 
-# A finish reason that an engine may hand on from its upstream: the text was cut, and must not look whole.
+# A finish reason that an engine may pass on from its upstream. The text was cut, and must not look complete.
 _CONTENT_FILTER: Final = "content_filter"
 
 _EVENTS: Final[dict[ResponseStatus, type[TerminalEvent]]] = {
@@ -67,26 +67,26 @@ _EVENTS: Final[dict[ResponseStatus, type[TerminalEvent]]] = {
 
 @final
 class ResponseFold:
-    """Takes a log's records from record 1 on, in order; the state comes from them and from `asked` alone.
+    """Folds the records of a log, from record 1 on and in order. Its state depends only on them and on `echoed`.
 
     Attributes:
-        next_number: The `sequence_number` of the next event, which is also how many there were.
+        next_number: The `sequence_number` of the next event, which is also the number of events so far.
     """
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, echoed: EchoedFields) -> None:
         self.next_number = 0
-        self._asked = asked
+        self._echoed = echoed
         self._suffix = ""  # of the items' ids
         self._created_at = 0.0
-        self._response: Response | None = None  # without its output, which grows
+        self._response: ResponseObject | None = None  # without its output, which grows
         self._finished: list[OutputItem] = []
         self._open: OpenItem | None = None
 
-    def feed(self, record: AnyRecord) -> list[Event]:
-        """Take the next record.
+    def feed(self, record: AnyRecord) -> list[ResponsesEvent]:
+        """Fold the next record.
 
         Returns:
-            Its events, numbered. At least one for every record but `reasoning.done` without a trace.
+            Its events, numbered. At least one for each record, except for `reasoning.done` without a trace.
         """
         events = list(self._events(record))
         for event in events:
@@ -94,18 +94,18 @@ class ResponseFold:
             self.next_number += 1
         return events
 
-    def response(self) -> Response:
-        """The response as it stands. There must have been a record."""
+    def response(self) -> ResponseObject:
+        """The response with its output so far. Call it after the first record."""
         assert self._response is not None
         output = [*self._finished] if self._open is None else [*self._finished, self._open.item("in_progress")]
         return msgspec.structs.replace(self._response, output=output)
 
-    def _events(self, record: AnyRecord) -> Iterator[Event]:
+    def _events(self, record: AnyRecord) -> Iterator[ResponsesEvent]:
         match record:
             case StreamCreated():
                 self._suffix = format_response_id(record.stream).removeprefix("resp_")
                 self._created_at = record.created_at
-                self._response = _new_response(record, self._asked)
+                self._response = _new_response(record, self._echoed)
                 yield ResponseCreated(response=self.response())
                 yield ResponseInProgress(response=self.response())
             case ReasoningDelta():
@@ -125,13 +125,13 @@ class ResponseFold:
             case _:
                 yield from self._end(record)
 
-    def _finish_item(self, status: ItemStatus) -> Iterator[Event]:
+    def _finish_item(self, status: ItemStatus) -> Iterator[ResponsesEvent]:
         if self._open is not None:
             item, self._open = self._open, None
             yield from item.finish(status)
             self._finished.append(item.item(status))
 
-    def _end(self, record: Terminal) -> Iterator[Event]:
+    def _end(self, record: Terminal) -> Iterator[ResponsesEvent]:
         assert self._response is not None
         status, reason = _outcome(record)
         yield from self._finish_item("completed" if status == "completed" else "incomplete")
@@ -147,12 +147,12 @@ class ResponseFold:
         yield _EVENTS[status](response=self.response())
 
 
-def _new_response(created: StreamCreated, asked: Asked) -> Response:
-    return Response(
+def _new_response(created: StreamCreated, echoed: EchoedFields) -> ResponseObject:
+    return ResponseObject(
         id=format_response_id(created.stream),
         created_at=int(created.created_at),
         model=created.model,
-        **msgspec.structs.asdict(asked),
+        **msgspec.structs.asdict(echoed),
     )
 
 
@@ -165,7 +165,7 @@ def _outcome(record: Terminal) -> tuple[ResponseStatus, str | None]:
         case StreamIncomplete(reason=reason):
             return "incomplete", reason
         case StreamCancelled():
-            # Not null: an SDK that finds no reason takes the text for whole.
+            # Not None: an SDK that finds no reason takes the text for complete.
             return "cancelled", "cancelled"
         case _:
             return "failed", None

@@ -1,7 +1,7 @@
 """Output items that are being written, and the events that write them.
 
-Texts are kept as the pieces they came in and joined when a part is finished, so that following live costs what the
-pieces cost and not their square.
+A text is kept as its pieces and joined when its part is finished. So the cost of following a stream grows with the
+number of pieces and not with its square.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeAlias, final
 
-from crucible_trio.dialects.responses.events import (
+from crucible_trio.apis.openai.responses.events import (
     ContentPartAdded,
     ContentPartDone,
-    Event,
     OutputItemAdded,
     OutputItemDone,
     OutputTextDelta,
     OutputTextDone,
+    ResponsesEvent,
     SummaryPartAdded,
     SummaryPartDone,
     SummaryTextDelta,
     SummaryTextDone,
 )
-from crucible_trio.dialects.responses.objects import ItemStatus, MessageItem, OutputText, ReasoningItem, SummaryText
+from crucible_trio.apis.openai.responses.objects import ItemStatus, MessageItem, OutputText, ReasoningItem, SummaryText
 
 
 @final
 class OpenReasoning:
-    """A trace that is being written: each segment is a part of its summary, numbered within this item from 0."""
+    """A trace that is being written. Each segment is a part of its summary. Parts are numbered from 0 in each item."""
 
     def __init__(self, item_id: str, output_index: int) -> None:
         self._id = item_id
@@ -36,12 +36,12 @@ class OpenReasoning:
         self._segment: int | None = None
         self._pieces: list[str] = []
 
-    def begin(self) -> Iterator[Event]:
+    def begin(self) -> Iterator[ResponsesEvent]:
         """The events that open it."""
         yield OutputItemAdded(output_index=self._index, item=self.item("in_progress"))
 
-    def add(self, segment: int, delta: str) -> Iterator[Event]:
-        """The events for one more piece."""
+    def add(self, segment: int, delta: str) -> Iterator[ResponsesEvent]:
+        """The events for the next piece."""
         if segment != self._segment:
             yield from self._finish_segment()
             self._segment = segment
@@ -56,17 +56,17 @@ class OpenReasoning:
             item_id=self._id, output_index=self._index, summary_index=len(self._finished), delta=delta
         )
 
-    def finish(self, status: ItemStatus) -> Iterator[Event]:
+    def finish(self, status: ItemStatus) -> Iterator[ResponsesEvent]:
         """The events that close it."""
         yield from self._finish_segment()
         yield OutputItemDone(output_index=self._index, item=self.item(status))
 
     def item(self, status: ItemStatus) -> ReasoningItem:
-        """The item as it stands."""
+        """The item with its text so far."""
         unfinished = [] if self._segment is None else [SummaryText("".join(self._pieces))]
         return ReasoningItem(self._id, status, self._finished + unfinished)
 
-    def _finish_segment(self) -> Iterator[Event]:
+    def _finish_segment(self) -> Iterator[ResponsesEvent]:
         if self._segment is None:
             return
         part = SummaryText("".join(self._pieces))
@@ -80,24 +80,24 @@ class OpenReasoning:
 
 @final
 class OpenMessage:
-    """An answer that is being written; it has one part."""
+    """An answer that is being written. It has one part."""
 
     def __init__(self, item_id: str, output_index: int) -> None:
         self._id = item_id
         self._index = output_index
         self._pieces: list[str] = []
 
-    def begin(self) -> Iterator[Event]:
+    def begin(self) -> Iterator[ResponsesEvent]:
         """The events that open it."""
         yield OutputItemAdded(output_index=self._index, item=MessageItem(self._id, "in_progress", []))
         yield ContentPartAdded(item_id=self._id, output_index=self._index, part=OutputText(""))
 
-    def add(self, delta: str) -> Iterator[Event]:
-        """The event for one more piece."""
+    def add(self, delta: str) -> Iterator[ResponsesEvent]:
+        """The event for the next piece."""
         self._pieces.append(delta)
         yield OutputTextDelta(item_id=self._id, output_index=self._index, delta=delta)
 
-    def finish(self, status: ItemStatus) -> Iterator[Event]:
+    def finish(self, status: ItemStatus) -> Iterator[ResponsesEvent]:
         """The events that close it."""
         item = self.item(status)
         [part] = item.content
@@ -106,7 +106,7 @@ class OpenMessage:
         yield OutputItemDone(output_index=self._index, item=item)
 
     def item(self, status: ItemStatus) -> MessageItem:
-        """The item as it stands."""
+        """The item with its text so far."""
         return MessageItem(self._id, status, [OutputText("".join(self._pieces))])
 
 

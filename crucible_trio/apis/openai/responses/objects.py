@@ -1,9 +1,10 @@
-"""The objects of the responses API: the response, what is in it, and its id.
+"""The objects of the responses API: the response, its parts and its id.
 
-All fields that OpenAI's own SDK requires are there, and what this server does not have (tools, conversations) has the
-value that says so. Two fields hold words that OpenAI does not list, because the truth is not among those it lists:
-`incomplete_details.reason` (the log's own reasons, and `cancelled`) and `error.code` (the engine's own codes). No SDK
-checks them, and one that finds no reason at all in an incomplete response takes it for a whole one.
+The response has all fields that OpenAI's SDK requires. Fields of features that this server does not have (tools,
+conversations) have the value that says so. Two fields have values that OpenAI does not list, because none of the listed
+values is true: `incomplete_details.reason` (the reasons of the log, and `cancelled`) and `error.code` (the codes of the
+engine). The SDKs do not check these values. But an SDK that finds no reason in an incomplete response takes it for a
+complete one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _RESPONSE_ID = re.compile(r"resp_(?P<random>[A-Za-z0-9_-]{22})")
 
 
 def format_response_id(stream_id: str) -> str:
-    """The id of a stream in this API: the same random part under OpenAI's prefix."""
+    """The id of a stream in this API: the same random part with OpenAI's prefix."""
     return f"resp_{stream_id.removeprefix(_STREAM_PREFIX)}"
 
 
@@ -32,7 +33,7 @@ def parse_response_id(text: str) -> str:
     """The id of the stream that a response's id names.
 
     Raises:
-        StreamNotFoundError: No server of this kind can have given it out.
+        StreamNotFoundError: This server never makes such an id.
     """
     found = _RESPONSE_ID.fullmatch(text)
     if found is None:
@@ -41,20 +42,20 @@ def parse_response_id(text: str) -> str:
 
 
 @final
-class ReasoningAsked(msgspec.Struct, frozen=True, kw_only=True):
-    """What the request said about reasoning; in a response it is only said again."""
+class EchoedReasoning(msgspec.Struct, frozen=True, kw_only=True):
+    """The request's fields about reasoning, repeated in the response."""
 
     effort: str | None = None
     summary: str | None = None
 
 
 @final
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a response says again of its request, and no log holds. It is the same for as long as the stream exists.
+class EchoedFields(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of a request that its response repeats. They are not in the log and never change.
 
     Attributes:
-        background: Whether it goes on without readers.
-        store: Whether it can be found when it has ended.
+        background: Whether the response continues without readers.
+        store: Whether the response can be retrieved.
     """
 
     instructions: str | None = None
@@ -62,7 +63,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    reasoning: ReasoningAsked = ReasoningAsked()
+    reasoning: EchoedReasoning = EchoedReasoning()
     background: bool = False
     store: bool = True
 
@@ -85,7 +86,7 @@ class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text
 
 @final
 class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
-    """A trace, from where it begins to where it stops or pauses."""
+    """A trace up to the next piece of the answer, or the end."""
 
     id: str
     status: ItemStatus
@@ -94,7 +95,7 @@ class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasonin
 
 @final
 class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
-    """A piece of the answer that no reasoning interrupts; nearly always the whole answer."""
+    """A part of the answer without reasoning in between. Nearly always the whole answer."""
 
     id: str
     status: ItemStatus
@@ -107,7 +108,7 @@ OutputItem: TypeAlias = ReasoningItem | MessageItem
 
 @final
 class ResponseError(msgspec.Struct, frozen=True):
-    """Why a response failed, in the engine's own words."""
+    """Why a response failed: the engine's code and message."""
 
     code: str
     message: str
@@ -115,19 +116,23 @@ class ResponseError(msgspec.Struct, frozen=True):
 
 @final
 class IncompleteDetails(msgspec.Struct, frozen=True):
-    """What ended a response before its end."""
+    """Why a response is not complete."""
 
     reason: str
 
 
 @final
-class _InputDetails(msgspec.Struct, frozen=True):
+class InputTokenDetails(msgspec.Struct, frozen=True):
+    """`input_tokens_details`."""
+
     cached_tokens: int = 0
     cache_write_tokens: int = 0
 
 
 @final
-class _OutputDetails(msgspec.Struct, frozen=True):
+class OutputTokenDetails(msgspec.Struct, frozen=True):
+    """`output_tokens_details`."""
+
     reasoning_tokens: int
 
 
@@ -136,25 +141,27 @@ class ResponseUsage(msgspec.Struct, frozen=True):
     """Tokens as the engine counted them. Reasoning is part of the output."""
 
     input_tokens: int
-    input_tokens_details: _InputDetails
+    input_tokens_details: InputTokenDetails
     output_tokens: int
-    output_tokens_details: _OutputDetails
+    output_tokens_details: OutputTokenDetails
     total_tokens: int
 
 
 @final
-class _TextFormat(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
-    pass
+class TextFormat(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    """`text.format`."""
 
 
 @final
-class _TextConfig(msgspec.Struct, frozen=True):
-    format: _TextFormat = _TextFormat()
+class TextConfig(msgspec.Struct, frozen=True):
+    """`text`: plain text is the only format."""
+
+    format: TextFormat = TextFormat()
 
 
 @final
-class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """The response object, as it stands at one position of its log."""
+class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
+    """The response object at one offset of its log."""
 
     id: str
     object: Literal["response"] = "response"
@@ -172,11 +179,11 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     output: list[OutputItem] = []
     parallel_tool_calls: bool = False
     previous_response_id: None = None
-    reasoning: ReasoningAsked
+    reasoning: EchoedReasoning
     service_tier: Literal["default"] = "default"
     store: bool
     temperature: float | None
-    text: _TextConfig = _TextConfig()
+    text: TextConfig = TextConfig()
     tool_choice: Literal["auto"] = "auto"
     tools: tuple[str, ...] = ()
     top_logprobs: int = 0
@@ -186,16 +193,16 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def usage_of(usage: Usage) -> ResponseUsage | None:
-    """Usage in this API's shape; None as a whole where the engine did not count input or output.
+    """Usage in this API's form. None if the engine did not count input or output.
 
-    The SDKs' types have no "unknown" for one number: reasoning that was not counted apart is 0.
+    The SDKs' types cannot say that one number is unknown, so reasoning that was not counted separately is 0.
     """
     if usage.input_tokens is None or usage.output_tokens is None:
         return None
     return ResponseUsage(
         usage.input_tokens,
-        _InputDetails(),
+        InputTokenDetails(),
         usage.output_tokens,
-        _OutputDetails(usage.reasoning_tokens or 0),
+        OutputTokenDetails(usage.reasoning_tokens or 0),
         usage.input_tokens + usage.output_tokens,
     )

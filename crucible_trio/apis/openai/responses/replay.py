@@ -1,47 +1,51 @@
-"""One reader's view of a log in this API, from any event on, and the response as it stands."""
+"""One reader's view of a response, from any event on, and the response object.
+
+A client resumes by `starting_after`, the `sequence_number` of the last event that it has. Event numbers depend on the
+log only. So the view folds the log from record 1 until it reaches that event.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Final, final
+from typing import Final, final
 
 import trio
 
-from crucible_trio.dialects import Dialect
-from crucible_trio.dialects.responses.events import encode_event
-from crucible_trio.dialects.responses.fold import ResponseFold
-from crucible_trio.dialects.responses.objects import Asked, Response
+from crucible_trio.apis.openai.dialect import OpenAIDialect
+from crucible_trio.apis.openai.responses.events import encode_event
+from crucible_trio.apis.openai.responses.fold import ResponseFold
+from crucible_trio.apis.openai.responses.objects import EchoedFields, ResponseObject
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.log import MemoryLog
 from crucible_trio.records import decode_frame
 
-# What is folded at a time where a log is folded from its beginning.
+# How much is folded between two checkpoints.
 _FOLD_BYTES: Final = 64 * 1024
 
 
-async def open_view(log: MemoryLog, asked: Asked, starting_after: int | None = None) -> tuple[Dialect, int]:
-    """A reader's view of a log, ready for the event after the one the client has.
+async def open_dialect(log: MemoryLog, echoed: EchoedFields, starting_after: int | None = None) -> ResponsesDialect:
+    """Open one reader's view of a response.
 
     Args:
         log: The log.
-        asked: What the request said.
-        starting_after: The `sequence_number` of the last event the client has; None for none.
+        echoed: The request's fields that the response repeats.
+        starting_after: The `sequence_number` of the last event that the client has. None for none.
 
     Returns:
-        The view, and the position in the log from which it is to be fed. One record can have several events: when the
-        client has some of them, the position lies before the record and the view leaves those out.
+        The view. One record can have several events. If the client has some of them, `resume_offset` lies before this
+        record, and the view leaves out the events that the client has.
 
     Raises:
-        InvalidRequestError: There has been no such event so far.
+        InvalidRequestError: The response has no such event yet.
 
-    Checkpoints: where it folds what came before, so that a long log holds nobody up. Cancellation: safe.
+    Checkpoints: while it folds earlier records, so that a long log does not block other tasks. Cancellation: safe.
     """
-    fold = ResponseFold(asked)
+    fold = ResponseFold(echoed)
     if starting_after is None:
-        return _View(fold), 0
-    position = 0
+        return ResponsesDialect(fold, 0)
+    offset = 0
     while fold.next_number <= starting_after:
-        frames = log.read(position, _FOLD_BYTES)
+        frames = log.read(offset, _FOLD_BYTES)
         if not frames:
             message = f"starting_after is beyond the last event, {fold.next_number - 1}"
             raise InvalidRequestError(message, "starting_after")
@@ -49,39 +53,47 @@ async def open_view(log: MemoryLog, asked: Asked, starting_after: int | None = N
             events = fold.feed(decode_frame(frame))
             if fold.next_number > starting_after + 1:
                 missing = [event for event in events if event.sequence_number > starting_after]
-                return _View(fold, b"".join(map(encode_event, missing))), position
-            position += 1
+                return ResponsesDialect(fold, offset, b"".join(map(encode_event, missing)))
+            offset += 1
             if fold.next_number > starting_after:
                 break
         await trio.lowlevel.checkpoint()
-    return _View(fold), position
+    return ResponsesDialect(fold, offset)
 
 
-async def snapshot(log: MemoryLog, asked: Asked) -> Response:
-    """The response as it stands: what the log held at the moment this returns.
+async def response_object(log: MemoryLog, echoed: EchoedFields) -> ResponseObject:
+    """The response, from the records that the log has when this returns.
 
-    Checkpoints: between pieces of a long log. Cancellation: safe.
+    Checkpoints: between the parts of a long log. Cancellation: safe.
     """
-    fold = ResponseFold(asked)
-    position = 0
-    while frames := log.read(position, _FOLD_BYTES):
-        if position:
+    fold = ResponseFold(echoed)
+    offset = 0
+    while frames := log.read(offset, _FOLD_BYTES):
+        if offset:
             await trio.lowlevel.checkpoint()
         for frame in frames:
             fold.feed(decode_frame(frame))
-        position += len(frames)
+        offset += len(frames)
     return fold.response()
 
 
 @final
-class _View:
-    resumes: ClassVar = False
+class ResponsesDialect(OpenAIDialect):
+    """The events of a response.
 
-    def __init__(self, fold: ResponseFold, rest: bytes | None = None) -> None:
+    Args:
+        fold: Has folded the records up to the offset, and one more if there is a rest.
+        resume_offset: Where the view begins.
+        rest: Events of the first record, if it has been folded: those that the client lacks.
+    """
+
+    def __init__(self, fold: ResponseFold, resume_offset: int, rest: bytes | None = None) -> None:
+        super().__init__(resume_offset)
         self._fold = fold
-        self._rest = rest  # of the next record, which has been folded: the events that the client lacks
+        self._rest = rest
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
+        """Fold the records; see `Dialect`."""
         return b"".join(self._each(frames))
 
     def _each(self, frames: Sequence[bytes]) -> Iterator[bytes]:

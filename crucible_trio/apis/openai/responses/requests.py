@@ -1,40 +1,48 @@
-"""What the body of `POST /v1/responses` may hold, and what it means."""
+"""The requests of the responses API: the body of `POST /v1/responses` and the parameters of `GET`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple, final
 
 import msgspec
 
+from crucible_trio.apis.kit.errors import UnsupportedParameterError
+from crucible_trio.apis.kit.fields import Fields
+from crucible_trio.apis.openai.messages import OpenAIMessage, read_message
+from crucible_trio.apis.openai.request_builder import HARMLESS, RequestBuilder
+from crucible_trio.apis.openai.responses.objects import EchoedFields, EchoedReasoning
 from crucible_trio.config import Effort
-from crucible_trio.dialects.responses import Asked, ReasoningAsked
 from crucible_trio.engine import Message, Request
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.web.openai.asks import Asks
-from crucible_trio.web.openai.errors import UnsupportedParameterError
-from crucible_trio.web.openai.fields import HARMLESS, Fields
-from crucible_trio.web.openai.messages import AskedMessage, read_message
 
-# OpenAI's limits. What a response says again is kept with its stream, and no cap on logs counts it.
+# OpenAI's limits. The echoed fields are kept with the stream, and `total_log_bytes` does not count them.
 _MetadataKey = Annotated[str, msgspec.Meta(max_length=64)]
 _MetadataValue = Annotated[str, msgspec.Meta(max_length=512)]
-_Summary = Literal["auto", "concise", "detailed"]
+_ReasoningSummary = Literal["auto", "concise", "detailed"]
 
 ENCRYPTED_REASONING: Final = "reasoning.encrypted_content"
 
+_BOOLEANS: Final = {"true": True, "false": False}
+# Event numbers are shorter, and `int` raises for texts of thousands of digits.
+_MAX_NUMBER_DIGITS: Final = 18
 
-class _StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    include_obfuscation: bool = False  # padding against people who measure packets; harmless, there is none
+
+@final
+class ResponsesStreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """`stream_options`."""
+
+    include_obfuscation: bool = False  # padding against traffic analysis: accepted, but no padding is sent
 
 
-class Body(msgspec.Struct):
+@final
+class ResponsesRequestBody(msgspec.Struct):
     """The fields that are understood."""
 
     input: str | list[dict[str, object]]
     instructions: str | None = None
     model: str | None = None
     stream: bool = False
-    stream_options: _StreamOptions | None = None
+    stream_options: ResponsesStreamOptions | None = None
     background: bool = False
     store: bool = True
     max_output_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -45,18 +53,22 @@ class Body(msgspec.Struct):
     top_p: float | None = None
 
 
-class _Reasoning(msgspec.Struct):
+@final
+class ReasoningOptions(msgspec.Struct):
+    """`reasoning`."""
+
     effort: Effort | None = None
-    summary: _Summary | None = None
-    generate_summary: _Summary | None = None
+    summary: _ReasoningSummary | None = None
+    generate_summary: _ReasoningSummary | None = None
 
 
-class _Text(msgspec.Struct):
-    pass
+@final
+class TextOptions(msgspec.Struct):
+    """`text`: no field is understood."""
 
 
 BODY: Final = Fields(
-    Body,
+    ResponsesRequestBody,
     harmless=HARMLESS
     | {
         "max_tool_calls": "there are no tools",
@@ -68,7 +80,8 @@ BODY: Final = Fields(
         "context_management": ([],),
         "conversation": (),
         "image": (),
-        # The SDKs ask for it with `store: false`, to send it back. There is none, and what is sent back is ignored.
+        # With `store: false` the SDKs ask for it, to send it back later. This server has none, and ignores it when it
+        # is sent back.
         "include": ([], [ENCRYPTED_REASONING]),
         "moderation": (),
         "previous_response_id": (),
@@ -79,16 +92,16 @@ BODY: Final = Fields(
         "truncation": ("disabled",),
     },
 )
-"""The fields of a request's body; docs/howto/openai.md holds the same as a table."""
+"""The fields of a request's body. docs/howto/openai.md has the same as a table."""
 
-REASONING: Final = Fields(_Reasoning, refused={"context": ("auto",), "mode": ("standard",)})
-"""The fields of `reasoning`. `effort` picks the mode; any `summary` gets the whole trace, and so does none."""
+REASONING: Final = Fields(ReasoningOptions, refused={"context": ("auto",), "mode": ("standard",)})
+"""The fields of `reasoning`. `effort` picks the mode. The whole trace is sent with any `summary`, and without one."""
 
-TEXT: Final = Fields(_Text, refused={"format": ({"type": "text"},), "verbosity": ("medium",)})
+TEXT: Final = Fields(TextOptions, refused={"format": ({"type": "text"},), "verbosity": ("medium",)})
 """The fields of `text`."""
 
 MESSAGE: Final = Fields(
-    AskedMessage,
+    OpenAIMessage,
     harmless={
         "id": "of an earlier answer, sent back",
         "phase": "of an earlier answer, sent back",
@@ -96,26 +109,36 @@ MESSAGE: Final = Fields(
         "type": "it is a message",
     },
 )
-"""The fields of a message in `input`, so that a response's output can be sent back as it came."""
+"""The fields of a message in `input`. They accept the output of an earlier response, sent back unchanged."""
 
 _TEXT_TYPES: Final = frozenset({"input_text", "output_text"})
 
 
-def read_body(body: bytes | bytearray, asks: Asks) -> tuple[Body, Request, Asked]:
+class CreateResponse(NamedTuple):
+    """A request that has been read.
+
+    Attributes:
+        engine_request: What to generate, without `on_disconnect`.
+        stream: Whether to answer with events.
+        echoed: The fields that the response repeats.
+    """
+
+    engine_request: Request
+    stream: bool
+    echoed: EchoedFields
+
+
+def read_request(body: bytes | bytearray, builder: RequestBuilder) -> CreateResponse:
     """Read a request.
 
     Args:
-        body: As it came.
-        asks: Makes requests.
-
-    Returns:
-        Its fields; the request for the pipeline, without what happens when its readers leave; and what the response
-        says again.
+        body: The body as received.
+        builder: Makes the engine's request.
 
     Raises:
         UnsupportedParameterError, UnknownParameterError: A field is refused, or unknown.
-        ModelNotFoundError: There is no such model.
-        InvalidRequestError: Anything else does not fit.
+        ModelNotFoundError: No model has this name.
+        InvalidRequestError: A value is invalid.
     """
     fields = BODY.decode(body)
     reasoning = REASONING.read(fields.reasoning, "reasoning")
@@ -125,7 +148,7 @@ def read_body(body: bytes | bytearray, asks: Asks) -> tuple[Body, Request, Asked
     if fields.background and not fields.store:
         raise InvalidRequestError("a response in the background must be stored, or nobody could read it", "store")
     messages = [Message("system", fields.instructions)] if fields.instructions else []
-    ask = asks.make(
+    engine_request = builder.build(
         messages + _messages(fields.input),
         model=fields.model,
         effort=reasoning.effort,
@@ -133,17 +156,41 @@ def read_body(body: bytes | bytearray, asks: Asks) -> tuple[Body, Request, Asked
         limit_name="max_output_tokens",
         sampling={"temperature": fields.temperature, "top_p": fields.top_p},
     )
-    asked = Asked(
+    echoed = EchoedFields(
         instructions=fields.instructions,
         metadata=fields.metadata,
         max_output_tokens=fields.max_output_tokens,
         temperature=fields.temperature,
         top_p=fields.top_p,
-        reasoning=ReasoningAsked(effort=reasoning.effort, summary=reasoning.summary or reasoning.generate_summary),
+        reasoning=EchoedReasoning(effort=reasoning.effort, summary=reasoning.summary or reasoning.generate_summary),
         background=fields.background,
         store=fields.store,
     )
-    return fields, ask, asked
+    return CreateResponse(engine_request, fields.stream, echoed)
+
+
+def read_flag(name: str, text: str) -> bool:
+    """Read a query parameter that is `true` or `false`.
+
+    Raises:
+        InvalidRequestError: It is neither.
+    """
+    if text not in _BOOLEANS:
+        raise InvalidRequestError(f"{name} is true or false", name)
+    return _BOOLEANS[text]
+
+
+def read_event_number(name: str, text: str | None) -> int | None:
+    """Read a query parameter that is the `sequence_number` of an event. None if the request does not have it.
+
+    Raises:
+        InvalidRequestError: It is not a number.
+    """
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > _MAX_NUMBER_DIGITS:
+        raise InvalidRequestError(f"{name} is the sequence_number of an event", name)
+    return int(text)
 
 
 def _messages(given: str | list[dict[str, object]]) -> list[Message]:
@@ -151,17 +198,17 @@ def _messages(given: str | list[dict[str, object]]) -> list[Message]:
         if not given:
             raise InvalidRequestError("the input is empty", "input")
         return [Message("user", given)]
-    found: list[Message] = []
+    messages: list[Message] = []
     for index, item in enumerate(given):
         at = f"input[{index}]"
         kind = item.get("type", "message")
-        if kind == "reasoning":  # the trace of an earlier answer, sent back; no model wants it again
+        if kind == "reasoning":  # the trace of an earlier answer, sent back. No model reads it
             continue
         if kind != "message":
             raise UnsupportedParameterError(f"{at}.type")
-        message = MESSAGE.read(item, at)
-        if (ours := read_message(message.role, message.content, at, text_types=_TEXT_TYPES)) is not None:
-            found.append(ours)
-    if not found:
+        asked = MESSAGE.read(item, at)
+        if (message := read_message(asked.role, asked.content, at, text_types=_TEXT_TYPES)) is not None:
+            messages.append(message)
+    if not messages:
         raise InvalidRequestError("there is no message", "input")
-    return found
+    return messages

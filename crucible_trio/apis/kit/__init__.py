@@ -1,0 +1,1 @@
+"""What every API needs: parsing requests, starting streams, writing event streams, and error answers."""

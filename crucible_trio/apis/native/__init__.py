@@ -1,0 +1,1 @@
+"""The native API: docs/reference/protocol.md."""

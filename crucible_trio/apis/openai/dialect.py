@@ -1,0 +1,35 @@
+"""The events that OpenAI's wires do not have."""
+
+from __future__ import annotations
+
+from crucible_trio import sse
+
+
+class OpenAIDialect:
+    """What the dialects of OpenAI's APIs share. Subclasses add `feed` (`Dialect`).
+
+    The SDKs read events until the stream ends, and do not reconnect. They know no `retry:` line and no control events.
+    So a draining server lets the stream finish without a word, and a reader too many is refused with an error.
+
+    Args:
+        resume_offset: The `seq` of the last record that the reader does not need.
+    """
+
+    def __init__(self, resume_offset: int = 0) -> None:
+        self.resume_offset = resume_offset
+
+    def opening(self) -> bytes:
+        """Nothing; see `Dialect`."""
+        return b""
+
+    def keep_alive(self) -> bytes:
+        """A comment line; see `Dialect`."""
+        return sse.HEARTBEAT
+
+    def draining(self) -> bytes:
+        """Nothing; see `Dialect`."""
+        return b""
+
+    def busy(self) -> None:
+        """No event; see `Dialect`."""
+        return
