@@ -4,7 +4,7 @@ Everything exported here runs without the web. Import the rest by name: `crucibl
 `crucible_trio.client`, `crucible_trio.engines`.
 """
 
-from crucible_trio.config import Settings, load_settings
+from crucible_trio.config import Settings
 from crucible_trio.content import Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.engine import Capabilities, Engine, EngineInfo, Finish
 from crucible_trio.errors import CrucibleError, EngineError
@@ -106,6 +106,5 @@ __all__ = [
     "ToolCallStart",
     "ToolCallStarted",
     "Usage",
-    "load_settings",
     "open_pipeline",
 ]

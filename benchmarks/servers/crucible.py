@@ -11,11 +11,11 @@ from benchmarks.servers.trio_model import Model
 from benchmarks.spec import Spec
 from crucible_trio import EngineInfo, Finish, Output, Request, Settings, open_pipeline
 from crucible_trio.server import Config, serve
+from crucible_trio.settings import ServerSettings
 from crucible_trio.web import create_app
 
 # Only caps are raised; what costs time or memory stays at its default.
 SETTINGS = Settings(
-    bind=("127.0.0.1:0",),
     max_streams=20_000,
     max_readers_per_stream=1_000,
     max_output_tokens=1_000_000_000,
@@ -40,7 +40,7 @@ class ModelEngine:
 
 async def main(*, direct_writes: bool) -> None:
     model = Model()
-    config = Config.from_settings(SETTINGS)
+    config = Config.from_settings(ServerSettings(bind=("127.0.0.1:0",)))
     config.direct_writes = direct_writes
     async with open_pipeline(ModelEngine(model), SETTINGS) as pipeline, trio.open_nursery() as nursery:
         app = create_app(pipeline)

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from crucible_trio.cli.progress import fetch_progress
 from crucible_trio.client import open_client
-from crucible_trio.config import Settings
 from crucible_trio.engines import open_engine
 from crucible_trio.errors import ConfigError, CrucibleError, ServerRefusedError, StreamLostError
 from crucible_trio.pipeline import open_pipeline
@@ -27,6 +26,7 @@ from crucible_trio.records import (
     Terminal,
 )
 from crucible_trio.request import Request
+from crucible_trio.settings import ServiceSettings
 
 _STOPPED_EXIT_CODE: Final = 130  # 128 + SIGINT, as shells have it
 
@@ -34,7 +34,7 @@ _STOPPED_EXIT_CODE: Final = 130  # 128 + SIGINT, as shells have it
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
-async def ask_here(request: Request, settings: Settings) -> int:
+async def ask_here(request: Request, settings: ServiceSettings) -> int:
     """Run the whole pipeline in this process.
 
     Returns:
@@ -45,8 +45,8 @@ async def ask_here(request: Request, settings: Settings) -> int:
     """
     async with AsyncExitStack() as stack:
         with fetch_progress() as progress:
-            engine = await stack.enter_async_context(open_engine(settings, progress=progress))
-        pipeline = await stack.enter_async_context(open_pipeline(engine, settings))
+            engine = await stack.enter_async_context(open_engine(settings.engine, progress=progress))
+        pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
         stream = await pipeline.start(request)
 
         async def cancel() -> None:

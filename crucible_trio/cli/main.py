@@ -16,8 +16,8 @@ from typing import TypeVar
 import click
 import trio
 
-from crucible_trio.config import CLIENT_KEY_VARIABLE, Settings, load_settings
 from crucible_trio.errors import ConfigError
+from crucible_trio.settings.loading import CLIENT_KEY_VARIABLE, ServiceSettings, load_settings
 
 Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -200,7 +200,7 @@ def path() -> None:
     click.echo(default_cache_folder() / SMOLLM2.file)
 
 
-def _settings(**options: object) -> Settings:
+def _settings(**options: object) -> ServiceSettings:
     if options.get("upstream_base_url") is not None and options.get("engine") is None:
         options["engine"] = "upstream"
     try:

@@ -11,18 +11,18 @@ import trio
 
 from crucible_trio.apis.kit.access import host_name, is_loopback
 from crucible_trio.cli.progress import fetch_progress
-from crucible_trio.config import Settings
 from crucible_trio.engines import open_engine
 from crucible_trio.errors import ConfigError
 from crucible_trio.pipeline import open_pipeline
 from crucible_trio.server import Config
 from crucible_trio.server import serve as serve_app
+from crucible_trio.settings import ServiceSettings
 from crucible_trio.web.app import create_app
 
 logger = logging.getLogger(__name__)
 
 
-async def serve(settings: Settings) -> bool:
+async def serve(settings: ServiceSettings) -> bool:
     """Serve until a signal.
 
     Returns:
@@ -35,13 +35,13 @@ async def serve(settings: Settings) -> bool:
     in_order = False
     async with AsyncExitStack() as stack:
         with fetch_progress() as progress:
-            engine = await stack.enter_async_context(open_engine(settings, progress=progress))
-        pipeline = await stack.enter_async_context(open_pipeline(engine, settings))
+            engine = await stack.enter_async_context(open_engine(settings.engine, progress=progress))
+        pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
         stopping = trio.Event()
         server = partial(
             serve_app,
-            create_app(pipeline),
-            Config.from_settings(settings),
+            create_app(pipeline, settings.apis),
+            Config.from_settings(settings.server, settings.pipeline),
             drain=pipeline.drain,
             shutdown=stopping.wait,
         )
@@ -70,11 +70,11 @@ async def _watch_signals(
                 stopping.set()
 
 
-def _check_who_can_reach_us(settings: Settings) -> None:
-    if settings.keys:
+def _check_who_can_reach_us(settings: ServiceSettings) -> None:
+    if settings.apis.keys:
         return
-    for address in settings.bind:
-        if not address.startswith("unix:") and not is_loopback(host_name(address)) and not settings.allow_open:
+    for address in settings.server.bind:
+        if not address.startswith("unix:") and not is_loopback(host_name(address)) and not settings.server.allow_open:
             message = (
                 f"{address} can be reached by other machines and no keys are configured: "
                 "set CRUCIBLE_KEYS=owner:key, or say --allow-open"

@@ -6,18 +6,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
-from crucible_trio.config import Settings
 from crucible_trio.engine import Engine
+from crucible_trio.settings.engines import EngineSettings
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 
 
 @asynccontextmanager
-async def open_engine(settings: Settings, *, progress: Progress | None = None) -> AsyncIterator[Engine]:
+async def open_engine(settings: EngineSettings, *, progress: Progress | None = None) -> AsyncIterator[Engine]:
     """Open the engine that the settings name; what it holds is freed with the context.
 
     Args:
-        settings: Those about engines are read.
+        settings: The engine and its settings.
         progress: Called with bytes done and bytes in all (None: unknown) while a model is fetched.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Self, final
 from hypercorn.config import Config as HypercornConfig
 
 from crucible_trio.config import Settings
+from crucible_trio.settings.server import ServerSettings
 
 logger = logging.getLogger("crucible_trio.server")
 
@@ -37,11 +38,11 @@ class Config(HypercornConfig):
     errorlog = logger
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
-        """The server's part of the settings."""
+    def from_settings(cls, settings: ServerSettings, pipeline: Settings = Settings()) -> Self:  # noqa: B008 - frozen
+        """The configuration that these settings ask for, with `flush_seconds` of the pipeline's."""
         config = cls()
         config.bind = list(settings.bind)
         config.write_timeout = settings.write_timeout_seconds
-        config.flush_timeout = settings.flush_seconds
+        config.flush_timeout = pipeline.flush_seconds
         config.max_connections = settings.max_connections
         return config

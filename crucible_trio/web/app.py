@@ -13,6 +13,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.registration import ApiRegistry
 from crucible_trio.apis.kit.replies import http_error_response
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
@@ -22,9 +23,9 @@ from crucible_trio.apis.openai.models.routes import ModelsApi
 from crucible_trio.apis.openai.responses.routes import ResponsesApi
 from crucible_trio.apis.operations.routes import OperationsApi
 from crucible_trio.apis.page.routes import PageApi
-from crucible_trio.config import Settings, load_settings
 from crucible_trio.engines import open_engine
 from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.settings import ApiSettings, ServiceSettings, load_settings
 from crucible_trio.web.connection import QuartConnection
 
 APIS: Final = ApiRegistry(
@@ -41,12 +42,13 @@ APIS: Final = ApiRegistry(
 """The APIs of every application. A new API is added here."""
 
 
-def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
+def create_app(pipeline: Pipeline | None = None, settings: ApiSettings | None = None) -> QuartTrio:
     """Make the whole application.
 
     Args:
-        pipeline: An open pipeline. The application neither starts nor ends it. None: engine and limits come from the
+        pipeline: An open pipeline. The application neither starts nor ends it. None: all settings come from the
             environment (`CRUCIBLE_...`), and the application runs its pipeline while it is served.
+        settings: The settings of the APIs. The default settings if `pipeline` is given without them.
 
     Raises:
         ConfigError: The environment is wrong.
@@ -54,13 +56,15 @@ def create_app(pipeline: Pipeline | None = None) -> QuartTrio:
     app = QuartTrio(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # `/v1//streams` is an unknown path, and must not redirect
     app.register_error_handler(HTTPException, _answer_unknown_path)
-    settings = load_settings(os.environ) if pipeline is None else pipeline.settings
+    if pipeline is not None:
+        settings = settings or ApiSettings()
+        app.register_blueprint(blueprint(pipeline, settings))
+    else:
+        service = load_settings(os.environ)
+        settings = settings or service.apis
+        _run_own_pipeline(app, service, settings)
     # Quart keeps a request's body in memory even if no handler reads it, for as long as the stream lasts.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
-    if pipeline is not None:
-        app.register_blueprint(blueprint(pipeline))
-    else:
-        _run_own_pipeline(app, settings)
     return app
 
 
@@ -70,24 +74,24 @@ async def _answer_unknown_path(error: HTTPException) -> Response:
     return http_error_response(error, APIS.error_shape(path))
 
 
-def _run_own_pipeline(app: QuartTrio, settings: Settings) -> None:
+def _run_own_pipeline(app: QuartTrio, service: ServiceSettings, settings: ApiSettings) -> None:
     over = trio.Event()
 
     async def run(*, task_status: trio.TaskStatus[Pipeline]) -> None:
-        async with open_engine(settings) as engine, open_pipeline(engine, settings) as pipeline:
+        async with open_engine(service.engine) as engine, open_pipeline(engine, service.pipeline) as pipeline:
             task_status.started(pipeline)
             await over.wait()
 
     @app.before_serving
     async def start() -> None:
-        app.register_blueprint(blueprint(await app.nursery.start(run)))
+        app.register_blueprint(blueprint(await app.nursery.start(run), settings))
 
     @app.after_serving
     async def end() -> None:
         over.set()
 
 
-def blueprint(pipeline: Pipeline) -> Blueprint:
+def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None) -> Blueprint:
     """Make a blueprint of all APIs, for any quart-trio application.
 
     It replaces the application's connection class if that is quart-trio's own (see `web/connection.py`). For paths that
@@ -95,13 +99,15 @@ def blueprint(pipeline: Pipeline) -> Blueprint:
 
     Args:
         pipeline: An open pipeline. The blueprint neither starts nor ends it.
+        settings: The settings of the APIs.
 
     Raises:
         ConfigError: `openai_models` names a model that the engine does not have.
     """
-    access = Access(pipeline.settings)
+    settings = settings or ApiSettings()
+    access = Access(settings)
     root = Blueprint("crucible", __name__)
-    APIS.add_to(root, pipeline, access)
+    APIS.add_to(root, ApiContext(pipeline, settings, access))
 
     @root.record_once
     def correct_connection(state: BlueprintSetupState) -> None:

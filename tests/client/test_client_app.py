@@ -12,13 +12,13 @@ import pytest
 import trio
 
 from crucible_trio.client import open_client
-from crucible_trio.config import Settings
 from crucible_trio.engine import Finish
 from crucible_trio.errors import ServerRefusedError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import OutputDelta, ReasoningDelta, ReasoningDone, StreamCancelled, StreamCompleted, Usage
 from crucible_trio.request import Request
 from crucible_trio.server import Config, serve
+from crucible_trio.settings import load_settings
 from crucible_trio.testing import ChaosProxy, Treatment, open_chaos_proxy
 from crucible_trio.web.app import create_app
 
@@ -51,13 +51,14 @@ class Engine:
 
 @asynccontextmanager
 async def serving(engine, **settings) -> AsyncIterator[tuple[Pipeline, str]]:
+    values = load_settings({}, retry_milliseconds=1, **settings)
     async with (
-        open_pipeline(engine.generate, Settings(retry_milliseconds=1, **settings)) as pipeline,
+        open_pipeline(engine.generate, values.pipeline) as pipeline,
         trio.open_nursery() as nursery,
     ):
         config = Config()
         config.bind = ["127.0.0.1:0"]
-        [url] = await nursery.start(partial(serve, create_app(pipeline), config))
+        [url] = await nursery.start(partial(serve, create_app(pipeline, values.apis), config))
         yield pipeline, url
         nursery.cancel_scope.cancel()
 

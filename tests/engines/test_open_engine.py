@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from crucible_trio.config import Settings
 from crucible_trio.engines import open_engine
 from crucible_trio.errors import ConfigError
 from crucible_trio.request import Request
+from crucible_trio.settings import EngineSettings
 
 
 async def test_a_recording(drive) -> None:
-    async with open_engine(Settings(engine="replay", replay_speed=math.inf)) as engine:
+    async with open_engine(EngineSettings(engine="replay", replay_speed=math.inf)) as engine:
         assert engine.info.name == "replay"
         with trio.fail_after(10):
             pieces, finish = await drive(engine, Request("x"))
@@ -24,7 +24,7 @@ async def test_a_recording(drive) -> None:
 
 
 async def test_an_upstream() -> None:
-    settings = Settings(engine="upstream", upstream_base_url="http://127.0.0.1:1/v1", model="m")
+    settings = EngineSettings(engine="upstream", upstream_base_url="http://127.0.0.1:1/v1", model="m")
     async with open_engine(settings) as engine:
         assert engine.info.name == "upstream"
         assert engine.info.models == ("m",)
@@ -33,7 +33,7 @@ async def test_an_upstream() -> None:
 async def test_a_model_in_this_process(drive, weights: Path) -> None:
     pytest.importorskip("xllamacpp")
     with trio.fail_after(60):
-        async with open_engine(Settings(engine="local", model=str(weights), local_slots=1)) as engine:
+        async with open_engine(EngineSettings(engine="local", model=str(weights), local_slots=1)) as engine:
             assert engine.info.name == "local"
             pieces, finish = await drive(engine, Request("Hello", max_output_tokens=3))
     assert pieces
@@ -43,7 +43,7 @@ async def test_a_model_in_this_process(drive, weights: Path) -> None:
 async def test_an_engine_that_cannot_run_is_an_error_and_never_a_recording(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.gguf")
     with pytest.raises(ConfigError):
-        async with open_engine(Settings(engine="local", model=missing)):
+        async with open_engine(EngineSettings(engine="local", model=missing)):
             pass
 
 

@@ -19,7 +19,6 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio import httpx_bodies
-from crucible_trio.config import Settings
 from crucible_trio.engine import Engine, Finish
 from crucible_trio.engines import open_engine
 from crucible_trio.engines.upstream import engine as upstream
@@ -29,6 +28,7 @@ from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.output import Output, Token
 from crucible_trio.records import Usage
 from crucible_trio.request import Message, Request, Sampling
+from crucible_trio.settings import EngineSettings
 
 KEY = "sk-very-secret-1234"
 PROMPT = "Why is the sky blue?"
@@ -762,7 +762,7 @@ async def test_with_a_name_the_server_need_not_be_up() -> None:
 
 async def test_the_settings_open_it(server: ScriptedServer) -> None:
     server.answers = [GOOD]
-    settings = Settings(engine="upstream", upstream_base_url=server.url, upstream_key=KEY, model="m")
+    settings = EngineSettings(engine="upstream", upstream_base_url=server.url, upstream_key=KEY, model="m")
     async with open_engine(settings) as engine:
         assert engine.info.name == "upstream"
         assert (await ask(engine))[0] == GOOD_PIECES

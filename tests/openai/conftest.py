@@ -18,10 +18,11 @@ from typing import Any, TypeAlias, TypeVar
 import pytest
 import trio
 
-from crucible_trio import Pipeline, Settings, open_pipeline
+from crucible_trio import Pipeline, open_pipeline
 from crucible_trio.apis.operations.prometheus import PipelineCollector
 from crucible_trio.request import Request
 from crucible_trio.server import Config, serve
+from crucible_trio.settings import load_settings
 from crucible_trio.testing import ScriptedEngine
 from crucible_trio.web import create_app
 
@@ -277,8 +278,9 @@ async def _open_api(
     *steps: Any, engine: Any = None, sampling: Iterable[str] = (), **settings: Any
 ) -> AsyncIterator[OpenAIApi]:
     engine = engine or TwoModelEngine(*steps, sampling=sampling)
-    async with open_pipeline(engine, Settings(**settings)) as pipeline:
-        yield OpenAIApi(pipeline, engine, create_app(pipeline))
+    values = load_settings({}, **settings)
+    async with open_pipeline(engine, values.pipeline) as pipeline:
+        yield OpenAIApi(pipeline, engine, create_app(pipeline, values.apis))
 
 
 @pytest.fixture(scope="session")
@@ -316,11 +318,12 @@ class ServedApp:
 
 @asynccontextmanager
 async def _serving(engine: Any, **settings: Any) -> AsyncIterator[ServedApp]:
+    values = load_settings({}, **settings)
     with trio.fail_after(REAL_SECONDS):
-        async with open_pipeline(engine, Settings(**settings)) as pipeline, trio.open_nursery() as nursery:
-            config = Config.from_settings(pipeline.settings)
+        async with open_pipeline(engine, values.pipeline) as pipeline, trio.open_nursery() as nursery:
+            config = Config.from_settings(values.server, values.pipeline)
             config.bind = ["127.0.0.1:0"]
-            urls: list[str] = await nursery.start(partial(serve, create_app(pipeline), config))
+            urls: list[str] = await nursery.start(partial(serve, create_app(pipeline, values.apis), config))
             yield ServedApp(pipeline, int(urls[0].rpartition(":")[2]))
             nursery.cancel_scope.cancel()
 

@@ -7,9 +7,9 @@ from trio.testing import MockClock
 
 from crucible_trio.apis.openai.chat.requests import BODY, MESSAGE
 from crucible_trio.apis.openai.request_builder import RequestBuilder
-from crucible_trio.config import Settings, load_settings
 from crucible_trio.errors import ConfigError
 from crucible_trio.request import Message, Request, Sampling
+from crucible_trio.settings import ApiSettings, load_settings
 from crucible_trio.testing import ScriptedEngine
 
 SAMPLING = ("temperature", "top_p", "seed", "stop")
@@ -154,7 +154,7 @@ def test_names_and_efforts_can_be_configured_in_the_environment() -> None:
             "CRUCIBLE_OPENAI_DEEP_EFFORTS": "high, max",
             "CRUCIBLE_OPENAI_DEEP_SUFFIX": "",
         }
-    )
+    ).apis
     assert settings.openai_models == {"o3": "small:deep"}
     assert settings.openai_deep_efforts == ("high", "max")
     assert settings.openai_deep_suffix == ""
@@ -163,14 +163,14 @@ def test_names_and_efforts_can_be_configured_in_the_environment() -> None:
 
 
 def test_a_models_full_name_wins_over_the_deep_suffix() -> None:
-    asks = RequestBuilder(ScriptedEngine(models=("small", "small:deep")), Settings())
+    asks = RequestBuilder(ScriptedEngine(models=("small", "small:deep")), ApiSettings(), 100)
     assert asks.resolve("small:deep") == ("small:deep", "standard")
     assert asks.resolve("small:deep:deep") == ("small:deep", "deep")
 
 
 def test_an_alias_for_a_missing_model_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="openai_models: 'gpt': there is no model 'lost'"):
-        RequestBuilder(ScriptedEngine(models=("small",)), Settings(openai_models={"gpt": "lost"}))
+        RequestBuilder(ScriptedEngine(models=("small",)), ApiSettings(openai_models={"gpt": "lost"}), 100)
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "", "small:", ":deep", "Small", "small:deep:deep"])

@@ -26,8 +26,9 @@ import msgspec
 import pytest
 import trio
 
-from crucible_trio import Pipeline, Settings, open_pipeline
+from crucible_trio import Pipeline, open_pipeline
 from crucible_trio.server import Config, serve
+from crucible_trio.settings import load_settings
 from crucible_trio.web import create_app
 
 Json = dict[str, Any]
@@ -366,11 +367,11 @@ def serving() -> Callable[..., AbstractAsyncContextManager[Served]]:
 
     @asynccontextmanager
     async def serve_it(engine: Any, **settings: Any) -> AsyncIterator[Served]:
-        values = Settings(**{"retry_milliseconds": 100} | settings)
-        async with open_pipeline(engine, values) as pipeline, trio.open_nursery() as nursery:
-            config = Config.from_settings(values)
+        values = load_settings({}, **{"retry_milliseconds": 100} | settings)
+        async with open_pipeline(engine, values.pipeline) as pipeline, trio.open_nursery() as nursery:
+            config = Config.from_settings(values.server)
             config.bind = ["127.0.0.1:0"]
-            urls = await nursery.start(partial(serve, create_app(pipeline), config))
+            urls = await nursery.start(partial(serve, create_app(pipeline, values.apis), config))
             [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
             served = Served(pipeline, listener.socket.getsockname()[1])
             relay = partial(served.relay, int(urls[0].rsplit(":", 1)[1]))

@@ -7,7 +7,8 @@ import re
 import pytest
 from quart_trio import QuartTrio
 
-from crucible_trio import Settings, open_pipeline
+from crucible_trio import open_pipeline
+from crucible_trio.settings import ApiSettings
 from crucible_trio.web import blueprint, create_app
 
 FILES = ["/", "/page/page.css", "/page/page.js", "/page/readers.js", "/page/view.js", "/page/words.js"]
@@ -19,8 +20,8 @@ async def silent(request):
 
 @pytest.mark.parametrize("path", FILES)
 async def test_every_file_comes_with_the_rules_a_browser_is_to_keep(path) -> None:
-    async with open_pipeline(silent, Settings(keys={"alice": "k"})) as pipeline:
-        client = create_app(pipeline).test_client()
+    async with open_pipeline(silent) as pipeline:
+        client = create_app(pipeline, ApiSettings(keys={"alice": "k"})).test_client()
         response = await client.get(path)
         assert response.status_code == 200
         policy = response.headers["Content-Security-Policy"]
@@ -43,13 +44,13 @@ async def test_every_file_comes_with_the_rules_a_browser_is_to_keep(path) -> Non
 @pytest.mark.parametrize("path", ["/page/", "/page/index.html", "/page/x", "/page/../page.py", "/page/%2e%2e/app.py"])
 async def test_nothing_else_is_served(path) -> None:
     async with open_pipeline(silent) as pipeline:
-        assert (await create_app(pipeline).test_client().get(path)).status_code == 404
+        assert (await create_app(pipeline, ApiSettings(keys={"alice": "k"})).test_client().get(path)).status_code == 404
 
 
 @pytest.mark.parametrize("path", FILES)
 async def test_a_link_on_a_foreign_page_leads_here_though_its_requests_do_not(path) -> None:
     async with open_pipeline(silent) as pipeline:
-        client = create_app(pipeline).test_client()
+        client = create_app(pipeline, ApiSettings(keys={"alice": "k"})).test_client()
         foreign = {"Sec-Fetch-Site": "cross-site", "Host": "localhost"}
         assert (await client.get(path, headers=foreign)).status_code == 200
         assert (await client.get("/v1/streams", headers=foreign)).status_code == 403

@@ -16,8 +16,9 @@ import msgspec
 import pytest
 import trio
 
-from crucible_trio import Pipeline, Settings, open_pipeline
+from crucible_trio import Pipeline, open_pipeline
 from crucible_trio.server import Config, serve
+from crucible_trio.settings import ApiSettings, ServiceSettings, load_settings
 from crucible_trio.sse import Decoder
 from crucible_trio.web import create_app
 
@@ -152,22 +153,23 @@ class Served:
 @asynccontextmanager
 async def _serving(
     engine: Any,
-    settings: Settings | None = None,
+    settings: ServiceSettings | None = None,
     *,
     kind: Kind = "own",
-    app: Callable[[Pipeline], Any] = create_app,
+    app: Callable[[Pipeline, ApiSettings], Any] = create_app,
     **options: Any,
 ) -> AsyncIterator[Served]:
     stopping, stopped = trio.Event(), trio.Event()
-    async with open_pipeline(engine, settings) as pipeline, trio.open_nursery() as nursery:
+    settings = settings or load_settings({})
+    async with open_pipeline(engine, settings.pipeline) as pipeline, trio.open_nursery() as nursery:
         if kind != "stock":
-            config = Config.from_settings(pipeline.settings)
+            config = Config.from_settings(settings.server, settings.pipeline)
             config.direct_writes = kind == "own"
-            run = partial(serve, app(pipeline), config, drain=pipeline.drain, shutdown=stopping.wait)
+            run = partial(serve, app(pipeline, settings.apis), config, drain=pipeline.drain, shutdown=stopping.wait)
         else:
             config = hypercorn.config.Config()
             config.errorlog = None
-            run = partial(hypercorn.trio.serve, app(pipeline), config, shutdown_trigger=stopping.wait)
+            run = partial(hypercorn.trio.serve, app(pipeline, settings.apis), config, shutdown_trigger=stopping.wait)
         config.bind = ["127.0.0.1:0"]
         for name, value in options.items():
             assert hasattr(config, name)

@@ -9,9 +9,10 @@ from contextlib import ExitStack, suppress
 import pytest
 import trio
 
-from crucible_trio import Finish, Output, Request, Settings
+from crucible_trio import Finish, Output, Request
 from crucible_trio.server import Config
 from crucible_trio.server.serving import _listen
+from crucible_trio.settings import load_settings
 
 
 async def three(request: Request, output: Output) -> Finish:
@@ -84,7 +85,7 @@ async def test_an_unfinished_response_ends_with_a_reset(serving, version) -> Non
 
 
 async def test_an_answer_before_the_body_ends_still_arrives_and_ends_with_fin(serving) -> None:
-    async with serving(three, Settings(max_request_bytes=1000)) as served:
+    async with serving(three, load_settings({}, max_request_bytes=1000)) as served:
         client = await served.connect()
         await client.request("POST", "/v1/streams", "Content-Type: application/json", "Content-Length: 4000000")
         with trio.fail_after(10):
@@ -129,7 +130,7 @@ async def test_pipelined_requests_are_answered_in_order(serving, kind) -> None:
 
 
 async def test_pipelined_bytes_do_not_hide_a_disconnect_for_longer_than_a_heartbeat(serving, kind) -> None:
-    async with serving(silent, Settings(heartbeat_seconds=0.1), kind=kind) as served:
+    async with serving(silent, load_settings({}, heartbeat_seconds=0.1), kind=kind) as served:
         client = await served.connect()
         await client.start()
         await client.request("GET", "/healthz")  # behind this the server reads nothing more until the response ends

@@ -13,11 +13,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from crucible_trio import Finish, Output, Request, Settings
+from crucible_trio import Finish, Output, Request
 from crucible_trio.direct_writes import EXTENSION
 from crucible_trio.server import Config, serve
 from crucible_trio.server.connection import Connection
 from crucible_trio.server.direct import DirectWrites
+from crucible_trio.settings import load_settings
 
 
 async def slowly(request: Request, output: Output) -> Finish:
@@ -206,7 +207,7 @@ async def test_nothing_is_written_directly_while_something_else_is_being_sent(se
             await output.delta(f"{number:05}" * 400)
         return Finish()
 
-    async with serving(flood, Settings(buffer_tokens=4)) as served:
+    async with serving(flood, load_settings({}, buffer_tokens=4)) as served:
         client = await served.connect(receive_buffer=4096)
         with trio.fail_after(30):
             await client.start()

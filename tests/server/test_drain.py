@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from crucible_trio import Finish, Output, Request, Settings
+from crucible_trio import Finish, Output, Request
+from crucible_trio.settings import load_settings
 from crucible_trio.web import create_app
 
 
@@ -52,7 +53,7 @@ async def test_running_streams_finish_with_their_readers_attached(serving) -> No
 
 async def test_at_the_time_out_the_rest_end_cancelled_by_shutdown(serving) -> None:
     _, engine = gated()
-    async with serving(engine, Settings(drain_seconds=0.1)) as served:
+    async with serving(engine, load_settings({}, drain_seconds=0.1)) as served:
         client = await served.connect()
         await client.start()
         await client.read_until(b"output.delta")

@@ -8,8 +8,9 @@ import threading
 import pytest
 import trio
 
-from crucible_trio import Finish, Output, Reasoning, Request, Settings
+from crucible_trio import Finish, Output, Reasoning, Request
 from crucible_trio.recorder import MAX_FRAME_BYTES
+from crucible_trio.settings import load_settings
 
 pytestmark = pytest.mark.usefixtures("kind")
 
@@ -106,7 +107,7 @@ async def test_a_client_that_stops_reading_stops_the_engine(serving, kind, buffe
             await output.delta(piece)
         return Finish()
 
-    settings = Settings(buffer_tokens=buffer, max_output_tokens=total)
+    settings = load_settings({}, buffer_tokens=buffer, max_output_tokens=total)
     async with serving(flood, settings, kind=kind) as served:
         client = await served.connect(receive_buffer=4096)
         await client.start()
@@ -147,7 +148,7 @@ async def test_a_client_that_leaves_stops_the_engine(serving, kind) -> None:
 
 
 async def test_a_stream_belongs_to_its_owner_alone(serving, kind) -> None:
-    settings = Settings(keys={"alice": "a-key", "bob": "b-key"})
+    settings = load_settings({}, keys={"alice": "a-key", "bob": "b-key"})
     async with serving(fox, settings, kind=kind) as served:
         alice = await served.connect()
         await alice.start("Authorization: Bearer a-key")

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 import crucible_trio.server.serving as serving_module
-from crucible_trio import Finish, Output, Request, Settings
+from crucible_trio import Finish, Output, Request
+from crucible_trio.settings import load_settings
 
 PIECE = "x" * 1000
 
@@ -61,7 +62,7 @@ async def test_a_client_that_reads_slowly_but_reads_is_not_reset(serving) -> Non
 
 
 async def test_a_stalled_client_does_not_hold_up_a_shutdown(serving) -> None:
-    settings = Settings(drain_seconds=0.2, flush_seconds=0.2)
+    settings = load_settings({}, drain_seconds=0.2, flush_seconds=0.2)
     async with serving(flood, settings, write_timeout=1000) as served:
         client = await served.connect(receive_buffer=4096)
         await client.start()

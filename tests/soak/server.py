@@ -19,14 +19,16 @@ import msgspec
 import trio
 from workload import kind_of, script_for
 
-from crucible_trio import Finish, Output, Pipeline, Request, Settings, Stream, open_pipeline
+from crucible_trio import Finish, Output, Pipeline, Request, Stream, open_pipeline
 from crucible_trio.server import Config, serve
 from crucible_trio.server.connection import Connection
+from crucible_trio.settings import load_settings
 from crucible_trio.testing import ScriptedEngine
 from crucible_trio.web import create_app
 
 WRITE_TIMEOUT = 1.0
-SETTINGS = Settings(
+SETTINGS = load_settings(
+    {},
     bind=("127.0.0.1:0",),
     retry_milliseconds=10,
     heartbeat_seconds=0.5,
@@ -76,7 +78,7 @@ async def answer_commands(engine: TimedEngine, pipeline: Pipeline) -> None:
             answer: dict[str, float]
             match command:
                 case b"held":
-                    live = {"engines": engine.scripted.live, "readers": _readers(pipeline)}
+                    live = {"engines": engine.scripted.live, "readers": await _readers(pipeline)}
                     answer = held() | live
                 case b"forget":
                     answer = {"forgotten": _forget_all(pipeline)}
@@ -92,14 +94,14 @@ def _forget_all(pipeline: Pipeline) -> int:
     return len(streams)
 
 
-def _readers(pipeline: Pipeline) -> int:
+async def _readers(pipeline: Pipeline) -> int:
     return sum(stream.log.readers for stream in await pipeline.list())
 
 
 async def main() -> None:
     engine = TimedEngine()
     stopping = trio.Event()
-    async with open_pipeline(engine, SETTINGS) as pipeline, trio.open_nursery() as watching:
+    async with open_pipeline(engine, SETTINGS.pipeline) as pipeline, trio.open_nursery() as watching:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
 
             async def watch() -> None:
@@ -108,7 +110,7 @@ async def main() -> None:
 
             watching.start_soon(watch)
             watching.start_soon(answer_commands, engine, pipeline)
-            app, config = create_app(pipeline), Config.from_settings(SETTINGS)
+            app, config = create_app(pipeline, SETTINGS.apis), Config.from_settings(SETTINGS.server, SETTINGS.pipeline)
             config.direct_writes = sys.argv[1] == "direct"
             async with trio.open_nursery() as serving:
                 run = partial(serve, app, config, drain=pipeline.drain, shutdown=stopping.wait)

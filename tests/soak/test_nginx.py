@@ -17,9 +17,10 @@ import msgspec
 import pytest
 import trio
 
-from crucible_trio import Pipeline, Reasoning, Request, Settings, open_pipeline
+from crucible_trio import Pipeline, Reasoning, Request, open_pipeline
 from crucible_trio.client import open_client
 from crucible_trio.server import Config, serve
+from crucible_trio.settings import ServiceSettings, load_settings
 from crucible_trio.sse import Decoder
 from crucible_trio.testing import Gate, RandomChaos, Repeat, ScriptedEngine, open_chaos_proxy, split_text
 from crucible_trio.web import create_app
@@ -146,9 +147,11 @@ def behind_nginx(need_program: Callable[[str], str], tmp_path: Path) -> Callable
     nginx = need_program("nginx")
 
     @asynccontextmanager
-    async def opened(engine: ScriptedEngine, *, chaos=(), settings: Settings | None = None) -> AsyncIterator[Behind]:
-        settings = settings or Settings(retry_milliseconds=1)
-        config = Config.from_settings(settings)
+    async def opened(
+        engine: ScriptedEngine, *, chaos=(), settings: ServiceSettings | None = None
+    ) -> AsyncIterator[Behind]:
+        settings = settings or load_settings({}, retry_milliseconds=1)
+        config = Config.from_settings(settings.server, settings.pipeline)
         config.bind = ["127.0.0.1:0"]
         scope = trio.CancelScope()
 
@@ -157,8 +160,8 @@ def behind_nginx(need_program: Callable[[str], str], tmp_path: Path) -> Callable
                 await serve(app, config, task_status=task_status)
 
         with trio.fail_after(60), socket.create_server(("127.0.0.1", 0)) as listener:
-            async with open_pipeline(engine, settings) as pipeline, trio.open_nursery() as nursery:
-                [url] = await nursery.start(run, create_app(pipeline))
+            async with open_pipeline(engine, settings.pipeline) as pipeline, trio.open_nursery() as nursery:
+                [url] = await nursery.start(run, create_app(pipeline, settings.apis))
                 port, server = listener.getsockname()[1], int(url.rsplit(":", 1)[1])
                 async with open_chaos_proxy(server, chaos) as proxy:
                     server = proxy.port if chaos else server  # its buffers would count in what is measured

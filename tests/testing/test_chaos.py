@@ -14,9 +14,10 @@ from functools import partial
 import pytest
 import trio
 
-from crucible_trio import Reasoning, Request, Settings, open_pipeline
+from crucible_trio import Reasoning, Request, open_pipeline
 from crucible_trio.client import open_client
 from crucible_trio.server import Config, serve
+from crucible_trio.settings import ApiSettings
 from crucible_trio.testing import (
     CUTS,
     UNTOUCHED,
@@ -386,9 +387,9 @@ TEXT = "Grüße, 🦊 naïve 🏳️\u200d🌈 \u2028\x85\n\nid: forged "
 async def _serving(engine: ScriptedEngine) -> AsyncIterator[int]:
     config = Config()
     config.bind = ["127.0.0.1:0"]
-    settings = Settings(retry_milliseconds=1, heartbeat_seconds=0.5)
-    async with open_pipeline(engine, settings) as pipeline, trio.open_nursery() as nursery:
-        [url] = await nursery.start(partial(serve, create_app(pipeline), config))
+    settings = ApiSettings(retry_milliseconds=1, heartbeat_seconds=0.5)
+    async with open_pipeline(engine) as pipeline, trio.open_nursery() as nursery:
+        [url] = await nursery.start(partial(serve, create_app(pipeline, settings), config))
         yield int(url.rsplit(":", 1)[1])
         nursery.cancel_scope.cancel()
 

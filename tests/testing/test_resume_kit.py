@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import trio
 
-from crucible_trio import Finish, Output, Pipeline, Request, Settings, open_pipeline
+from crucible_trio import Finish, Output, Pipeline, Request, open_pipeline
 from crucible_trio.server import Config, serve
+from crucible_trio.settings import load_settings
 from crucible_trio.testing.resume import CLIENTS, Report, Stage, Wire, check
 from crucible_trio.web import create_app
 
@@ -68,10 +69,11 @@ def staged_engine(stage: Stage) -> Callable[[Request, Output], Any]:
 
 @asynccontextmanager
 async def own_server(stage: Stage, **settings: Any) -> AsyncIterator[tuple[Pipeline, str]]:
-    async with open_pipeline(staged_engine(stage), Settings(**settings)) as pipeline, trio.open_nursery() as nursery:
-        config = Config.from_settings(pipeline.settings)
+    values = load_settings({}, **settings)
+    async with open_pipeline(staged_engine(stage), values.pipeline) as pipeline, trio.open_nursery() as nursery:
+        config = Config.from_settings(values.server, values.pipeline)
         config.bind = ["127.0.0.1:0"]
-        [url] = await nursery.start(partial(serve, create_app(pipeline), config, drain=pipeline.drain))
+        [url] = await nursery.start(partial(serve, create_app(pipeline, values.apis), config, drain=pipeline.drain))
         yield pipeline, url
         nursery.cancel_scope.cancel()
 

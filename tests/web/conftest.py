@@ -21,7 +21,6 @@ from quart_trio import QuartTrio
 from trio.testing import MockClock
 
 from crucible_trio.apis.operations.prometheus import PipelineCollector
-from crucible_trio.config import Settings
 from crucible_trio.content import Reasoning
 from crucible_trio.direct_writes import EXTENSION
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
@@ -29,6 +28,7 @@ from crucible_trio.output import Output
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import Usage
 from crucible_trio.request import Request
+from crucible_trio.settings import load_settings
 from crucible_trio.web.app import create_app
 
 T = TypeVar("T")
@@ -434,8 +434,9 @@ class Api:
 @asynccontextmanager
 async def _open_api(*steps: object, engine: object = None, **settings: object) -> AsyncIterator[Api]:
     engine = engine or ScriptedEngine(*steps)
-    async with open_pipeline(engine, Settings(**settings)) as pipeline:
-        yield Api(pipeline, create_app(pipeline), getattr(engine, "journal", []))
+    values = load_settings({}, **settings)
+    async with open_pipeline(engine, values.pipeline) as pipeline:
+        yield Api(pipeline, create_app(pipeline, values.apis), getattr(engine, "journal", []))
 
 
 @pytest.fixture(scope="session")

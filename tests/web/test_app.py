@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from crucible_trio.config import Settings
 from crucible_trio.errors import ConfigError
 from crucible_trio.pipeline import open_pipeline
+from crucible_trio.settings import ApiSettings
 from crucible_trio.stream import Stream
 from crucible_trio.web import app as app_module
 from crucible_trio.web.app import blueprint, create_app
@@ -122,14 +123,14 @@ async def test_an_app_over_a_pipeline_neither_starts_nor_ends_it(api_over, scrip
 
 
 @asynccontextmanager
-async def foreign_app(pipeline, **options) -> AsyncIterator[QuartTrio]:
+async def foreign_app(pipeline, settings: ApiSettings | None = None, **options) -> AsyncIterator[QuartTrio]:
     app = QuartTrio("foreign")
 
     @app.get("/own")
     async def own() -> str:
         return "own"
 
-    app.register_blueprint(blueprint(pipeline), **options)
+    app.register_blueprint(blueprint(pipeline, settings), **options)
     async with served(app) as lifespan:
         yield app
         await lifespan.say("shutdown")
@@ -183,7 +184,10 @@ async def test_a_lower_limit_of_the_other_app_is_413_as_ours_is(api_over, script
 
 
 async def test_our_limit_holds_where_the_other_app_takes_more(api_over, scripted, autojump_clock: MockClock) -> None:
-    async with open_pipeline(scripted("a"), Settings(max_request_bytes=20)) as pipeline, foreign_app(pipeline) as app:
+    async with (
+        open_pipeline(scripted("a")) as pipeline,
+        foreign_app(pipeline, ApiSettings(max_request_bytes=20)) as app,
+    ):
         headers = {"Content_Type": "application/json"}
         for body, more in (([b"{", 1000.0], {"Content_Length": "21"}), ([b"{" * 15, 0.1, b"{" * 15], {})):
             answer = await api_over(pipeline, app).post(body=body, **headers, **more)

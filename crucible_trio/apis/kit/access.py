@@ -15,7 +15,7 @@ from quart import Request, Response
 
 from crucible_trio.apis.kit.errors import ForbiddenError, UnauthorizedError
 from crucible_trio.apis.kit.replies import no_content
-from crucible_trio.config import Settings
+from crucible_trio.settings.apis import ApiSettings
 from crucible_trio.store.memory import ANONYMOUS
 
 _CORS_HEADERS: Final = {"Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Max-Age": "600"}
@@ -30,7 +30,7 @@ _CORS_EXPOSED: Final = "Location, Crucible-Stream, Crucible-Replayed, Retry-Afte
 class Access:
     """The access rules of one application."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ApiSettings) -> None:
         self._owners = {_digest(key): owner for owner, key in settings.keys.items()}
         self._signer = Signer(settings.token_secret or secrets.token_bytes(32), salt="crucible_trio stream token")
         self._allowed_origins = frozenset(settings.allowed_origins)

@@ -14,11 +14,11 @@ from typing import Literal, Self, TypeAlias, final
 import trio
 from quart.wrappers.response import ResponseBody
 
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.dialect import Dialect
 from crucible_trio.apis.kit.direct import MESSAGE_BYTES, DirectWrites, direct_writer
 from crucible_trio.apis.kit.silence import Silence
 from crucible_trio.errors import TooManyReadersError
-from crucible_trio.pipeline import Pipeline
 from crucible_trio.stream import Stream
 from crucible_trio.timers import Timer
 
@@ -40,16 +40,16 @@ class EventStreamBody(ResponseBody):
     Make it inside a request: it asks the request's connection for direct writes.
 
     Args:
-        pipeline: For its settings and timers, and for whether it drains.
+        context: For the settings, for the pipeline's timers, and for whether it drains.
         stream: The stream to follow.
         dialect: How the records look on this wire.
     """
 
-    def __init__(self, pipeline: Pipeline, stream: Stream, dialect: Dialect) -> None:
-        self._pipeline = pipeline
+    def __init__(self, context: ApiContext, stream: Stream, dialect: Dialect) -> None:
+        pipeline = self._pipeline = context.pipeline
         self._dialect = dialect
         self._reader = stream.attach(dialect.resume_offset)
-        self._silence = Silence(pipeline.settings.heartbeat_seconds)
+        self._silence = Silence(context.settings.heartbeat_seconds)
         self._timer = Timer(inf, self)
         writer = direct_writer()
         self._direct = (

@@ -11,12 +11,11 @@ from typing import ClassVar, Final, Protocol, final
 from quart import Blueprint, Response, request, url_for
 from werkzeug.exceptions import HTTPException
 
-from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape, answer_to
 from crucible_trio.apis.kit.replies import error_response, http_error_response
 from crucible_trio.errors import CrucibleError
 from crucible_trio.metrics import Metrics
-from crucible_trio.pipeline import Pipeline
 
 STREAM_BLUEPRINT: Final = "native"
 STREAM_ENDPOINT: Final = "show_stream"
@@ -24,7 +23,7 @@ STREAM_ENDPOINT: Final = "show_stream"
 
 
 class Api(Protocol):
-    """The routes of one API over one pipeline.
+    """The routes of one API.
 
     Attributes:
         name: The name of its blueprint. Unique in the application.
@@ -40,8 +39,8 @@ class Api(Protocol):
     path_prefixes: ClassVar[tuple[str, ...]]
     open_endpoints: ClassVar[frozenset[str]]
 
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
-        """Make the API over an open pipeline, under the rules of `access`.
+    def __init__(self, context: ApiContext) -> None:
+        """Make the API.
 
         Raises:
             ConfigError: A setting of this API is wrong.
@@ -68,7 +67,7 @@ class ApiRegistry:
         self._default_shape = default_shape
         self._open = frozenset(f"{api.name}.{endpoint}" for api in apis for endpoint in api.open_endpoints)
 
-    def add_to(self, blueprint: Blueprint, pipeline: Pipeline, access: Access) -> None:
+    def add_to(self, blueprint: Blueprint, context: ApiContext) -> None:
         """Add all APIs.
 
         Raises:
@@ -76,8 +75,8 @@ class ApiRegistry:
         """
         for api in self._apis:
             nested = Blueprint(api.name, __name__)
-            api(pipeline, access).add_to(nested)
-            handlers = _ErrorHandlers(api.error_shape or self._default_shape, pipeline.metrics)
+            api(context).add_to(nested)
+            handlers = _ErrorHandlers(api.error_shape or self._default_shape, context.pipeline.metrics)
             nested.register_error_handler(CrucibleError, handlers.refuse)
             nested.register_error_handler(HTTPException, handlers.answer_http_error)
             blueprint.register_blueprint(nested)

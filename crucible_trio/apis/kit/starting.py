@@ -10,6 +10,7 @@ import trio
 from quart import Response
 
 from crucible_trio.apis.kit.body import EventStreamBody
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.dialect import Dialect
 from crucible_trio.apis.kit.registration import stream_url
 from crucible_trio.apis.kit.replies import event_response
@@ -70,11 +71,11 @@ async def start_or_join(
     return StartedStream(stream, joined)
 
 
-def event_stream(pipeline: Pipeline, stream: Stream, dialect: Dialect) -> Response:
+def event_stream(context: ApiContext, stream: Stream, dialect: Dialect) -> Response:
     """Answer with the events of a stream.
 
     Args:
-        pipeline: The stream's pipeline.
+        context: The API's context.
         stream: The stream.
         dialect: How its records look on this wire.
 
@@ -82,18 +83,18 @@ def event_stream(pipeline: Pipeline, stream: Stream, dialect: Dialect) -> Respon
         TooManyReadersError: The stream has no place for another reader, and the wire has no event that says so.
     """
     if dialect.busy() is None:
-        check_room(pipeline, stream)
-    return event_response(EventStreamBody(pipeline, stream, dialect), stream)
+        check_room(stream)
+    return event_response(EventStreamBody(context, stream, dialect), stream)
 
 
-def check_room(pipeline: Pipeline, stream: Stream) -> None:
+def check_room(stream: Stream) -> None:
     """Refuse a reader while an error status can still be sent. After the status line only a reset is possible.
 
     Raises:
         TooManyReadersError: The stream has no place for another reader.
     """
     if not stream.takes_readers:
-        raise TooManyReadersError(pipeline.settings.max_readers_per_stream)
+        raise TooManyReadersError(stream.max_readers)
 
 
 async def read_to_end(stream: Stream) -> None:

@@ -9,7 +9,7 @@ from quart import Blueprint, Request, Response, request, url_for
 from werkzeug.http import parse_accept_header
 
 from crucible_trio import sse
-from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body, valid
 from crucible_trio.apis.kit.registration import STREAM_BLUEPRINT, STREAM_ENDPOINT
@@ -18,7 +18,6 @@ from crucible_trio.apis.kit.starting import event_stream, locate_stream, start_o
 from crucible_trio.apis.native import fold
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
 from crucible_trio.errors import CursorAheadError, InvalidLastEventIdError, InvalidRequestError
-from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import Mode, parse_event_id
 from crucible_trio.request import OnDisconnect, Trace
 from crucible_trio.request import Request as EngineRequest
@@ -55,9 +54,10 @@ class NativeApi:
     path_prefixes: ClassVar[tuple[str, ...]] = ("/v1/streams", "/v1/generate")
     open_endpoints: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
-        self._pipeline = pipeline
-        self._access = access
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._pipeline = context.pipeline
+        self._access = context.access
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the routes."""
@@ -79,7 +79,7 @@ class NativeApi:
         if last_event_id := request.headers.get("Last-Event-ID"):
             stream, after = await self._resume(last_event_id, owner)
             return await self._event_stream(stream, after)
-        body = await read_body(request, self._pipeline.settings.max_request_bytes)
+        body = await read_body(request, self._context.settings.max_request_bytes)
         engine_request = valid(lambda: _request_decoder.decode(body))
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         if _accepts_events(request):
@@ -176,9 +176,9 @@ class NativeApi:
         if request.method == "HEAD":
             return event_response(b"", stream)
         trace = _TRACES[request.args.get("trace", stream.request.trace)]
-        retry = self._pipeline.settings.retry_milliseconds
+        retry = self._context.settings.retry_milliseconds
         dialect = await fold.open_dialect(trace, stream.log, after, retry_milliseconds=retry)
-        return event_stream(self._pipeline, stream, dialect)
+        return event_stream(self._context, stream, dialect)
 
     def _summary(self, stream: Stream) -> StreamSummary:
         return StreamSummary(

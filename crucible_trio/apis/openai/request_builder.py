@@ -10,19 +10,19 @@ import msgspec
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.openai.errors import ModelNotFoundError
-from crucible_trio.config import Effort, Settings
 from crucible_trio.engine import Engine
 from crucible_trio.errors import ConfigError, InvalidRequestError
 from crucible_trio.records import Mode
 from crucible_trio.request import Message, Request, Sampling
+from crucible_trio.settings.apis import ApiSettings, Effort
 
 HARMLESS: Final = {
     "prompt_cache_key": "a hint for a cache",
     "prompt_cache_options": "hints for a cache",
     "prompt_cache_retention": "a hint for a cache",
-    "safety_identifier": "names an end user; owners are named by keys",
-    "service_tier": "there is one tier",
-    "user": "names an end user; owners are named by keys",
+    "safety_identifier": "names an end user. Here keys name the owners",
+    "service_tier": "this server has one tier",
+    "user": "names an end user. Here keys name the owners",
 }
 """Fields that are harmless in both APIs (`Fields.harmless`)."""
 
@@ -35,16 +35,18 @@ class RequestBuilder:
     """Makes requests for one engine.
 
     Args:
-        engine: The engine.
-        settings: How names and efforts map to models and modes, and the maximum numbers.
+        engine: Has the models.
+        settings: Map names and efforts to models and modes.
+        max_output_tokens: The largest limit that a request may set.
 
     Raises:
         ConfigError: `openai_models` names a model that the engine does not have.
     """
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: ApiSettings, max_output_tokens: int) -> None:
         self._engine = engine
         self._settings = settings
+        self._max_output_tokens = max_output_tokens
         for name in settings.openai_models:
             try:
                 self.resolve(name)
@@ -107,8 +109,8 @@ class RequestBuilder:
             InvalidRequestError: A value is out of range.
         """
         name, mode = self.resolve(model, effort, thinking=thinking)
-        if limit is not None and limit > self._settings.max_output_tokens:
-            message = f"{limit_name} is at most {self._settings.max_output_tokens} here"
+        if limit is not None and limit > self._max_output_tokens:
+            message = f"{limit_name} is at most {self._max_output_tokens} here"
             raise InvalidRequestError(message, limit_name)
         return Request(
             input=tuple(messages),

@@ -6,11 +6,10 @@ from typing import ClassVar, final
 
 from quart import Blueprint, Response, request
 
-from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.replies import json_response
 from crucible_trio.apis.operations import prometheus
-from crucible_trio.pipeline import Pipeline
 
 
 @final
@@ -22,9 +21,10 @@ class OperationsApi:
     path_prefixes: ClassVar[tuple[str, ...]] = ()
     open_endpoints: ClassVar[frozenset[str]] = frozenset({"healthz", "readyz"})  # orchestrators ask by address
 
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
-        self._pipeline = pipeline
-        self._access = access
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._pipeline = context.pipeline
+        self._access = context.access
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the routes."""

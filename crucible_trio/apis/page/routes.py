@@ -8,9 +8,8 @@ from typing import ClassVar, Final, final
 
 from quart import Blueprint, Response, abort, request
 
-from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
-from crucible_trio.pipeline import Pipeline
 
 _INDEX: Final = "index.html"
 _TYPES: Final = {_INDEX: "text/html", "page.css": "text/css"} | dict.fromkeys(
@@ -41,7 +40,7 @@ class PageApi:
     path_prefixes: ClassVar[tuple[str, ...]] = ()
     open_endpoints: ClassVar[frozenset[str]] = frozenset({"page", "page_file"})  # people follow links to the page
 
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
+    def __init__(self, context: ApiContext) -> None:
         pass
 
     def add_to(self, blueprint: Blueprint) -> None:

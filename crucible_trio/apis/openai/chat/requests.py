@@ -10,9 +10,9 @@ import msgspec
 from crucible_trio.apis.kit.fields import Fields
 from crucible_trio.apis.openai.messages import OpenAIMessage, read_message
 from crucible_trio.apis.openai.request_builder import HARMLESS, RequestBuilder
-from crucible_trio.config import Effort
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import Message, Request
+from crucible_trio.settings.apis import Effort
 
 TokenLimit = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -54,7 +54,7 @@ BODY: Final = Fields(
     ChatRequestBody,
     harmless=HARMLESS
     | {
-        "metadata": "labels for a store that there is not",
+        "metadata": "labels for a store, which this server does not have",
     },
     refused={
         "audio": (),
@@ -83,9 +83,9 @@ BODY: Final = Fields(
 MESSAGE: Final = Fields(
     OpenAIMessage,
     harmless={
-        "name": "tells speakers of one role apart; the models here know roles alone",
-        "reasoning": "the trace of an earlier answer, sent back; no model wants it again",
-        "reasoning_content": "the trace of an earlier answer, sent back; no model wants it again",
+        "name": "separates speakers of one role. The models here only know roles",
+        "reasoning": "the trace of an earlier answer, sent back. No model here reads it",
+        "reasoning_content": "the trace of an earlier answer, sent back. No model here reads it",
     },
     refused={"annotations": ([],), "audio": (), "function_call": (), "refusal": ("",), "tool_calls": ([],)},
 )

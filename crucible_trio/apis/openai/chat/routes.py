@@ -22,7 +22,7 @@ from typing import ClassVar, final
 from quart import Blueprint, Response, request
 
 from crucible_trio.apis.kit import starting
-from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body
 from crucible_trio.apis.kit.replies import error_response, json_response, name_stream
@@ -30,7 +30,6 @@ from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion
 from crucible_trio.apis.openai.chat.requests import read_request
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, error_of, failure_answer
 from crucible_trio.apis.openai.request_builder import RequestBuilder
-from crucible_trio.pipeline import Pipeline
 from crucible_trio.stream import Stream
 
 
@@ -43,10 +42,13 @@ class ChatApi:
     path_prefixes: ClassVar[tuple[str, ...]] = ("/v1/chat",)
     open_endpoints: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
-        self._pipeline = pipeline
-        self._access = access
-        self._builder = RequestBuilder(pipeline.engine, pipeline.settings)
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._pipeline = context.pipeline
+        self._access = context.access
+        self._builder = RequestBuilder(
+            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
+        )
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the route."""
@@ -56,13 +58,13 @@ class ChatApi:
         """`POST /v1/chat/completions`: start a stream, or join the one that the idempotency key started."""
         owner = self._access.owner(request)
         check_parameters(request)
-        body = await read_body(request, self._pipeline.settings.max_request_bytes)
+        body = await read_body(request, self._context.settings.max_request_bytes)
         asked = read_request(body, self._builder)
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         started = await starting.start_or_join(self._pipeline, asked.engine_request, owner=owner, key=key)
         if asked.stream:
             dialect = ChatDialect(include_usage=asked.include_usage)
-            response = starting.event_stream(self._pipeline, started.stream, dialect)
+            response = starting.event_stream(self._context, started.stream, dialect)
         else:
             response = name_stream(await self._whole(started.stream, has_key=key is not None), started.stream)
         return starting.locate_stream(response, started)

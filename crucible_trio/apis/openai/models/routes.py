@@ -6,12 +6,11 @@ from typing import ClassVar, final
 
 from quart import Blueprint, Response, request
 
-from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.replies import json_response, model_entry
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS
 from crucible_trio.apis.openai.request_builder import RequestBuilder
-from crucible_trio.pipeline import Pipeline
 
 
 @final
@@ -23,10 +22,12 @@ class ModelsApi:
     path_prefixes: ClassVar[tuple[str, ...]] = ("/v1/models/",)
     open_endpoints: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
-        self._engine = pipeline.engine
-        self._access = access
-        self._builder = RequestBuilder(pipeline.engine, pipeline.settings)
+    def __init__(self, context: ApiContext) -> None:
+        self._engine = context.pipeline.engine
+        self._access = context.access
+        self._builder = RequestBuilder(
+            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
+        )
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the route. A model's name may contain slashes."""

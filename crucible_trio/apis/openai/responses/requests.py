@@ -11,9 +11,9 @@ from crucible_trio.apis.kit.fields import Fields
 from crucible_trio.apis.openai.messages import OpenAIMessage, read_message
 from crucible_trio.apis.openai.request_builder import HARMLESS, RequestBuilder
 from crucible_trio.apis.openai.responses.objects import EchoedFields, EchoedReasoning
-from crucible_trio.config import Effort
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import Message, Request
+from crucible_trio.settings.apis import Effort
 
 # OpenAI's limits. The echoed fields are kept with the stream, and `total_log_bytes` does not count them.
 _MetadataKey = Annotated[str, msgspec.Meta(max_length=64)]
@@ -71,8 +71,8 @@ BODY: Final = Fields(
     ResponsesRequestBody,
     harmless=HARMLESS
     | {
-        "max_tool_calls": "there are no tools",
-        "parallel_tool_calls": "there are no tools",
+        "max_tool_calls": "this server has no tools",
+        "parallel_tool_calls": "this server has no tools",
     },
     refused={
         "access_programs": (),
@@ -103,10 +103,10 @@ TEXT: Final = Fields(TextOptions, refused={"format": ({"type": "text"},), "verbo
 MESSAGE: Final = Fields(
     OpenAIMessage,
     harmless={
-        "id": "of an earlier answer, sent back",
-        "phase": "of an earlier answer, sent back",
-        "status": "of an earlier answer, sent back",
-        "type": "it is a message",
+        "id": "part of an earlier answer, sent back",
+        "phase": "part of an earlier answer, sent back",
+        "status": "part of an earlier answer, sent back",
+        "type": "the item is a message",
     },
 )
 """The fields of a message in `input`. They accept the output of an earlier response, sent back unchanged."""

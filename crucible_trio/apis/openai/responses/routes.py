@@ -16,8 +16,8 @@ from quart import Blueprint, Response, request
 from quart.wrappers.response import ResponseBody
 
 from crucible_trio.apis.kit import starting
-from crucible_trio.apis.kit.access import Access
 from crucible_trio.apis.kit.body import EventStreamBody
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body
 from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_stream
@@ -48,10 +48,13 @@ class ResponsesApi:
     path_prefixes: ClassVar[tuple[str, ...]] = ("/v1/responses",)
     open_endpoints: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
-        self._pipeline = pipeline
-        self._access = access
-        self._builder = RequestBuilder(pipeline.engine, pipeline.settings)
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._pipeline = context.pipeline
+        self._access = context.access
+        self._builder = RequestBuilder(
+            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
+        )
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the routes."""
@@ -69,7 +72,7 @@ class ResponsesApi:
         """
         owner = self._access.owner(request)
         check_parameters(request)
-        body = await read_body(request, self._pipeline.settings.max_request_bytes)
+        body = await read_body(request, self._context.settings.max_request_bytes)
         asked = read_request(body, self._builder)
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         background = asked.echoed.background
@@ -132,14 +135,14 @@ class ResponsesApi:
         return json_response(await response_object(stream.log, _echoed_of(stream)))
 
     async def _events(self, stream: Stream, starting_after: int | None, *, forget: bool) -> Response:
-        starting.check_room(self._pipeline, stream)
+        starting.check_room(stream)
         dialect = await open_dialect(stream.log, _echoed_of(stream), starting_after)
         if request.method == "HEAD" or stream.finished_before(dialect.resume_offset):
             return event_response(b"", stream)
         if forget:
-            body = EventStreamBody(self._pipeline, stream, dialect)
+            body = EventStreamBody(self._context, stream, dialect)
             return event_response(_ForgettingBody(body, self._pipeline, stream), stream)
-        return starting.event_stream(self._pipeline, stream, dialect)
+        return starting.event_stream(self._context, stream, dialect)
 
     async def _whole(self, stream: Stream, *, has_key: bool, forget: bool) -> Response:
         try:

@@ -1,0 +1,26 @@
+"""What every API of an application shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from crucible_trio.apis.kit.access import Access
+from crucible_trio.pipeline import Pipeline
+from crucible_trio.settings.apis import ApiSettings
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ApiContext:
+    """The surroundings of an API.
+
+    Attributes:
+        pipeline: An open pipeline.
+        settings: The settings of the APIs.
+        access: The access rules.
+    """
+
+    pipeline: Pipeline
+    settings: ApiSettings
+    access: Access

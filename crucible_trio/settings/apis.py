@@ -1,0 +1,55 @@
+"""The settings of the HTTP APIs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias, final
+
+import msgspec
+
+from crucible_trio.config import Count
+from crucible_trio.errors import ConfigError
+
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""OpenAI's `reasoning_effort`."""
+
+
+@final
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The limits, defaults and access rules of the HTTP APIs."""
+
+    # The wire.
+    heartbeat_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    """Silence after which the server sends a comment. Proxies cut silent connections after 30 to 60 s."""
+    retry_milliseconds: Count = 1000
+    """How long a browser waits before it reconnects. Without this line it waits 3 s."""
+    max_request_bytes: Count = 256 * 1024
+    """Size limit of a request body."""
+    keys: dict[str, str] = {}
+    """From owner to key. In the environment `alice:key1,bob:key2`. Without keys there is one anonymous owner, and only
+    this machine can connect."""
+    token_secret: str | None = None
+    """Signs the stream tokens. Default: a random secret for each process."""
+    allowed_origins: tuple[str, ...] = ()
+    """Foreign pages that may call this server, as `https://host[:port]`. In the environment, comma-separated."""
+    server_names: tuple[str, ...] = ()
+    """Host names that the server answers to in addition to the loopback names, while no keys are configured."""
+
+    # The OpenAI-compatible API.
+    openai_deep_efforts: tuple[Effort, ...] = ("medium", "high", "xhigh", "max")
+    """Values of `reasoning_effort` that mean mode `deep`. All others, and a missing value, mean `standard`. `low` asks
+    for a quick answer, and a mode with a short trace does not exist."""
+    openai_deep_suffix: str = ":deep"
+    """A model name with this suffix means that model in mode `deep`. This is for clients that let the user choose only
+    a model name. Empty: no such names."""
+    openai_models: dict[str, str] = {}
+    """Other names for models, for clients with a built-in name. The target may have the suffix: `{"o3":
+    "smollm2-135m:deep"}`. In the environment, JSON."""
+
+    def __post_init__(self) -> None:
+        """Check the keys. No message quotes a key."""
+        if len(set(self.keys.values())) != len(self.keys):
+            message = "keys: two owners have the same key"
+            raise ConfigError(message)
+        if not all(self.keys) or not all(self.keys.values()):
+            message = "keys: an owner or a key is empty"
+            raise ConfigError(message)

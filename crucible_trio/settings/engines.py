@@ -1,0 +1,48 @@
+"""The settings of the engines that come with this package."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, final
+
+import msgspec
+
+from crucible_trio.config import Count
+from crucible_trio.errors import ConfigError
+
+
+@final
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The engine to run, and its settings."""
+
+    # The engine.
+    engine: Literal["local", "upstream", "replay"] = "local"
+    """Where the output comes from."""
+    model: str | None = None
+    """`local`: path of a GGUF file. Default: the small model, which is downloaded once. `upstream`: the model's name
+    there. Default: the first one that the server lists."""
+    local_slots: Count = 4
+    """Streams that the local model works on at the same time. Other streams stay open and wait for a slot."""
+    local_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Threads that the local model computes with. 0 means one fewer than there are cores."""
+    local_context_tokens: Count = 2048
+    """Context size of each slot of the local model, for prompt and answer together."""
+    upstream_base_url: str | None = None
+    """Base URL of an OpenAI-compatible server, such as `http://127.0.0.1:8080/v1`."""
+    upstream_key: str | None = None
+    """Sent to the upstream server as `Authorization: Bearer`."""
+    upstream_thinking: dict[Literal["standard", "deep"], dict[str, Any]] | None = None
+    """Per mode, the fields of the upstream request body that turn thinking on or off. Default:
+    `chat_template_kwargs.enable_thinking`, which vLLM and llama.cpp understand. In the environment, JSON."""
+    upstream_extra_body: dict[str, Any] = {}
+    """Fields added to every request to the upstream server. In the environment, JSON."""
+    upstream_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """The upstream server's name for `max_output_tokens`. OpenAI's own reasoning models need
+    `max_completion_tokens`."""
+    replay_speed: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """How much faster than recorded the replay runs. `inf` never waits."""
+
+    def __post_init__(self) -> None:
+        """Check that the engine has what it needs."""
+        if self.engine == "upstream" and self.upstream_base_url is None:
+            message = "engine 'upstream' needs upstream_base_url (--base-url)"
+            raise ConfigError(message)
