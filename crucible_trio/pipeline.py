@@ -20,6 +20,7 @@ from crucible_trio.generation import Generation
 from crucible_trio.metrics import EngineMetrics, Metrics
 from crucible_trio.records import new_stream_id
 from crucible_trio.request import OnDisconnect, Request
+from crucible_trio.snapshot import Status, status_of
 from crucible_trio.store.contract import StreamStore
 from crucible_trio.store.idempotency import digest_of
 from crucible_trio.store.memory import ANONYMOUS, MemoryStore
@@ -291,9 +292,11 @@ class Pipeline:
         self._running.discard(generation)
         self.store.ended(stream)
         self._ended.unpark_all()
-        status = stream.status
+        # The terminal record may not be visible yet. Without one an internal error has ended the stream.
+        terminal = generation.terminal
+        status: Status = "failed" if terminal is None else status_of(terminal)
         self._engine_metrics(stream.facts).ended[status] += 1
-        timings = stream.terminal.timings if stream.terminal is not None else None
+        timings = None if terminal is None else terminal.timings
         logger.info(
             "stream %s ended: mode=%s status=%s pieces=%d first_token_ms=%s total_ms=%s",
             stream.id,
