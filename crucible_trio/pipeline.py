@@ -203,13 +203,16 @@ class Pipeline:
         )
         stream = Stream(stream_facts, log, generation, self.metrics, max_readers=self.settings.max_readers_per_stream)
         self._running.add(generation)
-        self._nursery.start_soon(self._run_generation, generation, stream)
+        self._engine_metrics(stream_facts).started[request.mode] += 1
+        is_published = trio.Event()
+        self._nursery.start_soon(self._run_generation, generation, stream, is_published)
         try:
             await self._publish(generation, stream, key)
         except BaseException:
             generation.cancel()
             raise
-        self._engine_metrics(stream_facts).started[request.mode] += 1
+        finally:
+            is_published.set()
         return stream
 
     async def _publish(self, generation: Generation, stream: Stream, key: str | None) -> None:
@@ -280,12 +283,16 @@ class Pipeline:
         while self._running:
             await self._ended.park()
 
-    async def _run_generation(self, generation: Generation, stream: Stream) -> None:
+    async def _run_generation(self, generation: Generation, stream: Stream, is_published: trio.Event) -> None:
         try:
             await generation.run()
         except* Exception:
             logger.exception("stream %s: internal error", stream.id)
         finally:
+            # A deadline may end a stream before record 1 is visible. The store must know a stream before its end.
+            if stream.log.finished and not is_published.is_set():
+                with trio.move_on_after(self.settings.flush_seconds, shield=True):
+                    await is_published.wait()
             self._generation_ended(generation, stream)
 
     def _generation_ended(self, generation: Generation, stream: Stream) -> None:
