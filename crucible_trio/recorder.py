@@ -16,7 +16,6 @@ import msgspec
 from crucible_trio.content import (
     Piece,
     Reasoning,
-    Refusal,
     Text,
     TextPiece,
     ToolCallArguments,
@@ -161,7 +160,7 @@ class Recorder:
                 return ReasoningDelta(seq=self.seq + 1, segment=piece.segment, delta=text)
             case ToolCallArguments():
                 return ToolCallDelta(seq=self.seq + 1, index=self._calls - 1, delta=text)
-            case Refusal():
+            case _:
                 return RefusalDelta(seq=self.seq + 1, delta=text)
 
     def _add_mark(self, frames: list[bytes], piece: ToolCallStart | ToolCallEnd) -> None:
