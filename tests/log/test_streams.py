@@ -600,6 +600,16 @@ async def test_bytes_are_counted_and_freed(
         assert (pipeline.store.kept, pipeline.store.log_bytes) == (0, 0)
 
 
+async def test_a_request_that_cannot_be_stored_takes_up_no_limit(
+    open_pipeline_over: OpenPipeline, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline_over(ScriptedEngine("a"), Settings(max_streams=1)) as pipeline:
+        with pytest.raises(UnicodeEncodeError):
+            await pipeline.start(Request("half a character: \ud83d"))
+        assert (pipeline.store.running, pipeline.store.log_bytes) == (0, 0)
+        await pipeline.start(Request("q"))
+
+
 # Idempotency keys
 
 
