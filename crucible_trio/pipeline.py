@@ -20,6 +20,7 @@ from crucible_trio.generation import Generation
 from crucible_trio.metrics import EngineMetrics, Metrics
 from crucible_trio.records import new_stream_id
 from crucible_trio.request import OnDisconnect, Request
+from crucible_trio.snapshot import Status, status_of
 from crucible_trio.store.contract import StreamStore
 from crucible_trio.store.idempotency import digest_of
 from crucible_trio.store.memory import ANONYMOUS, MemoryStore
@@ -202,13 +203,16 @@ class Pipeline:
         )
         stream = Stream(stream_facts, log, generation, self.metrics, max_readers=self.settings.max_readers_per_stream)
         self._running.add(generation)
-        self._nursery.start_soon(self._run_generation, generation, stream)
+        self._engine_metrics(stream_facts).started[request.mode] += 1
+        is_published = trio.Event()
+        self._nursery.start_soon(self._run_generation, generation, stream, is_published)
         try:
             await self._publish(generation, stream, key)
         except BaseException:
             generation.cancel()
             raise
-        self._engine_metrics(stream_facts).started[request.mode] += 1
+        finally:
+            is_published.set()
         return stream
 
     async def _publish(self, generation: Generation, stream: Stream, key: str | None) -> None:
@@ -279,21 +283,27 @@ class Pipeline:
         while self._running:
             await self._ended.park()
 
-    async def _run_generation(self, generation: Generation, stream: Stream) -> None:
+    async def _run_generation(self, generation: Generation, stream: Stream, is_published: trio.Event) -> None:
         try:
             await generation.run()
         except* Exception:
             logger.exception("stream %s: internal error", stream.id)
         finally:
+            # A deadline may end a stream before record 1 is visible. The store must know a stream before its end.
+            if stream.log.finished and not is_published.is_set():
+                with trio.move_on_after(self.settings.flush_seconds, shield=True):
+                    await is_published.wait()
             self._generation_ended(generation, stream)
 
     def _generation_ended(self, generation: Generation, stream: Stream) -> None:
         self._running.discard(generation)
         self.store.ended(stream)
         self._ended.unpark_all()
-        status = stream.status
+        # The terminal record may not be visible yet. Without one an internal error has ended the stream.
+        terminal = generation.terminal
+        status: Status = "failed" if terminal is None else status_of(terminal)
         self._engine_metrics(stream.facts).ended[status] += 1
-        timings = stream.terminal.timings if stream.terminal is not None else None
+        timings = None if terminal is None else terminal.timings
         logger.info(
             "stream %s ended: mode=%s status=%s pieces=%d first_token_ms=%s total_ms=%s",
             stream.id,

@@ -75,6 +75,9 @@ def load_settings(
         *((name, value, "option") for name, value in options.items() if value is not None),
     ]
     for name, value, origin in sources:
+        if not _is_setting(name):
+            message = f"unknown setting {name!r} ({origin})"
+            raise ConfigError(message)
         values[name] = value
         origins[name] = origin
     return ServiceSettings(
@@ -110,9 +113,6 @@ def _from_file(path: Path) -> Iterator[tuple[str, object, str]]:
         message = f"cannot read the settings in {path}: {error}"
         raise ConfigError(message) from error
     for name, value in values.items():
-        if not _is_setting(name):
-            message = f"{path} has an unknown setting, {name!r}"
-            raise ConfigError(message)
         yield name, value, str(path)
 
 

@@ -90,9 +90,10 @@ class MemoryStore:
         if self.log_bytes >= self._settings.total_log_bytes:
             message = "the server's event log memory limit is reached"
             raise OverloadedError(message)
+        size = len(encode_json(facts))  # fails for half a character, so before anything is counted
         self._created.add(facts.id)
         self._created_by_owner[facts.owner] += 1
-        self._facts_bytes[facts.id] = size = len(encode_json(facts))
+        self._facts_bytes[facts.id] = size
         self.log_grew(size)
         return self._new_log(room_without_readers=facts.on_disconnect == "continue", account=self)
 

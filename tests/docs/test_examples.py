@@ -43,7 +43,6 @@ from crucible_trio.apis.openai.responses import requests as responses_requests
 from crucible_trio.apis.openai.responses.objects import EchoedFields
 from crucible_trio.apis.openai.responses.replay import open_dialect
 from crucible_trio.cli import main as crucible
-from crucible_trio.settings.apis import Effort
 from crucible_trio.engine import as_engine
 from crucible_trio.log.memory import MemoryLog
 from crucible_trio.metrics import Metrics
@@ -63,6 +62,7 @@ from crucible_trio.records import (
     encode_frame,
 )
 from crucible_trio.request import Request
+from crucible_trio.settings.apis import Effort
 from crucible_trio.snapshot import Snapshot
 from crucible_trio.web import create_app
 

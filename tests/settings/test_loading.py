@@ -1,10 +1,22 @@
 import logging
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 
-from crucible_trio.config import Settings, load_settings
+from crucible_trio.config import Settings
 from crucible_trio.errors import ConfigError
+from crucible_trio.settings import load_settings
+from crucible_trio.settings.loading import GROUPS
+
+
+def load(environment: dict[str, str], **options: Any) -> SimpleNamespace:
+    """All settings in one object. Their names differ between the groups."""
+    settings = load_settings(environment, **options)
+    groups = (settings.engine, settings.pipeline, settings.apis, settings.server)
+    return SimpleNamespace(**{name: value for group in groups for name, value in msgspec.structs.asdict(group).items()})
 
 
 @pytest.fixture
@@ -16,11 +28,11 @@ def config_file(tmp_path: Path) -> Path:
 
 def test_arguments_win_over_the_environment_over_the_file_over_the_defaults(config_file: Path) -> None:
     environment = {"CRUCIBLE_BUFFER_TOKENS": "3", "CRUCIBLE_GRACE_SECONDS": "3", "PATH": "/bin"}
-    settings = load_settings(environment, config_file=config_file, buffer_tokens=4, grace_seconds=None)
+    settings = load(environment, config_file=config_file, buffer_tokens=4, grace_seconds=None)
     assert settings.buffer_tokens == 4
     assert settings.grace_seconds == 3
     assert settings.retry_milliseconds == 2
-    assert settings.heartbeat_seconds == Settings().heartbeat_seconds
+    assert settings.heartbeat_seconds == 10
     assert settings.keys == {"alice": "a"}
 
 
@@ -28,13 +40,12 @@ def test_the_environment_may_name_the_file(config_file: Path, tmp_path: Path) ->
     other = tmp_path / "other.toml"
     other.write_text("buffer_tokens = 9")
     environment = {"CRUCIBLE_CONFIG": str(other)}
-    assert load_settings(environment).buffer_tokens == 9
-    assert load_settings(environment, config_file=config_file).buffer_tokens == 2
+    assert load(environment).buffer_tokens == 9
+    assert load(environment, config_file=config_file).buffer_tokens == 2
 
 
 def test_without_any_setting_the_documented_defaults_apply() -> None:
-    settings = load_settings({})
-    assert settings == Settings()
+    settings = load({})
     assert (settings.buffer_tokens, settings.grace_seconds, settings.retention_seconds) == (64, 120, 600)
     assert (settings.first_token_seconds, settings.idle_seconds, settings.total_seconds) == (300, 120, 3600)
     assert (settings.stream_log_bytes, settings.total_log_bytes) == (16 * 2**20, 512 * 2**20)
@@ -58,7 +69,7 @@ def test_without_any_setting_the_documented_defaults_apply() -> None:
     ],
 )
 def test_every_kind_of_setting_can_come_from_the_environment(variable: str, text: str, value: object) -> None:
-    settings = load_settings({f"CRUCIBLE_{variable}": text})
+    settings = load({f"CRUCIBLE_{variable}": text})
     assert getattr(settings, variable.lower()) == value
 
 
@@ -79,22 +90,22 @@ def test_every_kind_of_setting_can_come_from_the_environment(variable: str, text
 )
 def test_a_wrong_value_is_refused_and_its_setting_named(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"(?i){name}"):
-        load_settings({f"CRUCIBLE_{name.upper()}": text})
+        load({f"CRUCIBLE_{name.upper()}": text})
 
 
 def test_an_unknown_name_in_a_file_or_an_argument_is_refused_and_named(tmp_path: Path) -> None:
     path = tmp_path / "crucible.toml"
     path.write_text("bufer_tokens = 2")
     with pytest.raises(ConfigError, match="bufer_tokens"):
-        load_settings({}, config_file=path)
+        load({}, config_file=path)
     with pytest.raises(ConfigError, match="bufer_tokens"):
-        load_settings({}, bufer_tokens=2)
+        load({}, bufer_tokens=2)
 
 
 def test_an_unknown_environment_variable_only_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert load_settings({"CRUCIBLE_SERVICE_HOST": "10.0.0.1", "OTHER": "x"}) == Settings()
-    assert [record.getMessage() for record in caplog.records] == ["CRUCIBLE_SERVICE_HOST is no setting and is ignored"]
+        assert load({"CRUCIBLE_SERVICE_HOST": "10.0.0.1", "OTHER": "x"}) == load({})
+    assert [record.getMessage() for record in caplog.records] == ["ignoring unknown setting CRUCIBLE_SERVICE_HOST"]
 
 
 @pytest.mark.parametrize("content", [None, b"buffer_tokens = ", b"\xff"])
@@ -103,7 +114,7 @@ def test_a_file_that_cannot_be_read_is_named(content: bytes | None, tmp_path: Pa
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"crucible\.toml"):
-        load_settings({}, config_file=path)
+        load({}, config_file=path)
 
 
 @pytest.mark.parametrize(
@@ -120,16 +131,34 @@ def test_a_file_that_cannot_be_read_is_named(content: bytes | None, tmp_path: Pa
 )
 def test_wrong_keys_are_refused_and_never_quoted(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"(?i)keys") as refusal:
-        load_settings(**wrong)  # type: ignore[arg-type]
+        load(**wrong)  # type: ignore[arg-type]
     assert "s3cret" not in str(refusal.value)
 
 
 def test_the_upstream_engine_needs_an_address() -> None:
     with pytest.raises(ConfigError, match="upstream_base_url"):
-        load_settings({"CRUCIBLE_ENGINE": "upstream"})
-    assert load_settings({"CRUCIBLE_ENGINE": "upstream"}, upstream_base_url="http://x/v1").engine == "upstream"
+        load({"CRUCIBLE_ENGINE": "upstream"})
+    assert load({"CRUCIBLE_ENGINE": "upstream"}, upstream_base_url="http://x/v1").engine == "upstream"
 
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(AttributeError):
         Settings().buffer_tokens = 5  # type: ignore[misc]
+
+
+def test_the_groups_share_no_name() -> None:
+    names = [name for group in GROUPS for name in group.__struct_fields__]
+    assert len(set(names)) == len(names)
+
+
+def test_an_error_says_where_the_value_came_from(tmp_path: Path) -> None:
+    path = tmp_path / "crucible.toml"
+    path.write_text('max_streams = "many"\n[openai_models]\no3 = 5\n')
+    with pytest.raises(ConfigError, match=r"max_streams \(.*crucible\.toml\): Expected `int`, got `str`"):
+        load({}, config_file=path)
+    with pytest.raises(ConfigError, match=r"max_streams \(CRUCIBLE_MAX_STREAMS\): Expected `int` >= 1"):
+        load({"CRUCIBLE_MAX_STREAMS": "0"})
+    with pytest.raises(ConfigError, match=r"replay_speed \(option\): "):
+        load({}, replay_speed=-1.0)
+    with pytest.raises(ConfigError, match=r"openai_models.* \(.*crucible\.toml\): Expected `str`, got `int`"):
+        load({}, config_file=path, max_streams=5)
