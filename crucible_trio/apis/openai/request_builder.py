@@ -34,7 +34,7 @@ class RequestBuilder:
     """Makes requests for one engine.
 
     Args:
-        info: What the engine can do.
+        info: The engine's models and the fields that it honours.
         settings: How names and efforts map to models and modes, and the maximum numbers.
 
     Raises:
