@@ -34,7 +34,7 @@ class RequestBuilder:
     """Makes requests for one engine.
 
     Args:
-        info: The engine's models and the fields that it honours.
+        info: What the engine can do.
         settings: How names and efforts map to models and modes, and the maximum numbers.
 
     Raises:
