@@ -1,1 +1,1 @@
-"""What every API needs: parsing requests, starting streams, writing event streams, and error answers."""
+"""Shared by all APIs: parsing requests, starting streams, writing event streams, and error answers."""

@@ -16,7 +16,7 @@ from quart.wrappers.response import ResponseBody
 
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.dialect import Dialect
-from crucible_trio.apis.kit.direct import MESSAGE_BYTES, DirectWrites, direct_writer
+from crucible_trio.apis.kit.direct import MESSAGE_BYTES, AppendWriter, direct_writer
 from crucible_trio.apis.kit.silence import Silence
 from crucible_trio.errors import TooManyReadersError
 from crucible_trio.stream import Stream
@@ -53,7 +53,7 @@ class EventStreamBody(ResponseBody):
         self._timer = Timer(inf, self)
         writer = direct_writer()
         self._direct = (
-            None if writer is None else DirectWrites(writer, self._reader, dialect, pipeline.batcher, self._silence)
+            None if writer is None else AppendWriter(writer, self._reader, dialect, pipeline.batcher, self._silence)
         )
         self._phase: _Phase = "opening"
         self._unsent = memoryview(b"")  # events that did not fit into the last message

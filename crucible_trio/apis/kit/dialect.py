@@ -3,8 +3,8 @@
 A dialect is a fold: the bytes of a record depend on the records before it and on nothing else. So every replay sends
 the same bytes, and one stream can be read on several wires at the same time.
 
-Each API opens a dialect from the cursor of its own wire: `Last-Event-ID` on the native wire, `starting_after` on the
-responses wire, none for chat completions. `resume_offset` is the result: where in the log the reader goes on.
+Each API opens a dialect from the cursor that its wire has: `Last-Event-ID` on the native wire, `starting_after` on the
+responses wire, none for chat completions. The result is `resume_offset`: where in the log the reader resumes.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ _HELD: Final = _Held()
 
 
 @final
-class DirectWrites:
-    """Writes what is appended while the body waits for its reader.
+class AppendWriter:
+    """Writes the records that are appended while the body waits for its reader.
 
     Args:
         writer: The server's end.
@@ -117,7 +117,7 @@ class DirectWrites:
             Events that the body must send, because they were too many for a direct write. Usually empty.
 
         Raises:
-            Exception: What the dialect raised in the middle of an append.
+            Exception: The dialect raised it in the middle of an append.
 
         Checkpoints: only if the server holds a part of a write. Cancellation: the connection is reset.
         """

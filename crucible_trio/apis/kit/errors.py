@@ -63,7 +63,7 @@ class BodyTooLargeError(CrucibleError):
 
 @final
 class UnsupportedParameterError(CrucibleError):
-    """The API has this field, but this server or model cannot do what it asks for.
+    """The API has this field, but this server or model does not support its value.
 
     Attributes:
         param: The field, as a dotted path.

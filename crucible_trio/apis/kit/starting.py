@@ -51,9 +51,9 @@ async def start_or_join(
         engine_request: What to generate.
         owner: Who may read and stop the stream.
         key: The idempotency key.
-        on_disconnect: What happens while no reader is attached, if the request does not say. None, for a wire without
-            a cursor: with a key the stream pauses, because the client can repeat the request and join. Without a key
-            it is cancelled, because the client cannot come back.
+        on_disconnect: The policy while no reader is attached, if the request does not name one. None, for a wire
+            without a cursor: with a key the stream pauses, because the client can repeat the request and join. Without
+            a key it is cancelled, because the client cannot come back.
         starts_with_reader: Call the engine when a reader has record 1. Otherwise call it immediately.
         facts: Facts of the stream that the API needs later, under the API's name (`StreamFacts.for_apis`).
 

@@ -58,26 +58,26 @@ async def open_dialect(trace: Trace, log: LogReader, after: int, *, retry_millis
 
 
 class NativeDialect:
-    """What all views of the native wire share. Subclasses add `feed`."""
+    """The shared part of all views of the native wire. Subclasses add `feed`."""
 
     def __init__(self, resume_offset: int, retry_milliseconds: int) -> None:
         self.resume_offset = resume_offset
         self._retry_milliseconds = retry_milliseconds
 
     def opening(self) -> bytes:
-        """The `retry:` line; see `Dialect`."""
+        """The `retry:` line (`Dialect`)."""
         return sse.retry_line(self._retry_milliseconds)
 
     def keep_alive(self) -> bytes:
-        """A comment line; see `Dialect`."""
+        """A comment line (`Dialect`)."""
         return sse.HEARTBEAT
 
     def draining(self) -> bytes:
-        """`server.draining`; see `Dialect`."""
+        """`server.draining` (`Dialect`)."""
         return encode_control(ServerDraining(self._retry_milliseconds))
 
     def busy(self) -> bytes:
-        """`server.busy`; see `Dialect`."""
+        """`server.busy` (`Dialect`)."""
         return encode_control(ServerBusy(self._retry_milliseconds))
 
 
@@ -85,7 +85,7 @@ class SegmentsDialect(NativeDialect):
     """All records."""
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
-        """Join the frames; see `Dialect`."""
+        """Join the frames (`Dialect`)."""
         return b"".join(frames)
 
 
@@ -94,7 +94,7 @@ class NoTraceDialect(NativeDialect):
     """All records but those of the reasoning."""
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
-        """Join the frames that are visible; see `Dialect`."""
+        """Join the frames that are visible (`Dialect`)."""
         hidden = (ReasoningDelta, ReasoningDone)
         return b"".join(frame for frame in frames if not isinstance(decode_frame(frame), hidden))
 
@@ -109,7 +109,7 @@ class FinalTraceDialect(NativeDialect):
         self._segments: dict[int, list[str]] = {}  # since the last `reasoning.done`
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
-        """Fold the records; see `Dialect`."""
+        """Fold the records (`Dialect`)."""
         return b"".join(map(self._one, frames))
 
     def _one(self, frame: bytes) -> bytes:

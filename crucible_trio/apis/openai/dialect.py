@@ -6,7 +6,7 @@ from crucible_trio import sse
 
 
 class OpenAIDialect:
-    """What the dialects of OpenAI's APIs share. Subclasses add `feed` (`Dialect`).
+    """The shared part of the dialects of OpenAI's APIs. Subclasses add `feed` (`Dialect`).
 
     The SDKs read events until the stream ends, and do not reconnect. They know no `retry:` line and no control events.
     So a draining server lets the stream finish without a word, and a reader too many is refused with an error.
@@ -19,17 +19,17 @@ class OpenAIDialect:
         self.resume_offset = resume_offset
 
     def opening(self) -> bytes:
-        """Nothing; see `Dialect`."""
+        """Nothing (`Dialect`)."""
         return b""
 
     def keep_alive(self) -> bytes:
-        """A comment line; see `Dialect`."""
+        """A comment line (`Dialect`)."""
         return sse.HEARTBEAT
 
     def draining(self) -> bytes:
-        """Nothing; see `Dialect`."""
+        """Nothing (`Dialect`)."""
         return b""
 
     def busy(self) -> None:
-        """No event; see `Dialect`."""
+        """No event (`Dialect`)."""
         return

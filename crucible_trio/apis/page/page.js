@@ -1,32 +1,34 @@
-// The demo page. It uses the native API as any client would: it starts and stops with fetch and reads with EventSource.
+// The demo page. It uses the native API like any client: fetch starts and stops streams, and EventSource reads them.
 
 import { readFast, readSlowly } from "./readers.js";
 import * as view from "./view.js";
 import { ending, refusal } from "./words.js";
 
-const COME_BACK_MS = 1000; // what a server tells EventSource, too
-const SLOW_MS = 150; // for each event
+const COME_BACK_MS = 1000; // the server gives EventSource the same time in its `retry:` line
+const SLOW_MS = 150; // the pause after each event when the user reads slowly
 const BUSY = "The stream has as many readers as it may have; trying again…";
 
 const $ = (id) => document.getElementById(id);
 
-// What survives a reload: { id, events_url, cancel_url, question, mode, opened, firstTokenAt }.
+// Kept over a reload: { id, events_url, cancel_url, question, mode, opened, firstTokenAt }.
 let run = JSON.parse(sessionStorage.getItem("run"));
 
 let phase = "idle"; // "asking", "running"
 let slow = false;
 let reader = null;
 let comingBack = 0; // a timer
-let seq, lastId, tokens, end; // how far this page has read, and the terminal record
+// The last record that was read, its event id, the number of deltas so far, and the terminal record.
+let seq, lastId, tokens, end;
 
-// The status line's words: how the connection is, if there is anything to say, else how the stream is; and a notice.
+// The status line shows `link` (the state of the connection) if it is set, otherwise `stage` (the state of the
+// stream). `notice` follows either.
 let stage = "Ready.";
 let link = "";
 let notice = "";
 
 function show() {
   const words = [link || stage, notice].filter(Boolean).join(" ");
-  if ($("status").textContent !== words) $("status").textContent = words; // is read aloud: only when it changes
+  if ($("status").textContent !== words) $("status").textContent = words; // it is read aloud on every change
   $("numbers").textContent = run && phase !== "asking" ? numbers() : "";
   $("ask").setAttribute("aria-disabled", phase !== "idle");
   $("cut").setAttribute("aria-disabled", phase !== "running");
@@ -37,7 +39,8 @@ function show() {
 function numbers() {
   const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
   const parts = [count(seq, "event"), count(Math.max(0, run.opened - 1), "reconnect")];
-  // A delta is a token while the page keeps up; when it lags, neighbours are merged. At the end the model may know.
+  // A delta is about one token while the page keeps up. When it lags, deltas are merged. The terminal record may have
+  // the model's own count.
   const known = end?.usage.output_tokens ?? null;
   const ms = end ? end.timings.total_ms - end.timings.first_token_ms : Date.now() - run.firstTokenAt;
   const rate = (((known ?? tokens) - 1) * 1000) / ms;
@@ -91,7 +94,7 @@ async function stop() {
   stage = "Stopping…";
   show();
   const response = await api("POST", run.cancel_url).catch(() => null);
-  if (response?.ok || phase !== "running") return; // the end comes down the stream, like everything else
+  if (response?.ok || phase !== "running") return; // the terminal record comes over the stream, like every other record
   stage = response ? await refused(response) : "The server cannot be reached, and was not told to stop.";
   show();
 }
@@ -141,21 +144,21 @@ const on = {
     show();
   },
 
-  // No reader says which status ended it, so ask how the stream is.
+  // Neither reader reports the status that ended it, so get the stream's snapshot.
   async over() {
     const asked = run;
     const response = await api("GET", `v1/streams/${run.id}`).catch(() => null);
     if (run !== asked || phase !== "running") return;
     if (!response || response.ok || response.status >= 500) return comeBack("Connection lost; coming back…");
     if (response.status === 401) return finish(await refused(response));
-    sessionStorage.removeItem("run"); // a reload does not ask for it again
+    sessionStorage.removeItem("run"); // so that a reload does not try again
     finish("The server does not have this stream any more.");
   },
 
   record(record, id) {
     if (record.type === "server.draining") notice = "The server is shutting down.";
     if (record.type === "server.busy") link = BUSY;
-    if (record.seq > seq) { // control events have none
+    if (record.seq > seq) { // control events have no `seq`
       [seq, lastId, link] = [record.seq, id, ""];
       take(record);
     }
@@ -217,8 +220,8 @@ $("slow").addEventListener("click", () => {
 if (run) {
   $("question").value = run.question;
   $("form").elements.mode.value = run.mode;
-  // After a reload the text is gone, and with it the position: the stream is read from the beginning, in the one way
-  // there is. What was there already comes in one piece.
+  // After a reload the text and the offset are gone, so the stream is read again from record 1. The records that exist
+  // already arrive together.
   begin(run);
 } else {
   show();

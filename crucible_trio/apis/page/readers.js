@@ -1,12 +1,12 @@
-// Two ways to read a stream's events. Both begin at once, call `on` as follows, and have close(), after which they call
-// nothing any more.
+// Two ways to read a stream's events. Both start immediately and return an object with close(), after which they make
+// no more calls. They call:
 //
-// on.opened()            a connection stands
-// on.record(record, id)  in order; control events come with the id of the record before them
-// on.lost()              the connection broke, and this reader comes back by itself
-// on.over()              this reader has given up and will not come back
+// on.opened()            the connection is open
+// on.record(record, id)  in order. A control event comes with the id of the record before it
+// on.lost()              the connection broke, and this reader reconnects
+// on.over()              this reader has stopped and will not reconnect
 
-// EventSource: takes what comes as fast as it comes, and reconnects at its last id.
+// EventSource: reads as fast as the events come, and reconnects with its last id.
 export function readFast(url, on) {
   const source = new EventSource(url);
   source.onopen = () => on.opened();
@@ -15,13 +15,13 @@ export function readFast(url, on) {
   return source;
 }
 
-// A body, chunk by chunk, `pause` milliseconds for each event. What is not read fills the browser's buffers, then the
-// kernel's, and only then does the model wait: after 4 MiB and 7 to 20 MiB, as measured in Chromium on Linux. A short
-// answer fits in there whole, and is only shown slowly.
+// fetch: reads the body chunk by chunk, with `pause` milliseconds for each event. Unread events fill the browser's
+// buffers first (4 MiB, measured in Chromium on Linux), then the kernel's (7 to 20 MiB). Only then does the model wait.
+// A short answer fits into the buffers, so it is only shown slowly.
 export function readSlowly(url, on, pause) {
   const abort = new AbortController();
   read(url, on, pause, abort.signal)
-    .catch(() => {}) // a body that breaks is over, like one that ends
+    .catch(() => {}) // a body that breaks is treated like one that ends
     .then(() => abort.signal.aborted || on.over());
   return { close: () => abort.abort() };
 }
@@ -38,7 +38,7 @@ async function read(url, on, pause, signal) {
     const events = (rest + decoder.decode(value, { stream: true })).split("\n\n");
     rest = events.pop();
     for (const event of events) {
-      // One line of data, and an id line last; before them there may be a `retry:` or a comment.
+      // One data line, then the id line. A `retry:` line or a comment may come before them.
       const field = (name) => event.match(new RegExp(`^${name}: (.*)$`, "m"))?.[1];
       on.record(JSON.parse(field("data")), field("id"));
       await new Promise((resolve) => setTimeout(resolve, pause));

@@ -1,10 +1,10 @@
-// The trace and the answer on the page. What a model says gets there as text alone, never as markup.
+// The trace and the answer on the page. The model's text is only inserted as text nodes, never as markup.
 
 const $ = (id) => document.getElementById(id);
 
 let answer; // a text node
 let segments; // text nodes by number
-let current; // the segment that is being written
+let current; // the segment that is being written, as its details element
 
 export function clear() {
   answer = document.createTextNode("");
@@ -27,7 +27,7 @@ export function addToTrace(text, segment) {
   segments.get(segment).appendData(text);
 }
 
-// The trace has stopped, for now at least.
+// The trace has ended, or pauses for a piece of the answer.
 export function foldTrace() {
   foldCurrent();
   fold($("trace"));
@@ -64,7 +64,7 @@ function fold(details) {
   if (untouched(details)) details.open = false;
 }
 
-// What somebody has opened or shut by hand stays so.
+// The user has not opened or closed it. Once they have, the page leaves it alone.
 const untouched = (details) => !("touched" in details.dataset);
 
 $("reasoning").addEventListener("click", ({ target }) => {

@@ -1,4 +1,4 @@
-// What went wrong or how it ended, in plain words.
+// Sentences for the user: how a stream ended, and why a request was refused.
 
 const REASONS = {
   max_output_tokens: "Ended early: the text reached its greatest length.",
@@ -10,7 +10,7 @@ const REASONS = {
 
 const CANCELLED = {
   client: "Stopped.",
-  disconnect: "Stopped: nobody was reading.",
+  disconnect: "Stopped: no client was reading.",
   shutdown: "Stopped: the server shut down.",
 };
 
@@ -22,7 +22,7 @@ export function ending({ type, reason, error, by, finish_reason: finishReason })
   return finishReason === "stop" ? "Done." : `Done (${finishReason}).`;
 }
 
-// Why a request was refused; `hadKey`: whether it brought a key.
+// Why a request was refused. `hadKey`: whether it was sent with a key.
 export async function refusal(response, hadKey) {
   const { error } = await response.json().catch(() => ({}));
   const wait = response.headers.get("Retry-After");

@@ -197,7 +197,7 @@ class ChatDialect(OpenAIDialect):
         self._whole_calls = 0
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
-        """Fold the records; see `Dialect`."""
+        """Fold the records (`Dialect`)."""
         return b"".join(self._one(decode_frame(frame)) for frame in frames)
 
     def _one(self, record: AnyRecord) -> bytes:

@@ -93,7 +93,7 @@ class ResponsesDialect(OpenAIDialect):
         self._rest = rest
 
     def feed(self, frames: Sequence[bytes]) -> bytes:
-        """Fold the records; see `Dialect`."""
+        """Fold the records (`Dialect`)."""
         return b"".join(self._each(frames))
 
     def _each(self, frames: Sequence[bytes]) -> Iterator[bytes]:

@@ -146,7 +146,7 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder) -> CreateResp
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequestError("stream_options goes with stream", "stream_options")
     if fields.background and not fields.store:
-        raise InvalidRequestError("a response in the background must be stored, or nobody could read it", "store")
+        raise InvalidRequestError("a background response must be stored, or it could not be retrieved", "store")
     messages = [Message("system", fields.instructions)] if fields.instructions else []
     engine_request = builder.build(
         messages + _messages(fields.input),
