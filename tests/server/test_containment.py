@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from crucible_trio import Finish, Output, Request
-from crucible_trio.server.connection import Protocol
+from crucible_trio.server.http1 import Http1Protocol
 
 
 async def ticks(request: Request, output: Output) -> Finish:
@@ -68,7 +68,7 @@ async def test_a_strange_request_is_answered_and_a_neighbour_streams_on(serving,
 
 
 async def test_an_exception_in_a_connection_ends_that_connection_alone(serving, monkeypatch, caplog) -> None:
-    real = Protocol._create_stream
+    real = Http1Protocol._create_stream
     secret = "".join(["what the ", "client sent"])  # in one piece it would stand in the frames that are logged
 
     async def explode_on_demand(self, request):
@@ -76,7 +76,7 @@ async def test_an_exception_in_a_connection_ends_that_connection_alone(serving, 
             raise ZeroDivisionError(secret)
         await real(self, request)
 
-    monkeypatch.setattr(Protocol, "_create_stream", explode_on_demand)
+    monkeypatch.setattr(Http1Protocol, "_create_stream", explode_on_demand)
     async with serving(ticks) as served:
         neighbour, bad = await served.connect(), await served.connect()
         await neighbour.start()

@@ -16,8 +16,8 @@ from trio.testing import wait_all_tasks_blocked
 from crucible_trio import Finish, Output, Request, Settings
 from crucible_trio.direct_writes import EXTENSION
 from crucible_trio.server import Config, serve
-from crucible_trio.server.connection import Connection
-from crucible_trio.server.direct import DirectWrites
+from crucible_trio.server.connection import HttpConnection
+from crucible_trio.server.direct import SocketBodyWriter
 
 
 async def slowly(request: Request, output: Output) -> Finish:
@@ -44,13 +44,13 @@ async def test_a_client_that_reads_little_gets_the_bytes_in_order(
     serving, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[bool] = []
-    write_nowait = DirectWrites.write_nowait
+    write_nowait = SocketBodyWriter.write_nowait
 
-    def watched(self: DirectWrites, data: bytes) -> bool:
+    def watched(self: SocketBodyWriter, data: bytes) -> bool:
         held.append(not write_nowait(self, data))
         return not held[-1]
 
-    monkeypatch.setattr(DirectWrites, "write_nowait", watched)
+    monkeypatch.setattr(SocketBodyWriter, "write_nowait", watched)
 
     async def large_pieces(request: Request, output: Output) -> Finish:
         for number in range(150):
@@ -109,7 +109,7 @@ async def test_the_next_client_gets_none_of_the_last_ones_bytes(serving) -> None
         assert reused > 10
 
 
-Answer = Callable[[Any, DirectWrites, Callable[[bytes, bool], Awaitable[None]]], Awaitable[None]]
+Answer = Callable[[Any, SocketBodyWriter, Callable[[bytes, bool], Awaitable[None]]], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -142,10 +142,10 @@ async def serving_raw(answer: Answer) -> AsyncIterator[int]:
 
 
 async def test_only_the_response_at_hand_can_be_written_to() -> None:
-    writes: list[DirectWrites] = []
+    writes: list[SocketBodyWriter] = []
     go_on = trio.Event()
 
-    async def answer(scope: Any, direct: DirectWrites, send: Any) -> None:
+    async def answer(scope: Any, direct: SocketBodyWriter, send: Any) -> None:
         writes.append(direct)
         assert direct.ready
         await send(b"begin ", True)
@@ -181,7 +181,7 @@ async def test_what_is_left_of_a_direct_write_goes_out_before_what_is_sent_next(
     pieces = [b"%06d" % number * 2000 for number in range(400)]
     taken: list[bytes] = []
 
-    async def answer(scope: Any, direct: DirectWrites, send: Any) -> None:
+    async def answer(scope: Any, direct: SocketBodyWriter, send: Any) -> None:
         for piece in pieces:
             taken.append(piece)
             if not direct.write_nowait(piece):
@@ -217,9 +217,11 @@ async def test_nothing_is_written_directly_while_something_else_is_being_sent(se
                 made = stream.log.head
                 await trio.sleep(0.05)
             living = [
-                thing for thing in gc.get_objects() if isinstance(thing, Connection) and thing.request is not None
+                thing
+                for thing in gc.get_objects()
+                if isinstance(thing, HttpConnection) and thing.current_request is not None
             ]
             [connection] = [found for found in living if found._stream.socket.fileno() != -1]
-            assert not connection.is_ready_for(connection.request)
+            assert not connection.is_ready_for(connection.current_request)
             await client.read_until(b"0\r\n\r\n")
         assert client.text == "".join(f"{number:05}" * 400 for number in range(400))
