@@ -1,4 +1,4 @@
-"""What a connection sends can end that connection and nothing else (HTTP/2 is not spoken, traps 1, 2 and 24)."""
+"""The bytes that a client sends can end its connection and nothing else. The server does not speak HTTP/2."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_a_strange_request_is_answered_and_a_neighbour_streams_on(serving,
 
 async def test_an_exception_in_a_connection_ends_that_connection_alone(serving, monkeypatch, caplog) -> None:
     real = Http1Protocol._create_stream
-    secret = "".join(["what the ", "client sent"])  # in one piece it would stand in the frames that are logged
+    secret = "".join(["what the ", "client sent"])  # in two literals, because the log shows source lines
 
     async def explode_on_demand(self, request):
         if request.target == b"/explode":

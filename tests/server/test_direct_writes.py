@@ -1,4 +1,4 @@
-"""Writes that do not wait, on real sockets: the order of the bytes, the right client, the right response."""
+"""Direct writes on real sockets: the bytes are in order and reach the right client and the right response."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def slowly(request: Request, output: Output) -> Finish:
 
 
 @pytest.mark.parametrize("offered", [True, False])
-async def test_a_client_that_keeps_up_gets_its_tokens_directly_where_that_is_offered(serving, offered: bool) -> None:
+async def test_a_client_that_keeps_up_gets_direct_writes_if_they_are_offered(serving, offered: bool) -> None:
     async with serving(slowly, direct_writes=offered) as served:
         client = await served.connect()
         with trio.fail_after(20):
@@ -68,24 +68,24 @@ async def test_a_client_that_reads_little_gets_the_bytes_in_order(
                 assert await client.receive(3000)
                 await trio.sleep(0.0005)
         assert client.text == "".join(f"{number:04}" * 1000 for number in range(150))
-        assert any(held), "the kernel has taken everything: nothing was tried"
+        assert any(held), "the kernel took every write completely, so the test shows nothing"
         assert not all(held)
 
 
-async def test_the_next_client_gets_none_of_the_last_ones_bytes(serving) -> None:
-    """A closed socket's number is the next one's: a write that had kept it would reach the wrong client."""
+async def test_a_new_client_gets_no_bytes_of_the_one_before(serving) -> None:
+    """The kernel reuses the number of a closed socket. A write that kept the number would reach the wrong client."""
     numbers: set[int] = set()
     reused = 0
 
-    async def two_tokens(request: Request, output: Output) -> Finish:
+    async def two_pieces(request: Request, output: Output) -> Finish:
         await output.delta("first")
-        await went_on.wait()
+        await go_on.wait()
         await output.delta("second")
         return Finish()
 
-    async with serving(two_tokens) as served:
+    async with serving(two_pieces) as served:
         for _ in range(30):
-            went_on = trio.Event()
+            go_on = trio.Event()
             before = set(os.listdir("/proc/self/fd"))
             reader = await served.connect()
             with trio.fail_after(20):
@@ -93,7 +93,7 @@ async def test_the_next_client_gets_none_of_the_last_ones_bytes(serving) -> None
                 await reader.read_until(b"first")
                 reader.reset()
                 other = await served.connect()
-                went_on.set()
+                go_on.set()
                 await other.request("GET", "/healthz")
                 status, body = await other.read_response()
                 assert (status, body) == (200, b'{"status":"ok"}')
@@ -114,7 +114,7 @@ Answer = Callable[[Any, SocketBodyWriter, Callable[[bytes, bool], Awaitable[None
 
 @asynccontextmanager
 async def serving_raw(answer: Answer) -> AsyncIterator[int]:
-    """A server of an ASGI application that is handed its direct writes and a short `send`."""
+    """Serve an ASGI application. `answer` gets the writer for direct writes and a short `send`."""
 
     async def app(scope: Any, receive: Any, send: Any, *_: Any) -> None:
         if scope["type"] == "lifespan":
@@ -199,7 +199,7 @@ async def test_what_is_left_of_a_direct_write_goes_out_before_what_is_sent_next(
 
 
 async def test_nothing_is_written_directly_while_something_else_is_being_sent(serving) -> None:
-    """A client that has stopped reading: `send` waits, and a piece written past it would be in its middle."""
+    """When a client stops reading, `send` waits. A direct write would then land in the middle of its bytes."""
 
     async def flood(request: Request, output: Output) -> Finish:
         for number in range(400):
