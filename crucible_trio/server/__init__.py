@@ -1,14 +1,16 @@
-"""hypercorn's HTTP/1.1 stack under a nursery of our own.
+"""hypercorn's HTTP/1.1 protocol with our own listeners, connections and shutdown.
 
-Stock hypercorn on trio can be killed from outside by one HTTP/2 request, cannot drop a client that has stopped reading,
-tells the application nothing of a shutdown, and ends a broken response as if it were whole. What is different here:
+Stock hypercorn on trio has four faults. One HTTP/2 request can kill the server. A client that has stopped reading is
+never dropped. The application is not told about a shutdown. A broken response ends like a complete one. So this server
+differs:
 
-* An exception in one connection ends that connection (`Connection.run`). HTTP/2 is not spoken at all.
-* Every write has a deadline. A write that timed out, failed or was cancelled resets the connection: nobody knows what
-  is out, so nothing may follow.
-* A response that did not reach its end ends in a real RST. An HTTP/1.0 body ends by closing, so a FIN would read as
-  success.
-* On shutdown the application is told first, with the listeners still open, so that a cut reader can come back.
+* An exception in one connection ends only that connection (`HttpConnection.run`). The server does not speak HTTP/2.
+* Every write has a deadline. A write that times out, fails or is cancelled resets the connection. How much of it the
+  client has is unknown, so the server sends nothing more.
+* An incomplete response ends with a TCP reset (RST). An HTTP/1.0 body ends when its connection closes, so a FIN would
+  look like success.
+* On shutdown the application is told first, while the listeners are still open. A reader whose connection is cut can
+  then reconnect.
 
 Source of the classes and their behaviour: hypercorn 0.18, `trio/run.py`, `trio/tcp_server.py`, `protocol/h11.py`.
 """

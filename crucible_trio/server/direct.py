@@ -1,55 +1,59 @@
-"""An ASGI extension: write a piece of a response's body without waiting, below hypercorn's `send`.
-
-`send` must be called by a task of its own, goes through Quart and hypercorn, and costs a pass of the scheduler. Whoever
-has a small piece for a client that keeps up can leave all that out: in docs/performance.md a token costs 28 us instead
-of 61. It is there as `scope["extensions"]["crucible_trio.direct_writes"]["body"]`; ASGI middleware that changes bodies
-must take it away.
-"""
+"""The server's side of the extension `crucible_trio.direct_writes`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import Protocol, final
 
-if TYPE_CHECKING:
-    from crucible_trio.server.connection import Connection
+
+class WritableConnection(Protocol):
+    """The part of a connection that a `SocketBodyWriter` uses."""
+
+    @property
+    def current_request(self) -> object:
+        """Identifies the request that is being answered. None between two requests."""
+
+    def is_ready_for(self, request: object) -> bool:
+        """Whether a piece of the body can be written now, in response to this request."""
+
+    def frame(self, data: bytes) -> bytes:
+        """Frame a piece of a body. Write the result before anything else is framed."""
+
+    def write_nowait(self, data: bytes) -> bool:
+        """Write framed bytes. Returns whether the kernel took all of them."""
+
+    async def flush(self) -> None:
+        """Send the rest that `write_nowait` left."""
 
 
 @final
-class DirectWrites:
-    """Writes into one response. Neither `ready` nor `write_nowait` ever raises."""
+class SocketBodyWriter:
+    """The `DirectWriter` of one response."""
 
     __slots__ = ("_connection", "_is_chunked", "_request")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: WritableConnection) -> None:
         self._connection = connection
-        self._request = connection.request
-        self._is_chunked: bool | None = None  # not known yet
+        self._request = connection.current_request
+        self._is_chunked: bool | None = None  # None: unknown until the first piece
 
     @property
     def ready(self) -> bool:
-        """Whether a piece can be written now: the body has begun, and nothing else is being written or left over."""
+        """See `DirectWriter.ready`."""
         return self._connection.is_ready_for(self._request)
 
     def write_nowait(self, data: bytes) -> bool:
-        """Write a piece of the body; only when `ready`, and not empty.
-
-        Returns:
-            Whether the kernel has all of it. What is left goes out before anything else that is sent, and with `flush`;
-            until then nothing more can be written here.
-        """
+        """See `DirectWriter.write_nowait`."""
         return self._connection.write_nowait(_chunk(data) if self._is_chunked else self._framed(data))
 
     def _framed(self, data: bytes) -> bytes:
-        # h11 frames the first piece, and shows how: as chunks, whose bytes depend on nothing else, or otherwise.
+        # h11 frames the first piece, which shows whether the body is chunked. A chunk depends on nothing but its data,
+        # so h11 is not needed for the chunks that follow.
         framed = self._connection.frame(data)
         self._is_chunked = framed == _chunk(data)
         return framed
 
     async def flush(self) -> None:
-        """Write what is left, as `send` would: with a deadline, and a reset when that passes.
-
-        Checkpoints: always. Cancellation: resets the connection, because nobody knows what is out.
-        """
+        """See `DirectWriter.flush`."""
         await self._connection.flush()
 
 

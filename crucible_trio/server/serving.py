@@ -1,4 +1,4 @@
-"""Listening, accepting, and stopping in good order."""
+"""Listen, accept connections, and shut down in order."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hypercorn.utils import repr_socket_addr, wrap_app
 
 from crucible_trio.errors import ConfigError
 from crucible_trio.server.config import Config
-from crucible_trio.server.connection import Connection, Shared
+from crucible_trio.server.connection import HttpConnection, ServerState
 
-# The kernel gives up on a peer that acknowledges nothing a little after we would have. Much shorter kills honest slow
-# readers: 2 s cut one that took 20 KB/s.
+# The kernel drops a client that acknowledges nothing this long after the write deadline would have. A much shorter time
+# cuts clients that do read: 2 s cut one that read 20 KB/s.
 _USER_TIMEOUT_MARGIN_SECONDS: Final = 5.0
 _LIFESPAN_SECONDS: Final = 10.0
 
@@ -36,19 +36,20 @@ async def serve(
 
     Args:
         app: The application.
-        config: Where and how.
-        drain: Awaited first at shutdown, with the listeners still open; usually `pipeline.drain`.
-        shutdown: The server stops in good order when this returns; None: only cancellation stops it.
-        task_status: Started with the URLs that are listened on.
+        config: The addresses to listen on, and the limits.
+        drain: Awaited first at shutdown, while the listeners are still open. Usually `pipeline.drain`.
+        shutdown: Awaited while the server runs. When it returns, the server shuts down. With None only cancellation
+            stops the server.
+        task_status: Receives the URLs of the listeners when they are open.
 
     Raises:
-        ConfigError: An address cannot be bound, or TLS is asked for: that is the proxy's.
+        ConfigError: An address cannot be bound, or the configuration asks for TLS, which belongs to a proxy.
 
-    Cancellation: open connections are reset, then the application's lifespan is ended in good order, for at most ten
-    seconds.
+    Cancellation: resets the connections with incomplete responses and closes the others. Then ends the application's
+    lifespan, which may take up to ten seconds.
     """
     if config.ssl_enabled:
-        message = "TLS is not served here; put a proxy in front (docs: behind nginx)"
+        message = "this server does not speak TLS: put a proxy in front of it (how-to: behind nginx)"
         raise ConfigError(message)
     _raise_file_limit()
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
@@ -56,13 +57,13 @@ async def serve(
     with ExitStack() as stack:
         listeners = _listen(config, stack)
         async with _lifespan(wrapped, config, state), trio.open_nursery() as timing:
-            shared = Shared(wrapped, config, state)
-            timing.start_soon(shared.timers.run)
+            server = ServerState(wrapped, config, state)
+            timing.start_soon(server.timers.run)
             async with trio.open_nursery() as connections:
 
                 async def handle(stream: trio.SocketStream) -> None:
                     if len(connections.child_tasks) <= config.max_connections:
-                        await Connection(shared, stream).run()
+                        await HttpConnection(server, stream).run()
 
                 async with trio.open_nursery() as accepting:
                     accepting.start_soon(partial(trio.serve_listeners, handle, listeners, handler_nursery=connections))
@@ -74,8 +75,8 @@ async def serve(
                     if drain is not None:
                         await drain()
                     accepting.cancel_scope.cancel()
-                await shared.context.terminated.set()  # a busy connection closes after its response
-                for connection in tuple(shared.idle):
+                await server.context.terminated.set()  # a busy connection closes after its response
+                for connection in tuple(server.idle):
                     connection.close()
                 connections.cancel_scope.deadline = trio.current_time() + config.flush_timeout
             timing.cancel_scope.cancel()
@@ -83,9 +84,9 @@ async def serve(
 
 @asynccontextmanager
 async def _lifespan(app: AppWrapper, config: Config, state: LifespanState) -> AsyncIterator[None]:
-    """Run the application's lifespan around the body, in good order also when the body is cancelled."""
+    """Run the application's lifespan around the body. It ends in order even if the body is cancelled."""
     lifespan = Lifespan(app, config, state)
-    # Its own shielded scope: cancelling `serve` must not end the application before its connections.
+    # Shielded: cancelling `serve` must not end the application before its connections.
     scope = trio.CancelScope(shield=True)
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
@@ -99,7 +100,7 @@ async def _lifespan(app: AppWrapper, config: Config, state: LifespanState) -> As
             yield
         finally:
             with trio.move_on_after(_LIFESPAN_SECONDS, shield=True):
-                # It may have ended by itself; if that was an error, the nursery raises it.
+                # The lifespan may have ended already. If it failed, the nursery raises the error.
                 with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
                     await lifespan.wait_for_shutdown()
             scope.cancel()
@@ -125,7 +126,7 @@ def _url(listener: trio.SocketListener) -> str:
 
 
 def _raise_file_limit() -> None:
-    # The usual soft limit, 1,024, is a few hundred streams away; select() users, for whom it exists, are not here.
+    # The usual soft limit of 1,024 files is reached at a few hundred streams. It exists for programs that use select().
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""Real servers on real sockets, and a client that sees every byte."""
+"""Real servers on real sockets, and a client that records every byte."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from crucible_trio.settings import ApiSettings, ServiceSettings, load_settings
 from crucible_trio.sse import Decoder
 from crucible_trio.web import create_app
 
-Kind = Literal["own", "plain", "stock"]  # our server, with direct writes and without; hypercorn's
+Kind = Literal["own", "plain", "stock"]  # our server with direct writes, our server without them, stock hypercorn
 
 
 @dataclass
 class Client:
-    """One connection, raw. `received` holds every byte so far."""
+    """One raw connection. `received` holds every byte so far."""
 
     stream: trio.SocketStream
     received: bytes = b""
@@ -42,7 +42,7 @@ class Client:
         await self.send("\r\n".join([*head, "", ""]).encode() + body)
 
     async def start(self, *lines: str, version: str = "1.1", **ask: Any) -> None:
-        """Start a stream and ask for its events."""
+        """Start a stream over SSE."""
         body = msgspec.json.encode({"input": "letters"} | ask)
         await self.request("POST", "/v1/streams", "Accept: text/event-stream", *lines, body=body, version=version)
 
@@ -57,13 +57,13 @@ class Client:
         return self.received
 
     async def read_to_close(self) -> bytes:
-        """Everything until FIN; a reset raises `trio.BrokenResourceError`."""
+        """Receive everything until FIN. A reset raises `trio.BrokenResourceError`."""
         while await self.receive():
             pass
         return self.received
 
     async def read_response(self) -> tuple[int, bytes]:
-        """Status and body of the next response, which has a length; it is taken out of `received`."""
+        """Receive a response with a Content-Length, remove it from `received`, and return its status and body."""
         await self.read_until(b"\r\n\r\n")
         head, _, rest = self.received.partition(b"\r\n\r\n")
         status = int(head.split()[1])
@@ -83,7 +83,7 @@ class Client:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The whole events that have arrived, in order, as JSON; `id` is what the event's id line says."""
+        """The complete events received so far, in order, as JSON. `id` is the value of the event's id line."""
         return events_in(self.received)
 
     @property
@@ -96,7 +96,7 @@ class Client:
 
 
 def body_in(received: bytes) -> bytes:
-    """What has arrived of a response's body, chunk framing taken off."""
+    """The response body received so far, without the chunk framing."""
     head, _, rest = received.partition(b"\r\n\r\n")
     if b"transfer-encoding: chunked" not in head.lower():
         return rest
@@ -118,7 +118,7 @@ def events_in(received: bytes) -> list[dict[str, Any]]:
 
 @dataclass
 class Served:
-    """An application that is being served."""
+    """An application on a running server."""
 
     pipeline: Pipeline
     port: int
@@ -176,12 +176,12 @@ async def _serving(
             setattr(config, name, value)
         scope = trio.CancelScope()
 
-        async def run_and_tell(*, task_status: trio.TaskStatus[list[str]]) -> None:
+        async def run_until_stopped(*, task_status: trio.TaskStatus[list[str]]) -> None:
             with scope:
                 await run(task_status=task_status)
             stopped.set()
 
-        urls = await nursery.start(run_and_tell)
+        urls = await nursery.start(run_until_stopped)
         served = Served(pipeline, int(urls[0].rsplit(":", 1)[1]), scope, stopping, stopped)
         yield served
         assert kind == "own" or not pipeline.batcher.direct_writes
@@ -192,7 +192,7 @@ async def _serving(
 
 @pytest.fixture(params=["own", "plain", "stock"])
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """All servers, for the promises that stock hypercorn can keep as well."""
+    """Every server, for the promises that stock hypercorn keeps too."""
     return request.param
 
 

@@ -1,4 +1,4 @@
-"""The command as a person runs it: a process, its output, its exit code."""
+"""The `crucible` command: a process, its output and its exit code."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_sigterm_lets_an_attached_reader_finish_and_exits_0() -> None:
         assert b"mode=deep status=completed tokens=" in server.stderr
 
 
-async def test_a_second_signal_stops_at_once() -> None:
+async def test_a_second_signal_stops_immediately() -> None:
     async with _serve("--replay-speed", "0.01") as server:
         url = await _url(server)
         async with httpx.AsyncClient(base_url=url) as http:
@@ -92,7 +92,7 @@ async def test_a_second_signal_stops_at_once() -> None:
         assert b"Traceback" not in server.stderr
 
 
-async def test_nothing_that_a_client_says_is_logged() -> None:
+async def test_nothing_that_a_client_sends_is_logged() -> None:
     async with _serve("--replay-speed", "inf", CRUCIBLE_KEYS="alice:the-secret-key") as server:
         url = await _url(server)
         async with httpx.AsyncClient(base_url=url, headers={"Authorization": "Bearer the-secret-key"}) as http:
@@ -107,7 +107,7 @@ async def test_nothing_that_a_client_says_is_logged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "says"),
+    ("arguments", "environment", "mentions"),
     [
         (("--engine", "upstream"), {}, b"upstream_base_url"),
         (("--engine", "upstream", "--base-url", "http://127.0.0.1:1/v1"), {}, b"127.0.0.1:1"),
@@ -117,15 +117,15 @@ async def test_nothing_that_a_client_says_is_logged() -> None:
         (("--model", "/no/such/model.gguf"), {}, b"/no/such/model.gguf"),
     ],
 )
-async def test_what_cannot_start_says_why_in_a_sentence_and_exits_2(arguments, environment, says) -> None:
+async def test_a_failed_start_prints_its_reason_and_exits_2(arguments, environment, mentions) -> None:
     async with _run("serve", *arguments, **environment) as server:
         assert await server.wait() == 2
         assert b"Traceback" not in server.stderr
         [error] = [line for line in server.stderr.splitlines() if line.startswith(b"Error: ")]
-        assert says in error
+        assert mentions in error
 
 
-async def test_a_port_in_use_is_said_in_a_sentence() -> None:
+async def test_a_port_in_use_is_named_in_the_error() -> None:
     async with _serve() as first:
         port = (await _url(first)).rsplit(":", 1)[1]
         async with _run("serve", "--engine", "replay", "--bind", f"127.0.0.1:{port}") as second:
@@ -134,13 +134,13 @@ async def test_a_port_in_use_is_said_in_a_sentence() -> None:
             assert b"Traceback" not in second.stderr
 
 
-async def test_without_the_extra_the_three_ways_out_are_named() -> None:
+async def test_without_the_local_extra_the_error_names_three_alternatives() -> None:
     code = "import sys; sys.modules['xllamacpp'] = None; from crucible_trio.cli import main; main()"
     with trio.fail_after(60):
         process = await trio.run_process([sys.executable, "-c", code, "serve"], capture_stderr=True, check=False)
     assert process.returncode == 2
-    for way_out in (b"crucible_trio[local]", b"--engine upstream", b"--engine replay"):
-        assert way_out in process.stderr
+    for alternative in (b"crucible_trio[local]", b"--engine upstream", b"--engine replay"):
+        assert alternative in process.stderr
     assert b"Traceback" not in process.stderr
 
 
@@ -168,7 +168,7 @@ async def test_ask_shows_the_same_text_when_its_connection_is_cut(serving) -> No
     uncut, resumed = outputs
     assert uncut.stdout == resumed.stdout
     assert uncut.stdout.decode().index("First we") < uncut.stdout.decode().index("we answer:  what was asked")
-    assert b"\x1b" not in uncut.stdout  # neither ours, it is no terminal, nor the model's
+    assert b"\x1b" not in uncut.stdout  # stdout is not a terminal: no escapes from the command, and none from the model
     assert re.search(rb"reconnected at \d+", resumed.stderr)
     assert b"reconnected" not in uncut.stderr
 
@@ -192,7 +192,7 @@ async def test_ctrl_c_stops_the_stream_on_the_server(serving) -> None:
         assert b"Traceback" not in asking.stderr
 
 
-async def test_ask_without_a_url_runs_the_pipeline_itself() -> None:
+async def test_ask_without_a_url_runs_a_pipeline_in_its_process() -> None:
     arguments = ("ask", "x", "--engine", "replay", "--replay-speed", "inf", "--mode", "deep")
     with trio.fail_after(60):
         done = await trio.run_process([*CRUCIBLE, *arguments], capture_stdout=True, capture_stderr=True)
@@ -200,7 +200,7 @@ async def test_ask_without_a_url_runs_the_pipeline_itself() -> None:
     assert text.index("Reasoning") < text.index("1. Leaves") < text.index("Answer") < text.index("The reason for")
 
 
-async def test_ask_says_in_a_sentence_that_nobody_answers() -> None:
+async def test_ask_reports_a_server_that_does_not_answer() -> None:
     async with _run("ask", "x", "--url", "http://127.0.0.1:1") as asking:
         assert await asking.wait() == 2
         assert b"no answer from http://127.0.0.1:1" in asking.stderr

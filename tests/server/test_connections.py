@@ -1,4 +1,4 @@
-"""How connections live and end: keep-alive, HTTP/1.0, early answers, limits (traps 7, 8, 10, 11)."""
+"""How connections are kept and closed: keep-alive, HTTP/1.0, early responses, limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def silent(request: Request, output: Output) -> Finish:
     raise AssertionError
 
 
-async def test_a_connection_is_used_again(serving, kind) -> None:
+async def test_a_connection_is_reused(serving, kind) -> None:
     async with serving(three, kind=kind) as served:
         client = await served.connect()
         with trio.fail_after(10):
@@ -60,7 +60,7 @@ async def test_connection_close_closes(serving, kind) -> None:
             assert b"200" in client.received
 
 
-async def test_a_whole_http_1_0_stream_ends_with_fin(serving, kind) -> None:
+async def test_a_complete_http_1_0_stream_ends_with_fin(serving, kind) -> None:
     async with serving(three, kind=kind, keep_alive_timeout=1000) as served:
         client = await served.connect()
         await client.start(version="1.0")
@@ -84,13 +84,13 @@ async def test_an_unfinished_response_ends_with_a_reset(serving, version) -> Non
         assert reset.value.__cause__.errno == errno.ECONNRESET
 
 
-async def test_an_answer_before_the_body_ends_still_arrives_and_ends_with_fin(serving) -> None:
+async def test_an_early_response_arrives_and_ends_with_fin(serving) -> None:
     async with serving(three, load_settings({}, max_request_bytes=1000)) as served:
         client = await served.connect()
         await client.request("POST", "/v1/streams", "Content-Type: application/json", "Content-Length: 4000000")
         with trio.fail_after(10):
             status, body = await client.read_response()
-            # Sends on after the answer, as many clients do; had the server closed, that would be reset.
+            # Keep sending after the response, as many clients do. A server that had closed would reset the connection.
             for _ in range(20):
                 await client.send(b"x" * 50_000)
             await client.read_to_close()
@@ -98,7 +98,7 @@ async def test_an_answer_before_the_body_ends_still_arrives_and_ends_with_fin(se
         assert b"body_too_large" in body
 
 
-async def test_connections_over_the_limit_are_closed_unanswered(serving) -> None:
+async def test_connections_over_the_limit_are_closed_without_a_response(serving) -> None:
     async with serving(silent, max_connections=2) as served:
         with trio.fail_after(10):
             first, second = await served.connect(), await served.connect()
@@ -111,7 +111,7 @@ async def test_connections_over_the_limit_are_closed_unanswered(serving) -> None
                 await third.read_to_close()
             assert third.received == b""
             await first.stream.aclose()
-            while True:  # a place is free once the server has noticed
+            while True:  # until the server has noticed the close
                 again = await served.connect()
                 with suppress(trio.BrokenResourceError):
                     await again.request("GET", "/healthz")
@@ -133,7 +133,7 @@ async def test_pipelined_bytes_do_not_hide_a_disconnect_for_longer_than_a_heartb
     async with serving(silent, load_settings({}, heartbeat_seconds=0.1), kind=kind) as served:
         client = await served.connect()
         await client.start()
-        await client.request("GET", "/healthz")  # behind this the server reads nothing more until the response ends
+        await client.request("GET", "/healthz")  # after this the server reads nothing until the response ends
         await client.read_until(b"stream.created")
         [stream] = await served.pipeline.list()
         assert stream.log.readers == 1
@@ -155,7 +155,7 @@ async def test_a_half_closed_client_counts_as_gone(serving, kind) -> None:
                 await trio.sleep(0.01)
 
 
-def test_accepted_sockets_have_the_kernel_give_up_on_a_dead_peer() -> None:
+def test_accepted_sockets_have_a_user_timeout_for_dead_clients() -> None:
     config = Config()
     config.bind = ["127.0.0.1:0"]
     config.write_timeout = 7.0

@@ -1,4 +1,4 @@
-"""What a connection sends can end that connection and nothing else (HTTP/2 is not spoken, traps 1, 2 and 24)."""
+"""The bytes that a client sends can end its connection and nothing else. The server does not speak HTTP/2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from crucible_trio import Finish, Output, Request
-from crucible_trio.server.connection import Protocol
+from crucible_trio.server.http1 import Http1Protocol
 
 
 async def ticks(request: Request, output: Output) -> Finish:
@@ -68,15 +68,15 @@ async def test_a_strange_request_is_answered_and_a_neighbour_streams_on(serving,
 
 
 async def test_an_exception_in_a_connection_ends_that_connection_alone(serving, monkeypatch, caplog) -> None:
-    real = Protocol._create_stream
-    secret = "".join(["what the ", "client sent"])  # in one piece it would stand in the frames that are logged
+    real = Http1Protocol._create_stream
+    secret = "".join(["what the ", "client sent"])  # in two literals, because the log shows source lines
 
     async def explode_on_demand(self, request):
         if request.target == b"/explode":
             raise ZeroDivisionError(secret)
         await real(self, request)
 
-    monkeypatch.setattr(Protocol, "_create_stream", explode_on_demand)
+    monkeypatch.setattr(Http1Protocol, "_create_stream", explode_on_demand)
     async with serving(ticks) as served:
         neighbour, bad = await served.connect(), await served.connect()
         await neighbour.start()

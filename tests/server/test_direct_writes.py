@@ -1,4 +1,4 @@
-"""Writes that do not wait, on real sockets: the order of the bytes, the right client, the right response."""
+"""Direct writes on real sockets: the bytes are in order and reach the right client and the right response."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trio.testing import wait_all_tasks_blocked
 from crucible_trio import Finish, Output, Request
 from crucible_trio.direct_writes import EXTENSION
 from crucible_trio.server import Config, serve
-from crucible_trio.server.connection import Connection
-from crucible_trio.server.direct import DirectWrites
+from crucible_trio.server.connection import HttpConnection
+from crucible_trio.server.direct import SocketBodyWriter
 from crucible_trio.settings import load_settings
 
 
@@ -29,7 +29,7 @@ async def slowly(request: Request, output: Output) -> Finish:
 
 
 @pytest.mark.parametrize("offered", [True, False])
-async def test_a_client_that_keeps_up_gets_its_tokens_directly_where_that_is_offered(serving, offered: bool) -> None:
+async def test_a_client_that_keeps_up_gets_direct_writes_if_they_are_offered(serving, offered: bool) -> None:
     async with serving(slowly, direct_writes=offered) as served:
         client = await served.connect()
         with trio.fail_after(20):
@@ -45,13 +45,13 @@ async def test_a_client_that_reads_little_gets_the_bytes_in_order(
     serving, version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[bool] = []
-    write_nowait = DirectWrites.write_nowait
+    write_nowait = SocketBodyWriter.write_nowait
 
-    def watched(self: DirectWrites, data: bytes) -> bool:
+    def watched(self: SocketBodyWriter, data: bytes) -> bool:
         held.append(not write_nowait(self, data))
         return not held[-1]
 
-    monkeypatch.setattr(DirectWrites, "write_nowait", watched)
+    monkeypatch.setattr(SocketBodyWriter, "write_nowait", watched)
 
     async def large_pieces(request: Request, output: Output) -> Finish:
         for number in range(150):
@@ -69,24 +69,24 @@ async def test_a_client_that_reads_little_gets_the_bytes_in_order(
                 assert await client.receive(3000)
                 await trio.sleep(0.0005)
         assert client.text == "".join(f"{number:04}" * 1000 for number in range(150))
-        assert any(held), "the kernel has taken everything: nothing was tried"
+        assert any(held), "the kernel took every write completely, so the test shows nothing"
         assert not all(held)
 
 
-async def test_the_next_client_gets_none_of_the_last_ones_bytes(serving) -> None:
-    """A closed socket's number is the next one's: a write that had kept it would reach the wrong client."""
+async def test_a_new_client_gets_no_bytes_of_the_one_before(serving) -> None:
+    """The kernel reuses the number of a closed socket. A write that kept the number would reach the wrong client."""
     numbers: set[int] = set()
     reused = 0
 
-    async def two_tokens(request: Request, output: Output) -> Finish:
+    async def two_pieces(request: Request, output: Output) -> Finish:
         await output.delta("first")
-        await went_on.wait()
+        await go_on.wait()
         await output.delta("second")
         return Finish()
 
-    async with serving(two_tokens) as served:
+    async with serving(two_pieces) as served:
         for _ in range(30):
-            went_on = trio.Event()
+            go_on = trio.Event()
             before = set(os.listdir("/proc/self/fd"))
             reader = await served.connect()
             with trio.fail_after(20):
@@ -94,7 +94,7 @@ async def test_the_next_client_gets_none_of_the_last_ones_bytes(serving) -> None
                 await reader.read_until(b"first")
                 reader.reset()
                 other = await served.connect()
-                went_on.set()
+                go_on.set()
                 await other.request("GET", "/healthz")
                 status, body = await other.read_response()
                 assert (status, body) == (200, b'{"status":"ok"}')
@@ -110,12 +110,12 @@ async def test_the_next_client_gets_none_of_the_last_ones_bytes(serving) -> None
         assert reused > 10
 
 
-Answer = Callable[[Any, DirectWrites, Callable[[bytes, bool], Awaitable[None]]], Awaitable[None]]
+Answer = Callable[[Any, SocketBodyWriter, Callable[[bytes, bool], Awaitable[None]]], Awaitable[None]]
 
 
 @asynccontextmanager
 async def serving_raw(answer: Answer) -> AsyncIterator[int]:
-    """A server of an ASGI application that is handed its direct writes and a short `send`."""
+    """Serve an ASGI application. `answer` gets the writer for direct writes and a short `send`."""
 
     async def app(scope: Any, receive: Any, send: Any, *_: Any) -> None:
         if scope["type"] == "lifespan":
@@ -143,10 +143,10 @@ async def serving_raw(answer: Answer) -> AsyncIterator[int]:
 
 
 async def test_only_the_response_at_hand_can_be_written_to() -> None:
-    writes: list[DirectWrites] = []
+    writes: list[SocketBodyWriter] = []
     go_on = trio.Event()
 
-    async def answer(scope: Any, direct: DirectWrites, send: Any) -> None:
+    async def answer(scope: Any, direct: SocketBodyWriter, send: Any) -> None:
         writes.append(direct)
         assert direct.ready
         await send(b"begin ", True)
@@ -182,7 +182,7 @@ async def test_what_is_left_of_a_direct_write_goes_out_before_what_is_sent_next(
     pieces = [b"%06d" % number * 2000 for number in range(400)]
     taken: list[bytes] = []
 
-    async def answer(scope: Any, direct: DirectWrites, send: Any) -> None:
+    async def answer(scope: Any, direct: SocketBodyWriter, send: Any) -> None:
         for piece in pieces:
             taken.append(piece)
             if not direct.write_nowait(piece):
@@ -200,7 +200,7 @@ async def test_what_is_left_of_a_direct_write_goes_out_before_what_is_sent_next(
 
 
 async def test_nothing_is_written_directly_while_something_else_is_being_sent(serving) -> None:
-    """A client that has stopped reading: `send` waits, and a piece written past it would be in its middle."""
+    """When a client stops reading, `send` waits. A direct write would then land in the middle of its bytes."""
 
     async def flood(request: Request, output: Output) -> Finish:
         for number in range(400):
@@ -218,9 +218,11 @@ async def test_nothing_is_written_directly_while_something_else_is_being_sent(se
                 made = stream.log.head
                 await trio.sleep(0.05)
             living = [
-                thing for thing in gc.get_objects() if isinstance(thing, Connection) and thing.request is not None
+                thing
+                for thing in gc.get_objects()
+                if isinstance(thing, HttpConnection) and thing.current_request is not None
             ]
             [connection] = [found for found in living if found._stream.socket.fileno() != -1]
-            assert not connection.is_ready_for(connection.request)
+            assert not connection.is_ready_for(connection.current_request)
             await client.read_until(b"0\r\n\r\n")
         assert client.text == "".join(f"{number:05}" * 400 for number in range(400))

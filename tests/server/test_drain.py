@@ -1,4 +1,4 @@
-"""Shutting down with readers attached (traps 18, 19, 23)."""
+"""Shutdown with readers attached."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_running_streams_finish_with_their_readers_attached(serving) -> No
         served.stopping.set()
         with trio.fail_after(10):
             await client.read_until(b"server.draining")
-            # A reader that is cut now may come back, and a new stream is refused.
+            # A reader that is cut now can reconnect. A new stream is refused.
             other = await served.connect()
             await other.request("GET", "/readyz")
             assert (await other.read_response())[0] == 503
@@ -51,7 +51,7 @@ async def test_running_streams_finish_with_their_readers_attached(serving) -> No
         assert [event["type"] for event in again.events][-1] == "stream.completed"
 
 
-async def test_at_the_time_out_the_rest_end_cancelled_by_shutdown(serving) -> None:
+async def test_streams_that_outlast_the_drain_are_cancelled_by_shutdown(serving) -> None:
     _, engine = gated()
     async with serving(engine, load_settings({}, drain_seconds=0.1)) as served:
         client = await served.connect()
@@ -79,7 +79,7 @@ async def test_idle_connections_close_and_nothing_new_is_accepted(serving) -> No
             await served.connect()
 
 
-async def test_cancelling_serve_ends_the_application_in_good_order(serving) -> None:
+async def test_cancelling_serve_ends_the_application_in_order(serving) -> None:
     order: list[str] = []
 
     def app_with_lifespan(pipeline):

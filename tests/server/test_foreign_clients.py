@@ -1,4 +1,4 @@
-"""Clients nobody here wrote, cut in the middle."""
+"""Clients from other projects, cut in the middle of a stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def slow_text(request: Request, output: Output) -> Finish:
     return Finish()
 
 
-async def test_httpx_sse_cut_again_and_again_gets_the_text(serving, kind) -> None:
+async def test_httpx_sse_gets_the_text_across_many_cuts(serving, kind) -> None:
     seen: list[str] = []
     last_id: str | None = None
     record = {"type": ""}
@@ -53,7 +53,7 @@ async def test_httpx_sse_cut_again_and_again_gets_the_text(serving, kind) -> Non
     assert connections > 5
 
 
-async def test_curl_cut_in_the_middle_and_resumed_gets_the_text(serving, kind, need_program, decode_events) -> None:
+async def test_curl_gets_the_text_across_a_cut(serving, kind, need_program, decode_events) -> None:
     curl = need_program("curl")
     body = json.dumps({"input": "x"})
     async with serving(slow_text, kind=kind) as served:
@@ -68,7 +68,7 @@ async def test_curl_cut_in_the_middle_and_resumed_gets_the_text(serving, kind, n
                 while first.count(b"output.delta") < 10:
                     first += await process.stdout.receive_some()
                 process.kill()
-            head = b"HTTP/1.1 200\r\n\r\n"  # curl prints bodies alone
+            head = b"HTTP/1.1 200\r\n\r\n"  # curl prints only the body
             events = decode_events(head + first)
             last_id = events[-1]["id"]
             url = f"{served.url}/v1/streams/{last_id.rpartition('.')[0]}/events"
@@ -78,5 +78,5 @@ async def test_curl_cut_in_the_middle_and_resumed_gets_the_text(serving, kind, n
     assert events[-1]["type"] == "stream.completed"
 
 
-def test_the_programs_are_found_where_nothing_may_be_skipped(need_program) -> None:
+def test_need_program_finds_an_installed_program(need_program) -> None:
     assert need_program("sh") == shutil.which("sh")

@@ -1,4 +1,4 @@
-"""What an open, silent stream costs."""
+"""The memory of an open, silent stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trio
 
 STREAMS = 1000
 
-# A server of its own process, so that the clients' memory is not counted; it prints its size when it is told to.
+# The server runs in a separate process, so that the clients' memory is not counted. It prints its size on request.
 SERVER = """
 import resource, sys
 from functools import partial
@@ -68,7 +68,7 @@ async def test_a_thousand_idle_streams_take_less_than_40_mib() -> None:
                     received += await stream.receive_some()
                 return stream
 
-            streams = [await start() for _ in range(20)]  # what is imported and cached on first use is not a stream's
+            streams = [await start() for _ in range(20)]  # warm up: imports and caches of first use do not count
 
             async def measure() -> int:
                 await server.stdin.send_all(b"?")

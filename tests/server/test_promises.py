@@ -1,4 +1,4 @@
-"""The promises over real sockets, on our server and, where it can keep them, on stock hypercorn."""
+"""The promises over real sockets, on our server and, for those it can keep, on stock hypercorn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def fox(request: Request, output: Output) -> Finish:
 
 
 async def _read_after_cut(served, cut_at: int, *, reset: bool) -> tuple[str, list[int]]:
-    """Start a stream, read so many bytes of the response, cut, resume as EventSource does, and read to the end."""
+    """Start a stream, cut it after `cut_at` bytes, resume as EventSource does, and read to the end."""
     key = f"Idempotency-Key: cut-{cut_at}-{reset}"
     first = await served.connect()
     await first.start(key)
@@ -56,7 +56,7 @@ async def test_a_cut_at_any_byte_loses_nothing_and_repeats_nothing(serving, kind
         await uncut.start()
         await uncut.read_until(b"0\r\n\r\n")
         assert uncut.text == expected
-        step = 29 if kind == "stock" else 3  # they share the code that decides it
+        step = 29 if kind == "stock" else 3  # the same code decides the result on every server
         with trio.fail_after(120):
             for cut_at in range(1, len(uncut.received), step):
                 text, seqs = await _read_after_cut(served, cut_at, reset=cut_at % 2 == 0)
@@ -69,7 +69,7 @@ async def test_record_1_is_on_the_wire_before_the_engine_is_called(serving, kind
     arrived = threading.Event()
 
     async def blocks_the_loop(request: Request, output: Output) -> Finish:
-        # Nothing can be sent while this waits: the client can only have what went out before the engine was called.
+        # Nothing can be sent while this blocks. The client can only have what was sent before the engine was called.
         assert arrived.wait(timeout=20)
         await output.delta("late")
         return Finish()
@@ -114,12 +114,12 @@ async def test_a_client_that_stops_reading_stops_the_engine(serving, kind, buffe
         await client.read_until(b"output.delta")
         before = -1
         with trio.fail_after(60):
-            while made != before:  # until it stands still
+            while made != before:  # until the engine makes no more
                 before = made
                 await trio.sleep(0.1)
-        # The kernel takes about 0.12 MiB of this connection; a record in flight is one message more.
-        kernel_tokens = (256 * 1024 + MAX_FRAME_BYTES) // len(piece)
-        assert made <= 2 * buffer + 1 + kernel_tokens
+        # The kernel buffers about 0.12 MiB of this connection. A record in flight adds one message.
+        kernel_pieces = (256 * 1024 + MAX_FRAME_BYTES) // len(piece)
+        assert made <= 2 * buffer + 1 + kernel_pieces
         with trio.fail_after(60):
             await client.read_until(b"0\r\n\r\n")
         assert client.text == piece * total
@@ -147,7 +147,7 @@ async def test_a_client_that_leaves_stops_the_engine(serving, kind) -> None:
         assert await served.is_alive()
 
 
-async def test_a_stream_belongs_to_its_owner_alone(serving, kind) -> None:
+async def test_only_its_owner_can_reach_a_stream(serving, kind) -> None:
     settings = load_settings({}, keys={"alice": "a-key", "bob": "b-key"})
     async with serving(fox, settings, kind=kind) as served:
         alice = await served.connect()
@@ -184,7 +184,7 @@ async def test_an_engine_failure_ends_its_own_stream_with_a_record(serving, kind
         assert good.text == "hmsomething"
 
 
-async def test_a_body_that_breaks_never_looks_whole_on_http_1_1(serving, kind, monkeypatch) -> None:
+async def test_a_broken_body_never_looks_complete_on_http_1_1(serving, kind, monkeypatch) -> None:
     async def one_then_waits(request: Request, output: Output) -> Finish:
         await output.delta("x")
         await trio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A client that has stopped reading holds nothing up for longer than the write deadline (trap 5)."""
+"""A client that has stopped reading delays nothing for longer than the write deadline."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PIECE = "x" * 1000
 
 
 @pytest.fixture(autouse=True)
-def _the_kernel_is_patient(monkeypatch) -> None:
-    """TCP_USER_TIMEOUT, the second line, would do the same a little later and hide that the first is missing."""
+def _long_user_timeout(monkeypatch) -> None:
+    """TCP_USER_TIMEOUT also resets a stalled client, a little later. It would hide a missing write deadline."""
     monkeypatch.setattr(serving_module, "_USER_TIMEOUT_MARGIN_SECONDS", 1000)
 
 
@@ -38,14 +38,14 @@ async def test_a_stalled_client_is_reset_after_the_write_deadline(serving) -> No
                 await trio.sleep(0.02)
             with pytest.raises(trio.BrokenResourceError):
                 await client.read_to_close()
-        assert stream.status == "running"  # cut, not lost: the client may come back
+        assert stream.status == "running"  # only the connection is gone: the client can resume
         again = await served.connect()
         await again.request("GET", f"/v1/streams/{stream.id}/events", f"Last-Event-ID: {client.last_id}")
         await again.read_until(b"output.delta")
         assert again.events[0]["seq"] == client.events[-1]["seq"] + 1
 
 
-async def test_a_client_that_reads_slowly_but_reads_is_not_reset(serving) -> None:
+async def test_a_client_that_reads_slowly_is_not_reset(serving) -> None:
     async def some(request: Request, output: Output) -> Finish:
         for _ in range(400):
             await output.delta(PIECE)
@@ -61,7 +61,7 @@ async def test_a_client_that_reads_slowly_but_reads_is_not_reset(serving) -> Non
         assert client.text == PIECE * 400
 
 
-async def test_a_stalled_client_does_not_hold_up_a_shutdown(serving) -> None:
+async def test_a_stalled_client_does_not_delay_a_shutdown(serving) -> None:
     settings = load_settings({}, drain_seconds=0.2, flush_seconds=0.2)
     async with serving(flood, settings, write_timeout=1000) as served:
         client = await served.connect(receive_buffer=4096)
@@ -83,6 +83,6 @@ async def test_nothing_follows_a_write_that_was_cut_short(serving) -> None:
                 await trio.sleep(0.02)
             with suppress(trio.BrokenResourceError):
                 await client.read_to_close()
-        # What arrived is a beginning of the log: nothing was sent after the gap.
+        # The client has a prefix of the log: nothing was sent after the gap.
         seqs = [event["seq"] for event in client.events]
         assert seqs == list(range(1, len(seqs) + 1))

@@ -21,7 +21,7 @@ from workload import kind_of, script_for
 
 from crucible_trio import Finish, Output, Pipeline, Request, Stream, open_pipeline
 from crucible_trio.server import Config, serve
-from crucible_trio.server.connection import Connection
+from crucible_trio.server.connection import HttpConnection
 from crucible_trio.settings import load_settings
 from crucible_trio.testing import ScriptedEngine
 from crucible_trio.web import create_app
@@ -64,7 +64,7 @@ def held() -> dict[str, float]:
     return {
         "tasks": trio.lowlevel.current_statistics().tasks_living,
         "files": len(os.listdir("/proc/self/fd")) - 1,  # without the one that lists them
-        "kept": sum(isinstance(thing, Stream | Connection) for thing in gc.get_objects()),
+        "kept": sum(isinstance(thing, Stream | HttpConnection) for thing in gc.get_objects()),
         "blocks": sys.getallocatedblocks(),
         "mib": pages * resource.getpagesize() / 2**20,
     }

@@ -191,7 +191,7 @@ TRIALS = [
     ),
     Trial(
         "HTTP/2 is not spoken",
-        "server/connection.py",
+        "server/http1.py",
         '        """Switch to no other protocol."""',
         "        await super()._check_protocol(event)",
         "tests/server/test_containment.py",

@@ -1,0 +1,38 @@
+"""hypercorn's HTTP/1.1 protocol without the ways into HTTP/2."""
+
+from __future__ import annotations
+
+from typing import final
+
+import h11
+from hypercorn.events import Closed
+from hypercorn.protocol.h11 import H11Protocol
+
+
+@final
+class Http1Protocol(H11Protocol):
+    """HTTP/1.0 and HTTP/1.1 only.
+
+    Stock hypercorn switches a connection to HTTP/2 when it reads the HTTP/2 preface or `Upgrade: h2c`, also without
+    TLS. Its HTTP/2 has no backpressure, and some requests raise exceptions that nothing catches.
+    """
+
+    @property
+    def is_mid_response(self) -> bool:
+        """Whether the server has read a request and has not sent its complete response."""
+        return self.connection.our_state in {h11.SEND_RESPONSE, h11.SEND_BODY}
+
+    @property
+    def answered_early(self) -> bool:
+        """Whether the response is complete while the client is still sending its request."""
+        return not self.is_mid_response and self.connection.their_state is h11.SEND_BODY
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Switch to no other protocol."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if request.http_version in {b"1.0", b"1.1"}:
+            await super()._create_stream(request)
+        else:
+            await self._send_error_response(505)
+            await self.send(Closed())
