@@ -76,7 +76,7 @@ async def test_sigterm_lets_an_attached_reader_finish_and_exits_0() -> None:
         assert b"server.draining" in text
         assert b"stream.completed" in text
         assert await server.wait() == 0
-        assert b"mode=deep status=completed tokens=" in server.stderr
+        assert b"mode=deep status=completed pieces=" in server.stderr
 
 
 async def test_a_second_signal_stops_immediately() -> None:
