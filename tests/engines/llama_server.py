@@ -50,7 +50,7 @@ def main() -> None:
     server = xllamacpp.Server(params)
     print(f"{server.listening_address}/v1", flush=True)
     sys.stdin.read()
-    os._exit(0)  # a generation may be running, and there is no state to save
+    os._exit(0)  # immediately, even during a generation: the process has nothing to save
 
 
 if __name__ == "__main__":

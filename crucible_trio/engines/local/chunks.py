@@ -49,7 +49,7 @@ class ModelTimings(msgspec.Struct):
 
 
 class ModelChunk(msgspec.Struct):
-    """What the callback gets. Unknown fields are ignored."""
+    """The callback's argument. Unknown fields are ignored."""
 
     choices: list[ModelChoice] = []
     error: ModelError | None = None

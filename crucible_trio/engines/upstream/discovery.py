@@ -32,7 +32,7 @@ async def list_models(client: httpx.AsyncClient, url: httpx.URL) -> tuple[str, .
         At least one name.
 
     Raises:
-        ConfigError: The server cannot be asked or lists no models. The message says what to do.
+        ConfigError: The server is unreachable, sends an invalid list or lists no models. The message says what to do.
     """
     shown = without_query(url)
     hint = "check the base URL, or name the model with --model"

@@ -200,7 +200,7 @@ def _no_response(error: httpx.RequestError) -> EngineError:
 def _explain(error: httpx.RequestError) -> str:
     """Name the kind of an error for the log, and for a failed connection the root cause, such as a certificate."""
     root: BaseException = error
-    if isinstance(error, httpx.ConnectError):  # other errors may quote what the server sent, which must not be logged
+    if isinstance(error, httpx.ConnectError):  # other errors may quote the server, which must not be logged
         while (cause := root.__cause__ or root.__context__) is not None:
             root = cause
         if isinstance(root, BaseExceptionGroup):  # one error per address of the host
