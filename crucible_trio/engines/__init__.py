@@ -1,30 +1,40 @@
-"""Engines this package brings along, and the one that the settings name."""
+"""The engines of this package, and how to open the one that the settings name."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Protocol
 
 from crucible_trio.engine import Engine
 from crucible_trio.settings.engines import EngineSettings
 
-Progress: TypeAlias = Callable[[int, int | None], None]
+
+class DownloadProgress(Protocol):
+    """Shows how far the download of a model is."""
+
+    def __call__(self, done_bytes: int, total_bytes: int | None, /) -> None:
+        """Show the progress. Called in the downloading task, so it must not block.
+
+        Args:
+            done_bytes: Bytes downloaded so far.
+            total_bytes: Size of the download. None: unknown.
+        """
 
 
 @asynccontextmanager
-async def open_engine(settings: EngineSettings, *, progress: Progress | None = None) -> AsyncIterator[Engine]:
-    """Open the engine that the settings name; what it holds is freed with the context.
+async def open_engine(settings: EngineSettings, *, progress: DownloadProgress | None = None) -> AsyncIterator[Engine]:
+    """Open the engine that the settings name. Its resources are freed with the context.
 
     Args:
         settings: The engine and its settings.
-        progress: Called with bytes done and bytes in all (None: unknown) while a model is fetched.
+        progress: Called now and then while a model is downloaded.
 
     Raises:
-        ConfigError: The engine cannot run here as it is set. There is no falling back to another one: a recording in
-            place of a model would be a lie.
+        ConfigError: The engine cannot run with these settings on this machine. No other engine takes its place: a
+            recording must not pass for a model.
     """
-    # Imported when needed: a recording needs no HTTP client, an upstream no model in this process.
+    # Imported when needed: a recording needs no HTTP client, and an upstream needs no model in this process.
     if settings.engine == "replay":
         from crucible_trio.engines.replay import ReplayEngine
 
@@ -32,7 +42,7 @@ async def open_engine(settings: EngineSettings, *, progress: Progress | None = N
     elif settings.engine == "upstream":
         from crucible_trio.engines.upstream import THINKING, open_upstream
 
-        assert settings.upstream_base_url is not None  # settings without it cannot be made
+        assert settings.upstream_base_url is not None  # `Settings` checks this at construction
         async with open_upstream(
             settings.upstream_base_url,
             model=settings.model,

@@ -1,8 +1,8 @@
 """Cut a reasoning trace at its numbered steps. No trio: nothing here waits.
 
-A model writes its steps as lines that begin with `1.`, `2.` and so on, and its tokens cut anywhere, between the `2` and
-the `.` too. So the beginning of a line is held back for as long as it could still become a number of a step: at most
-one short token or two. Nothing is lost: all pieces together are the text that was fed, however it was split.
+A model writes its steps as lines that begin with `1.`, `2.` and so on. Its tokens cut the text anywhere, also between
+the `2` and the `.`. So the beginning of a line is held back while it could still become the number of a step: at most
+one or two short tokens. No text is lost: all pieces together are the text that was fed, however it was split.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import re
 from typing import final
 
-# Up to three spaces are a list of the first level in Markdown, more a list inside a step. Two digits: a line that
-# begins with a year is no step; nor is `1.5`, hence the space.
+# In Markdown, up to three spaces are a list of the first level, and more are a list inside a step. At most two digits,
+# because a line that begins with a year is not a step. The white space is required, because `1.5` is not a step.
 _STEP = re.compile(r" {0,3}[0-9]{1,2}[.)]\s")
 _MAY_BECOME_A_STEP = re.compile(r" {0,3}(?:[0-9]{1,2}[.)]?)?")
 
 
 @final
 class SegmentCutter:
-    """Gives each piece of a trace the number of its segment; they count from 0 and never go back.
+    """Numbers the segment of each piece of a trace. Segments count from 0 and never go back.
 
-    What comes before the first step, if anything but white space does, is a segment of its own.
+    Text before the first step is a separate segment, unless it is only white space.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class SegmentCutter:
         """Take the next piece of the trace.
 
         Returns:
-            What is decided, as pairs of segment and text: neighbours differ in their segment, no text is empty.
+            The decided pieces as pairs of segment and text. Neighbours differ in their segment, and no text is empty.
         """
         pieces: list[tuple[int, str]] = []
         rest = self._held + text
@@ -46,26 +46,26 @@ class SegmentCutter:
                 if _STEP.match(rest):
                     self._begin_segment()
             line, newline, rest = rest.partition("\n")
-            self._take(pieces, line + newline)
+            self._append(pieces, line + newline)
             self._at_line_start = bool(newline)
         return pieces
 
     def flush(self) -> list[tuple[int, str]]:
-        """End the trace: what was held back comes out."""
+        """End the trace and return the text held back."""
         pieces: list[tuple[int, str]] = []
         held, self._held = self._held, ""
-        if held.endswith((".", ")")):  # the model stopped right behind the number
+        if held.endswith((".", ")")):  # the model stopped directly after the number
             self._begin_segment()
         if held:
-            self._take(pieces, held)
+            self._append(pieces, held)
         return pieces
 
     def _begin_segment(self) -> None:
-        if self._segment_has_text:  # otherwise this is the first step, or only white space came before
+        if self._segment_has_text:  # false for the first step after nothing or white space
             self._segment += 1
             self._segment_has_text = False
 
-    def _take(self, pieces: list[tuple[int, str]], text: str) -> None:
+    def _append(self, pieces: list[tuple[int, str]], text: str) -> None:
         self._segment_has_text = self._segment_has_text or not text.isspace()
         if pieces and pieces[-1][0] == self._segment:
             text = pieces.pop()[1] + text

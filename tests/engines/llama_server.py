@@ -1,6 +1,7 @@
-"""Run llama.cpp's own HTTP server, which xllamacpp brings along, as a process of its own.
+"""A program that runs llama.cpp's HTTP server, which is part of xllamacpp.
 
-Arguments: the weights. Prints the base URL and runs until its standard input ends, so it never outlives who started it.
+Argument: the path of the weights. Prints the base URL and runs until standard input ends, so it never outlives its
+parent process.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import os
 import sys
 
-os.environ["OMP_WAIT_POLICY"] = "passive"  # before the import: a spinning barrier starves everybody on a small machine
+os.environ["OMP_WAIT_POLICY"] = "passive"  # before the import: spinning threads starve a small machine
 
 import xllamacpp
 
-# SmolLM2 was not trained to reason. A template that opens the tag, in a form that llama.cpp knows reasoning by, and a
-# budget in the request that closes it make it emit a trace all the same.
+# SmolLM2 was not trained to reason. This template opens the tag in a form that llama.cpp recognises as reasoning, and a
+# budget in the request closes the tag. Together they make the model emit a trace.
 TEMPLATE = """\
 {%- for m in messages %}
 {{- '<|im_start|>' + m.role + '\\n' }}
@@ -49,7 +50,7 @@ def main() -> None:
     server = xllamacpp.Server(params)
     print(f"{server.listening_address}/v1", flush=True)
     sys.stdin.read()
-    os._exit(0)  # nothing to save, and a generation may be under way
+    os._exit(0)  # immediately, even during a generation: the process has nothing to save
 
 
 if __name__ == "__main__":

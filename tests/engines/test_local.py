@@ -1,4 +1,4 @@
-"""The local engine with the real model. What it says is not tested, only how."""
+"""The local engine with the real model. These tests do not check the meaning of its text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import httpx
 import pytest
 import trio
 
+from crucible_trio.content import Piece
 from crucible_trio.engine import Finish
 from crucible_trio.engines.local import LocalEngine, open_local
 from crucible_trio.engines.local import engine as local
 from crucible_trio.engines.local.turns import SLICE_TOKENS
 from crucible_trio.errors import ConfigError, EngineError
-from crucible_trio.output import Output, Token
+from crucible_trio.output import Output
 from crucible_trio.request import Message, Request, Sampling
 
 pytest.importorskip("xllamacpp", reason="needs the extra `local`")
@@ -31,7 +32,7 @@ LONG_PROMPT = "The quick brown fox jumps over the lazy dog near the river. " * 3
 
 
 class SpyServer:
-    """The real model, and what it was asked and said; can forbid it to end by itself."""
+    """The real model, with its requests and chunks recorded. `endless` keeps it from ending before the limit."""
 
     def __init__(self, server, *, endless: bool = False) -> None:
         self.server = server
@@ -74,18 +75,18 @@ def answer(pieces: list[tuple[int | None, str]]) -> str:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that a thread does."""
+    """Wait until `condition` is true. Polls, because a thread makes it true."""
     while not condition():
         await trio.sleep(0.005)
 
 
-async def test_it_says_what_it_is_and_what_it_honours(engine: LocalEngine) -> None:
+async def test_info_has_the_model_and_the_honoured_sampling_fields(engine: LocalEngine) -> None:
     assert engine.info.name == "local"
     assert engine.info.models == ("smollm2-135m",)
     assert engine.info.capabilities.sampling == {"temperature", "top_p", "seed", "stop"}
 
 
-async def test_tokens_come_one_by_one_and_are_counted_by_the_model(drive, engine: LocalEngine) -> None:
+async def test_pieces_arrive_one_by_one_and_the_model_counts_the_tokens(drive, engine: LocalEngine) -> None:
     spy = spy_on(engine, endless=True)
     limit = 2 * SLICE_TOKENS + 5
     pieces, finish = await drive(engine, Request(QUESTION, sampling=GREEDY, max_output_tokens=limit))
@@ -99,7 +100,7 @@ async def test_tokens_come_one_by_one_and_are_counted_by_the_model(drive, engine
     assert finish.usage.reasoning_tokens == 0
 
 
-async def test_it_ends_by_itself(drive, engine: LocalEngine) -> None:
+async def test_the_model_can_end_before_the_limit(drive, engine: LocalEngine) -> None:
     pieces, finish = await drive(engine, Request("Say hello.", sampling=GREEDY))
     assert answer(pieces)
     assert finish.reason == "stop"
@@ -113,19 +114,19 @@ async def test_two_prompts_get_two_answers(drive, engine: LocalEngine) -> None:
     assert texts[0] != texts[1]
 
 
-async def test_slices_give_the_same_text_as_one_go(drive, engine: LocalEngine) -> None:
+async def test_slices_give_the_same_text_as_one_request(drive, engine: LocalEngine) -> None:
     spy = spy_on(engine)
     pieces, _ = await drive(engine, Request(QUESTION, sampling=GREEDY, max_output_tokens=110))
     assert len(spy.requests) == 4
     whole = SpyServer(spy.server)
-    one_go = spy.requests[0] | {"max_tokens": 110}
-    await trio.to_thread.run_sync(whole.handle_chat_completions, one_go, lambda _: False)
+    one_request = spy.requests[0] | {"max_tokens": 110}
+    await trio.to_thread.run_sync(whole.handle_chat_completions, one_request, lambda _: False)
     assert answer(pieces) == "".join(whole.texts)
 
 
-async def test_a_character_of_several_tokens_is_whole_also_at_the_end_of_a_slice(drive, engine: LocalEngine) -> None:
+async def test_a_character_of_several_tokens_is_never_split_between_slices(drive, engine: LocalEngine) -> None:
     spy = spy_on(engine, endless=True)
-    # The model goes on with the row; each of these is several tokens.
+    # The model continues the row of smileys. Each of them is several tokens.
     row = (Message("user", "Only write smileys."), Message("assistant", "\N{PARTY POPPER}\N{JAPANESE OGRE}" * 12))
     pieces, finish = await drive(engine, Request(row, sampling=GREEDY, max_output_tokens=100))
     text = answer(pieces)
@@ -134,14 +135,14 @@ async def test_a_character_of_several_tokens_is_whole_also_at_the_end_of_a_slice
     assert len(pieces) < finish.usage.output_tokens  # some tokens were half a character
     text.encode()  # no lone surrogate
     whole = SpyServer(spy.server, endless=True)
-    one_go = spy.requests[0] | {"max_tokens": 100}
-    await trio.to_thread.run_sync(whole.handle_chat_completions, one_go, lambda _: False)
-    shorter = min(len(text), len("".join(whole.texts)))  # half a character at the end of a slice is made once more
+    one_request = spy.requests[0] | {"max_tokens": 100}
+    await trio.to_thread.run_sync(whole.handle_chat_completions, one_request, lambda _: False)
+    shorter = min(len(text), len("".join(whole.texts)))  # half a character at the end of a slice is generated again
     assert text[:shorter] == "".join(whole.texts)[:shorter]
     assert shorter > 20
 
 
-async def test_a_seed_gives_the_same_text_again_at_any_readers_pace(drive, engine: LocalEngine) -> None:
+async def test_a_seed_repeats_the_text_at_any_pace_of_the_reader(drive, engine: LocalEngine) -> None:
     def request(seed: int) -> Request:
         return Request(QUESTION, sampling=Sampling(temperature=1.0, seed=seed), max_output_tokens=70)
 
@@ -151,7 +152,7 @@ async def test_a_seed_gives_the_same_text_again_at_any_readers_pace(drive, engin
     assert answer(first) == answer(again)
     assert answer(first) != answer(other)
 
-    send, receive = trio.open_memory_channel[Token](0)
+    send, receive = trio.open_memory_channel[Piece](0)
     texts: list[str] = []
 
     async def generate() -> None:
@@ -162,9 +163,9 @@ async def test_a_seed_gives_the_same_text_again_at_any_readers_pace(drive, engin
         nursery.start_soon(generate)
         while len(texts) < 40:
             texts.append((await receive.receive()).text)
-            if len(texts) == 20:  # stall until the slot is given away
+            if len(texts) == 20:  # stall until the slot is released
                 await until(lambda: engine._slots.available_tokens == SLOTS)
-        texts += [token.text async for token in receive]
+        texts += [piece.text async for piece in receive]
     assert "".join(texts) == answer(first)
 
 
@@ -177,10 +178,10 @@ async def test_temperature_and_top_p_are_honoured(drive, engine: LocalEngine) ->
     narrow = [answer((await drive(engine, request(temperature=2.0, top_p=1e-6, seed=seed)))[0]) for seed in (1, 2)]
     assert hot[0] != hot[1]
     assert greedy not in hot
-    assert narrow == [greedy, greedy]  # only the likeliest token is left
+    assert narrow == [greedy, greedy]  # only the most likely token is left
 
 
-async def test_stop_works_across_the_border_of_slices(drive, engine: LocalEngine) -> None:
+async def test_a_stop_string_across_two_slices_is_found(drive, engine: LocalEngine) -> None:
     request = Request(QUESTION, sampling=GREEDY, max_output_tokens=60)
     pieces, _ = await drive(engine, request)
     whole = answer(pieces)
@@ -192,11 +193,11 @@ async def test_stop_works_across_the_border_of_slices(drive, engine: LocalEngine
     assert finish.usage.output_tokens <= SLICE_TOKENS + 2
 
 
-async def test_deep_gives_a_trace_in_segments_and_then_an_answer(drive, engine: LocalEngine) -> None:
+async def test_deep_writes_a_trace_in_segments_and_then_an_answer(drive, engine: LocalEngine) -> None:
     spy = spy_on(engine)
     pieces, finish = await drive(engine, Request(QUESTION, mode="deep", sampling=Sampling(seed=2)))
     kinds = [segment is not None for segment, _ in pieces]
-    assert kinds == sorted(kinds, reverse=True)  # trace, then answer
+    assert kinds == sorted(kinds, reverse=True)  # the trace comes first
     segments = [segment for segment, _ in pieces if segment is not None]
     assert segments == sorted(segments)
     assert set(segments) == set(range(max(segments) + 1))
@@ -212,31 +213,31 @@ async def test_deep_gives_a_trace_in_segments_and_then_an_answer(drive, engine: 
 
 async def test_a_stalled_reader_stops_the_model_within_a_slice_and_the_buffer(engine: LocalEngine) -> None:
     spy = spy_on(engine, endless=True)
-    send, receive = trio.open_memory_channel[Token](8)
+    send, receive = trio.open_memory_channel[Piece](8)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.generate, Request(QUESTION), Output(send))
         taken = [(await receive.receive()).text for _ in range(40)]
         await until(lambda: engine._slots.available_tokens == SLOTS)
         assert receive.statistics().current_buffer_used == 8
-        made = len(spy.texts)
-        assert made <= len(taken) + 8 + SLICE_TOKENS
+        generated = len(spy.texts)
+        assert generated <= len(taken) + 8 + SLICE_TOKENS
         time_used = os.times()
         await trio.sleep(0.5)
-        assert len(spy.texts) == made
+        assert len(spy.texts) == generated
         assert sum(os.times()[:2]) - sum(time_used[:2]) < 0.25
         assert not any(thread.name.startswith("crucible-model") for thread in threading.enumerate())
-        taken += [(await receive.receive()).text for _ in range(40)]  # its reader is back
+        taken += [(await receive.receive()).text for _ in range(40)]  # the reader resumes
         assert "".join(taken) == "".join(spy.texts)[: len("".join(taken))]
         nursery.cancel_scope.cancel()
 
 
-async def test_more_streams_than_slots_wait_their_turn(drive, engine: LocalEngine) -> None:
+async def test_streams_without_a_slot_wait_for_one(drive, engine: LocalEngine) -> None:
     spy_on(engine, endless=True)
     outputs: list[Output] = []
     done: list[str] = []
 
     async def run(nursery: trio.Nursery) -> None:
-        send, receive = trio.open_memory_channel[Token](64)
+        send, receive = trio.open_memory_channel[Piece](64)
         outputs.append(output := Output(send))
 
         async def generate() -> None:
@@ -244,7 +245,7 @@ async def test_more_streams_than_slots_wait_their_turn(drive, engine: LocalEngin
                 await engine.generate(Request(QUESTION, sampling=GREEDY, max_output_tokens=40), output)
 
         nursery.start_soon(generate)
-        done.append("".join([token.text async for token in receive]))
+        done.append("".join([piece.text async for piece in receive]))
 
     async with trio.open_nursery() as nursery:
         for _ in range(SLOTS + 2):
@@ -264,22 +265,22 @@ async def test_cancelling_frees_the_slot(drive, engine: LocalEngine, stop_after:
         pieces, finish = await drive(engine, Request(QUESTION), stop_after=stop_after)
         assert len(pieces) == stop_after
         assert finish is None
-        assert len(spy.texts) < stop_after + SLICE_TOKENS - 1  # not even the slice was finished
+        assert len(spy.texts) < stop_after + SLICE_TOKENS - 1  # the model stopped within its slice
         spy.chunks.clear()
     await until(lambda: engine._slots.available_tokens == SLOTS)
     spy.chunks.clear()
     pieces, _ = await drive(engine, Request(QUESTION, max_output_tokens=5))
-    assert answer(pieces) == "".join(spy.texts)  # the cancelled ones say nothing more
+    assert answer(pieces) == "".join(spy.texts)  # the cancelled streams write no more text
 
 
-async def test_reading_a_long_prompt_is_cut_short_by_cancellation(drive, engine: LocalEngine) -> None:
+async def test_cancelling_stops_the_model_while_it_reads_a_long_prompt(drive, engine: LocalEngine) -> None:
     spy = spy_on(engine)
 
     def read() -> list[tuple[int, int]]:
         progress = [chunk["prompt_progress"] for chunk in list(spy.chunks) if "prompt_progress" in chunk]
         return [(step["processed"], step["total"]) for step in progress]
 
-    send, _ = trio.open_memory_channel[Token](8)
+    send, _ = trio.open_memory_channel[Piece](8)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.generate, Request(LONG_PROMPT), Output(send))
         await until(lambda: len(read()) >= 2)
@@ -291,13 +292,15 @@ async def test_reading_a_long_prompt_is_cut_short_by_cancellation(drive, engine:
     assert finish.usage.output_tokens == 3
 
 
-async def test_a_prompt_that_is_too_long_fails_before_it_is_read(drive, engine: LocalEngine) -> None:
+async def test_a_prompt_that_is_too_long_fails_before_the_model_reads_it(drive, engine: LocalEngine) -> None:
     spy = spy_on(engine)
-    with pytest.raises(EngineError, match=r"prompt_too_long: The prompt has \d+ tokens; this model takes 512 at"):
+    with pytest.raises(
+        EngineError, match=r"prompt_too_long: The prompt has \d+ tokens\. The model accepts at most 512"
+    ):
         await drive(engine, Request(LONG_PROMPT * 2))
-    with pytest.raises(EngineError, match=r"prompt_too_long: .* this model takes 512 at most"):
-        await drive(engine, Request(LONG_PROMPT * 10))  # over the context, too
-    with pytest.raises(EngineError, match=r"prompt_too_long: .* this model takes 256 at most"):
+    with pytest.raises(EngineError, match=r"prompt_too_long: .* The model accepts at most 512"):
+        await drive(engine, Request(LONG_PROMPT * 10))  # longer than the context, too
+    with pytest.raises(EngineError, match=r"prompt_too_long: .* The model accepts at most 256"):
         await drive(engine, Request(LONG_PROMPT, mode="deep"))
     assert spy.texts == []
     assert engine._slots.available_tokens == SLOTS
@@ -330,7 +333,7 @@ async def test_closing_frees_threads_and_memory(drive, weights: Path) -> None:
 
     seen: list[tuple[int, float]] = []
     with trio.fail_after(120):
-        await use()  # what is loaded once for ever
+        await use()  # loads the libraries, which stay loaded
         gc.collect()
         before = threads(), resident_mib()
         for _ in range(3):
@@ -342,7 +345,7 @@ async def test_closing_frees_threads_and_memory(drive, weights: Path) -> None:
         assert resident_mib() - before[1] < 30
 
 
-async def test_the_port_it_opens_answers_nothing(engine: LocalEngine) -> None:
+async def test_the_models_port_rejects_all_requests(engine: LocalEngine) -> None:
     address = engine._server.listening_address
     assert address.startswith("http://127.0.0.1:")
     async with httpx.AsyncClient() as client:
@@ -352,7 +355,7 @@ async def test_the_port_it_opens_answers_nothing(engine: LocalEngine) -> None:
             assert (await client.get(address + path)).status_code in (401, 404, 501)
 
 
-async def test_a_file_of_the_users_own_is_a_model_named_after_it(
+async def test_a_users_file_is_a_model_named_after_the_file(
     drive, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -366,7 +369,7 @@ async def test_a_file_of_the_users_own_is_a_model_named_after_it(
     assert "model mine: loaded" in caplog.text
 
 
-async def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
+async def test_the_error_names_a_file_that_is_not_a_model(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(5000))
     with pytest.raises(ConfigError, match=f"the model file {path} cannot be loaded"):
@@ -374,7 +377,7 @@ async def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
             pass
 
 
-async def test_without_the_extra_the_error_names_three_ways_out(
+async def test_without_the_extra_the_error_names_three_alternatives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "find_spec", lambda _: None)
@@ -383,10 +386,10 @@ async def test_without_the_extra_the_error_names_three_ways_out(
             pass
     for way in ("pip install 'crucible_trio[local]'", "--engine upstream --base-url", "--engine replay"):
         assert way in str(caught.value)
-    assert os.listdir(tmp_path) == []  # nothing was fetched for nothing
+    assert os.listdir(tmp_path) == []  # nothing was downloaded
 
 
-async def test_a_runtime_that_does_not_load_here_gives_the_same_error(
+async def test_a_runtime_that_cannot_be_loaded_gives_the_same_error(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)  # its import raises ImportError

@@ -9,9 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from crucible_trio.content import Piece
 from crucible_trio.engines.replay import ReplayEngine
 from crucible_trio.errors import EngineError
-from crucible_trio.output import Output, Token
+from crucible_trio.output import Output
 from crucible_trio.records import Usage
 from crucible_trio.request import Request
 
@@ -27,7 +28,7 @@ def text(mode: str, kind: str) -> str:
 
 
 @pytest.mark.parametrize("mode", ["standard", "deep"])
-async def test_the_recording_comes_out_whole_and_in_its_own_time(drive, mode, autojump_clock: MockClock) -> None:
+async def test_the_whole_recording_is_played_at_its_pace(drive, mode, autojump_clock: MockClock) -> None:
     begin = trio.current_time()
     pieces, finish = await drive(ReplayEngine(), Request("anything", mode=mode))
     assert trio.current_time() - begin == pytest.approx(float(str(lines(mode)[-1]["t_ms"])) / 1000)
@@ -37,7 +38,7 @@ async def test_the_recording_comes_out_whole_and_in_its_own_time(drive, mode, au
     assert finish.usage == Usage()
 
 
-async def test_the_trace_comes_first_and_has_a_segment_per_numbered_step(drive, autojump_clock: MockClock) -> None:
+async def test_the_trace_comes_first_with_one_segment_per_numbered_step(drive, autojump_clock: MockClock) -> None:
     pieces, _ = await drive(ReplayEngine(), Request("anything", mode="deep"))
     segments = [segment for segment, _ in pieces]
     answer_at = segments.index(None)
@@ -52,14 +53,14 @@ async def test_the_trace_comes_first_and_has_a_segment_per_numbered_step(drive, 
         assert step.startswith(f"{number + 1}. ")
 
 
-async def test_the_first_token_has_its_recorded_delay_and_speed_divides_it(drive, autojump_clock: MockClock) -> None:
+async def test_the_first_piece_has_its_recorded_delay_divided_by_the_speed(drive, autojump_clock: MockClock) -> None:
     for speed in (1.0, 4.0):
         begin = trio.current_time()
         await drive(ReplayEngine(speed=speed), Request("anything"), stop_after=1)
         assert trio.current_time() - begin == pytest.approx(0.1367 / speed)
 
 
-async def test_at_infinite_speed_no_time_passes_and_others_run_in_between(drive, mock_clock: MockClock) -> None:
+async def test_at_infinite_speed_no_time_passes_and_other_tasks_run(drive, mock_clock: MockClock) -> None:
     turns = 0
 
     async def count_turns() -> None:
@@ -77,12 +78,12 @@ async def test_at_infinite_speed_no_time_passes_and_others_run_in_between(drive,
     assert turns >= len(pieces)
 
 
-async def test_a_held_up_recording_goes_on_at_its_pace(autojump_clock: MockClock) -> None:
-    send, receive = trio.open_memory_channel[Token](0)
+async def test_a_delayed_recording_continues_at_its_pace(autojump_clock: MockClock) -> None:
+    send, receive = trio.open_memory_channel[Piece](0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ReplayEngine().generate, Request("anything"), Output(send))
         await trio.sleep(1000)
-        await receive.receive()  # waited for the reader
+        await receive.receive()  # the engine has waited for this
         resumed = trio.current_time()
         await receive.receive()
         recorded = lines("standard")
@@ -92,7 +93,7 @@ async def test_a_held_up_recording_goes_on_at_its_pace(autojump_clock: MockClock
 
 
 @pytest.mark.parametrize("mode", ["standard", "deep"])
-async def test_max_output_tokens_ends_it_with_length(drive, mode, autojump_clock: MockClock) -> None:
+async def test_max_output_tokens_ends_the_recording_with_length(drive, mode, autojump_clock: MockClock) -> None:
     total = len(lines(mode))
     for limit, reason in ((1, "length"), (total - 1, "length"), (total, "stop"), (total + 1, "stop")):
         pieces, finish = await drive(ReplayEngine(speed=math.inf), Request("x", mode=mode, max_output_tokens=limit))
@@ -100,16 +101,16 @@ async def test_max_output_tokens_ends_it_with_length(drive, mode, autojump_clock
         assert len(pieces) <= limit
 
 
-async def test_it_fails_at_the_line_it_is_told(autojump_clock: MockClock) -> None:
-    send, receive = trio.open_memory_channel[Token](math.inf)
+async def test_fail_at_fails_at_that_line(autojump_clock: MockClock) -> None:
+    send, receive = trio.open_memory_channel[Piece](math.inf)
     with pytest.raises(EngineError) as caught:
         await ReplayEngine(fail_at=3).generate(Request("x"), Output(send))
     assert (caught.value.code, caught.value.retryable) == ("recording_failed", True)
     assert receive.statistics().current_buffer_used == 3
 
 
-async def test_it_stalls_at_the_line_it_is_told_and_can_be_cancelled(mock_clock: MockClock) -> None:
-    send, receive = trio.open_memory_channel[Token](math.inf)
+async def test_stall_at_stalls_at_that_line_and_can_be_cancelled(mock_clock: MockClock) -> None:
+    send, receive = trio.open_memory_channel[Piece](math.inf)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ReplayEngine(speed=math.inf, stall_at=3).generate, Request("x"), Output(send))
         await wait_all_tasks_blocked()
@@ -117,7 +118,7 @@ async def test_it_stalls_at_the_line_it_is_told_and_can_be_cancelled(mock_clock:
         nursery.cancel_scope.cancel()
 
 
-def test_it_says_that_it_is_no_model(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_says_that_replay_is_not_a_model(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         ReplayEngine()
     assert "not a model" in caplog.text
@@ -126,6 +127,6 @@ def test_it_says_that_it_is_no_model(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     "arguments", [{"speed": 0}, {"speed": -1}, {"speed": math.nan}, {"fail_at": -1}, {"stall_at": -1}]
 )
-def test_bad_arguments_are_refused_at_once(arguments: dict[str, float]) -> None:
+def test_bad_arguments_raise_at_construction(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"speed|count lines"):
         ReplayEngine(**arguments)

@@ -1,4 +1,4 @@
-"""Cutting a trace at its steps."""
+"""Cutting a trace at its numbered steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crucible_trio.engines.segments import SegmentCutter
 
 
 def cut(*texts: str) -> list[tuple[int, str]]:
-    """Feed the texts; the pieces of a segment joined."""
+    """Feed the texts and join the pieces of each segment."""
     cutter = SegmentCutter()
     joined: list[tuple[int, str]] = []
     for segment, text in [piece for fed in texts for piece in cutter.feed(fed)] + cutter.flush():
@@ -29,7 +29,7 @@ trace_text = st.text(alphabet="1234 .)\n\ta", max_size=40)
 
 
 @given(trace_text, st.data())
-def test_nothing_is_lost_and_the_cuts_of_the_pieces_do_not_matter(text: str, data: st.DataObject) -> None:
+def test_no_text_is_lost_and_the_split_into_pieces_does_not_matter(text: str, data: st.DataObject) -> None:
     borders = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in zip([0, *borders], [*borders, len(text)], strict=True)]
     assert cut(*pieces) == cut(text)
@@ -53,11 +53,11 @@ def test_segments_count_from_zero_without_holes(text: str) -> None:
         ("9. nine\n10. ten", ["9. nine\n", "10. ten"]),
         ("1. one\n2.", ["1. one\n", "2."]),
         ("1. one\n2.\ntwo", ["1. one\n", "2.\ntwo"]),
-        # no steps
+        # not steps
         ("1. one\n1990. was a year", ["1. one\n1990. was a year"]),
         ("1. one\n2.5 litres", ["1. one\n2.5 litres"]),
         ("1. one\n    2. deeper", ["1. one\n    2. deeper"]),
-        ("1. one 2. not at the beginning of a line", ["1. one 2. not at the beginning of a line"]),
+        ("1. one 2. not at the start of a line", ["1. one 2. not at the start of a line"]),
         ("1. one\n2", ["1. one\n2"]),
         ("1. one\n  ", ["1. one\n  "]),
         ("no steps\nat all", ["no steps\nat all"]),
@@ -68,7 +68,7 @@ def test_a_step_is_a_line_that_begins_with_a_number(text: str, segments: list[st
     assert cut(text) == list(enumerate(segments))
 
 
-def test_only_what_may_become_a_number_is_held_back() -> None:
+def test_only_text_that_may_become_a_step_is_held_back() -> None:
     cutter = SegmentCutter()
     assert cutter.feed("1") == []
     assert cutter.feed(".") == []
@@ -81,7 +81,7 @@ def test_only_what_may_become_a_number_is_held_back() -> None:
 
 def test_a_real_trace_has_a_segment_for_each_of_its_steps() -> None:
     recording = (resources.files("crucible_trio.engines") / "recordings" / "deep.jsonl").read_text("utf-8")
-    tokens = [line["text"] for line in map(json.loads, recording.splitlines()) if line["kind"] == "trace"]
-    pieces = cut(*tokens)
-    assert [text[:2] for _, text in pieces] == ["1.", "2.", "3.", "4.", "5."]
-    assert "".join(text for _, text in pieces) == "".join(tokens)
+    pieces = [line["text"] for line in map(json.loads, recording.splitlines()) if line["kind"] == "trace"]
+    segments = cut(*pieces)
+    assert [text[:2] for _, text in segments] == ["1.", "2.", "3.", "4.", "5."]
+    assert "".join(text for _, text in segments) == "".join(pieces)

@@ -1,4 +1,4 @@
-"""Slots, threads and readers of the local model, with a scripted model in place of the real one."""
+"""Slots, threads and readers of the local engine, with fake models."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from crucible_trio.content import Piece
 from crucible_trio.engine import Finish
 from crucible_trio.engines.local import LocalEngine, slices
 from crucible_trio.engines.local.turns import SLICE_TOKENS
 from crucible_trio.errors import EngineError
-from crucible_trio.output import Output, Token
+from crucible_trio.output import Output
 from crucible_trio.records import Usage
 from crucible_trio.request import Message, Request, Sampling
 
@@ -37,8 +38,8 @@ def question(request: dict) -> str:
     return next(message["content"] for message in request["messages"] if message["role"] == "user")
 
 
-class ScriptedServer:
-    """Says the numbers from 0 on, `length` of them; keeps every request."""
+class CountingServer:
+    """A model that counts from 0 to `length` - 1, one number per token. Keeps every request."""
 
     def __init__(self, length: int = 10_000) -> None:
         self.length = length
@@ -63,7 +64,7 @@ class ScriptedServer:
 
 
 class ChunkServer:
-    """Answers every request with the same chunks, or raises."""
+    """A model that sends the same chunks for every request, and raises those that are exceptions."""
 
     def __init__(self, *chunks: object) -> None:
         self.chunks = chunks
@@ -77,7 +78,7 @@ class ChunkServer:
 
 
 class HeldServer:
-    """Does not look at its callback until it is let go, as a model that reads a prompt."""
+    """A model that ignores its callback until `go` is set, as a real model does while it reads a prompt."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -101,11 +102,11 @@ async def engine_of(server: object, *, slots: int = 1, context_tokens: int = 204
             await engine.aclose()
 
 
-class Stream:
-    """A stream's two ends: the engine runs in the nursery, the test takes tokens."""
+class RunningStream:
+    """The engine runs in the nursery and the test reads its pieces."""
 
     def __init__(self, nursery: trio.Nursery, engine: LocalEngine, request: Request, *, buffer: int = 64) -> None:
-        self._send, self.tokens = trio.open_memory_channel[Token](buffer)
+        self._send, self.pieces = trio.open_memory_channel[Piece](buffer)
         self.output = Output(self._send)
         self.scope = trio.CancelScope()
         self.finish: Finish | None = None
@@ -118,10 +119,10 @@ class Stream:
         self.ended.set()
 
     async def take(self, count: int) -> str:
-        return "".join([(await self.tokens.receive()).text for _ in range(count)])
+        return "".join([(await self.pieces.receive()).text for _ in range(count)])
 
     async def rest(self) -> str:
-        return "".join([token.text async for token in self.tokens])
+        return "".join([piece.text async for piece in self.pieces])
 
 
 def numbers(count: int, begin: int = 0) -> str:
@@ -129,14 +130,14 @@ def numbers(count: int, begin: int = 0) -> str:
 
 
 async def free_slots(engine: LocalEngine, count: int) -> None:
-    """Wait until so many slots are free; a thread has to end for it, and that is a matter of milliseconds."""
+    """Wait until `count` slots are free. That takes some milliseconds, because threads must end first."""
     with trio.fail_after(10):
         while engine._slots.available_tokens < count:
             await trio.sleep(0.005)
 
 
 async def test_slices_continue_the_text_so_far(drive) -> None:
-    async with engine_of(server := ScriptedServer(80)) as engine:
+    async with engine_of(server := CountingServer(80)) as engine:
         pieces, finish = await drive(engine, Request("q"))
     assert "".join(text for _, text in pieces) == numbers(80)
     assert finish == Finish("stop", Usage(7, 81, 0))
@@ -148,39 +149,39 @@ async def test_slices_continue_the_text_so_far(drive) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 31, 32, 33, 64, 70])
-async def test_exactly_max_output_tokens_are_made(drive, limit: int) -> None:
-    async with engine_of(server := ScriptedServer()) as engine:
+async def test_exactly_max_output_tokens_are_generated(drive, limit: int) -> None:
+    async with engine_of(server := CountingServer()) as engine:
         pieces, finish = await drive(engine, Request("q", max_output_tokens=limit))
     assert "".join(text for _, text in pieces) == numbers(limit)
     assert finish == Finish("length", Usage(7, limit, 0))
     assert sum(request["max_tokens"] for request in server.requests) == limit
 
 
-async def test_without_a_limit_half_of_the_context_is_made(drive) -> None:
-    async with engine_of(ScriptedServer(), context_tokens=200) as engine:
+async def test_without_a_limit_the_output_fills_half_of_the_context(drive) -> None:
+    async with engine_of(CountingServer(), context_tokens=200) as engine:
         _, finish = await drive(engine, Request("q"))
     assert finish == Finish("length", Usage(7, 100, 0))
 
 
-async def test_a_stalled_stream_makes_no_more_than_a_slice_and_holds_no_slot_and_no_thread() -> None:
-    async with engine_of(server := ScriptedServer()) as engine, trio.open_nursery() as nursery:
-        stalled = Stream(nursery, engine, Request("stalled"), buffer=4)
+async def test_a_stalled_stream_generates_one_slice_and_holds_no_slot_and_no_thread() -> None:
+    async with engine_of(server := CountingServer()) as engine, trio.open_nursery() as nursery:
+        stalled = RunningStream(nursery, engine, Request("stalled"), buffer=4)
         await wait_all_tasks_blocked()
         await free_slots(engine, 1)
         assert server.said["stalled"] == SLICE_TOKENS
         assert not stalled.output.is_queued
-        other = Stream(nursery, engine, Request("other", max_output_tokens=100))
+        other = RunningStream(nursery, engine, Request("other", max_output_tokens=100))
         assert await other.rest() == numbers(100)
         assert server.said["stalled"] == SLICE_TOKENS
-        assert await stalled.take(100) == numbers(100)  # and nothing is lost when its reader comes back
+        assert await stalled.take(100) == numbers(100)  # no piece is lost when its reader resumes
         nursery.cancel_scope.cancel()
 
 
 async def test_the_next_slice_begins_when_the_buffer_has_taken_the_last() -> None:
-    async with engine_of(server := ScriptedServer()) as engine, trio.open_nursery() as nursery:
-        stream = Stream(nursery, engine, Request("q"), buffer=10)
+    async with engine_of(server := CountingServer()) as engine, trio.open_nursery() as nursery:
+        stream = RunningStream(nursery, engine, Request("q"), buffer=10)
         await free_slots(engine, 1)
-        await stream.take(SLICE_TOKENS - 10 - 1)  # 10 in the buffer, one token in the engine's hand
+        await stream.take(SLICE_TOKENS - 10 - 1)  # 10 are in the buffer, and the engine waits with one
         await wait_all_tasks_blocked()
         assert len(server.requests) == 1
         await stream.take(1)
@@ -189,14 +190,14 @@ async def test_the_next_slice_begins_when_the_buffer_has_taken_the_last() -> Non
         nursery.cancel_scope.cancel()
 
 
-async def test_a_stream_that_keeps_up_keeps_its_slot_and_others_wait_marked_as_queued(
+async def test_a_stream_that_keeps_up_keeps_its_slot_and_other_streams_are_queued(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(slices, "READER_PATIENCE_SECONDS", 60)  # however slow the machine is
-    async with engine_of(server := ScriptedServer(150)) as engine, trio.open_nursery() as nursery:
-        first = Stream(nursery, engine, Request("first"), buffer=1000)
+    monkeypatch.setattr(slices, "READER_PATIENCE_SECONDS", 60)  # so that a slow machine does not matter
+    async with engine_of(server := CountingServer(150)) as engine, trio.open_nursery() as nursery:
+        first = RunningStream(nursery, engine, Request("first"), buffer=1000)
         await first.take(1)
-        second = Stream(nursery, engine, Request("second"), buffer=1000)
+        second = RunningStream(nursery, engine, Request("second"), buffer=1000)
         while not second.output.is_queued:
             assert first.finish is None
             await trio.lowlevel.checkpoint()
@@ -208,11 +209,11 @@ async def test_a_stream_that_keeps_up_keeps_its_slot_and_others_wait_marked_as_q
     assert asked == ["first"] * 5 + ["second"] * 5
 
 
-async def test_a_cancelled_stream_that_waits_for_a_slot_takes_none() -> None:
+async def test_a_stream_cancelled_while_queued_takes_no_slot() -> None:
     async with engine_of(server := HeldServer()) as engine, trio.open_nursery() as nursery:
-        first = Stream(nursery, engine, Request("first"))
+        first = RunningStream(nursery, engine, Request("first"))
         await trio.to_thread.run_sync(server.entered.wait)
-        second = Stream(nursery, engine, Request("second"))
+        second = RunningStream(nursery, engine, Request("second"))
         await wait_all_tasks_blocked()
         assert second.output.is_queued
         second.scope.cancel()
@@ -224,10 +225,10 @@ async def test_a_cancelled_stream_that_waits_for_a_slot_takes_none() -> None:
         assert engine.abandoned_threads == 0
 
 
-async def test_a_cancelled_stream_stops_the_model_and_frees_the_slot_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "ABANDON_AFTER_SECONDS", 60)  # however slow the machine is
-    async with engine_of(server := ScriptedServer()) as engine, trio.open_nursery() as nursery:
-        stream = Stream(nursery, engine, Request("q"), buffer=2)
+async def test_a_cancelled_stream_stops_the_model_and_releases_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "ABANDON_AFTER_SECONDS", 60)  # so that a slow machine does not matter
+    async with engine_of(server := CountingServer()) as engine, trio.open_nursery() as nursery:
+        stream = RunningStream(nursery, engine, Request("q"), buffer=2)
         await stream.take(1)
         stream.scope.cancel()
         await stream.ended.wait()
@@ -236,16 +237,16 @@ async def test_a_cancelled_stream_stops_the_model_and_frees_the_slot_at_once(mon
         assert server.said["q"] <= SLICE_TOKENS
 
 
-async def test_a_thread_that_cannot_be_interrupted_is_abandoned_counted_and_keeps_its_slot_until_it_ends() -> None:
+async def test_a_thread_that_does_not_stop_is_abandoned_and_counted_and_keeps_its_slot_until_it_ends() -> None:
     async with engine_of(server := HeldServer()) as engine, trio.open_nursery() as nursery:
-        stream = Stream(nursery, engine, Request("q"))
+        stream = RunningStream(nursery, engine, Request("q"))
         await trio.to_thread.run_sync(server.entered.wait)
         assert engine.abandoned_threads == 0
         stream.scope.cancel()
         await stream.ended.wait()
         assert engine.abandoned_threads == 1
         assert engine._slots.available_tokens == 0
-        second = Stream(nursery, engine, Request("next"))
+        second = RunningStream(nursery, engine, Request("next"))
         await wait_all_tasks_blocked()
         assert second.output.is_queued
         server.go.set()
@@ -258,7 +259,7 @@ async def test_closing_waits_for_the_threads() -> None:
     server = HeldServer()
     async with engine_of(server) as engine:
         async with trio.open_nursery() as nursery:
-            Stream(nursery, engine, Request("q"))
+            RunningStream(nursery, engine, Request("q"))
             await trio.to_thread.run_sync(server.entered.wait)
             nursery.cancel_scope.cancel()
         async with trio.open_nursery() as nursery:
@@ -274,16 +275,16 @@ async def test_closing_waits_for_the_threads() -> None:
             server.go.set()
             await closed.wait()
         assert engine._slots.available_tokens == 1
-        send, _ = trio.open_memory_channel[Token](1)
+        send, _ = trio.open_memory_channel[Piece](1)
         with pytest.raises(trio.ClosedResourceError):
             await engine.generate(Request("q"), Output(send))
         assert engine._slots.available_tokens == 1
 
 
-async def test_a_model_that_is_closed_under_a_stream_does_not_look_finished() -> None:
+async def test_a_stream_does_not_look_finished_when_the_model_is_closed() -> None:
     server = HeldServer()
     async with engine_of(server) as engine, trio.open_nursery() as nursery:
-        send, receive = trio.open_memory_channel[Token](1)
+        send, receive = trio.open_memory_channel[Piece](1)
         raised = False
 
         async def generate() -> None:
@@ -302,9 +303,9 @@ async def test_a_model_that_is_closed_under_a_stream_does_not_look_finished() ->
     assert raised
 
 
-async def test_an_ended_stream_frees_the_slot_and_its_error_comes_out_bare() -> None:
-    async with engine_of(ScriptedServer()) as engine:
-        send, receive = trio.open_memory_channel[Token](1)
+async def test_an_ended_stream_releases_the_slot_and_its_error_is_not_in_a_group() -> None:
+    async with engine_of(CountingServer()) as engine:
+        send, receive = trio.open_memory_channel[Piece](1)
         receive.close()
         with pytest.raises(trio.ClosedResourceError):
             await engine.generate(Request("q"), Output(send))
@@ -314,19 +315,19 @@ async def test_an_ended_stream_frees_the_slot_and_its_error_comes_out_bare() -> 
 @pytest.mark.parametrize(
     ("chunks", "code"),
     [
-        ([progress(7), token("a", 1)], "model_failed"),  # no reason for its end
+        ([progress(7), token("a", 1)], "model_failed"),  # no finish reason
         ([], "model_failed"),
         ([progress(7), {"choices": 5}], "model_failed"),
-        ([progress(7), ValueError("Why is the sky blue?")], "model_refused"),
+        ([progress(7), ValueError("Why is the sky blue?")], "unsupported_conversation"),
         (
             [{"error": {"message": "Why is the sky blue?", "type": "invalid_request_error"}}],
-            "model_refused",
+            "unsupported_conversation",
         ),
         ([progress(513), token("a", 1)], "prompt_too_long"),
         ([{"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 2000, "n_ctx": 1024}}], "prompt_too_long"),
     ],
 )
-async def test_a_failure_has_a_code_and_quotes_no_prompt(
+async def test_a_failure_has_a_code_and_does_not_quote_the_prompt(
     drive, chunks: list[object], code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -339,16 +340,16 @@ async def test_a_failure_has_a_code_and_quotes_no_prompt(
     assert "sky" not in caplog.text
 
 
-async def test_the_error_for_a_long_prompt_says_both_numbers(drive) -> None:
+async def test_the_error_for_a_long_prompt_has_both_numbers(drive) -> None:
     async with engine_of(ChunkServer(progress(513)), context_tokens=1024) as engine:
-        with pytest.raises(EngineError, match="The prompt has 513 tokens; this model takes 512 at most"):
+        with pytest.raises(EngineError, match=r"The prompt has 513 tokens\. The model accepts at most 512"):
             await drive(engine, Request("q"))
-        with pytest.raises(EngineError, match="The prompt has 513 tokens; this model takes 256 at most"):
+        with pytest.raises(EngineError, match=r"The prompt has 513 tokens\. The model accepts at most 256"):
             await drive(engine, Request("q", mode="deep"))
 
 
 async def test_a_full_context_ends_with_length(drive) -> None:
-    class FullServer(ScriptedServer):
+    class FullServer(CountingServer):
         def handle_chat_completions(self, request: dict, callback: Callable[[object], bool], /) -> None:
             if len(self.requests) == 2:
                 callback({"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 90, "n_ctx": 80}})
@@ -361,21 +362,21 @@ async def test_a_full_context_ends_with_length(drive) -> None:
     assert finish == Finish("length", Usage(7, 64, 0))
 
 
-async def test_a_slice_that_is_shorter_than_asked_ends_with_length(drive) -> None:
+async def test_a_slice_shorter_than_requested_ends_with_length(drive) -> None:
     async with engine_of(ChunkServer(progress(7), token("a", 1), end("length", 1))) as engine:
         pieces, finish = await drive(engine, Request("q"))
     assert pieces == [(None, "a")]
     assert finish == Finish("length", Usage(7, 1, 0))
 
 
-async def test_no_token_at_all_is_a_finished_empty_answer(drive) -> None:
+async def test_an_answer_without_text_is_finished_and_empty(drive) -> None:
     async with engine_of(ChunkServer(progress(7), end("stop", 1))) as engine:
         assert await drive(engine, Request("q")) == ([], Finish("stop", Usage(7, 1, 0)))
 
 
 @pytest.mark.parametrize("stop", ["31 32", "32 33", "63 64 65", "40 ", "30 31 32 33 34"])
-async def test_a_stop_string_works_across_the_border_of_slices(drive, stop: str) -> None:
-    async with engine_of(server := ScriptedServer()) as engine:
+async def test_a_stop_string_across_two_slices_is_found(drive, stop: str) -> None:
+    async with engine_of(server := CountingServer()) as engine:
         pieces, finish = await drive(engine, Request("q", sampling=Sampling(stop=(stop,))))
         await free_slots(engine, 1)
     text = numbers(100)
@@ -385,26 +386,30 @@ async def test_a_stop_string_works_across_the_border_of_slices(drive, stop: str)
     assert len(server.requests) == last // SLICE_TOKENS + 1
 
 
-async def test_the_beginning_of_a_stop_string_at_the_very_end_is_not_lost(drive) -> None:
-    async with engine_of(ScriptedServer(40)) as engine:
+async def test_a_partial_stop_string_at_the_end_of_the_answer_is_kept(drive) -> None:
+    async with engine_of(CountingServer(40)) as engine:
         pieces, _ = await drive(engine, Request("q", sampling=Sampling(stop=("39 40",))))
     assert "".join(text for _, text in pieces) == numbers(40)
 
 
-async def test_a_reader_stalled_on_the_very_last_piece_holds_no_slot() -> None:
-    async with engine_of(ScriptedServer(40)) as engine, trio.open_nursery() as nursery:
-        stream = Stream(nursery, engine, Request("q", sampling=Sampling(stop=("39 40",))), buffer=1)
+async def test_a_reader_stalled_on_the_last_piece_holds_no_slot() -> None:
+    async with engine_of(CountingServer(40)) as engine, trio.open_nursery() as nursery:
+        stream = RunningStream(nursery, engine, Request("q", sampling=Sampling(stop=("39 40",))), buffer=1)
         await stream.take(38)
-        await wait_all_tasks_blocked()  # 38 is in the buffer, 39 was held back and is in the engine's hand
+        await wait_all_tasks_blocked()  # 38 is in the buffer, and the engine waits with 39, which was held back
         await free_slots(engine, 1)
         assert stream.finish is None
         assert await stream.rest() == "38 39 "
 
 
-async def test_every_slice_has_a_seed_of_its_own_and_the_same_ones_again(drive) -> None:
-    async with engine_of(server := ScriptedServer(70)) as engine:
+async def test_every_slice_has_another_seed_derived_from_the_requests(drive) -> None:
+    async with engine_of(server := CountingServer(70)) as engine:
         await drive(engine, Request("q", sampling=Sampling(seed=2**32 - 2, temperature=0.0, top_p=0.5)))
-        assert [request["seed"] for request in server.requests] == [2**32 - 2, 0, 1]  # the highest means random
+        assert [request["seed"] for request in server.requests] == [
+            2**32 - 2,
+            0,
+            1,
+        ]  # the highest would mean random
         assert {(request["temperature"], request["top_p"]) for request in server.requests} == {(0.0, 0.5)}
         server.requests.clear()
         await drive(engine, Request("q"))
@@ -428,7 +433,7 @@ async def test_deep_is_two_turns_in_one_conversation(drive) -> None:
     request = Request((*begun, Message("user", "why?")), mode="deep", sampling=Sampling(seed=1, stop=("b",)))
     async with engine_of(server := TalkingServer()) as engine:
         pieces, finish = await drive(engine, request)
-    assert pieces == [(0, "1. a\n"), (1, "2. b"), (None, "c"), (None, " d")]  # `stop` ends no trace
+    assert pieces == [(0, "1. a\n"), (1, "2. b"), (None, "c"), (None, " d")]  # `stop` does not end the trace
     assert finish == Finish("stop", Usage(50, 8, 5))
     first, second = (request["messages"] for request in server.requests)
     assert first[:3] == [{"role": message.role, "content": message.content} for message in begun]
@@ -444,17 +449,16 @@ async def test_deep_is_two_turns_in_one_conversation(drive) -> None:
     ("limit", "trace", "answer"), [(100, 50, 50), (3, 1, 2), (2, 1, 1), (1, 1, 0), (None, 192, 832), (2000, 192, 1808)]
 )
 async def test_reasoning_and_answer_share_max_output_tokens(drive, limit: int | None, trace: int, answer: int) -> None:
-    async with engine_of(ScriptedServer()) as engine:
+    async with engine_of(CountingServer()) as engine:
         pieces, finish = await drive(engine, Request("q", mode="deep", max_output_tokens=limit), buffer=10_000)
-    made = trace + answer
-    assert finish == Finish("length", Usage(7, made, trace))
+    assert finish == Finish("length", Usage(7, trace + answer, trace))
     reasoning = "".join(text for segment, text in pieces if segment is not None)
     assert reasoning == numbers(trace)
     assert "".join(text for segment, text in pieces if segment is None) == numbers(answer)
 
 
 async def test_an_empty_trace_is_left_out_of_the_conversation(drive) -> None:
-    class SilentServer(ScriptedServer):
+    class SilentServer(CountingServer):
         def handle_chat_completions(self, request: dict, callback: Callable[[object], bool], /) -> None:
             if not self.requests:
                 self.requests.append(request)
@@ -469,7 +473,7 @@ async def test_an_empty_trace_is_left_out_of_the_conversation(drive) -> None:
     assert [message["role"] for message in server.requests[1]["messages"]] == ["user", "user"]
 
 
-async def test_a_conversation_that_ends_with_the_assistant_is_continued(drive) -> None:
+async def test_an_assistant_message_at_the_end_is_continued(drive) -> None:
     class EchoServer(ChunkServer):
         def handle_chat_completions(self, request: dict, callback: Callable[[object], bool], /) -> None:
             self.request = request

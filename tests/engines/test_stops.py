@@ -18,9 +18,7 @@ def cut(stops: list[str], *texts: str) -> tuple[str, bool]:
 
 
 @given(st.lists(short_text.filter(bool), max_size=3), st.lists(short_text, max_size=8))
-def test_the_text_ends_where_the_first_stop_string_is_complete_however_it_is_cut(
-    stops: list[str], texts: list[str]
-) -> None:
+def test_the_stop_string_that_ends_first_wins_however_the_text_is_split(stops: list[str], texts: list[str]) -> None:
     whole = "".join(texts)
     ends = [(whole.index(stop) + len(stop), whole.index(stop)) for stop in stops if stop in whole]
     expected = whole[: min(ends)[1]] if ends else whole
@@ -40,18 +38,18 @@ def test_the_text_ends_where_the_first_stop_string_is_complete_however_it_is_cut
         (["abc"], ["ab"], "ab"),
     ],
 )
-def test_what_comes_before_the_stop_string_is_all_there(stops: list[str], texts: list[str], expected: str) -> None:
+def test_all_text_before_the_stop_string_is_kept(stops: list[str], texts: list[str], expected: str) -> None:
     assert cut(stops, *texts)[0] == expected
 
 
-def test_nothing_comes_after_the_stop_string() -> None:
+def test_text_after_the_stop_string_is_dropped() -> None:
     cutter = StopCutter(["."])
     assert cutter.feed("one. two") == "one"
     assert cutter.feed("three") == ""
     assert cutter.flush() == ""
 
 
-def test_only_what_may_become_a_stop_string_is_held_back() -> None:
+def test_only_text_that_may_become_a_stop_string_is_held_back() -> None:
     cutter = StopCutter(["END"])
     assert cutter.feed("the E") == "the "
     assert cutter.feed("a") == "Ea"

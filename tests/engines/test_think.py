@@ -8,7 +8,7 @@ from crucible_trio.engines.upstream.think import ThinkSplitter
 
 
 def split(pieces: list[str]) -> tuple[str, str]:
-    """Trace and answer; the pieces have to come in that order, and none may be empty."""
+    """Join the trace and the answer. Asserts that the trace comes first and that no piece is empty."""
     splitter = ThinkSplitter()
     out = [part for piece in pieces for part in splitter.feed(piece)] + splitter.flush()
     assert all(text for _, text in out)
@@ -34,7 +34,7 @@ def split(pieces: list[str]) -> tuple[str, str]:
         ("<thi", "", "<thi"),
         ("  \n", "", "  \n"),
         ("<thinking>x", "", "<thinking>x"),
-        ("In HTML, <think> is no element, nor is </think>.", "", "In HTML, <think> is no element, nor is </think>."),
+        ("HTML has neither <think> nor </think>.", "", "HTML has neither <think> nor </think>."),
         ("<think>a</think>b<think>c</think>d", "a", "b<think>c</think>d"),
         ("<think>a <think> b</think> c", "a <think> b", "c"),
         ("<think>1 < 2 </t </thin</think>3", "1 < 2 </t </thin", "3"),
@@ -42,7 +42,7 @@ def split(pieces: list[str]) -> tuple[str, str]:
         ("\n" * 100 + "<think>", "", "\n" * 100 + "<think>"),
     ],
 )
-def test_whole_and_character_by_character_give_the_same(text: str, trace: str, answer: str) -> None:
+def test_one_piece_and_single_characters_give_the_same_result(text: str, trace: str, answer: str) -> None:
     assert split([text]) == (trace, answer)
     assert split(list(text)) == (trace, answer)
 
@@ -51,18 +51,18 @@ FRAGMENTS = st.sampled_from(["<think>", "</think>", "<", "/", "th", "ink>", "</"
 
 
 @given(st.lists(FRAGMENTS, max_size=12).map("".join), st.data())
-def test_where_a_text_is_cut_makes_no_difference(text: str, data: st.DataObject) -> None:
+def test_the_split_into_pieces_does_not_matter(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert split(pieces) == split([text])
 
 
 @given(st.text(alphabet="ab \n<", max_size=30), st.text(alphabet="ab \n</>", max_size=30))
-def test_only_tags_and_the_space_around_them_are_left_out(trace: str, answer: str) -> None:
+def test_only_the_tags_and_the_space_around_them_are_removed(trace: str, answer: str) -> None:
     assert split([f"<think>{trace}</think>{answer}"]) == (trace.lstrip(), answer.lstrip())
 
 
-def test_what_cannot_become_a_tag_is_not_held_back() -> None:
+def test_only_text_that_may_become_a_tag_is_held_back() -> None:
     splitter = ThinkSplitter()
     assert splitter.feed("<th") == []
     assert splitter.feed("ink>The") == [("trace", "The")]

@@ -1,4 +1,4 @@
-"""The upstream engine against a server that answers with whatever bytes a test gives it."""
+"""The upstream engine against a server that responds with the bytes of the test."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio import httpx_bodies
+from crucible_trio.content import Piece
 from crucible_trio.engine import Engine, Finish
 from crucible_trio.engines import open_engine
 from crucible_trio.engines.upstream import engine as upstream
-from crucible_trio.engines.upstream import open_upstream
+from crucible_trio.engines.upstream import open_upstream, retries
 from crucible_trio.engines.upstream import response as upstream_response
 from crucible_trio.errors import ConfigError, EngineError
-from crucible_trio.output import Output, Token
+from crucible_trio.output import Output
 from crucible_trio.records import Usage
 from crucible_trio.request import Message, Request, Sampling
 from crucible_trio.settings import EngineSettings
@@ -34,11 +35,11 @@ KEY = "sk-very-secret-1234"
 PROMPT = "Why is the sky blue?"
 ASK = Request(PROMPT)
 
-Answer = bytes | Callable[["Connection"], Awaitable[None]]
+ScriptedAnswer = bytes | Callable[["ScriptedConnection"], Awaitable[None]]
 
 
-class Connection:
-    """One connection, as the scripted server sees it."""
+class ScriptedConnection:
+    """The server's end of a connection."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -51,7 +52,7 @@ class Connection:
         self.sent += len(data)
 
     async def read_request(self) -> tuple[str, dict[str, str], bytes] | None:
-        """Request line, headers and body; None when the client has closed."""
+        """Read the request line, headers and body, or None when the client has closed the connection."""
         while b"\r\n\r\n" not in self._received:
             if not await self._more():
                 return None
@@ -70,7 +71,7 @@ class Connection:
             pass
 
     def reset(self) -> None:
-        """Close with a RST, as a crashed process or a proxy does."""
+        """Reset the connection (RST), as a crashed process or a proxy does."""
         self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.stream.socket.close()
 
@@ -86,19 +87,19 @@ class Connection:
 
 
 class ScriptedServer:
-    """Gives the answers in turn, the last one for ever; a connection stays open unless its answer closes it."""
+    """Gives the answers in order and repeats the last one. A connection stays open unless its answer closes it."""
 
     def __init__(self) -> None:
-        self.answers: list[Answer] = []
+        self.answers: list[ScriptedAnswer] = []
         self.lines: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
-        self.connections: list[Connection] = []
+        self.connections: list[ScriptedConnection] = []
         self.open = 0
         self.url = ""
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        connection = Connection(stream)
+        connection = ScriptedConnection(stream)
         self.connections.append(connection)
         self.open += 1
         try:
@@ -136,13 +137,13 @@ async def server(nursery: trio.Nursery) -> AsyncIterator[ScriptedServer]:
     scripted.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/v1"
     with trio.fail_after(20):  # a hang fails
         yield scripted
-    # An async generator of httpx that was left half read is reported by the garbage collector.
+    # The garbage collector reports an async generator of httpx that was not closed.
     gc.collect()
 
 
 @pytest.fixture(autouse=True)
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "RETRY_DELAYS", (0.01, 0.02))
+    monkeypatch.setattr(retries, "RETRY_DELAYS", (0.01, 0.02))
 
 
 def chunk(finish_reason: str | None = None, **delta: object) -> bytes:
@@ -157,7 +158,7 @@ ROLE = chunk(role="assistant", content=None)
 DONE = event("[DONE]")
 USAGE = event('{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7}}')
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-OPEN_ENDED = HEAD + b"\r\n"  # such a body ends with the connection
+OPEN_ENDED = HEAD + b"\r\n"  # the body ends with the connection
 
 
 def part(data: bytes) -> bytes:
@@ -182,39 +183,39 @@ def status(number: int, *headers: str, body: bytes = b"") -> bytes:
 
 
 async def ask(engine: Engine, request: Request = ASK) -> tuple[list[tuple[int | None, str]], Finish]:
-    send, receive = trio.open_memory_channel[Token](math.inf)
+    send, receive = trio.open_memory_channel[Piece](math.inf)
     finish = await engine.generate(request, Output(send))
-    return taken(receive), finish
+    return read_buffered(receive), finish
 
 
-def taken(receive: trio.MemoryReceiveChannel[Token]) -> list[tuple[int | None, str]]:
+def read_buffered(receive: trio.MemoryReceiveChannel[Piece]) -> list[tuple[int | None, str]]:
     pieces = []
     while receive.statistics().current_buffer_used:
-        token = receive.receive_nowait()
-        pieces.append((token.segment, token.text))
+        piece = receive.receive_nowait()
+        pieces.append((getattr(piece, "segment", None), piece.text))
     return pieces
 
 
 async def failure_of(url: str) -> tuple[EngineError, list[tuple[int | None, str]]]:
-    """How a request fails, and what came before."""
-    send, receive = trio.open_memory_channel[Token](math.inf)
+    """The error of a request, and the pieces before it."""
+    send, receive = trio.open_memory_channel[Piece](math.inf)
     async with open_upstream(url, model="m") as engine:
         with pytest.raises(EngineError) as caught:
             await engine.generate(ASK, Output(send))
-    return caught.value, taken(receive)
+    return caught.value, read_buffered(receive)
 
 
-# What works.
+# Successful streams
 
 
-async def test_a_stream_is_passed_on(server: ScriptedServer) -> None:
+async def test_a_stream_is_relayed(server: ScriptedServer) -> None:
     server.answers = [GOOD]
     async with open_upstream(server.url, model="m") as engine:
         assert await ask(engine) == (GOOD_PIECES, Finish("stop", Usage(5, 7, None)))
 
 
-async def test_a_stream_is_passed_on_however_its_bytes_are_cut(server: ScriptedServer) -> None:
-    async def dribble(connection: Connection) -> None:
+async def test_a_stream_is_relayed_however_its_bytes_are_split(server: ScriptedServer) -> None:
+    async def dribble(connection: ScriptedConnection) -> None:
         for number in range(len(GOOD)):
             await connection.send(GOOD[number : number + 1])
 
@@ -238,33 +239,33 @@ async def test_a_split_think_tag_makes_trace_and_answer(server: ScriptedServer) 
     assert got == [(0, "S"), (0, "ky"), (None, "Bl"), (None, "ue")]
 
 
-async def test_an_end_without_done_is_one_if_the_model_had_finished(server: ScriptedServer) -> None:
+async def test_a_stream_without_done_is_complete_if_it_has_a_finish_reason(server: ScriptedServer) -> None:
     server.answers = [OPEN_ENDED + chunk(content="Blue") + chunk("stop"), CHUNKED + part(chunk("stop"))]
     async with open_upstream(server.url, model="m") as engine:
         assert await ask(engine) == ([(None, "Blue")], Finish("stop"))
 
-        async def reset_after_finish(connection: Connection) -> None:
+        async def reset_after_finish(connection: ScriptedConnection) -> None:
             await connection.send(CHUNKED + part(chunk(content="Blue") + chunk("stop")))
             await got_all.wait()
             connection.reset()
 
         got_all = trio.Event()
         server.answers = [reset_after_finish]
-        send, receive = trio.open_memory_channel[Token](math.inf)
+        send, receive = trio.open_memory_channel[Piece](math.inf)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(engine.generate, ASK, Output(send))
             assert (await receive.receive()).text == "Blue"
             got_all.set()
 
 
-async def test_a_server_that_never_ends_its_body_does_not_hold_a_complete_answer_back(
+async def test_a_body_without_an_end_does_not_delay_a_complete_answer(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream_response, "USAGE_TIMEOUT", 0.05)
     monkeypatch.setattr(upstream_response, "END_TIMEOUT", 0.05)
     for tail in (b"", part(DONE)):
 
-        async def keep_open(connection: Connection, tail: bytes = tail) -> None:
+        async def keep_open(connection: ScriptedConnection, tail: bytes = tail) -> None:
             await connection.send(CHUNKED + part(chunk(content="Blue") + chunk("stop")) + tail)
             await connection.wait_for_close()
 
@@ -274,7 +275,7 @@ async def test_a_server_that_never_ends_its_body_does_not_hold_a_complete_answer
             await server.all_closed()
 
 
-async def test_the_request_says_what_was_asked(server: ScriptedServer) -> None:
+async def test_the_body_has_the_fields_of_the_request(server: ScriptedServer) -> None:
     server.answers = [GOOD]
     async with open_upstream(server.url + "/?v=1", model="m", key=KEY, extra_body={"top_k": 3, "seed": 9}) as engine:
         sampling = Sampling(temperature=0.5, top_p=0.9, seed=7, stop=("END",))
@@ -309,7 +310,7 @@ async def test_the_request_says_what_was_asked(server: ScriptedServer) -> None:
     ]
 
 
-async def test_what_makes_a_server_think_can_be_changed(server: ScriptedServer) -> None:
+async def test_the_fields_that_make_a_server_think_can_be_changed(server: ScriptedServer) -> None:
     server.answers = [GOOD]
     thinking = {"deep": {"reasoning_effort": "high"}}
     async with open_upstream(server.url, model="m", thinking=thinking, limit_field="max_completion_tokens") as engine:
@@ -323,18 +324,18 @@ async def test_what_makes_a_server_think_can_be_changed(server: ScriptedServer) 
     assert "authorization" not in server.headers[0]
 
 
-# What fails: the exact code each, and nothing hangs.
+# Failures: the code of each, and none hangs
 
 
 async def test_a_refused_connection_is_unreachable(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port meanwhile
+        free.bind(("127.0.0.1", 0))  # bound but not listening, so that no other process gets the port
         error, _ = await failure_of(f"http://127.0.0.1:{free.getsockname()[1]}/v1")
     assert (error.code, error.retryable) == ("upstream_unreachable", True)
     assert "refused" in caplog.text
 
 
-def test_the_log_names_the_root_of_a_failed_connection_and_quotes_nothing_else() -> None:
+def test_the_log_names_the_cause_of_a_failed_connection_and_does_not_quote_other_errors() -> None:
     refused = httpx.ConnectError("")
     refused.__cause__ = OSError("certificate verify failed")
     assert upstream._explain(refused) == "ConnectError, certificate verify failed"
@@ -366,18 +367,18 @@ def test_connecting_has_a_timeout_and_reading_has_none() -> None:
     assert (timeout.read, timeout.write, timeout.pool) == (None, None, None)
 
 
-async def reset_at_once(connection: Connection) -> None:
+async def reset_immediately(connection: ScriptedConnection) -> None:
     connection.reset()
 
 
-async def close_at_once(connection: Connection) -> None:
+async def close_immediately(connection: ScriptedConnection) -> None:
     await connection.stream.aclose()
 
 
 @pytest.mark.parametrize(
-    "answer", [reset_at_once, close_at_once, b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"HTTP/1.1 2"], ids=repr
+    "answer", [reset_immediately, close_immediately, b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"HTTP/1.1 2"], ids=repr
 )
-async def test_no_answer_is_an_early_end_after_three_tries(server: ScriptedServer, answer: Answer) -> None:
+async def test_no_response_is_an_early_end_after_three_attempts(server: ScriptedServer, answer: ScriptedAnswer) -> None:
     server.answers = [answer]
     error, pieces = await failure_of(server.url)
     assert (error.code, error.retryable, pieces) == ("upstream_ended_early", True, [])
@@ -388,7 +389,7 @@ HTML = b"<!doctype html>\n<html>\n\n<body>502 Bad Gateway</body>\n\n</html>\n"
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "retryable", "tries"),
+    ("answer", "code", "retryable", "attempts"),
     [
         (status(400, body=b'{"error":{"message":"' + PROMPT.encode() + b'"}}'), "upstream_rejected", False, 1),
         (status(401, body=b"no"), "upstream_rejected", False, 1),
@@ -409,36 +410,36 @@ HTML = b"<!doctype html>\n<html>\n\n<body>502 Bad Gateway</body>\n\n</html>\n"
         (CHUNKED, "upstream_ended_early", True, 1),
         (stream(ROLE), "upstream_ended_early", True, 1),
         (stream(DONE), "upstream_ended_early", True, 1),
-        (status(200, body=HTML), "upstream_rubbish", False, 1),
-        (status(200, body=b'{"choices":[{"message":{"content":"Blue"}}]}'), "upstream_rubbish", False, 1),
-        (status(200, "Content-Encoding: gzip", body=b"no gzip"), "upstream_rubbish", False, 1),
-        (stream(event("{nonsense")), "upstream_rubbish", False, 1),
+        (status(200, body=HTML), "upstream_invalid_response", False, 1),
+        (status(200, body=b'{"choices":[{"message":{"content":"Blue"}}]}'), "upstream_invalid_response", False, 1),
+        (status(200, "Content-Encoding: gzip", body=b"no gzip"), "upstream_invalid_response", False, 1),
+        (stream(event("{nonsense")), "upstream_invalid_response", False, 1),
         (stream(event('{"error":{"message":"boom"}}')), "upstream_error", True, 1),
         (stream(event('{"error":{"code":400,"message":"boom"}}')), "upstream_rejected", False, 1),
         (stream(b"event: error\ndata: boom\n\n"), "upstream_error", True, 1),
     ],
 )
-async def test_a_failure_before_the_first_token(
-    server: ScriptedServer, answer: bytes, code: str, retryable: bool, tries: int
+async def test_a_failure_before_the_first_piece(
+    server: ScriptedServer, answer: bytes, code: str, retryable: bool, attempts: int
 ) -> None:
     server.answers = [answer]
     if b"cut" in answer or answer == CHUNKED:
 
-        async def send_and_close(connection: Connection) -> None:
+        async def send_and_close(connection: ScriptedConnection) -> None:
             await connection.send(answer)
             await connection.stream.aclose()
 
         server.answers = [send_and_close]
     error, pieces = await failure_of(server.url)
     assert (error.code, error.retryable, pieces) == (code, retryable, [])
-    assert len(server.bodies) == tries
+    assert len(server.bodies) == attempts
     assert PROMPT not in str(error)
 
 
 BEGUN = CHUNKED + part(ROLE + chunk(content="Bl") + chunk(content="ue"))
 
 
-async def begin_and_reset(connection: Connection) -> None:
+async def begin_and_reset(connection: ScriptedConnection) -> None:
     await connection.send(BEGUN)
     await trio.lowlevel.checkpoint()
     await connection.stream.send_eof()
@@ -452,12 +453,12 @@ async def begin_and_reset(connection: Connection) -> None:
         (None, "upstream_ended_early", True),
         (b"zz\r\nno chunk", "upstream_ended_early", True),
         (part(DONE) + END, "upstream_ended_early", True),
-        (part(event("{nonsense")), "upstream_rubbish", False),
+        (part(event("{nonsense")), "upstream_invalid_response", False),
         (part(event('{"error":"boom"}')), "upstream_error", True),
         (part(chunk("abort")), "upstream_error", True),
     ],
 )
-async def test_a_failure_after_the_first_token_keeps_what_came_and_is_not_retried(
+async def test_a_failure_after_the_first_piece_keeps_the_text_and_is_not_retried(
     server: ScriptedServer, tail: bytes | None, code: str, retryable: bool
 ) -> None:
     server.answers = [begin_and_reset if tail is None else BEGUN + tail]
@@ -470,13 +471,13 @@ async def test_a_failure_after_the_first_token_keeps_what_came_and_is_not_retrie
 async def test_a_reset_in_the_middle_is_an_early_end(server: ScriptedServer) -> None:
     got_all = trio.Event()
 
-    async def begin_and_rst(connection: Connection) -> None:
+    async def begin_and_rst(connection: ScriptedConnection) -> None:
         await connection.send(BEGUN)
         await got_all.wait()
         connection.reset()
 
     server.answers = [begin_and_rst]
-    send, receive = trio.open_memory_channel[Token](math.inf)
+    send, receive = trio.open_memory_channel[Piece](math.inf)
     async with open_upstream(server.url, model="m") as engine:
         with pytest.RaisesGroup(pytest.RaisesExc(EngineError, match="upstream_ended_early")):
             async with trio.open_nursery() as nursery:
@@ -491,26 +492,28 @@ async def test_text_held_back_comes_out_before_a_failure(server: ScriptedServer)
     assert (await failure_of(server.url))[1] == [(None, "<thi")]
 
 
-async def test_an_event_without_an_end_is_rubbish(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_event_without_an_end_is_an_invalid_response(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(upstream_response, "MAX_CHUNK_LENGTH", 1000)
 
-    async def endless(connection: Connection) -> None:
+    async def endless(connection: ScriptedConnection) -> None:
         await connection.send(OPEN_ENDED + b"data: ")
         while True:
             await connection.send(b"x" * 1000)
 
     server.answers = [endless]
     error, _ = await failure_of(server.url)
-    assert (error.code, error.retryable) == ("upstream_rubbish", False)
+    assert (error.code, error.retryable) == ("upstream_invalid_response", False)
     await server.all_closed()
 
 
-async def test_a_refusal_whose_body_never_ends_is_still_one(
+async def test_an_error_response_without_an_end_is_read(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream_response, "_ERROR_BODY_TIMEOUT", 0.05)
 
-    async def half(connection: Connection) -> None:
+    async def half(connection: ScriptedConnection) -> None:
         await connection.send(b"HTTP/1.1 500 Whatever\r\nContent-Length: 100\r\n\r\n")
         await connection.wait_for_close()
 
@@ -520,11 +523,13 @@ async def test_a_refusal_whose_body_never_ends_is_still_one(
     await server.all_closed()
 
 
-# Trying again.
+# Retries
 
 
-@pytest.mark.parametrize("first", [status(503), status(429, "Retry-After: 0"), reset_at_once, close_at_once], ids=repr)
-async def test_a_second_try_can_succeed(server: ScriptedServer, first: Answer) -> None:
+@pytest.mark.parametrize(
+    "first", [status(503), status(429, "Retry-After: 0"), reset_immediately, close_immediately], ids=repr
+)
+async def test_a_second_attempt_can_succeed(server: ScriptedServer, first: ScriptedAnswer) -> None:
     server.answers = [first, GOOD]
     async with open_upstream(server.url, model="m") as engine:
         pieces, _ = await ask(engine)
@@ -532,43 +537,43 @@ async def test_a_second_try_can_succeed(server: ScriptedServer, first: Answer) -
     assert server.bodies[0] == server.bodies[1]
 
 
-async def test_retry_after_is_honoured_and_the_wait_counts_as_queued(server: ScriptedServer) -> None:
+async def test_retry_after_is_honoured_and_the_delay_counts_as_queued(server: ScriptedServer) -> None:
     server.answers = [status(429, "Retry-After: 1"), GOOD]
-    send, receive = trio.open_memory_channel[Token](math.inf)
+    send, receive = trio.open_memory_channel[Piece](math.inf)
     output = Output(send)
     async with open_upstream(server.url, model="m") as engine:
         begin = trio.current_time()
         await engine.generate(ASK, output)
-    # The delay in place of Retry-After is 10 ms here; and a wait is never shorter than it was asked for.
+    # Without Retry-After the delay would be 10 ms here. Sleeping never takes less than the requested time.
     assert trio.current_time() - begin >= 1
     assert output.queued_seconds >= 1
-    assert taken(receive) == GOOD_PIECES
+    assert read_buffered(receive) == GOOD_PIECES
 
 
 def test_retry_after_can_be_a_date() -> None:
     soon = datetime.now(UTC) + timedelta(seconds=100)
-    assert upstream._parse_retry_after(format_datetime(soon, usegmt=True)) == pytest.approx(100, abs=30)
-    assert upstream._parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    for rubbish in ("", "soon", "-1", "1.5", "Wed, 21 Oct 2015 07:28:00", "²"):
-        assert upstream._parse_retry_after(rubbish) is None
+    assert retries.parse_retry_after(format_datetime(soon, usegmt=True)) == pytest.approx(100, abs=30)
+    assert retries.parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    for invalid in ("", "soon", "-1", "1.5", "Wed, 21 Oct 2015 07:28:00", "²"):
+        assert retries.parse_retry_after(invalid) is None
 
 
-async def test_an_unreachable_server_does_not_count_as_queueing(server: ScriptedServer) -> None:
-    server.answers = [close_at_once, GOOD]
-    output = Output(trio.open_memory_channel[Token](math.inf)[0])
+async def test_waiting_for_an_unreachable_server_does_not_count_as_queued(server: ScriptedServer) -> None:
+    server.answers = [close_immediately, GOOD]
+    output = Output(trio.open_memory_channel[Piece](math.inf)[0])
     async with open_upstream(server.url, model="m") as engine:
         await engine.generate(ASK, output)
     assert output.queued_seconds == 0
 
 
-# Cancelling, backpressure, connections.
+# Cancellation, backpressure, connections
 
 
 @pytest.mark.parametrize(
     "begun", [b"", CHUNKED, BEGUN, BEGUN + part(b"data: {")], ids=["no head", "head", "text", "half an event"]
 )
 async def test_cancelling_closes_the_connection(server: ScriptedServer, begun: bytes) -> None:
-    async def begin_and_stall(connection: Connection) -> None:
+    async def begin_and_stall(connection: ScriptedConnection) -> None:
         if begun:
             await connection.send(begun)
         await connection.wait_for_close()
@@ -586,14 +591,14 @@ async def test_cancelling_closes_the_connection(server: ScriptedServer, begun: b
 async def test_cancelling_while_the_buffer_is_full_closes_the_connection(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(httpx_bodies, "_CLOSE_SECONDS", 1000)  # closing is not left to it
+    monkeypatch.setattr(httpx_bodies, "_CLOSE_SECONDS", 1000)  # so that its timeout does not close the connection
 
-    async def begin_and_stall(connection: Connection) -> None:
+    async def begin_and_stall(connection: ScriptedConnection) -> None:
         await connection.send(BEGUN)
         await connection.wait_for_close()
 
     server.answers = [begin_and_stall]
-    send, receive = trio.open_memory_channel[Token](0)
+    send, receive = trio.open_memory_channel[Piece](0)
     async with open_upstream(server.url, model="m") as engine:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(engine.generate, ASK, Output(send))
@@ -603,10 +608,10 @@ async def test_cancelling_while_the_buffer_is_full_closes_the_connection(
         await server.all_closed()
 
 
-async def test_cancelling_between_two_tries_asks_no_more(
+async def test_cancelling_between_two_attempts_ends_them(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream, "RETRY_DELAYS", (1000, 1000))
+    monkeypatch.setattr(retries, "RETRY_DELAYS", (1000, 1000))
     server.answers = [status(503)]
     async with open_upstream(server.url, model="m") as engine, trio.open_nursery() as nursery:
         nursery.start_soon(ask, engine)
@@ -620,27 +625,27 @@ async def test_nothing_is_read_while_the_buffer_is_full(server: ScriptedServer) 
     total = 64 * 1024 * 1024
     piece = chunk(content="x" * 16_000)
 
-    async def flood(connection: Connection) -> None:
+    async def flood(connection: ScriptedConnection) -> None:
         await connection.send(CHUNKED)
         while connection.sent < total:
             await connection.send(part(piece))
         await connection.send(part(chunk("stop")) + END)
 
     server.answers = [flood]
-    send, receive = trio.open_memory_channel[Token](2)
+    send, receive = trio.open_memory_channel[Piece](2)
     async with open_upstream(server.url, model="m") as engine, trio.open_nursery() as nursery:
         nursery.start_soon(engine.generate, ASK, Output(send))
         await wait_all_tasks_blocked(0.2)
         stalled_at = server.connections[0].sent
         assert receive.statistics().current_buffer_used == 2
         assert stalled_at < total
-        for _ in range(1000):  # 16 MB: it goes on when there is room again
+        for _ in range(1000):  # 16 MB: reading resumes when the buffer has room
             await receive.receive()
         assert server.connections[0].sent > stalled_at
         nursery.cancel_scope.cancel()
 
 
-async def test_a_connection_is_used_again_and_their_number_does_not_grow(server: ScriptedServer) -> None:
+async def test_connections_are_reused_and_their_number_does_not_grow(server: ScriptedServer) -> None:
     bad = stream(ROLE, event("{nonsense"))
     server.answers = [GOOD]
     async with open_upstream(server.url, model="m") as engine:
@@ -659,17 +664,17 @@ async def test_a_connection_is_used_again_and_their_number_does_not_grow(server:
     assert server.open == 0
 
 
-async def test_many_streams_at_once_do_not_wait_for_a_connection(server: ScriptedServer) -> None:
-    count = 150  # over the 100 of httpx's default
-    everybody = trio.Event()
+async def test_many_streams_do_not_wait_for_a_connection(server: ScriptedServer) -> None:
+    count = 150  # more than httpx's default limit of 100
+    all_connected = trio.Event()
 
-    async def wait_for_everybody(connection: Connection) -> None:
+    async def wait_for_all(connection: ScriptedConnection) -> None:
         if len(server.bodies) == count:
-            everybody.set()
-        await everybody.wait()
+            all_connected.set()
+        await all_connected.wait()
         await connection.send(GOOD)
 
-    server.answers = [wait_for_everybody]
+    server.answers = [wait_for_all]
     async with open_upstream(server.url, model="m") as engine:
         async with trio.open_nursery() as nursery:
             for _ in range(count):
@@ -678,14 +683,14 @@ async def test_many_streams_at_once_do_not_wait_for_a_connection(server: Scripte
         assert server.open <= upstream.MAX_IDLE_CONNECTIONS
 
 
-# Secrets.
+# Secrets
 
 
 async def test_the_key_and_the_prompt_are_in_no_log_and_no_error(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     echo = json.dumps({"error": {"message": f"key {KEY} prompt {PROMPT}", "code": KEY, "type": PROMPT}}).encode()
-    answers: list[Answer] = [GOOD, status(401, body=echo), stream(event(echo.decode())), reset_at_once]
+    answers: list[ScriptedAnswer] = [GOOD, status(401, body=echo), stream(event(echo.decode())), reset_immediately]
     with caplog.at_level(logging.DEBUG):
         async with open_upstream(server.url, model="m", key=KEY) as engine:
             for answer in answers:
@@ -703,28 +708,28 @@ async def test_the_key_and_the_prompt_are_in_no_log_and_no_error(
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel"])
-async def test_a_key_that_no_header_can_carry_is_refused_unquoted(key: str) -> None:
+async def test_a_key_that_a_header_cannot_carry_is_rejected_and_not_quoted(key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         async with open_upstream("http://127.0.0.1:1/v1", model="m", key=key):
             pass
     assert not key or key not in str(caught.value)
 
 
-# Opening.
+# Opening
 
 
 @pytest.mark.parametrize(
     "url",
     ["", "127.0.0.1:8080", "ftp://127.0.0.1/v1", "http://", "http://user:secret@host/v1", "http://a:b"],
 )
-async def test_a_url_that_cannot_work_is_refused(url: str) -> None:
+async def test_an_invalid_base_url_is_rejected(url: str) -> None:
     with pytest.raises(ConfigError, match="must look like") as caught:
         async with open_upstream(url, model="m"):
             pass
     assert "secret" not in str(caught.value)
 
 
-async def test_without_a_name_the_models_are_those_the_server_lists(server: ScriptedServer) -> None:
+async def test_without_a_model_the_server_is_asked_for_its_models(server: ScriptedServer) -> None:
     server.answers = [status(200, body=b'{"object":"list","data":[{"id":"big","x":1},{"id":"small"}]}'), GOOD]
     async with open_upstream(server.url, key=KEY) as engine:
         assert engine.info.models == ("big", "small")
@@ -739,13 +744,13 @@ async def test_without_a_name_the_models_are_those_the_server_lists(server: Scri
     [
         (status(404), "status 404"),
         (status(200, body=b'{"data":[]}'), "lists no models"),
-        (status(200, body=b"<html>"), "no list of models"),
-        (status(200, body=b'{"data":[{"name":"x"}]}'), "no list of models"),
-        (reset_at_once, "start the server"),
+        (status(200, body=b"<html>"), "invalid list of models"),
+        (status(200, body=b'{"data":[{"name":"x"}]}'), "invalid list of models"),
+        (reset_immediately, "start the server"),
     ],
 )
-async def test_a_server_without_models_is_refused_in_one_sentence(
-    server: ScriptedServer, answer: Answer, message: str
+async def test_a_server_without_models_is_rejected_in_one_sentence(
+    server: ScriptedServer, answer: ScriptedAnswer, message: str
 ) -> None:
     server.answers = [answer]
     with pytest.raises(ConfigError, match=message) as caught:
@@ -755,12 +760,12 @@ async def test_a_server_without_models_is_refused_in_one_sentence(
     assert "--model" in str(caught.value)
 
 
-async def test_with_a_name_the_server_need_not_be_up() -> None:
+async def test_with_a_model_the_server_need_not_be_up() -> None:
     async with open_upstream("http://127.0.0.1:1/v1", model="m") as engine:
         assert engine.info.models == ("m",)
 
 
-async def test_the_settings_open_it(server: ScriptedServer) -> None:
+async def test_the_settings_open_the_upstream_engine(server: ScriptedServer) -> None:
     server.answers = [GOOD]
     settings = EngineSettings(engine="upstream", upstream_base_url=server.url, upstream_key=KEY, model="m")
     async with open_engine(settings) as engine:

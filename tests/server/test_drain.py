@@ -82,8 +82,8 @@ async def test_idle_connections_close_and_nothing_new_is_accepted(serving) -> No
 async def test_cancelling_serve_ends_the_application_in_order(serving) -> None:
     order: list[str] = []
 
-    def app_with_lifespan(pipeline):
-        app = create_app(pipeline)
+    def app_with_lifespan(pipeline, settings):
+        app = create_app(pipeline, settings)
 
         @app.before_serving
         async def start() -> None:

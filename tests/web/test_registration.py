@@ -13,7 +13,7 @@ from quart import Blueprint, Response, request
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.apis.kit import starting
-from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule
 from crucible_trio.apis.kit.parsing import idempotency_key
 from crucible_trio.apis.kit.registration import ApiRegistry
@@ -69,9 +69,10 @@ class LettersApi:
     open_endpoints: ClassVar[frozenset[str]] = frozenset({"cancel"})
     busy: ClassVar[bytes | None] = b"busy"
 
-    def __init__(self, pipeline: Pipeline, access: Access) -> None:
-        self._pipeline = pipeline
-        self._access = access
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._pipeline = context.pipeline
+        self._access = context.access
 
     def add_to(self, blueprint: Blueprint) -> None:
         # The native API has endpoints of these names, too.
@@ -88,7 +89,7 @@ class LettersApi:
             owner=self._access.owner(request),
             key=idempotency_key(request.headers.get("Idempotency-Key")),
         )
-        response = starting.event_stream(self._pipeline, started.stream, LettersDialect(self.busy))
+        response = starting.event_stream(self._context, started.stream, LettersDialect(self.busy))
         return starting.locate_stream(response, started)
 
     async def open(self) -> Response:

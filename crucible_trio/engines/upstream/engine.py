@@ -1,43 +1,41 @@
-"""An engine that passes on what an OpenAI-compatible server streams: vLLM, llama.cpp, Ollama, OpenAI.
+"""An engine that relays the streams of an OpenAI-compatible server: vLLM, llama.cpp, Ollama, OpenAI.
 
-What is easy to get wrong:
+Easy to get wrong:
 
-* Silence is no failure. How long a model may think is for the stream's deadlines to say, so only connecting has a
-  time-out here.
-* A second try may only replace a first one that gave nothing: once the server has answered with a stream, never.
+* A silent server has not failed. The stream's deadlines limit how long a model may think, so only connecting has a
+  timeout here.
+* A request is sent again only while the server has not begun a stream. A later retry could repeat text.
 
-The codes a stream can fail with, and whether trying again may help:
+The codes a stream can fail with, and whether a new stream may succeed:
 
-=========================== =====================================================================================
-`upstream_unreachable`      no connection; yes
-`upstream_timeout`          connecting took too long; yes
-`upstream_refused`          status 429 or 503; yes
-`upstream_rejected`         another status below 500, such as a wrong key or too long a prompt; no
-`upstream_error`            status 5xx, or a failure that the server reported inside its stream; yes (no, if the
-                            report says that it is the request's fault: `upstream_rejected`)
-`upstream_ended_early`      the connection or the body ended before the model did; yes
-`upstream_rubbish`          what came is no stream of chat completion chunks; no
-=========================== =====================================================================================
+============================ ====================================================================================
+`upstream_unreachable`       no connection (yes)
+`upstream_timeout`           connecting took too long (yes)
+`upstream_refused`           status 429 or 503 (yes)
+`upstream_rejected`          another status below 500, such as for a wrong key or a prompt that is too long (no)
+`upstream_error`             status 5xx or 408, or the server reported a failure inside its stream (yes). A report that
+                             blames the request is `upstream_rejected`
+`upstream_ended_early`       the connection or the body ended before the model did (yes)
+`upstream_invalid_response`  the response is not a stream of chat completion chunks (no)
+============================ ====================================================================================
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final, Literal, final
 
 import httpx
-import msgspec
 import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
-from crucible_trio.engines.upstream.response import open_body, pass_on, read_refusal
-from crucible_trio.errors import ConfigError, EngineError
+from crucible_trio.engines.upstream.discovery import check_key, join_url, list_models, parse_base_url, without_query
+from crucible_trio.engines.upstream.response import open_upstream_body, read_error_response, relay_completion
+from crucible_trio.engines.upstream.retries import RetrySchedule
+from crucible_trio.errors import EngineError
 from crucible_trio.httpx_bodies import Content
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
@@ -45,23 +43,13 @@ from crucible_trio.request import Request
 
 logger = logging.getLogger(__name__)
 
-# The host of an upstream answers a connection in milliseconds; what takes this long is down or filtered.
+# Seconds. A host that is up accepts a connection in milliseconds. One that takes this long is down or filtered.
 CONNECT_TIMEOUT: Final = 10.0
-# For the list of models, asked for at start, where no stream's deadlines hold.
-LIST_TIMEOUT: Final = 10.0
 
-# Seconds before the second and the third try; there is no fourth. Together they outlast a dropped connection or the
-# switch of a load balancer; a restart takes longer, and then the client is better told than kept waiting. Up to half of
-# each is taken off by chance, so that many streams that failed together do not return together.
-RETRY_DELAYS: Final = (0.5, 2.0)
-# A longer Retry-After is the client's to wait: it can show it, and give up.
-MAX_RETRY_AFTER: Final = 10.0
-_RETRIED_STATUS: Final = frozenset({429, 503})
-
-# Connections kept open between two streams: saves a handshake, and holds few of the upstream's places.
+# Connections kept open between streams: each saves a handshake, and an upstream accepts only so many.
 MAX_IDLE_CONNECTIONS: Final = 20
 
-# What makes servers with Jinja templates (vLLM, llama.cpp, SGLang) think or not. Others need their own words.
+# Makes servers with Jinja templates (vLLM, llama.cpp, SGLang) think or not. Other servers need other fields.
 THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
     "standard": {"chat_template_kwargs": {"enable_thinking": False}},
     "deep": {"chat_template_kwargs": {"enable_thinking": True}},
@@ -80,40 +68,41 @@ async def open_upstream(
     extra_body: Mapping[str, object] | None = None,
     limit_field: LimitField = "max_tokens",
 ) -> AsyncIterator[UpstreamEngine]:
-    """Open an engine on a server; its connections close with the context.
+    """Open an engine that relays a server's streams. Its connections close with the context.
 
     Args:
-        base_url: What comes before `/chat/completions`, such as `http://127.0.0.1:8080/v1`.
-        model: The model's name there; the server is then not asked and need not be up yet. None: the server is asked
-            for its models, and the first one it lists is the default.
+        base_url: The URL without `/chat/completions`, such as `http://127.0.0.1:8080/v1`.
+        model: The model's name on the server, which is then not asked and need not be up yet. None: ask the server for
+            its models. The first one it lists is the default.
         key: Sent as `Authorization: Bearer`.
         thinking: Per mode, fields for the request's body that make the server think, or not.
-        extra_body: Fields for every request's body. `thinking` and what a request sets win over them.
-        limit_field: The field for `max_output_tokens`; OpenAI's own reasoning models want `max_completion_tokens`.
+        extra_body: Fields for every request's body. `thinking` and the request's fields win over them.
+        limit_field: The field for `max_output_tokens`. OpenAI's reasoning models need `max_completion_tokens`.
 
     Raises:
-        ConfigError: The URL or the key cannot be used, or the server does not list a model.
+        ConfigError: The URL or the key is invalid, or the server does not list a model.
     """
-    url = _parse_base_url(base_url)
-    headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}  # compressing holds tokens back
+    url = parse_base_url(base_url)
+    # A server that compresses holds tokens back.
+    headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
     if key is not None:
-        headers["Authorization"] = f"Bearer {_check_key(key)}"
+        headers["Authorization"] = f"Bearer {check_key(key)}"
     async with httpx.AsyncClient(
         headers=headers,
-        # No read time-out, and nobody waits for a connection: how many streams there are is the pipeline's to limit.
+        # No read timeout, and no limit of connections: the pipeline limits the number of streams.
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
     ) as client:
-        models = (model,) if model is not None else await _list_models(client, _join(url, "models"))
+        models = (model,) if model is not None else await list_models(client, join_url(url, "models"))
         info = EngineInfo(
             name="upstream",
             models=models,
             capabilities=Capabilities(sampling=frozenset({"temperature", "top_p", "seed", "stop"})),
         )
-        logger.info("upstream %s, default model %s", _without_query(url), models[0])
+        logger.info("upstream %s, default model %s", without_query(url), models[0])
         yield UpstreamEngine(
             client,
-            _join(url, "chat/completions"),
+            join_url(url, "chat/completions"),
             info,
             thinking=thinking,
             extra_body=extra_body or {},
@@ -123,10 +112,10 @@ async def open_upstream(
 
 @final
 class UpstreamEngine:
-    """Made by `open_upstream`.
+    """Relays a server's streams. Made by `open_upstream`.
 
     Attributes:
-        info: What the engine can do.
+        info: The engine's models and the sampling fields it honours.
     """
 
     def __init__(
@@ -147,7 +136,7 @@ class UpstreamEngine:
         self._limit_field = limit_field
 
     async def generate(self, request: Request, output: Output) -> Finish:
-        """Ask the server and pass on what it streams.
+        """Send the request to the server and relay its stream.
 
         Cancellation: closes the connection to the server, which frees its slot.
 
@@ -155,28 +144,27 @@ class UpstreamEngine:
             EngineError: With one of this module's codes.
         """
         content = json.dumps(self._body(request)).encode()
-        delays = iter(RETRY_DELAYS)
+        schedule = RetrySchedule()
         while True:
-            delay = next(delays, None)
-            busy = False
+            is_overloaded = False
             try:
                 response = await self._send(content)
             except httpx.RequestError as error:
-                logger.warning("no answer from the upstream: %s", _explain(error))
-                failure, wait = _no_answer(error), _with_chance(delay)
+                logger.warning("no response from the upstream server: %s", _explain(error))
+                failure, delay = _no_response(error), schedule.after_no_response()
             else:
-                async with open_body(response) as body:
+                async with open_upstream_body(response) as body:
                     if response.is_success:
-                        return await pass_on(body, output)
-                    failure = await read_refusal(response, body)
-                wait, busy = _wait_before_retry(response, delay), True
-            if wait is None:
+                        return await relay_completion(body, output)
+                    failure = await read_error_response(response, body)
+                delay, is_overloaded = schedule.after_error_response(response), True
+            if delay is None:
                 logger.warning("%s", failure)
                 raise failure
-            logger.info("%s trying again in %.1f s", failure, wait)
-            # A server without room is one more place to wait for a model in; one that cannot be reached is not.
-            async with output.queued() if busy else nullcontext():
-                await trio.sleep(wait)
+            logger.info("retrying in %.1f s after %s", delay, failure)
+            # Waiting for an overloaded server is waiting for a slot at a model. Waiting for an unreachable one is not.
+            async with output.queued() if is_overloaded else nullcontext():
+                await trio.sleep(delay)
 
     def _body(self, request: Request) -> dict[str, object]:
         sampling = {name: getattr(request.sampling, name) for name in sorted(request.sampling.given)}
@@ -202,107 +190,24 @@ class UpstreamEngine:
         return await self._client.send(request, stream=True)
 
 
-def _no_answer(error: httpx.RequestError) -> EngineError:
+def _no_response(error: httpx.RequestError) -> EngineError:
     match error:
         case httpx.ConnectTimeout():
-            return EngineError("upstream_timeout", "The upstream server took too long to answer.", retryable=True)
+            message = "The connection to the upstream server timed out."
+            return EngineError("upstream_timeout", message, retryable=True)
         case httpx.ConnectError() | httpx.ProxyError():
-            return EngineError("upstream_unreachable", "The upstream server cannot be reached.", retryable=True)
+            return EngineError("upstream_unreachable", "The upstream server is unreachable.", retryable=True)
         case _:
-            message = "The upstream server broke the connection before it answered."
+            message = "The upstream server closed the connection without a response."
             return EngineError("upstream_ended_early", message, retryable=True)
 
 
 def _explain(error: httpx.RequestError) -> str:
-    """For the log: which kind of error, and for a failed connection what is at its root, such as a certificate."""
+    """Name the kind of an error for the log, and for a failed connection the root cause, such as a certificate."""
     root: BaseException = error
-    if isinstance(error, httpx.ConnectError):  # others may quote what the server sent, and that can be anything
+    if isinstance(error, httpx.ConnectError):  # other errors may quote the server, which must not be logged
         while (cause := root.__cause__ or root.__context__) is not None:
             root = cause
-        if isinstance(root, BaseExceptionGroup):  # one for each of the host's addresses
+        if isinstance(root, BaseExceptionGroup):  # one error per address of the host
             root = root.exceptions[0]
     return type(root).__name__ if root is error else f"{type(error).__name__}, {root}"
-
-
-def _wait_before_retry(response: httpx.Response, delay: float | None) -> float | None:
-    """Seconds until the next try; None for none."""
-    if response.status_code not in _RETRIED_STATUS or delay is None:
-        return None
-    asked = _parse_retry_after(response.headers.get("Retry-After", ""))
-    if asked is None:
-        return _with_chance(delay)
-    return asked if asked <= MAX_RETRY_AFTER else None
-
-
-def _parse_retry_after(value: str) -> float | None:
-    """Seconds, from a number of them or a date; None for anything else."""
-    if value.isdecimal():
-        return float(value)
-    try:
-        moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        return None
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
-def _with_chance(delay: float | None) -> float | None:
-    return None if delay is None else delay * random.uniform(0.5, 1.0)
-
-
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _Models(msgspec.Struct):
-    data: list[_Model]
-
-
-async def _list_models(client: httpx.AsyncClient, url: httpx.URL) -> tuple[str, ...]:
-    shown = _without_query(url)
-    hint = "check the base URL, or name the model with --model"
-    try:
-        response = await client.get(url, headers={"Accept": "application/json"}, timeout=LIST_TIMEOUT)
-    except httpx.RequestError as error:
-        message = f"cannot ask {shown} for its models ({type(error).__name__}): start the server, or {hint}"
-        raise ConfigError(message) from error
-    if not response.is_success:
-        message = f"{shown} answered with status {response.status_code} instead of its models: {hint}"
-        raise ConfigError(message)
-    try:
-        models = tuple(model.id for model in msgspec.json.decode(response.content, type=_Models).data)
-    except (ValueError, RecursionError) as error:
-        message = f"{shown} answered with something that is no list of models: {hint}"
-        raise ConfigError(message) from error
-    if not models:
-        message = f"{shown} lists no models: {hint}"
-        raise ConfigError(message)
-    return models
-
-
-def _parse_base_url(text: str) -> httpx.URL:
-    try:
-        url = httpx.URL(text)
-    except (httpx.InvalidURL, TypeError):
-        url = httpx.URL("")
-    if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
-        # httpx logs URLs: a password has no place there. The message does not quote it either.
-        message = "the base URL of the upstream must look like http://127.0.0.1:8080/v1, without a user or password"
-        raise ConfigError(message)
-    return url
-
-
-def _join(base: httpx.URL, path: str) -> httpx.URL:
-    return base.copy_with(path=f"{base.path.rstrip('/')}/{path}")  # keeps a query such as ?api-version=
-
-
-def _without_query(url: httpx.URL) -> str:
-    return str(url.copy_with(query=None, fragment=None))
-
-
-def _check_key(key: str) -> str:
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        message = "the upstream's key is empty or holds a character that no header can carry"  # never quotes a key
-        raise ConfigError(message)
-    return key

@@ -1,10 +1,11 @@
-"""Read one response of an upstream server: the stream of a completion, or the reason of a refusal.
+"""Read one response of an upstream server: the stream of a completion, or an error.
 
-What is easy to get wrong:
+Easy to get wrong:
 
-* An end is not a success. A body that ends without `finish_reason` was cut, however cleanly.
-* Nothing is read while the buffer is full, and the upstream's socket fills: a slow client slows the upstream down.
-* What was held back of a text comes out before a failure is reported.
+* The end of the body does not mean success. A body without `finish_reason` was cut, however cleanly it ended.
+* Backpressure: while the buffer is full, nothing is read and the upstream's socket fills. So a slow client slows the
+  upstream down.
+* Text held back must come out before a failure is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import httpx
 import trio
 
 from crucible_trio.engine import Finish
-from crucible_trio.engines.upstream.completion import Completion, Piece, error_of, failure
+from crucible_trio.engines.upstream.completion import UpstreamCompletion, UpstreamPiece, find_error, to_engine_error
 from crucible_trio.errors import EngineError, EventTooLargeError
 from crucible_trio.httpx_bodies import aclose_body
 from crucible_trio.output import Output
@@ -27,25 +28,25 @@ from crucible_trio.sse import Decoder, ServerSentEvent
 
 logger = logging.getLogger(__name__)
 
-# After `finish_reason` only usage and `[DONE]` are outstanding, after that nothing but the end of the body, which lets
-# the connection be used again: a server that is slow with them must not hold back an answer that is complete.
+# Seconds. After `finish_reason` only usage and `[DONE]` are missing. After `[DONE]` only the end of the body is
+# missing, which makes the connection reusable. A server that is slow with these must not delay a complete answer.
 USAGE_TIMEOUT: Final = 5.0
 END_TIMEOUT: Final = 0.5
 
-# Characters of one event. A chunk is a token or a few; this is for servers that send a whole answer in one.
+# Characters of one event. A chunk usually has a few tokens, but some servers send a whole answer in one.
 MAX_CHUNK_LENGTH: Final = 4 * 1024 * 1024
 
-# Bytes and seconds spent on the body of a refusal, in search of one word.
+# Bytes and seconds spent on the body of an error response, to find its identifier.
 _MAX_ERROR_BODY = 16 * 1024
 _ERROR_BODY_TIMEOUT = 2.0
 
 
 @final
-class Body:
-    """The bytes and events of one response, made by `open_body`.
+class UpstreamBody:
+    """The bytes and events of one response, made by `open_upstream_body`.
 
     Attributes:
-        is_empty: Whether nothing has come so far.
+        is_empty: Whether no bytes have come so far.
         has_events: Whether an event has come.
     """
 
@@ -53,11 +54,12 @@ class Body:
         self.is_empty = True
         self.has_events = False
         self._response = response
-        self._chunks = response.aiter_raw()  # not decoded: we asked for no encoding, and an error there leaves litter
+        # Raw: the request accepts no encoding, and a decoding error inside httpx would leave async generators open.
+        self._chunks = response.aiter_raw()
         self._decoder = Decoder(max_event_length=MAX_CHUNK_LENGTH)
 
     async def read(self) -> bytes | None:
-        """The next bytes; None at the end."""
+        """Read the next bytes, or None at the end. Cancellation: the body must be closed then."""
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
@@ -66,7 +68,7 @@ class Body:
         return chunk
 
     async def read_events(self) -> list[ServerSentEvent] | None:
-        """The events that the next bytes finish, perhaps none; None at the end."""
+        """Read the events, perhaps none, that the next bytes complete, or None at the end. Cancellation: as `read`."""
         chunk = await self.read()
         if chunk is None:
             return None
@@ -75,27 +77,29 @@ class Body:
         return events
 
     async def aclose(self) -> None:
-        """Give the connection back, or close it if the body has not ended."""
+        """Return the connection to the pool. Close it if the body has not ended."""
         await aclose_body(self._response, self._chunks)
 
 
 @asynccontextmanager
-async def open_body(response: httpx.Response) -> AsyncIterator[Body]:
-    """The body of a response that was sent with `stream=True`; it closes with the context."""
-    body = Body(response)
+async def open_upstream_body(response: httpx.Response) -> AsyncIterator[UpstreamBody]:
+    """Open the body of a response that was sent with `stream=True`. It closes with the context."""
+    body = UpstreamBody(response)
     try:
         yield body
     finally:
         await body.aclose()
 
 
-async def pass_on(body: Body, output: Output) -> Finish:
-    """Write the completion that a body streams to `output`, piece by piece as it comes.
+async def relay_completion(body: UpstreamBody, output: Output) -> Finish:
+    """Write the completion in a body to `output`, each piece as it arrives.
+
+    Cancellation: text held back is not written.
 
     Raises:
-        EngineError: `upstream_ended_early`, `upstream_rubbish`, `upstream_error`, `upstream_rejected`.
+        EngineError: `upstream_ended_early`, `upstream_invalid_response`, `upstream_error`, `upstream_rejected`.
     """
-    completion = Completion()
+    completion = UpstreamCompletion()
     try:
         await _read_completion(body, completion, output)
     except EngineError as error:
@@ -106,16 +110,16 @@ async def pass_on(body: Body, output: Output) -> Finish:
     return Finish(completion.finish_reason or "stop", completion.usage)
 
 
-async def read_refusal(response: httpx.Response, body: Body) -> EngineError:
-    """What an answer with an error status means; its body need not be JSON, nor end."""
+async def read_error_response(response: httpx.Response, body: UpstreamBody) -> EngineError:
+    """Translate a response with an error status. Its body need not be JSON and need not end."""
     content = b""
     with trio.move_on_after(_ERROR_BODY_TIMEOUT), suppress(httpx.TransportError):
         while len(content) < _MAX_ERROR_BODY and (chunk := await body.read()) is not None:
             content += chunk
-    return failure(response.status_code, error_of(content))
+    return to_engine_error(response.status_code, find_error(content))
 
 
-async def _read_completion(body: Body, completion: Completion, output: Output) -> None:
+async def _read_completion(body: UpstreamBody, completion: UpstreamCompletion, output: Output) -> None:
     deadline = math.inf
     while True:
         events = None
@@ -124,7 +128,7 @@ async def _read_completion(body: Body, completion: Completion, output: Output) -
                 events = await body.read_events()
         except (httpx.TransportError, EventTooLargeError) as error:
             if completion.finish_reason is None:
-                raise _broken_body(error) from error
+                raise _unreadable_body(error) from error
         if events is None:
             break
         for event in events:
@@ -135,10 +139,10 @@ async def _read_completion(body: Body, completion: Completion, output: Output) -
         elif completion.done:
             break
     if completion.finish_reason is None:
-        raise _no_end(body)
+        raise _no_finish_reason(body)
 
 
-async def _write(pieces: Iterable[Piece], output: Output) -> None:
+async def _write(pieces: Iterable[UpstreamPiece], output: Output) -> None:
     for segment, text in pieces:
         if segment is None:
             await output.delta(text)
@@ -146,19 +150,21 @@ async def _write(pieces: Iterable[Piece], output: Output) -> None:
             await output.reasoning(text, segment)
 
 
-def _broken_body(error: httpx.TransportError | EventTooLargeError) -> EngineError:
+def _unreadable_body(error: httpx.TransportError | EventTooLargeError) -> EngineError:
     if isinstance(error, httpx.TransportError):
-        return EngineError("upstream_ended_early", "The upstream server broke off in the middle.", retryable=True)
-    return _no_event_stream()
+        message = "The connection to the upstream server was lost before the completion ended."
+        return EngineError("upstream_ended_early", message, retryable=True)
+    return _not_an_event_stream()
 
 
-def _no_end(body: Body) -> EngineError:
+def _no_finish_reason(body: UpstreamBody) -> EngineError:
     if body.is_empty:
-        return EngineError("upstream_ended_early", "The upstream server sent an empty answer.", retryable=True)
+        return EngineError("upstream_ended_early", "The upstream server sent an empty response.", retryable=True)
     if not body.has_events:
-        return _no_event_stream()
-    return EngineError("upstream_ended_early", "The upstream server stopped in the middle.", retryable=True)
+        return _not_an_event_stream()
+    message = "The upstream server's response ended without a finish_reason."
+    return EngineError("upstream_ended_early", message, retryable=True)
 
 
-def _no_event_stream() -> EngineError:
-    return EngineError("upstream_rubbish", "The upstream server sent something that is no event stream.")
+def _not_an_event_stream() -> EngineError:
+    return EngineError("upstream_invalid_response", "The upstream server's response is not an event stream.")
