@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from crucible_trio.config import ENVIRONMENT_PREFIX, Settings
+from crucible_trio.settings.loading import ENVIRONMENT_PREFIX, GROUPS
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -48,10 +48,14 @@ BEGIN, END = "<!-- generated: begin -->\n", "<!-- generated: end -->\n"
 
 
 def settings_table() -> str:
-    """The settings as Markdown, a table for each group of the class."""
-    source = inspect.getsource(Settings)
+    """The settings as Markdown, a table for each part of each class."""
+    return "\n".join(line for group in GROUPS for line in _rows(group)).strip() + "\n"
+
+
+def _rows(settings: type[msgspec.Struct]) -> list[str]:
+    source = inspect.getsource(settings)
     lines = source.splitlines()
-    schema = msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"]
+    schema = msgspec.json.schema(settings)["$defs"][settings.__name__]["properties"]
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     out: list[str] = []
@@ -64,10 +68,10 @@ def settings_table() -> str:
         assert isinstance(text.value, ast.Constant)
         name = field.target.id
         meaning = inspect.cleandoc(text.value.value).replace("\n", " ").replace("|", r"\|")
-        default = _shown(getattr(Settings(), name))
+        default = _shown(getattr(settings(), name))
         variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
         out.append(f"| `{name}`<br>`{variable}` | {_takes(schema[name])}<br>default: {default} | {meaning} |")
-    return "\n".join(out).strip() + "\n"
+    return out
 
 
 def _shown(value: object) -> str:

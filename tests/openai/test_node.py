@@ -97,7 +97,7 @@ def engine() -> ScriptedEngine:
     return ScriptedEngine(script, models=["small"])
 
 
-def snapshots(served: Any) -> list[Snapshot]:
+async def snapshots(served: Any) -> list[Snapshot]:
     """The native snapshots of all streams. Checks that they are equal, because the script is always the same."""
     found = [stream.snapshot() for stream in await served.pipeline.list()]
     assert {snapshot.output for snapshot in found} == {"".join(ANSWER)}
@@ -108,7 +108,7 @@ def snapshots(served: Any) -> list[Snapshot]:
 async def test_the_openai_package_reads_chat_completions(serving, run_script: Run) -> None:
     async with serving(engine()) as served:
         result = await run_script("chat.mjs", served.base_url)
-        native, *_ = snapshots(served)
+        native, *_ = await snapshots(served)
     trace = "".join(native.trace)
     usage = {"prompt_tokens": 3, "completion_tokens": 40, "total_tokens": 43}
     usage["completion_tokens_details"] = {"reasoning_tokens": 9}
@@ -139,7 +139,7 @@ def cut_later_each_time(connection: int) -> Treatment:
 async def test_the_openai_package_reads_responses_and_resumes_after_cuts(serving, run_script: Run) -> None:
     async with serving(engine()) as served, open_chaos_proxy(served.port, cut_later_each_time) as proxy:
         result = await run_script("responses.mjs", served.base_url, f"http://127.0.0.1:{proxy.port}/v1")
-        native, *_ = snapshots(served)
+        native, *_ = await snapshots(served)
         assert result["followed"]["cuts"] > 5, proxy
         assert served.pipeline.engine.calls == 4
     for name in ("streamed", "followed"):
@@ -183,5 +183,5 @@ async def test_the_programs_in_the_docs_print_trace_and_answer(serving, run_node
         async with serving(engine()) as served:
             source = program.replace("http://127.0.0.1:8000/v1", served.base_url)
             printed = await run_node("--input-type=module", "--eval", source)
-            native, *_ = snapshots(served)
+            native, *_ = await snapshots(served)
         assert printed == "".join(native.trace) + native.output

@@ -326,8 +326,7 @@ class Served:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    @property
-    def snapshot(self) -> Any:
+    async def snapshot(self) -> Any:
         """Of the newest stream, as `GET /v1/streams/{id}` has it."""
         return next(iter(await self.pipeline.list())).snapshot()
 

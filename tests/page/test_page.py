@@ -51,15 +51,15 @@ async def test_a_deep_question_shows_the_trace_in_steps_that_fold_away_and_then_
         assert not await page.evaluate("document.getElementById('trace').open")
         rest.set()
         await page.status_is("Done.")
-        await matches(page, served.snapshot)
-        assert served.snapshot.output == "Because of\nautumn."
-        assert served.snapshot.mode == "deep"
+        await matches(page, (await served.snapshot()))
+        assert (await served.snapshot()).output == "Because of\nautumn."
+        assert (await served.snapshot()).mode == "deep"
         assert (await page.content("numbers")).startswith("7 events · 0 reconnects")
         # And again, with nothing left of the first.
         await page.click("button", "Ask")
         await page.status_is("Done.")
         assert len(await served.pipeline.list()) == 2
-        await matches(page, served.snapshot)
+        await matches(page, (await served.snapshot()))
 
 
 async def test_a_standard_question_shows_its_answer_and_no_reasoning(chromium, serving) -> None:
@@ -71,7 +71,7 @@ async def test_a_standard_question_shows_its_answer_and_no_reasoning(chromium, s
         await page.ask("¿Qué?\n🍁", mode="standard")
         await page.status_is("Done.")
         await page.answer_is("You asked: ¿Qué?\n🍁")
-        assert served.snapshot.mode == "standard"
+        assert (await served.snapshot()).mode == "standard"
         assert not await page.evaluate("document.getElementById('reasoning').checkVisibility()")
 
 
@@ -116,9 +116,9 @@ async def test_after_a_cut_by_hand_the_page_comes_back_at_its_last_id(chromium, 
         await page.status_is("You cut the connection; back in a second…")
         more.set()
         await page.status_is("Done.")
-        await matches(page, served.snapshot)
-        assert served.snapshot.output == "Before. While away. "
-        assert page.requests[-1].endswith(f"/events?last_event_id={served.snapshot.id}.4")
+        await matches(page, (await served.snapshot()))
+        assert (await served.snapshot()).output == "Before. While away. "
+        assert page.requests[-1].endswith(f"/events?last_event_id={(await served.snapshot()).id}.4")
         assert "· 1 reconnect ·" in await page.content("numbers") + " ·"
 
 
@@ -145,8 +145,8 @@ async def test_after_a_reset_the_browser_reconnects_by_itself(chromium, serving)
         served.reset()
         again.set()
         await page.status_is("Done.")
-        await matches(page, served.snapshot)
-        assert served.snapshot.output == "Before. Between. After."
+        await matches(page, (await served.snapshot()))
+        assert (await served.snapshot()).output == "Before. Between. After."
         # The page opened one EventSource and no other; the position went in its header.
         assert not any("last_event_id" in url for url in page.requests)
 
@@ -170,13 +170,13 @@ async def test_a_reload_in_the_middle_goes_on_where_it_was(chromium, serving) ->
         assert await page.evaluate("document.getElementById('question').value") == "What then?"
         more.set()
         await page.status_is("Done.")
-        await matches(page, served.snapshot)
-        assert served.snapshot.output == "Before. After."
+        await matches(page, (await served.snapshot()))
+        assert (await served.snapshot()).output == "Before. After."
         assert len(await served.pipeline.list()) == 1
         # Once more, now that it is over.
         await page.reload()
         await page.status_is("Done.")
-        await matches(page, served.snapshot)
+        await matches(page, (await served.snapshot()))
 
 
 async def test_a_reload_after_the_stream_is_gone_says_so_once(chromium, serving) -> None:
@@ -259,8 +259,8 @@ async def test_slow_and_fast_take_turns_and_nothing_is_lost_between_them(chromiu
         await page.until(f"{ANSWER}.includes('20 ')")
         await page.click("button", "Read slowly")
         await page.status_is("Done.")
-        await matches(page, served.snapshot)
-        assert served.snapshot.output == "".join(words)
+        await matches(page, (await served.snapshot()))
+        assert (await served.snapshot()).output == "".join(words)
         assert "· 3 reconnects" in await page.content("numbers")  # each by hand
 
 
@@ -282,8 +282,8 @@ async def test_a_slow_reader_that_is_cut_comes_back_and_reads_to_the_end(chromiu
         await page.status_is("Answering…")
         more.set()
         await page.status_is("Done.")
-        await matches(page, served.snapshot)
-        assert served.snapshot.output == "Before. After."
+        await matches(page, (await served.snapshot()))
+        assert (await served.snapshot()).output == "Before. After."
         assert "last_event_id=" in page.requests[-1]
 
 
@@ -304,8 +304,8 @@ async def test_stop_stops_the_model_and_keeps_what_was_said(chromium, serving) -
         await page.click("button", "Stop")
         await page.status_is("Stopped.")
         await stopped.wait()
-        await matches(page, served.snapshot)
-        assert (served.snapshot.status, served.snapshot.by) == ("cancelled", "client")
+        await matches(page, (await served.snapshot()))
+        assert ((await served.snapshot()).status, (await served.snapshot()).by) == ("cancelled", "client")
 
 
 async def test_nothing_is_asked_for_after_the_end_and_204_ends_the_reconnecting(chromium, serving) -> None:
@@ -318,7 +318,7 @@ async def test_nothing_is_asked_for_after_the_end_and_204_ends_the_reconnecting(
         await page.status_is("Done.")
         asked = len(page.requests)
         # A bare EventSource at the last id, with nobody who closes it.
-        snapshot = served.snapshot
+        snapshot = await served.snapshot()
         url = f"/v1/streams/{snapshot.id}/events?last_event_id={snapshot.id}.{snapshot.last_seq}"
         await page.evaluate(f"""new Promise((resolve) => {{
             window.source = new EventSource("{url}");
@@ -344,8 +344,8 @@ async def test_what_a_model_says_stays_text(chromium, serving) -> None:
         page = await browser.open(served.url)
         await page.ask(HOSTILE)
         await page.until("document.getElementById('status').textContent.startsWith('It failed: ')")
-        await matches(page, served.snapshot)
-        assert served.snapshot.trace == [HOSTILE, HOSTILE]
+        await matches(page, (await served.snapshot()))
+        assert (await served.snapshot()).trace == [HOSTILE, HOSTILE]
         assert await page.content("status") == f"It failed: {HOSTILE} Asking again may help."
         assert await page.evaluate("document.querySelectorAll('main img, main b, main script').length") == 0
         assert await page.evaluate("document.title") == "crucible_trio"
@@ -512,14 +512,14 @@ async def test_a_page_that_finds_all_readers_places_taken_waits_for_one(chromium
         await page.ask()
         await page.answer_is("Before. ")
         await page.click("button", "Cut the connection")
-        while served.snapshot.status == "running" and (await served.pipeline.list())[0].log.readers:
+        while (await served.snapshot()).status == "running" and (await served.pipeline.list())[0].log.readers:
             await trio.sleep(0.01)
         async with (await served.pipeline.list())[0].attach():
             await page.status_is("The stream has as many readers as it may have; trying again…")
         await page.status_is("Answering…")
         more.set()
         await page.status_is("Done.")
-        await matches(page, served.snapshot)
+        await matches(page, (await served.snapshot()))
 
 
 # Numbers
@@ -536,7 +536,7 @@ async def test_the_models_own_count_gives_the_tokens_per_second(chromium, servin
         page = await browser.open(served.url)
         await page.ask()
         await page.status_is("Done.")
-        timings = served.snapshot.timings
+        timings = (await served.snapshot()).timings
         expected = round(1000 * 1000 / (timings.total_ms - timings.first_token_ms))
         assert abs(int((await page.content("numbers")).split()[-2]) - expected) <= 1
         assert "about" not in await page.content("numbers")

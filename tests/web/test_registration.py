@@ -21,7 +21,6 @@ from crucible_trio.apis.native.errors import NATIVE_ERRORS
 from crucible_trio.apis.native.routes import NativeApi
 from crucible_trio.apis.openai.models.routes import ModelsApi
 from crucible_trio.errors import CrucibleError, InvalidRequestError
-from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import OutputDelta, decode_frame
 from crucible_trio.request import Request as EngineRequest
 from crucible_trio.web import app as app_module
