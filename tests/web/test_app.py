@@ -181,7 +181,7 @@ async def test_a_lower_limit_of_the_other_app_is_413_too(api_over, scripted, aut
         assert answer.error == {"code": "body_too_large", "message": "the body is larger than 20 bytes"}
 
 
-async def test_our_limit_holds_when_the_other_app_allows_more(api_over, scripted, autojump_clock: MockClock) -> None:
+async def test_our_limit_holds_where_the_other_app_takes_more(api_over, scripted, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted("a"), Settings(max_request_bytes=20)) as pipeline, foreign_app(pipeline) as app:
         headers = {"Content_Type": "application/json"}
         for body, more in (([b"{", 1000.0], {"Content_Length": "21"}), ([b"{" * 15, 0.1, b"{" * 15], {})):
