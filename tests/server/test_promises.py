@@ -69,7 +69,7 @@ async def test_record_1_is_on_the_wire_before_the_engine_is_called(serving, kind
     arrived = threading.Event()
 
     async def blocks_the_loop(request: Request, output: Output) -> Finish:
-        # Nothing can be sent while this blocks. The client can only have what was sent before the engine was called.
+        # Nothing can be sent while this blocks. All that the client has was sent before the engine was called.
         assert arrived.wait(timeout=20)
         await output.delta("late")
         return Finish()

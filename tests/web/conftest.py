@@ -1,4 +1,4 @@
-"""What the web's tests share: the application called as a server calls it, in process and on virtual time.
+"""A driver that calls the application as a server calls it, in process and on virtual time.
 
 Test modules cannot import one another, so everything here is reached through the fixture `open_api`.
 """
@@ -34,13 +34,13 @@ from crucible_trio.web.app import create_app
 T = TypeVar("T")
 Headers: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
 Json: TypeAlias = dict[str, object]
-# A piece of a request's body, or seconds until the next one.
+# A piece of a request's body, or a pause in seconds.
 Chunk: TypeAlias = bytes | float
 
-# Virtual seconds; longer than any test waits on purpose.
+# Virtual seconds, longer than any test waits on purpose.
 _NOTHING_CAN_HAPPEN_ANY_MORE = 1_000_000
 
-# No time passes in an endless loop, so no time-out ends it.
+# No virtual time passes in an endless loop, so a deadline cannot end it.
 _MORE_STEPS_THAN_ANY_TEST_TAKES = 1_000_000
 _MORE_THAN_ANY_BODY_HAS = 10_000
 
@@ -81,15 +81,15 @@ async def _in_bounds(function: Callable[..., Awaitable[T]], *args: object, **kwa
 
 
 class ScriptedEngine:
-    """An engine that does as it is told.
+    """An engine that follows a script.
 
-    Steps: a `str` is a piece of the answer, a `Reasoning` one of the trace, a number a pause in seconds, an event is
-    waited for, a `Finish` is returned, an exception raised.
+    Steps: a `str` is a piece of the answer and a `Reasoning` a piece of the trace. A number is a pause in seconds. The
+    engine waits for an event, returns a `Finish` and raises an exception.
 
     Attributes:
-        journal: What happened, in order; the driver writes into it too.
-        requests: What it was called with.
-        live: How many calls have not ended.
+        journal: A line for each thing that happened, in order. The driver writes to it too.
+        requests: The requests of all calls.
+        live: Number of calls that have not ended.
         written: Pieces whose call has returned.
     """
 
@@ -134,17 +134,17 @@ class ScriptedEngine:
 
 @dataclass(kw_only=True)
 class Exchange:
-    """One request and what has come back so far.
+    """One request and its response so far.
 
     Attributes:
         status: None until the response has begun.
-        headers: As sent, in order, names in lower case.
-        messages: The body's messages, each as it was handed to the server, the empty last one left out.
-        times: When each message came, in virtual seconds.
-        ended: Whether the application has said that the body is complete.
-        cut_its_own_end: Whether the application cancelled itself while it said so.
-        allowance: How many more of the body's messages are taken; a client that does not read has 0.
-        direct: Messages that were written without waiting, where that is offered.
+        headers: In the order sent, with names in lower case.
+        messages: The body's messages as the server received them, without the empty last one.
+        times: When each message arrived, in virtual seconds.
+        ended: Whether the application has sent the last message of the body.
+        cut_its_own_end: Whether the application cancelled itself while it sent that message.
+        allowance: Number of messages of the body that the client still takes. 0 if it does not read.
+        direct: Messages that were direct writes.
     """
 
     journal: list[str]
@@ -172,7 +172,7 @@ class Exchange:
 
     @property
     def events(self) -> list[Json]:
-        """The finished events of the body; checks the shape of every line on the way."""
+        """The complete events of the body. Checks the shape of every line."""
         lines = self.body.decode().split("\n")
         assert lines.pop(0) == "retry: 1000"
         events, data = [], None
@@ -198,7 +198,7 @@ class Exchange:
 
     @property
     def error(self) -> Json:
-        """The error of a refused request; checks its shape."""
+        """The error of a refused request. Checks its shape."""
         body = self.json
         assert set(body) == {"error"}
         error = body["error"]
@@ -209,7 +209,7 @@ class Exchange:
 
     @property
     def stream_id(self) -> str:
-        """The stream that the response names."""
+        """The id of the stream that the response names."""
         if self.header("content-type") == "application/json":
             return str(self.json["id"])
         return self.header("crucible-stream")
@@ -222,26 +222,26 @@ class Exchange:
         return any(other == name for other, _ in self.headers)
 
     def disconnect(self) -> None:
-        """The client leaves."""
+        """Disconnect the client."""
         self._gone.set()
         self.allow(inf)
 
     def allow(self, messages: float) -> None:
-        """The client takes so many messages more."""
+        """Let the client take this many more messages."""
         self.allowance += messages
         self._gate.unpark_all()
 
     async def until(self, condition: Callable[[Exchange], bool]) -> None:
-        """Wait until what has come back is enough."""
+        """Wait until the response fulfils a condition."""
         while not condition(self):
             assert not self.ended, self.body
             await self._news.park()
 
     async def until_event(self, count: int) -> None:
-        """Wait until so many events have come."""
+        """Wait until this many events have arrived."""
         await self.until(lambda self: self.body.count(b"\n\n") >= count)
 
-    # What a server offers that can write without waiting (`server/direct.py`)
+    # The `DirectWriter` of a server that offers direct writes
 
     @property
     def ready(self) -> bool:
@@ -250,7 +250,7 @@ class Exchange:
     def write_nowait(self, data: bytes) -> bool:
         assert self.ready
         assert data
-        if self.allowance < 1:  # half of it, as a kernel would
+        if self.allowance < 1:  # take half of it, as a kernel can
             self._held = data[len(data) // 2 :]
             self._take(data[: len(data) // 2])
             return False
@@ -289,7 +289,7 @@ class Exchange:
                 assert body == b""
                 self.ended = True
                 self._news.unpark_all()
-                # A server tells the application that the client is gone at the end of every response.
+                # At the end of every response a server tells the application that the client is gone.
                 self._gone.set()
                 try:
                     for _ in range(3):
@@ -301,7 +301,7 @@ class Exchange:
                 while self.allowance < 1:
                     await self._gate.park()
                 self.allowance -= 1
-                assert len(self.messages) < _MORE_THAN_ANY_BODY_HAS, "messages without end"
+                assert len(self.messages) < _MORE_THAN_ANY_BODY_HAS, "the body does not end"
                 if not self._gone.is_set():
                     body, self._held = self._held + body, b""
                     self._take(body)
@@ -329,16 +329,17 @@ class Api:
         http_version: str = "1.1",
         **headers: str,
     ) -> AsyncIterator[Exchange]:
-        """Send a request and look at the response while it comes; leaving disconnects.
+        """Send a request and yield its response while it arrives. Leaving the block disconnects the client.
 
         Args:
-            method: Of the request.
+            method: The HTTP method.
             target: Path and query.
-            body: Bytes; or pieces and pauses; or what becomes JSON.
-            allowance: How many of the body's messages are taken before the client stops reading.
-            offers_direct_writes: Whether the server can write without waiting.
-            http_version: As the server found it.
-            headers: `_` stands for `-`; JSON and `Host: localhost` are there unless given; an empty Host is left out.
+            body: Bytes, a sequence of pieces and pauses, or a dict to send as JSON.
+            allowance: Number of messages of the body that the client takes before it stops reading.
+            offers_direct_writes: Whether the server offers direct writes.
+            http_version: The HTTP version that the server reports.
+            headers: In the names `_` stands for `-`. By default JSON is declared and Host is localhost. An empty Host
+                is left out.
         """
         exchange = Exchange(journal=self.journal, allowance=allowance)
         chunks: list[Chunk]
@@ -388,7 +389,7 @@ class Api:
     async def ask(
         self, method: str, target: str, body: bytes | Sequence[Chunk] | Json = b"", **headers: str
     ) -> Exchange:
-        """Send a request and take the whole response."""
+        """Send a request and read the whole response."""
         async with self.open(method, target, body, **headers) as exchange:
             await exchange.until(lambda exchange: exchange.ended)
         return exchange
@@ -441,25 +442,25 @@ async def _open_api(*steps: object, engine: object = None, **settings: object) -
 
 @pytest.fixture(scope="session")
 def open_api() -> Callable[..., object]:
-    """Open a pipeline and its application: over an `engine`, or over a scripted one; the rest are settings."""
+    """Open a pipeline and its application, with `engine` or a scripted engine. Other arguments are settings."""
     return _open_api
 
 
 @pytest.fixture(scope="session")
 def api_over() -> Callable[..., Api]:
-    """The driver for an application made otherwise."""
+    """Get a driver for an application that the test has created."""
     return lambda pipeline, app: Api(pipeline, app, [])
 
 
 @pytest.fixture(scope="session")
 def scripted() -> type[ScriptedEngine]:
-    """The class of engines that do as they are told."""
+    """The class of engines that follow a script."""
     return ScriptedEngine
 
 
 @pytest.fixture(scope="session")
 def run_virtually() -> Callable[..., object]:
-    """Run one async function of its own on virtual time, for tests that need many runs."""
+    """Run an async function in a new trio run on virtual time, for tests that need many runs."""
 
     def run_virtually(function: Callable[..., Awaitable[T]], *args: object) -> T:
         return trio.run(partial(_in_bounds, function, *args), clock=MockClock(autojump_threshold=0))

@@ -1,4 +1,4 @@
-"""The three ways to have the application: from the environment, over a pipeline, as a blueprint in another one."""
+"""Three ways to create the application: from the environment, over a pipeline, as a blueprint in another app."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_shutdown_ends_a_running_stream_and_its_reader_gets_the_terminal_r
         assert (reader.types[-1], reader.events[-1]["by"]) == ("stream.cancelled", "shutdown")
 
 
-async def test_a_wrong_environment_is_told_at_once(monkeypatch, autojump_clock: MockClock) -> None:
+async def test_a_wrong_environment_is_reported_immediately(monkeypatch, autojump_clock: MockClock) -> None:
     monkeypatch.setenv("CRUCIBLE_BUFFER_TOKENS", "none")
     with pytest.raises(ConfigError, match="buffer_tokens"):
         create_app()
@@ -148,7 +148,7 @@ async def test_the_blueprint_works_in_another_app_and_under_a_prefix(
         stream = answer.stream_id
         url = f"{prefix}/v1/streams/{stream}"
         assert (await api.get(url)).json["output"] == "a"
-        # The URLs that are handed out lead there as well.
+        # The URLs in responses have the prefix, too.
         started = await api.post(f"{prefix}/v1/streams", BODY)
         assert (await api.get(started.header("location"))).status == 200
         assert (await api.get(started.json["events_url"])).types[-1] == "stream.completed"
@@ -164,7 +164,7 @@ async def test_the_blueprint_works_in_another_app_and_under_a_prefix(
         assert slow.error["code"] == "request_timeout"
 
 
-async def test_what_is_no_route_of_ours_stays_the_other_apps(api_over, scripted, autojump_clock: MockClock) -> None:
+async def test_other_routes_still_belong_to_the_other_app(api_over, scripted, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted("a")) as pipeline, foreign_app(pipeline) as app:
         api = api_over(pipeline, app)
         own = await api.get("/own", Host="evil.example", Sec_Fetch_Site="cross-site")
@@ -174,7 +174,7 @@ async def test_what_is_no_route_of_ours_stays_the_other_apps(api_over, scripted,
             assert (answer.status, answer.header("content-type")) == (status, "text/html; charset=utf-8")
 
 
-async def test_a_lower_limit_of_the_other_app_is_413_as_ours_is(api_over, scripted, autojump_clock: MockClock) -> None:
+async def test_a_lower_limit_of_the_other_app_is_413_too(api_over, scripted, autojump_clock: MockClock) -> None:
     async with open_pipeline(scripted("a")) as pipeline, foreign_app(pipeline) as app:
         app.config["MAX_CONTENT_LENGTH"] = 20
         headers = {"Content_Type": "application/json", "Content_Length": "24"}
@@ -201,9 +201,7 @@ async def test_no_time_limit_of_the_other_app_cuts_a_stream(api_over, scripted, 
         assert answer.types[-1] == "stream.completed"
 
 
-async def test_quarts_own_connection_class_is_corrected_and_another_is_left_alone(
-    scripted, autojump_clock: MockClock
-) -> None:
+async def test_quarts_connection_class_is_corrected_and_another_is_kept(scripted, autojump_clock: MockClock) -> None:
     class Own(TrioASGIHTTPConnection):
         pass
 
@@ -218,7 +216,7 @@ async def test_quarts_own_connection_class_is_corrected_and_another_is_left_alon
 
 
 @pytest.mark.parametrize("correction", [True, False])
-async def test_without_the_correction_every_response_cuts_its_own_end(
+async def test_without_the_correction_every_request_is_cancelled_at_its_end(
     open_api, correction, autojump_clock: MockClock
 ) -> None:
     async with open_api("a") as api:
@@ -229,8 +227,8 @@ async def test_without_the_correction_every_response_cuts_its_own_end(
             assert answer.cut_its_own_end is not correction
 
 
-async def test_handlers_run_in_no_thread(open_api, monkeypatch, autojump_clock: MockClock) -> None:
-    # Quart runs a plain function in a thread: costly, and a virtual clock leaps meanwhile.
+async def test_no_handler_runs_in_a_thread(open_api, monkeypatch, autojump_clock: MockClock) -> None:
+    # Quart runs a plain function in a thread. That is slow, and a virtual clock jumps meanwhile.
     async def no_thread(*args: object, **kwargs: object) -> None:
         raise AssertionError
 
@@ -257,7 +255,7 @@ async def test_handlers_run_in_no_thread(open_api, monkeypatch, autojump_clock: 
             assert (await api.ask(method, target)).status < 500, (method, target)
 
 
-async def test_an_error_nobody_expected_is_500_in_json_and_says_nothing_of_itself(
+async def test_an_unexpected_error_is_500_in_json_and_reveals_nothing(
     open_api, monkeypatch, caplog, autojump_clock: MockClock
 ) -> None:
     async with open_api("a") as api:

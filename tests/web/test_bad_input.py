@@ -1,4 +1,4 @@
-"""Whatever a client sends is refused with a status under 500, in JSON, and the field at fault is named."""
+"""A bad request is refused with a status under 500, in JSON, and the error names the field at fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_JSON = "the body is not valid JSON in UTF-8"
 
 
 async def refused(api, body: bytes, status: int = 400, **headers: str) -> dict:
-    """Send a body over both ways to start; it must be refused, and nothing be started."""
+    """Send a body in both ways to start. Both must refuse it, and no stream may start."""
     errors = []
     for accept in ("*/*", "text/event-stream"):
         answer = await api.post(body=body, Accept=accept, **(JSON | headers))
@@ -59,13 +59,13 @@ async def refused(api, body: bytes, status: int = 400, **headers: str) -> dict:
         b"input=a",
     ],
 )
-async def test_what_is_not_json_in_utf_8_is_400(open_api, body, autojump_clock: MockClock) -> None:
+async def test_a_body_that_is_not_json_in_utf_8_is_400(open_api, body, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         error = await refused(api, body)
         assert error == {"code": "invalid_request", "message": NOT_JSON}
 
 
-async def test_every_beginning_of_a_good_body_is_400(open_api, autojump_clock: MockClock) -> None:
+async def test_every_prefix_of_a_good_body_is_400(open_api, autojump_clock: MockClock) -> None:
     good = json.dumps({"input": [{"role": "user", "content": "ä\n"}], "grace_seconds": 1.5, "trace": "none"}).encode()
     async with open_api("a") as api:
         for length in range(len(good)):
@@ -88,7 +88,7 @@ async def test_deep_nesting_is_400(open_api, opening, autojump_clock: MockClock)
 
 
 @pytest.mark.parametrize("body", [b"null", b"1", b'"a"', b"[]", b"true", b'[{"input":"a"}]'])
-async def test_a_body_that_is_no_object_is_400(open_api, body, autojump_clock: MockClock) -> None:
+async def test_a_body_that_is_not_an_object_is_400(open_api, body, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         error = await refused(api, body)
         assert error["message"].startswith("Expected `object`")
@@ -96,7 +96,7 @@ async def test_a_body_that_is_no_object_is_400(open_api, body, autojump_clock: M
 
 
 WRONG_VALUES = [None, True, 1, 1.5, -1, "x", "", [], [1], {}, {"x": 1}]
-# What each field takes of them; every other value must be refused by its name.
+# The values that each field accepts. Any other value must be refused, and the error must name the field.
 RIGHT = {
     "input": ["x"],
     "mode": [],
@@ -210,7 +210,7 @@ async def test_a_value_of_a_wrong_type_is_400_and_names_the_field(
         ({"input": "a", "sampling": {"stop": [""]}}, "sampling.stop[0]"),
         ({"input": "a", "sampling": {"stop": ["x"] * 17}}, "sampling.stop"),
         ({"input": "a", "sampling": {"stop": ["x", "y" * 257]}}, "sampling.stop[1]"),
-        # In order, but not what this engine honours.
+        # A valid value, but this engine does not support it.
         ({"input": "a", "sampling": {"temperature": 1, "stop": ["x"]}}, "sampling.stop"),
     ],
 )
@@ -223,14 +223,14 @@ async def test_the_field_at_fault_is_named(open_api, scripted, body, param, auto
     assert engine.requests == []
 
 
-async def test_numbers_at_the_servers_maxima_are_taken(open_api, autojump_clock: MockClock) -> None:
+async def test_numbers_at_the_servers_maxima_are_accepted(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", max_output_tokens=100, max_grace_seconds=50, max_deadline_seconds=60) as api:
         deadlines = {"first_token_seconds": 60, "idle_seconds": 60, "total_seconds": 60}
         await api.start(max_output_tokens=100, grace_seconds=50, deadlines=deadlines)
         await api.start(max_output_tokens=1, grace_seconds=0, deadlines={"idle_seconds": 0})
 
 
-async def test_a_split_surrogate_pair_and_any_other_text_arrive_whole(
+async def test_a_split_surrogate_pair_and_control_characters_arrive_unchanged(
     open_api, scripted, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a")
@@ -240,7 +240,7 @@ async def test_a_split_surrogate_pair_and_any_other_text_arrive_whole(
     assert engine.requests[0].input == "\U0001f600 \0 \u2028"
 
 
-# The content type, and the size and pace of the body
+# The content type, and the size and speed of the body
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ async def test_json_may_have_parameters(open_api, content_type, autojump_clock: 
 
 
 @pytest.mark.parametrize("limit", [1000, 17 * 1024 * 1024])
-async def test_a_body_over_the_limit_is_413_however_it_comes(open_api, limit, autojump_clock: MockClock) -> None:
+async def test_a_body_over_the_limit_is_413_however_it_is_sent(open_api, limit, autojump_clock: MockClock) -> None:
     async with open_api("a", max_request_bytes=limit) as api:
         for body, headers in (
             ([b'{"input":"'], {"Content_Length": str(limit + 1)}),
@@ -280,9 +280,7 @@ async def test_a_body_over_the_limit_is_413_however_it_comes(open_api, limit, au
         assert (await api.post(body=[fits[:7], fits[7:]], **JSON)).status == 201
 
 
-async def test_a_body_that_nobody_reads_fills_no_more_memory_than_one_that_is_read(
-    open_api, autojump_clock: MockClock
-) -> None:
+async def test_an_unread_body_fills_no_more_memory_than_one_that_is_read(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", max_request_bytes=1000) as api:
         stream = (await api.stream()).stream_id
         requests = []
@@ -301,7 +299,7 @@ async def test_a_body_that_nobody_reads_fills_no_more_memory_than_one_that_is_re
 
 
 @pytest.mark.parametrize("content_length", ["abc", "-1", "", "1.5", "1_0"])
-async def test_a_content_length_that_is_no_number_is_no_error_of_ours(
+async def test_a_content_length_that_is_not_a_number_is_400(
     open_api, content_length, autojump_clock: MockClock
 ) -> None:
     async with open_api("a") as api:
@@ -309,7 +307,7 @@ async def test_a_content_length_that_is_no_number_is_no_error_of_ours(
         assert answer.status == 400
 
 
-async def test_a_body_that_comes_too_slowly_is_408(open_api, autojump_clock: MockClock) -> None:
+async def test_a_body_that_arrives_too_slowly_is_408(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         for body in ([b'{"input":', 1000.0], [1000.0, b"{}"], [b"x", 10.0] * 100):
             begin = trio.current_time()
@@ -323,7 +321,7 @@ async def test_a_body_that_comes_too_slowly_is_408(open_api, autojump_clock: Moc
 
 @pytest.mark.parametrize("host", ["..", ".", "a..b", "x" * 64, f"{'x' * 64}:8000", "..:80"])
 @pytest.mark.parametrize("path", ["/v1/streams", "/healthz", "/x"])
-async def test_a_host_that_is_no_host_name_is_400(open_api, host, path, autojump_clock: MockClock) -> None:
+async def test_a_host_that_is_not_a_host_name_is_400(open_api, host, path, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         for method in ("GET", "POST", "HEAD"):
             answer = await api.ask(method, path, Host=host)

@@ -1,4 +1,4 @@
-"""Where the server can write without waiting: what reaches the client is the same, and nobody but its body notices."""
+"""Direct writes change neither the bytes that a client receives nor anything outside the response body."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crucible_trio.content import Reasoning
 EVENTS = "text/event-stream"
 
 
-async def test_a_token_for_a_client_that_keeps_up_is_written_in_the_engines_own_call(
+async def test_a_piece_for_a_client_that_keeps_up_is_written_in_the_engines_call(
     open_api: Callable, autojump_clock: MockClock
 ) -> None:
     async with (
@@ -35,7 +35,7 @@ async def test_a_token_for_a_client_that_keeps_up_is_written_in_the_engines_own_
         assert api.pipeline.batcher.recorded_now >= 3
 
 
-async def test_what_the_kernel_does_not_take_goes_out_before_anything_else(
+async def test_the_rest_of_a_partial_write_is_sent_before_anything_else(
     open_api: Callable, autojump_clock: MockClock
 ) -> None:
     letters = [step for letter in "abcdefghij" for step in (1.0, letter)]
@@ -50,7 +50,7 @@ async def test_what_the_kernel_does_not_take_goes_out_before_anything_else(
             exchange.allow(1)
         await exchange.until(lambda exchange: exchange.ended)
         assert "".join(str(event.get("delta", "")) for event in exchange.events) == "abcdefghij"
-        assert any(not message.endswith(b"\n\n") for message in exchange.messages), "nothing was ever held"
+        assert any(not message.endswith(b"\n\n") for message in exchange.messages), "every write was complete"
 
 
 async def test_the_cursor_waits_for_what_is_held(
@@ -78,7 +78,7 @@ async def test_the_cursor_waits_for_what_is_held(
 
 
 @pytest.mark.parametrize("trace", ["final", "none"])
-async def test_what_a_view_leaves_out_passes_without_a_write(
+async def test_records_that_a_dialect_omits_need_no_write(
     trace: str, open_api: Callable, autojump_clock: MockClock
 ) -> None:
     trace_steps = [step for _ in range(9) for step in (Reasoning("b"), 1.0)]
@@ -93,7 +93,7 @@ async def test_what_a_view_leaves_out_passes_without_a_write(
         assert exchange.types == [name for name in expected if trace == "final" or name != "reasoning.done"]
 
 
-async def test_a_frame_that_is_too_large_for_one_message_goes_the_ordinary_way(
+async def test_a_frame_that_is_too_large_for_one_message_is_not_written_directly(
     open_api: Callable, autojump_clock: MockClock
 ) -> None:
     trace_steps = [step for _ in range(5) for step in (Reasoning("b" * 9000), 1.0)]
@@ -108,7 +108,7 @@ async def test_a_frame_that_is_too_large_for_one_message_goes_the_ordinary_way(
         assert max(map(len, exchange.direct), default=0) <= 16 * 1024
 
 
-async def test_a_direct_write_is_no_silence(open_api: Callable, autojump_clock: MockClock) -> None:
+async def test_a_direct_write_delays_the_next_heartbeat(open_api: Callable, autojump_clock: MockClock) -> None:
     async with (
         open_api(6.0, "a", 6.0, "b", 6.0, "c", 11.0) as api,
         api.open("POST", "/v1/streams", {"input": "q"}, offers_direct_writes=True, Accept=EVENTS) as exchange,
@@ -119,7 +119,7 @@ async def test_a_direct_write_is_no_silence(open_api: Callable, autojump_clock: 
         assert at - exchange.times[0] == pytest.approx(28.0)
 
 
-async def test_heartbeats_are_written_directly_too_and_go_on(open_api: Callable, autojump_clock: MockClock) -> None:
+async def test_heartbeats_are_written_directly_and_repeat(open_api: Callable, autojump_clock: MockClock) -> None:
     async with (
         open_api(35.0, "a", 5.0, "b") as api,
         api.open("POST", "/v1/streams", {"input": "q"}, offers_direct_writes=True, Accept=EVENTS) as exchange,

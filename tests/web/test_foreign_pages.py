@@ -1,4 +1,4 @@
-"""What a page of another site may make a browser do: nothing, unless it is allowed."""
+"""A page of another site cannot make a browser use this server, unless the site is allowed."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ async def test_without_keys_the_host_must_be_a_loopback_name_or_a_configured_one
                 continue
             answer = await status(api, method, target.format(id=stream), Host=host)
             assert (answer < 300) if ours else (answer == 403), (method, target, answer)
-        # A page on the foreign name is same-origin to its browser; that helps it nothing.
+        # To its browser a page on the foreign name is same-origin. The server must still refuse it.
         page = {"Origin": f"http://{host}", "Sec_Fetch_Site": "same-origin"}
         assert await status(api, "GET", "/v1/streams", Host=host, **page) == (200 if ours else 403)
         for path in ("/healthz", "/readyz"):
@@ -206,10 +206,10 @@ async def test_cors_is_off_by_default(open_api, autojump_clock: MockClock) -> No
             assert not any(answer.has_header(name) for name in CORS_HEADERS)
 
 
-async def test_a_preflight_of_an_allowed_page_is_204_and_says_what_it_may_send(
+async def test_a_preflight_of_an_allowed_page_is_204_and_lists_what_it_may_send(
     open_api, autojump_clock: MockClock
 ) -> None:
-    # A preflight brings no key.
+    # A preflight carries no key.
     async with open_api("a", keys=KEYS, allowed_origins=(ALLOWED, "https://other.example")) as api:
         stream = (await api.post(body=BODY, **KEY)).stream_id
         for path in (
@@ -237,7 +237,7 @@ async def test_a_preflight_of_an_allowed_page_is_204_and_says_what_it_may_send(
         assert [name for name in CORS_HEADERS if foreign.has_header(name)] == ["vary"]
 
 
-async def test_an_allowed_page_may_send_what_openais_sdks_say_of_themselves_and_nothing_else(
+async def test_an_allowed_page_may_send_the_headers_of_openais_sdks_and_no_others(
     open_api, autojump_clock: MockClock
 ) -> None:
     asked = {
@@ -252,7 +252,7 @@ async def test_an_allowed_page_may_send_what_openais_sdks_say_of_themselves_and_
             assert answer.header("access-control-allow-headers").split(", ") == [*SENDS, *more]
 
 
-async def test_an_allowed_page_may_read_every_answer_also_an_error(open_api, autojump_clock: MockClock) -> None:
+async def test_an_allowed_page_may_read_every_response_and_error(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", keys=KEYS, allowed_origins=(ALLOWED,)) as api:
         stream = (await api.post(body=BODY, **KEY)).stream_id
         for method, target, headers, expected in (

@@ -89,7 +89,7 @@ async def test_every_other_end_has_its_exact_bytes(open_api, steps, fields, last
         assert lines[-4:] == [f"data: {last}", f"id: {answer.stream_id}.{seq}", "", ""]
 
 
-async def test_a_full_log_ends_as_incomplete_with_all_that_was_recorded(open_api, autojump_clock: MockClock) -> None:
+async def test_a_full_log_ends_as_incomplete_with_everything_recorded(open_api, autojump_clock: MockClock) -> None:
     async with open_api(*["x" * 1000, 0.1] * 20, stream_log_bytes=8192) as api:
         answer = await api.stream()
         assert answer.events[-1]["reason"] == "log_limit"
@@ -110,7 +110,7 @@ async def test_a_cancelled_stream_has_its_exact_bytes(open_api, autojump_clock: 
         assert reader.body.endswith(tail.encode())
 
 
-async def test_a_failure_nobody_expected_says_nothing_of_itself(open_api, autojump_clock: MockClock) -> None:
+async def test_an_unexpected_failure_reveals_nothing(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", ValueError("secret prompt")) as api:
         answer = await api.stream()
         assert b"secret" not in answer.body
@@ -121,7 +121,7 @@ async def test_a_failure_nobody_expected_says_nothing_of_itself(open_api, autoju
         }
 
 
-async def test_every_body_begins_with_retry_and_its_headers_are_those_of_the_protocol(
+async def test_every_body_begins_with_retry_and_has_the_headers_of_the_protocol(
     open_api, autojump_clock: MockClock
 ) -> None:
     async with open_api("a", retry_milliseconds=1000) as api:
@@ -208,7 +208,7 @@ async def test_the_time_between_heartbeats_is_a_setting(open_api, autojump_clock
 
 
 @pytest.mark.parametrize("view", ["final", "none"])
-async def test_records_that_a_view_leaves_out_are_silence(open_api, view, autojump_clock: MockClock) -> None:
+async def test_records_that_a_dialect_omits_do_not_delay_heartbeats(open_api, view, autojump_clock: MockClock) -> None:
     steps = [step for number in range(12) for step in (2, Reasoning(f"{number} ", 0))]
     async with open_api(*steps, "a") as api:
         answer = await api.stream({"input": "Why?", "trace": view})
@@ -239,13 +239,13 @@ async def test_messages_are_at_most_16_kib_and_frames_are_joined_up_to_that(
         again = await api.get(f"/v1/streams/{answer.stream_id}/events")
         assert again.body == answer.body
         assert max(map(len, again.messages)) <= MESSAGE_BYTES
-        # Whole events only, as many as fit: one more would not have.
+        # A message holds complete events only, as many as fit.
         for message, following in zip(again.messages, again.messages[1:], strict=False):
             assert message.endswith(b"\n\n")
             assert len(message) + len(following.partition(b"\n\n")[0]) + 2 > MESSAGE_BYTES
 
 
-async def test_a_larger_frame_goes_out_in_pieces_of_16_kib_without_a_heartbeat_inside(
+async def test_a_larger_frame_is_sent_in_pieces_of_16_kib_without_a_heartbeat_inside(
     open_api, autojump_clock: MockClock
 ) -> None:
     trace = "".join(f"{number} " for number in range(12_000))
@@ -270,7 +270,7 @@ async def test_the_cursor_moves_only_after_a_frames_last_piece(open_api, scripte
         open_api(engine=engine, buffer_tokens=1) as api,
         api.open_stream({"input": "Why?", "trace": "final"}, allowance=1) as reader,
     ):
-        # `reasoning.done` and "a" are recorded, "b" waits in the buffer: what may be ahead of an unmoved cursor.
+        # `reasoning.done` and "a" are recorded, and "b" is buffered. An unmoved cursor allows no more.
         for _ in range(4):  # pieces of the trace: 50,000 bytes
             await wait_all_tasks_blocked()
             assert engine.written == 52
@@ -306,7 +306,7 @@ async def test_draining_is_announced_once_to_each_reader_and_bodies_still_end_wi
             await first.until_event(3)
             await second.until_event(3)
             assert first.messages[-1] == second.messages[-1] == announcement
-            # One that was cut may attach again, and is told as well.
+            # A reader that was cut can attach again. It receives the announcement, too.
             async with api.open("GET", url, Last_Event_Id=f"{stream}.2") as third:
                 await third.until(lambda exchange: announcement in exchange.body)
                 await trio.sleep(45)

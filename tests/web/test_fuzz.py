@@ -1,4 +1,4 @@
-"""Random requests to every route: no status of 500 or more, and every refusal in the one JSON shape."""
+"""Random requests to every route: no status is 500 or more, and all errors have the same JSON shape."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ encoded = st.one_of(values, objects, objects).map(lambda value: json.dumps(value
 bodies = st.one_of(
     encoded,
     st.binary(max_size=60),
-    # A good body with something in it that does not belong there.
+    # A good body with random bytes inserted.
     st.builds(lambda body, at, junk: body[:at] + junk + body[at:], encoded, st.integers(0, 80), st.binary(max_size=6)),
     st.builds(lambda body, at: body[:at], encoded, st.integers(0, 80)),
     st.lists(st.binary(max_size=10), max_size=5),
 )
-# What can stand in a header: a server refuses the rest before it calls the application.
+# The characters that a header can hold. A server refuses others before it calls the application.
 header_texts = st.one_of(
     texts.map(lambda text: "".join(c for c in text if c not in "\r\n\0" and ord(c) < 256)),
     st.text(st.characters(min_codepoint=1, max_codepoint=255, exclude_characters="\r\n"), max_size=30),
@@ -126,7 +126,7 @@ requests = st.tuples(
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(batch=st.lists(requests, min_size=1, max_size=5), keys=st.booleans())
-def test_no_request_makes_an_error_of_ours(open_api, run_virtually, batch, keys) -> None:
+def test_no_request_causes_a_server_error(open_api, run_virtually, batch, keys) -> None:
     async def send_all() -> None:
         async with open_api(Reasoning("Hm", 0), "a", keys={"alice": "key"} if keys else {}) as api:
             stream = (await api.stream(Authorization="Bearer key")).stream_id

@@ -1,4 +1,4 @@
-"""`GET /v1/generate`: what a bare `EventSource` can open."""
+"""`GET /v1/generate`: a stream that a plain `EventSource` can start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def test_generate_starts_a_stream_that_an_event_source_can_open(
         again = await api.get(target)
         assert again.header("crucible-replayed") == "true"
         assert again.body == answer.body
-        # With an id it resumes, whatever else the URL says.
+        # With an id it resumes, and the rest of the URL does not count.
         rest = await api.get("/v1/generate?prompt=other", Last_Event_Id=f"{answer.stream_id}.1")
         assert rest.types == ["output.delta", "stream.completed"]
         clash = await api.get("/v1/generate?prompt=other&idempotency_key=k")
@@ -31,7 +31,7 @@ async def test_generate_starts_a_stream_that_an_event_source_can_open(
     assert len(engine.requests) == 1
 
 
-async def test_generate_is_standard_unless_told(open_api, autojump_clock: MockClock) -> None:
+async def test_the_default_mode_of_generate_is_standard(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         answer = await api.get("/v1/generate?prompt=Why%3F")
         assert answer.events[0]["mode"] == "standard"

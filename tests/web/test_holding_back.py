@@ -1,4 +1,4 @@
-"""What a client's reading and leaving do to the engine: promise 2, room, and clean leaving."""
+"""How reading and disconnecting clients control the engine: promise 2, backpressure, and clean disconnects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crucible_trio.reader import Reader
 POLICIES = ("pause", "continue", "cancel")
 
 
-async def test_record_1_is_out_before_the_engine_is_called(open_api, autojump_clock: MockClock) -> None:
+async def test_record_1_is_sent_before_the_engine_is_called(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         await api.stream()
         assert api.journal[0].startswith("sent retry: 1000\ndata: ")
@@ -67,7 +67,7 @@ async def test_grace_ends_a_stream_cut_before_record_1_under_every_policy(
     assert engine.requests == []
 
 
-async def test_resuming_at_record_1_calls_an_engine_that_nobody_had_called(
+async def test_resuming_at_record_1_calls_an_engine_that_was_not_called_before(
     open_api, scripted, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a")
@@ -81,7 +81,7 @@ async def test_resuming_at_record_1_calls_an_engine_that_nobody_had_called(
 
 @pytest.mark.parametrize("buffer", [1, 4, 64])
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_a_client_that_does_not_read_holds_the_engine_to_two_buffers_and_one_token(
+async def test_a_client_that_does_not_read_holds_the_engine_to_two_buffers_and_one_piece(
     open_api, scripted, policy, buffer, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*["x"] * 1000)
@@ -92,7 +92,7 @@ async def test_a_client_that_does_not_read_holds_the_engine_to_two_buffers_and_o
         await trio.sleep(300)
         held_at = engine.written
         assert 0 < held_at <= 2 * buffer
-        # Each message that is taken gives room for so much again, and no more.
+        # Each message that the client takes gives room for as many pieces again, and no more.
         for _ in range(3):
             reader.allow(1)
             await trio.sleep(300)
@@ -119,10 +119,10 @@ async def test_the_furthest_reader_gives_room_and_a_slower_one_loses_nothing(
         assert slow.body == fast.body
 
 
-# Leaving
+# Disconnects
 
 
-async def test_a_client_that_leaves_while_nothing_comes_is_detached(open_api, autojump_clock: MockClock) -> None:
+async def test_a_client_that_leaves_a_silent_stream_is_detached(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", over := trio.Event()) as api:
         async with api.open_stream() as reader:
             await reader.until_event(2)
@@ -134,7 +134,7 @@ async def test_a_client_that_leaves_while_nothing_comes_is_detached(open_api, au
         over.set()
 
 
-async def test_nothing_holds_on_to_a_reader_that_has_left(open_api, autojump_clock: MockClock) -> None:
+async def test_a_reader_that_has_left_is_freed(open_api, autojump_clock: MockClock) -> None:
     def readers() -> int:
         gc.collect()
         return sum(isinstance(thing, Reader) for thing in gc.get_objects())
@@ -145,7 +145,7 @@ async def test_nothing_holds_on_to_a_reader_that_has_left(open_api, autojump_clo
             await reader.until_event(2)
             await trio.sleep(15)
             assert readers() == before + 1
-        assert readers() == before  # also no heartbeat that it would have been sent
+        assert readers() == before  # its heartbeat timer keeps no reference either
 
 
 async def test_a_client_that_leaves_while_a_message_is_sent_is_detached(open_api, autojump_clock: MockClock) -> None:
@@ -195,7 +195,7 @@ async def test_a_client_that_leaves_while_it_sends_its_request_starts_nothing(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_what_happens_when_the_last_reader_has_left(
+async def test_the_policy_applies_when_the_last_reader_has_left(
     open_api, scripted, policy, autojump_clock: MockClock
 ) -> None:
     engine = scripted(Reasoning("Hm", 0), *[step for _ in range(100) for step in ("x", 1)])
@@ -214,7 +214,7 @@ async def test_what_happens_when_the_last_reader_has_left(
             assert engine.live == 0
 
 
-async def test_the_numbers_of_readers_and_resumes_are_counted(open_api, autojump_clock: MockClock) -> None:
+async def test_readers_and_resumes_are_counted(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", trio.Event()) as api:
         async with api.open_stream() as one, api.open_stream(Last_Event_Id="") as two:
             await one.until_event(2)

@@ -1,4 +1,4 @@
-"""Limits refuse something new for now, say when to come back, and touch nothing that runs."""
+"""Limits refuse new streams temporarily, tell the client when to retry, and do not affect running streams."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ async def test_an_owner_with_too_many_streams_gets_429_and_others_do_not(open_ap
         await api.post(body=BODY, **ALICE)
         await all_starts_refused(api, 429, "too_many_streams", **ALICE)
         assert (await api.post(body=BODY, **BOB)).status == 201
-        # Reading and stopping is no start.
+        # A running stream can still be read.
         assert (await api.get(f"/v1/streams/{first.stream_id}", **ALICE)).json["status"] == "running"
         over.set()
         await wait_all_tasks_blocked()
         assert (await api.post(body=BODY, **ALICE)).status == 201
 
 
-async def test_without_keys_only_the_total_holds(open_api, autojump_clock: MockClock) -> None:
+async def test_without_keys_only_the_total_limit_applies(open_api, autojump_clock: MockClock) -> None:
     async with open_api(over := trio.Event(), max_streams=3, max_streams_per_owner=1) as api:
         for _ in range(3):
             stream = await api.start()
         await all_starts_refused(api, 503, "overloaded")
-        # One that is there can still be resumed and joined.
+        # A running stream can still be resumed and joined.
         async with api.open_stream(Last_Event_Id=f"{stream}.1") as reader:
             await reader.until(lambda exchange: exchange.messages)
             assert reader.status == 200
@@ -63,11 +63,11 @@ async def test_full_logs_refuse_new_streams_and_end_none(open_api, autojump_cloc
         await wait_all_tasks_blocked()
         assert (await api.get(f"/v1/streams/{stream}")).status in {200, 410}
         assert api.number("streams_ended_total", status="completed") == 1
-        # Finished and unread, it makes room.
+        # The finished stream has no reader, so it is evicted for the new one.
         await api.start()
 
 
-async def test_a_draining_server_refuses_new_streams_and_serves_those_it_has(
+async def test_a_draining_server_refuses_new_streams_and_serves_running_ones(
     open_api, autojump_clock: MockClock
 ) -> None:
     async with open_api("a", over := trio.Event(), "b") as api, trio.open_nursery() as nursery:

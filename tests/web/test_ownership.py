@@ -1,4 +1,4 @@
-"""Keys and stream tokens: a stream is its owner's alone; to anybody else it does not exist."""
+"""Keys and stream tokens: only its owner can reach a stream. To other clients it does not exist."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def on_every_route(stream: str) -> list[tuple[str, str, dict[str, str]]]:
 
 
 @pytest.mark.parametrize("state", ["running", "finished", "expired", "deleted"])
-async def test_anothers_stream_looks_exactly_like_one_that_never_was(
+async def test_another_owners_stream_looks_exactly_like_one_that_never_existed(
     open_api, state, autojump_clock: MockClock
 ) -> None:
     steps = ["a", trio.Event()] if state == "running" else ["a"]
@@ -97,7 +97,7 @@ WRONG_KEYS = [
 
 
 @pytest.mark.parametrize("key", WRONG_KEYS)
-async def test_a_wrong_key_is_401_everywhere_and_always_the_same(open_api, key, autojump_clock: MockClock) -> None:
+async def test_a_wrong_key_is_the_same_401_on_every_route(open_api, key, autojump_clock: MockClock) -> None:
     headers = {} if key is None else {"Authorization": key}
     async with open_api("a", keys=KEYS) as api:
         stream = (await api.post(body=BODY, **ALICE)).stream_id
@@ -121,7 +121,7 @@ async def test_a_wrong_key_is_401_everywhere_and_always_the_same(open_api, key, 
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_the_scheme_is_read_without_regard_to_case(open_api, scheme, autojump_clock: MockClock) -> None:
+async def test_the_scheme_is_case_insensitive(open_api, scheme, autojump_clock: MockClock) -> None:
     async with open_api("a", keys=KEYS) as api:
         assert (await api.get("/v1/streams", Authorization=f"{scheme} alice-key")).status == 200
 
@@ -143,7 +143,7 @@ async def test_a_key_is_compared_with_all_of_them_in_constant_time(
             assert compared == [(32, 32)] * 2
 
 
-async def test_without_keys_everybody_is_the_one_anonymous_owner(open_api, autojump_clock: MockClock) -> None:
+async def test_without_keys_all_clients_are_one_anonymous_owner(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         stream = (await api.post(body=BODY, Authorization="Bearer whatever")).stream_id
         assert (await api.get(f"/v1/streams/{stream}")).status == 200
@@ -152,7 +152,7 @@ async def test_without_keys_everybody_is_the_one_anonymous_owner(open_api, autoj
 # Stream tokens
 
 
-async def test_the_events_url_carries_a_token_where_there_are_keys(open_api, autojump_clock: MockClock) -> None:
+async def test_the_events_url_has_a_token_if_there_are_keys(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", keys=KEYS) as api:
         started = await api.post(body=BODY, **ALICE)
         stream = started.stream_id
@@ -160,7 +160,7 @@ async def test_the_events_url_carries_a_token_where_there_are_keys(open_api, aut
         assert url.startswith(f"/v1/streams/{stream}/events?token=")
         assert (await api.get(f"/v1/streams/{stream}", **ALICE)).json["events_url"] == url
         assert (await api.get("/v1/streams", **ALICE)).json["data"][0]["events_url"] == url
-        # As it is, by a client that cannot set headers and comes back with the same URL.
+        # A client that cannot set headers uses the URL unchanged, and reconnects with the same URL.
         whole = await api.get(url)
         assert whole.types == ["stream.created", "output.delta", "stream.completed"]
         assert (await api.get(url, Last_Event_Id=f"{stream}.1")).types == ["output.delta", "stream.completed"]
@@ -174,7 +174,7 @@ async def test_the_events_url_is_plain_without_keys(open_api, autojump_clock: Mo
     async with open_api("a") as api:
         started = await api.post(body=BODY)
         assert started.json["events_url"] == f"/v1/streams/{started.stream_id}/events"
-        # A token is no error where none is needed.
+        # An unnecessary token is ignored.
         assert (await api.get(f"{started.json['events_url']}?token=x")).status == 200
 
 
@@ -201,7 +201,7 @@ async def test_a_token_opens_the_events_of_its_stream_and_nothing_else(open_api,
                 assert (answer.status, answer.error["code"]) == (401, "unauthorized"), (method, target)
         resumed = await api.post(f"/v1/streams?token={token}", Last_Event_Id=f"{stream}.1")
         assert resumed.status == 401
-        # Nor is it another position's.
+        # The token does not open an offset of another stream either.
         foreign = await api.get(f"{url}/events?token={token}", Last_Event_Id=f"{other.stream_id}.1")
         assert foreign.status == 400
 
@@ -226,7 +226,7 @@ async def test_a_token_that_was_tampered_with_is_401(open_api, autojump_clock: M
         ):
             answer = await api.get(f"{url}token={bad}")
             assert (answer.status, answer.error["code"]) == (401, "unauthorized"), bad
-        # With a key it does not matter.
+        # With a valid key the token does not matter.
         assert (await api.get(f"{url}token=x", **ALICE)).status == 200
         assert (await api.get(f"{url}token=x", **BOB)).status == 404
 

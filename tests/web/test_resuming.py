@@ -1,4 +1,4 @@
-"""Coming back: by `Last-Event-ID` on POST and GET, by query, by `HEAD`; and where a stream cannot be found any more."""
+"""Resuming with `Last-Event-ID` on POST and GET, by query and by HEAD, and the answers for a lost stream."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_a_post_with_last_event_id_resumes_and_does_not_parse_its_body(
     async with open_api(engine=engine) as api:
         stream, body = await finished(api)
         for after in range(HEAD_OF_FIVE):
-            # Whatever it accepts and sends: the id alone counts.
+            # Only the id counts, not the Accept header or the body.
             answer = await api.post(body=b"\xff no json", Last_Event_Id=f"{stream}.{after}")
             assert answer.status == 200
             assert answer.header("content-type") == SSE
@@ -44,9 +44,7 @@ async def test_a_post_with_last_event_id_resumes_and_does_not_parse_its_body(
     assert len(engine.requests) == 1
 
 
-async def test_a_post_with_last_event_id_of_a_running_stream_goes_on_with_it(
-    open_api, autojump_clock: MockClock
-) -> None:
+async def test_a_post_with_last_event_id_of_a_running_stream_continues_it(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", over := trio.Event(), "b") as api:
         async with api.open_stream() as first:
             await first.until_event(2)
@@ -64,7 +62,7 @@ async def test_last_event_id_wins_over_an_idempotency_key(open_api, scripted, au
         other = await api.stream(Idempotency_Key="k")
         answer = await api.stream(Last_Event_Id=f"{stream}.4", Idempotency_Key="k")
         assert answer.stream_id == stream != other.stream_id
-        # Nor does the key rescue a lost stream, or start one in its place.
+        # The key neither recovers a lost stream nor starts one in its place.
         unknown = await api.stream(Last_Event_Id=f"{new_stream_id()}.1", Idempotency_Key="new")
         assert (unknown.status, unknown.error["code"]) == (404, "stream_not_found")
         await trio.sleep(61)
@@ -108,7 +106,7 @@ async def test_events_begin_after_the_header_else_the_query_else_at_record_1(
 
 
 @pytest.mark.parametrize("accept", ["", "*/*", "application/json", "text/event-stream;q=0"])
-async def test_events_are_sent_whatever_is_accepted(open_api, accept, autojump_clock: MockClock) -> None:
+async def test_events_are_sent_for_any_accept_header(open_api, accept, autojump_clock: MockClock) -> None:
     async with open_api(*STEPS) as api:
         stream, _ = await finished(api)
         answer = await api.get(f"/v1/streams/{stream}/events", **({"Accept": accept} if accept else {}))
@@ -147,7 +145,7 @@ async def test_204_is_for_a_get_at_the_terminal_record_and_for_nothing_else(
         ):
             answer = await api.ask(method, target, Last_Event_Id=end)
             assert (answer.status, answer.body) == (200, again), (method, target)
-        # One record before, and the whole of it, are 200 for everybody.
+        # A GET from one record earlier and a GET of the whole stream are always 200.
         assert (await api.get(url, Last_Event_Id=f"{stream}.{HEAD_OF_FIVE - 1}")).body == again
         assert (await api.get(f"{url}?done=event")).body == b"retry: 1000\n" + body
 
@@ -165,7 +163,7 @@ async def test_a_reader_at_the_head_of_a_running_stream_waits(open_api, autojump
             assert reader.types == ["stream.completed"]
 
 
-# Bad positions
+# Bad offsets
 
 
 BAD_IDS = [
@@ -208,7 +206,7 @@ QUERY_ONLY = ["{id}.%EF%BC%91", "{id}.%D9%A1", "%FF.1", "{id}.1%00", "%ED%A0%80"
 
 
 @pytest.mark.parametrize("bad", BAD_IDS)
-async def test_an_id_no_server_can_have_sent_is_400(open_api, bad, autojump_clock: MockClock) -> None:
+async def test_an_id_that_no_server_sends_is_400(open_api, bad, autojump_clock: MockClock) -> None:
     async with open_api(*STEPS) as api:
         stream, _ = await finished(api)
         last_event_id = bad.format(id=stream)
@@ -224,7 +222,7 @@ async def test_an_id_no_server_can_have_sent_is_400(open_api, bad, autojump_cloc
 
 
 @pytest.mark.parametrize("bad", QUERY_ONLY)
-async def test_an_id_in_a_query_can_be_as_wrong(open_api, bad, autojump_clock: MockClock) -> None:
+async def test_a_bad_id_in_a_query_is_400(open_api, bad, autojump_clock: MockClock) -> None:
     async with open_api(*STEPS) as api:
         stream, _ = await finished(api)
         for path in (f"/v1/streams/{stream}/events", "/v1/generate"):
@@ -235,7 +233,7 @@ async def test_an_id_in_a_query_can_be_as_wrong(open_api, bad, autojump_clock: M
 
 @pytest.mark.parametrize("beyond", [HEAD_OF_FIVE + 1, 10**6, 2**63, 2**64, 10**100])
 @pytest.mark.parametrize("ended", [True, False])
-async def test_a_position_beyond_the_head_is_400_finished_or_not(
+async def test_an_offset_beyond_the_head_is_400_finished_or_not(
     open_api, ended, beyond, autojump_clock: MockClock
 ) -> None:
     steps = STEPS if ended else (*STEPS, trio.Event())
@@ -252,7 +250,9 @@ async def test_a_position_beyond_the_head_is_400_finished_or_not(
             assert answer.error["code"] == "cursor_ahead"
 
 
-async def test_another_streams_id_is_400_on_events_and_decides_elsewhere(open_api, autojump_clock: MockClock) -> None:
+async def test_another_streams_id_is_400_on_events_and_selects_it_elsewhere(
+    open_api, autojump_clock: MockClock
+) -> None:
     async with open_api(*STEPS) as api:
         one, _ = await finished(api)
         two, _ = await finished(api)
@@ -287,7 +287,7 @@ async def test_an_expired_stream_is_410_for_an_hour_then_404(open_api, autojump_
             assert (answer.status, answer.error["code"]) == (404, "stream_not_found"), (method, target)
 
 
-async def test_readers_attached_at_expiry_read_on(open_api, autojump_clock: MockClock) -> None:
+async def test_readers_attached_at_expiry_can_read_to_the_end(open_api, autojump_clock: MockClock) -> None:
     async with open_api(*STEPS, retention_seconds=60) as api:
         stream, body = await finished(api)
         async with api.open("GET", f"/v1/streams/{stream}/events", allowance=0) as reader:
@@ -319,7 +319,7 @@ async def test_head_on_events_answers_like_get_and_attaches_nothing(open_api, au
         assert (await api.ask("HEAD", url, Last_Event_Id=f"{stream}.3")).status == 204
 
 
-async def test_head_does_not_make_a_stream_call_its_engine(open_api, scripted, autojump_clock: MockClock) -> None:
+async def test_head_does_not_call_the_engine(open_api, scripted, autojump_clock: MockClock) -> None:
     engine = scripted("a")
     async with open_api(engine=engine) as api:
         async with api.open_stream(allowance=0) as cut:

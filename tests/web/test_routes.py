@@ -1,4 +1,4 @@
-"""The routes that answer in JSON or text, and what no route takes."""
+"""The routes that answer in JSON or text, unknown paths, and wrong methods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USAGE = {"input_tokens": 3, "output_tokens": 9, "reasoning_tokens": 4}
 # The snapshot
 
 
-async def test_a_snapshot_is_the_stream_as_it_stands(open_api, autojump_clock: MockClock) -> None:
+async def test_a_snapshot_holds_the_stream_so_far(open_api, autojump_clock: MockClock) -> None:
     over = trio.Event()
     steps = (0.5, Reasoning("First, ", 0), Reasoning("ä", 1), Reasoning("!", 1), "Hel", "lo", over, " there")
     async with open_api(*steps) as api:
@@ -49,7 +49,7 @@ async def test_a_snapshot_is_the_stream_as_it_stands(open_api, autojump_clock: M
         answer = await api.get(f"/v1/streams/{stream}")
         assert (answer.status, answer.json) == (200, expected)
         assert answer.header("cache-control") == "no-store"
-        # Exactly the records up to `last_seq`: the events after it are the rest, and nothing of it.
+        # The snapshot holds exactly the records up to `last_seq`, and the events after it are the rest.
         over.set()
         rest = await api.get(f"/v1/streams/{stream}/events", Last_Event_Id=f"{stream}.{answer.json['last_seq']}")
         assert [event.get("delta") for event in rest.events] == [" there", None]
@@ -124,10 +124,10 @@ async def test_the_list_is_newest_first_with_running_and_finished_ones(open_api,
         }
 
 
-# Around it
+# Models, health, metrics
 
 
-async def test_models_says_what_a_request_may_name(open_api, scripted, autojump_clock: MockClock) -> None:
+async def test_models_lists_the_models_that_a_request_may_name(open_api, scripted, autojump_clock: MockClock) -> None:
     async with open_api(engine=scripted("a", sampling=["top_p", "seed"])) as api:
         answer = await api.get("/v1/models")
         assert answer.status == 200
@@ -175,7 +175,7 @@ async def test_metrics_are_in_the_text_format_of_prometheus(open_api, autojump_c
             assert line in lines
 
 
-# What there is not
+# Unknown paths, methods, streams and parameters
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ async def test_metrics_are_in_the_text_format_of_prometheus(open_api, autojump_c
     ["/v1", "/v1/", "/v1/streams/", "/v1//streams", "/V1/streams", "/v2/streams", "/v1/streams/x/y", "/x", "/static/x"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_a_path_that_is_no_route_is_404_in_json(open_api, method, path, autojump_clock: MockClock) -> None:
+async def test_an_unknown_path_is_404_in_json(open_api, method, path, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         answer = await api.ask(method, path)
         assert answer.status == 404
@@ -206,9 +206,7 @@ async def test_a_path_that_is_no_route_is_404_in_json(open_api, method, path, au
         ("BREW", "/v1/streams", "GET, HEAD, OPTIONS, POST"),
     ],
 )
-async def test_a_method_that_a_route_has_not_is_405_in_json(
-    open_api, method, path, allowed, autojump_clock: MockClock
-) -> None:
+async def test_a_wrong_method_is_405_in_json(open_api, method, path, allowed, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         answer = await api.ask(method, path)
         assert answer.status == 405
@@ -231,7 +229,7 @@ async def test_an_unknown_stream_is_404_on_every_route(open_api, autojump_clock:
                 assert (answer.status, answer.error["code"]) == (404, "stream_not_found"), (method, target)
 
 
-async def test_leading_slashes_do_not_lead_around_the_rules(open_api, autojump_clock: MockClock) -> None:
+async def test_leading_slashes_do_not_bypass_access_checks(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", keys={"alice": "key"}) as api:
         for path in ("//v1/streams", "///v1/streams"):
             assert (await api.get(path)).status == 401
@@ -240,7 +238,7 @@ async def test_leading_slashes_do_not_lead_around_the_rules(open_api, autojump_c
 
 
 @pytest.mark.parametrize("query", ["x=1", "last_event_id", "trace=x", "trace=", "trace=FINAL", "done=", "done=true"])
-async def test_events_refuse_a_parameter_they_do_not_know(open_api, query, autojump_clock: MockClock) -> None:
+async def test_events_refuse_an_unknown_parameter(open_api, query, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         stream = await api.start()
         answer = await api.get(f"/v1/streams/{stream}/events?{query}")

@@ -1,4 +1,4 @@
-"""`POST /v1/streams`: what starts a stream, how it is answered, and what joins one instead."""
+"""`POST /v1/streams`: requests that start a stream or join one, and their responses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_an_accept_that_names_the_event_stream_gets_one_from_record_1(
 @pytest.mark.parametrize(
     "accept", ["", "*/*", "text/*", "application/json", "text/event-stream;q=0", "text/event-stream;q=0.0, */*", ";,;"]
 )
-async def test_any_other_accept_gets_json_and_the_engine_runs_at_once(
+async def test_any_other_accept_gets_json_and_the_engine_runs_immediately(
     open_api, accept, autojump_clock: MockClock
 ) -> None:
     async with open_api(trio.Event()) as api:
@@ -107,7 +107,7 @@ async def test_the_model_is_the_engines_first_unless_named(open_api, scripted, a
         (SSE, "deep", "continue"),
     ],
 )
-async def test_what_happens_without_readers_depends_on_the_start_unless_it_is_said(
+async def test_the_default_policy_depends_on_how_the_stream_was_started(
     open_api, accept, mode, policy, autojump_clock: MockClock
 ) -> None:
     async with open_api("a") as api:
@@ -141,7 +141,7 @@ async def test_the_same_key_and_body_get_200_in_json(open_api, scripted, autojum
     engine = scripted("a")
     async with open_api(engine=engine) as api:
         first = await api.post(body=BODY, Idempotency_Key="k")
-        # Equal as parsed, not as bytes.
+        # The parsed bodies are equal, the bytes are not.
         second = await api.post(
             body=b' {"mode":"standard", "input":"Why?"} ', Idempotency_Key="k", Content_Type="application/json"
         )
@@ -153,7 +153,7 @@ async def test_the_same_key_and_body_get_200_in_json(open_api, scripted, autojum
     assert len(engine.requests) == 1
 
 
-async def test_many_at_once_with_one_key_start_one_stream(open_api, scripted, autojump_clock: MockClock) -> None:
+async def test_concurrent_requests_with_one_key_start_one_stream(open_api, scripted, autojump_clock: MockClock) -> None:
     engine = scripted("a")
     async with open_api(engine=engine) as api:
         answers = []
@@ -180,7 +180,7 @@ async def test_a_key_used_with_another_body_is_a_conflict(open_api, autojump_clo
         assert api.number("requests_refused_total", code="idempotency_conflict") == 2
 
 
-async def test_each_owner_has_keys_of_their_own(open_api, scripted, autojump_clock: MockClock) -> None:
+async def test_two_owners_can_use_the_same_key(open_api, scripted, autojump_clock: MockClock) -> None:
     engine = scripted("a")
     async with open_api(engine=engine, keys={"alice": "a-key", "bob": "b-key"}) as api:
         one = await api.post(body=BODY, Idempotency_Key="k", Authorization="Bearer a-key")
@@ -232,7 +232,7 @@ async def test_a_key_may_be_any_visible_ascii(open_api, key, autojump_clock: Moc
         assert (await api.post(body=BODY, Idempotency_Key=key)).status == 200
 
 
-async def test_a_deleted_streams_key_does_not_find_it_and_starts_none(
+async def test_the_key_of_a_deleted_stream_neither_finds_nor_starts_one(
     open_api, scripted, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a")
@@ -248,7 +248,7 @@ async def test_a_deleted_streams_key_does_not_find_it_and_starts_none(
 
 @pytest.mark.parametrize("query", ["trace=x", "trace=", "trace=Final", "done=x", "done=", "trace=none&done=1"])
 @pytest.mark.parametrize("accept", ["*/*", SSE])
-async def test_a_start_with_a_bad_view_starts_nothing(
+async def test_a_start_with_a_bad_query_starts_nothing(
     open_api, scripted, accept, query, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a")

@@ -1,4 +1,4 @@
-"""`POST .../cancel` and `DELETE`: what stops a stream, and what is left of it."""
+"""`POST .../cancel` stops a stream and keeps its log. `DELETE` also removes the stream."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_cancel_stops_the_engine_and_all_readers_get_the_terminal_record(
         assert again.json == answer.json | {"status": "cancelled"}
 
 
-async def test_cancel_may_be_repeated_while_it_stops(open_api, autojump_clock: MockClock) -> None:
+async def test_cancel_may_be_repeated_while_the_engine_stops(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a", trio.Event()) as api:
         stream = await api.start()
         url = f"/v1/streams/{stream}"
@@ -47,7 +47,7 @@ async def test_cancel_may_be_repeated_while_it_stops(open_api, autojump_clock: M
         assert (await api.get(url)).json["by"] == "client"
 
 
-async def test_cancelling_what_has_ended_changes_nothing(open_api, autojump_clock: MockClock) -> None:
+async def test_cancelling_a_finished_stream_changes_nothing(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         stream = (await api.stream()).stream_id
         before = (await api.get(f"/v1/streams/{stream}")).body
@@ -99,7 +99,7 @@ async def test_delete_cancels_and_forgets(open_api, scripted, running, autojump_
         assert engine.live == (1 if running else 0)
 
 
-async def test_a_stream_whose_engine_lets_go_slowly_is_forgotten_at_once(open_api, autojump_clock: MockClock) -> None:
+async def test_a_stream_whose_engine_stops_slowly_is_forgotten_immediately(open_api, autojump_clock: MockClock) -> None:
     async def stubborn(request: object, output: Output) -> Finish:
         try:
             await output.delta("a")

@@ -1,4 +1,4 @@
-"""`trace=segments|final|none`: three views of one log, with the same positions."""
+"""`trace=segments|final|none` selects one of three dialects of a log. All have the same offsets."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def read_all_views(api) -> tuple[str, dict[str, list[dict]]]:
 
 
 @pytest.mark.parametrize("default", [None, *VIEWS])
-async def test_the_body_names_the_default_view_and_the_query_overrides_it(
+async def test_the_body_names_the_default_trace_and_the_query_overrides_it(
     open_api, default, autojump_clock: MockClock
 ) -> None:
     async with open_api(*STEPS) as api:
@@ -67,7 +67,7 @@ async def test_the_body_names_the_default_view_and_the_query_overrides_it(
                 assert letters(viewed) == TYPES[view].replace(" ", "")
 
 
-async def test_final_carries_the_texts_by_segment_in_reasoning_done(open_api, autojump_clock: MockClock) -> None:
+async def test_final_has_the_texts_by_segment_in_reasoning_done(open_api, autojump_clock: MockClock) -> None:
     async with open_api(*STEPS) as api:
         stream, views = await read_all_views(api)
         assert [event for event in views["final"] if event["type"] == "reasoning.done"] == [
@@ -80,7 +80,7 @@ async def test_final_carries_the_texts_by_segment_in_reasoning_done(open_api, au
         assert f"data: {record}\nid: {stream}.5\n\n" in body
 
 
-async def test_a_view_leaves_out_and_changes_nothing_else(open_api, autojump_clock: MockClock) -> None:
+async def test_a_dialect_omits_records_and_changes_nothing_else(open_api, autojump_clock: MockClock) -> None:
     async with open_api(*STEPS) as api:
         _, views = await read_all_views(api)
         hidden = {"segments": (), "final": ("reasoning.delta",), "none": ("reasoning.delta", "reasoning.done")}
@@ -90,11 +90,11 @@ async def test_a_view_leaves_out_and_changes_nothing_else(open_api, autojump_clo
 
 
 @pytest.mark.parametrize("view", VIEWS)
-async def test_a_cursor_from_any_view_resumes_in_any_other(open_api, view, autojump_clock: MockClock) -> None:
+async def test_an_offset_of_any_dialect_resumes_in_any_other(open_api, view, autojump_clock: MockClock) -> None:
     async with open_api(*STEPS) as api:
         stream, views = await read_all_views(api)
         whole = views[view]
-        # Every position of the log, which are the cursors of all views.
+        # Every offset of the log is valid in every dialect.
         for after in range(len(views["segments"])):
             rest = await api.get(f"/v1/streams/{stream}/events?trace={view}", Last_Event_Id=f"{stream}.{after}")
             assert rest.events == [event for event in whole if event["seq"] > after]
@@ -104,7 +104,7 @@ async def test_a_cursor_from_any_view_resumes_in_any_other(open_api, view, autoj
 async def test_resuming_in_the_middle_of_a_long_trace_still_gives_all_of_it(
     open_api, view, autojump_clock: MockClock
 ) -> None:
-    # More than is folded at a time.
+    # More records than are folded at a time.
     steps = [step for number in range(200) for step in (Reasoning(f"{number:04}" * 200, number // 100), 0.01)]
     async with open_api(*steps, "a") as api:
         stream, views = await read_all_views(api)
@@ -116,7 +116,7 @@ async def test_resuming_in_the_middle_of_a_long_trace_still_gives_all_of_it(
             assert [len(text) for text in views["final"][1]["trace"]] == [80_000, 80_000]
 
 
-async def test_a_stream_that_ends_while_it_thinks_gives_its_trace_at_the_end(
+async def test_a_stream_that_ends_while_reasoning_sends_its_trace_at_the_end(
     open_api, autojump_clock: MockClock
 ) -> None:
     async with open_api(Reasoning("Hm", 0), ValueError()) as api:
@@ -126,9 +126,7 @@ async def test_a_stream_that_ends_while_it_thinks_gives_its_trace_at_the_end(
 
 
 @pytest.mark.parametrize("view", ["final", "none"])
-async def test_room_is_given_while_a_view_leaves_records_out(
-    open_api, scripted, view, autojump_clock: MockClock
-) -> None:
+async def test_omitted_records_give_the_engine_room(open_api, scripted, view, autojump_clock: MockClock) -> None:
     engine = scripted(*[Reasoning("x", 0)] * 1000, trio.Event())
     async with (
         open_api(engine=engine, buffer_tokens=2) as api,
@@ -140,21 +138,21 @@ async def test_room_is_given_while_a_view_leaves_records_out(
 
 
 @pytest.mark.parametrize("view", VIEWS)
-async def test_an_engine_is_held_back_in_every_view_while_a_message_is_not_taken(
+async def test_an_unread_message_holds_back_the_engine_in_every_dialect(
     open_api, scripted, view, autojump_clock: MockClock
 ) -> None:
     engine = scripted("a", *[Reasoning("x", 0)] * 1000)
     async with open_api(engine=engine, buffer_tokens=2) as api:
         async with api.open_stream({"input": "Why?", "trace": view}, allowance=1) as reader:
-            await trio.sleep(1000)  # the answer's first piece is on its way all the time
+            await trio.sleep(1000)  # the answer's first piece stays unread
             assert reader.body.count(b"\n\n") == 1
             assert engine.written <= 2 * 2 + 1
-        # Nor does it go on when that reader has left.
+        # The engine does not continue when that reader has left.
         await trio.sleep(1)
         assert engine.written <= 2 * 2 + 1
 
 
-async def test_a_view_of_many_hidden_records_lets_others_run_and_ends(open_api, autojump_clock: MockClock) -> None:
+async def test_a_dialect_that_omits_many_records_lets_others_run_and_ends(open_api, autojump_clock: MockClock) -> None:
     steps = [step for _ in range(300) for step in (Reasoning("x" * 200, 0), 0.001)]
     async with open_api(*steps) as api:
         stream = await api.start()
