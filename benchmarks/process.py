@@ -21,7 +21,7 @@ from typing import Final
 from benchmarks.servers import Server
 
 START_SECONDS: Final = 30.0
-_PROJECT = Path(__file__).parent.parent
+PROJECT: Final = Path(__file__).parent.parent
 _SHOWN_OF_ERRORS = 2000
 _cores: list[int] = []  # all there were before the client took one
 
@@ -128,7 +128,7 @@ def running(server: Server) -> Iterator[Process]:
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             (sys.executable, "-m", "benchmarks.pinned", str(cores()[0]), *server.command),
-            cwd=_PROJECT,
+            cwd=server.folder or PROJECT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -26,11 +26,13 @@ class Server:
         label: For people.
         command: What starts it, in the project's folder.
         side: Only `python` rivals count for the goals.
+        folder: The checkout whose code it runs. None is this one.
     """
 
     label: str
     command: tuple[str, ...]
     side: Side
+    folder: Path | None = None
 
 
 SERVERS: Final[dict[str, Server]] = {

@@ -421,7 +421,7 @@ async def test_a_refused_question_says_why_and_can_be_asked_again(chromium, serv
         ),
     ):
         async with serving(engine, **settings) as served, chromium() as browser:
-            running = await served.pipeline.start(Request("x"), owner=next(iter(served.pipeline.settings.keys), ""))
+            running = await served.pipeline.start(Request("x"), owner=next(iter(settings.get("keys", {})), ""))
             page = await browser.open(served.url)
             await page.evaluate("sessionStorage.setItem('key', 'k')")
             await page.ask()
