@@ -10,7 +10,7 @@ EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 CORE := $(subst $(SPACE),$(COMMA),$(wildcard crucible_trio/*.py))
 
-.PHONY: serve test soak trials bench bench-quick lint docs clean
+.PHONY: serve test soak mutants bench bench-quick lint docs clean
 
 serve: $(VENV)/.installed-serve
 	$(BIN)/crucible serve
@@ -28,9 +28,9 @@ soak: $(VENV)/.installed-test
 	$(BIN)/python -W error tests/soak/soak.py --seconds 90
 	$(BIN)/python -W error tests/soak/soak.py --seconds 90 --path plain
 
-# Removes one mechanism at a time and sees a test fail; a few minutes.
-trials: $(VENV)/.installed-test
-	$(BIN)/python -m tests.trials
+# Mutation tests: each removes one mechanism and must make a test fail. A few minutes.
+mutants: $(VENV)/.installed-test
+	$(BIN)/python -m tests.mutants
 
 # Measures the whole path beside what people use today, for about 40 minutes; wants a machine with nothing else to do.
 bench: $(VENV)/.installed-bench
