@@ -159,12 +159,12 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
     nothing comes twice, 1 when something does, 2 when it could not be checked.
     """
     from crucible_trio.cli.check import check_server, command_again
-    from crucible_trio.testing.resume import CLIENTS, Wire, load_wire
+    from crucible_trio.testing.resume import CLIENTS, WireFormat, load_wire
     from crucible_trio.testing.resume import check as run_check
 
     _log_to_stderr(logging.ERROR)
     try:
-        wire = load_wire(wire_file) if wire_file is not None else Wire()
+        wire = load_wire(wire_file) if wire_file is not None else WireFormat()
     except ConfigError as error:
         raise _CannotStart(str(error)) from error
     if key is not None:

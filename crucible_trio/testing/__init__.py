@@ -1,20 +1,11 @@
-"""What a test needs of a model and of a network: an engine that follows a script, and a proxy that cuts at any byte.
+"""Tools for tests of streaming: an engine that follows a script, and a proxy that cuts connections at any byte.
 
-For the tests of this package and for those of programs that use it. Nothing here knows pytest.
+They serve the tests of this package and of programs that use it, and do not depend on pytest.
 """
 
 from crucible_trio.testing.chaos import ChaosConnection, ChaosProxy, Outcome, open_chaos_proxy
-from crucible_trio.testing.scripted import (
-    End,
-    Gate,
-    Queued,
-    Repeat,
-    Run,
-    ScriptedEngine,
-    Step,
-    interrupted,
-    split_text,
-)
+from crucible_trio.testing.script import Gate, Queued, Repeat, Step, interrupted, split_text
+from crucible_trio.testing.scripted import End, Run, ScriptedEngine
 from crucible_trio.testing.treatments import CUTS, UNTOUCHED, Chaos, Cut, EveryByte, RandomChaos, Treatment
 
 __all__ = [

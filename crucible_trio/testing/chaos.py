@@ -1,15 +1,15 @@
-"""A TCP proxy on loopback that does to connections what networks do, on purpose and repeatably.
+"""A TCP proxy on loopback that delays, slows, stalls and cuts connections repeatably.
 
-It sits between a real client and a real server and knows nothing of HTTP: it counts bytes. What happens to a connection
-is a `Treatment`, decided before it begins, so a failing test prints it and the next run does the same again.
+It sits between a real client and a real server and counts bytes. It does not parse HTTP. A connection's `Treatment` is
+chosen before the connection starts, so a failing test can print it and the next run can repeat it.
 
 ```
 client ──► request bytes ──────────────────────────────────────────────► server
 client ◄── pieces, pauses ◄── stall ◄── cut at a byte ◄── answer bytes ◄── server
 ```
 
-Where nothing is to happen the proxy is honest: an end of one side becomes the same end at the other, FIN for FIN and
-RST for RST. A proxy that turned a reset into a clean end would hide the failure it is there to show.
+Without a treatment the proxy is transparent: it forwards a FIN as a FIN and an RST as an RST. A proxy that turned a
+reset into a clean end would hide the failure that the test looks for.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from crucible_trio.testing.treatments import UNTOUCHED, Chaos, Treatment
 Outcome: TypeAlias = Literal["open", "cut", "refused", "closed by client", "closed by server", "no server", "stopped"]
 
 _PIECE_BYTES: Final = 64 * 1024
-_SLOW_SECONDS: Final = 0.05  # how much a slow connection passes at a time
-_BACKLOG: Final = 1024  # clients that were cut together come back together
+_SLOW_SECONDS: Final = 0.05  # a slow connection forwards this many seconds' worth of bytes per write
+_BACKLOG: Final = 1024  # clients that were cut at the same time reconnect at the same time
 
 
 @final
 class ChaosConnection:
-    """One connection and what was done to it; its `repr` is a line for a report.
+    """One connection through the proxy. Its `repr` is one line of a report.
 
     Attributes:
         number: Counts from 0.
-        treatment: What was to be done.
-        request_bytes: Passed on to the server.
-        answer_bytes: Passed on to the client.
-        outcome: How it ended. `closed by ...` stands for a FIN and for an RST; the other side got the same.
+        treatment: The treatment chosen for it.
+        request_bytes: Bytes forwarded to the server.
+        answer_bytes: Bytes forwarded to the client.
+        outcome: How the connection ended. `closed by ...` covers both FIN and RST, which the proxy forwarded as such.
     """
 
     def __init__(self, number: int, treatment: Treatment) -> None:
@@ -51,18 +51,18 @@ class ChaosConnection:
         self.answer_bytes = 0
         self.outcome: Outcome = "open"
         self._scope = trio.CancelScope()
-        self._reset = True  # unless something ends it in good order: what has passed is a part, and must not look whole
+        self._reset = True  # by default: an incomplete answer must not look complete
         self._client_is_done = False
-        self._answer_stands_still = False
+        self._answer_is_stalled = False
 
     def __repr__(self) -> str:
         return (
-            f"connection {self.number}: {self.outcome}, {self.request_bytes} bytes asked, "
-            f"{self.answer_bytes} answered, {self.treatment!r}"
+            f"connection {self.number}: {self.outcome}, {self.request_bytes} request bytes, "
+            f"{self.answer_bytes} answer bytes, {self.treatment!r}"
         )
 
     def cut(self, how: Literal["fin", "rst"] = "rst") -> None:
-        """End it now, if it is open; returns at once."""
+        """Cut the connection now, if it is open. Does not wait."""
         self._end("cut", reset=how == "rst")
 
     def _end(self, outcome: Outcome, *, reset: bool) -> None:
@@ -104,12 +104,12 @@ class ChaosConnection:
             try:
                 await far.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return  # the other task meets the same, and knows what it means for the answer
+                return  # `_pass_answer` sees the same failure and records the outcome
             self.request_bytes += len(data)
         self._client_is_done = True
-        if self._answer_stands_still:
+        if self._answer_is_stalled:
             self._end("closed by client", reset=False)
-        else:  # it may still read: the server hears the same, and decides
+        else:  # the client may still read, so the server gets the FIN and decides
             _send_eof(far)
 
     async def _pass_answer(self, near: trio.SocketStream, far: trio.SocketStream) -> None:
@@ -121,7 +121,7 @@ class ChaosConnection:
                 if self.answer_bytes == 0:
                     await trio.lowlevel.wait_readable(far.socket)
                 if self.answer_bytes == treatment.stall_after:
-                    await self._stand_still(treatment.stall_seconds)
+                    await self._stall(treatment.stall_seconds)
                 if self.answer_bytes == treatment.cut_after:
                     await self._cut(near, far)
             ahead = (mark - self.answer_bytes for mark in marks if mark > self.answer_bytes)
@@ -143,17 +143,20 @@ class ChaosConnection:
 
     @property
     def _piece_bytes(self) -> int:
-        # A slow connection passes a little often, not a lot rarely.
+        # A slow connection forwards small writes often, not large writes rarely.
         slow = self.treatment.bytes_per_second * _SLOW_SECONDS
         return self.treatment.piece_bytes if slow > self.treatment.piece_bytes else max(1, int(slow))
 
-    async def _stand_still(self, seconds: float) -> None:
-        """Pass nothing on. A client that leaves meanwhile would not be noticed at its next byte: it ends this."""
+    async def _stall(self, seconds: float) -> None:
+        """Forward nothing for a while.
+
+        No write can fail during a stall, so a client that leaves is detected by its FIN, which ends the connection.
+        """
         if self._client_is_done:
             self._end("closed by client", reset=False)
-        self._answer_stands_still = True
+        self._answer_is_stalled = True
         await trio.sleep(seconds)
-        self._answer_stands_still = False
+        self._answer_is_stalled = False
 
     async def _cut(self, near: trio.SocketStream, far: trio.SocketStream) -> None:
         match self.treatment.cut:
@@ -163,7 +166,7 @@ class ChaosConnection:
             case "half_close_answer":
                 self.outcome = "cut"
                 _send_eof(near)
-                await self._stand_still(math.inf)
+                await self._stall(math.inf)
             case how:
                 self.cut(how)
                 await trio.lowlevel.checkpoint()  # does not return
@@ -171,11 +174,11 @@ class ChaosConnection:
 
 @final
 class ChaosProxy:
-    """What `open_chaos_proxy` gives.
+    """A running proxy, from `open_chaos_proxy`.
 
     Attributes:
-        port: Where it listens, on 127.0.0.1.
-        connections: Every connection so far, in the order in which they came.
+        port: The port on 127.0.0.1 that it listens on.
+        connections: All connections so far, in order of arrival.
     """
 
     def __init__(self, port: int, chaos: Chaos) -> None:
@@ -189,15 +192,15 @@ class ChaosProxy:
 
     @property
     def url(self) -> str:
-        """Where a client finds the server through this."""
+        """The URL at which a client reaches the server through the proxy."""
         return f"http://127.0.0.1:{self.port}"
 
     def report(self) -> str:
-        """What was done, a line for the whole and one for each connection: what a failing test prints."""
+        """One line for the proxy and one for each connection, for a failing test to print."""
         return "\n".join(map(repr, [self, *self.connections]))
 
     def cut(self, how: Literal["fin", "rst"] = "rst") -> None:
-        """End every open connection now; new ones are accepted as before."""
+        """Cut every open connection now. New connections are still accepted."""
         for connection in self.connections:
             connection.cut(how)
 
@@ -216,15 +219,17 @@ class ChaosProxy:
 async def open_chaos_proxy(
     port: int, chaos: Chaos = (), *, buffer_bytes: int | None = None
 ) -> AsyncIterator[ChaosProxy]:
-    """Open a proxy on a free port of 127.0.0.1; leaving resets every connection that is still open.
+    """Open a proxy on a free port of 127.0.0.1. Leaving the block resets every open connection.
 
     Args:
-        port: Where the server listens, on 127.0.0.1. It is called once for each connection, so it may come later.
-        chaos: What happens to each connection.
-        buffer_bytes: Of the kernel's buffers between server and proxy and between proxy and client; None leaves them to
-            the kernel, which gives a fast sender some megabytes. Small ones show whether a slow client slows a server.
+        port: The server's port on 127.0.0.1. The proxy connects once per client connection, so the server may start
+            later.
+        chaos: The treatment of each connection.
+        buffer_bytes: Size of the kernel's buffers between server and proxy and between proxy and client. None keeps the
+            kernel's defaults, which buffer megabytes for a fast sender. Small buffers show whether a slow client slows
+            the server down.
 
-    An error of the body leaves it as it is, not in a group.
+    An exception raised in the block propagates unchanged, not in a group.
     """
     listener = trio.socket.socket()
     try:
@@ -265,8 +270,8 @@ async def _connect(port: int, buffer_bytes: int | None) -> trio.SocketStream:
 
 
 def _send_eof(stream: trio.SocketStream) -> None:
-    # Not the stream's own `send_eof`: another task may be sending just now, and that is its bad luck.
-    with suppress(OSError):  # the connection is gone already
+    # `SocketStream.send_eof` refuses while another task sends. Here that task may fail.
+    with suppress(OSError):  # the connection is already closed
         stream.socket.shutdown(socket.SHUT_WR)
 
 

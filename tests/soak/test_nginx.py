@@ -263,7 +263,7 @@ async def test_a_client_that_leaves_the_proxy_stops_the_engine(behind_nginx) -> 
 @pytest.mark.parametrize("location", ["default", "http11"])
 async def test_cuts_on_both_sides_of_the_proxy_lose_nothing(behind_nginx, location) -> None:
     engine = ScriptedEngine(Reasoning("hm "), 0.01, split_text(TEXT * 40, 100, seed=3), Repeat("y" * 5000, 3))
-    chaos = [RandomChaos(seed=seed, untouched=0.6, stalls_for_ever=False) for seed in (1, 2)]
+    chaos = [RandomChaos(seed=seed, untouched=0.6, endless_stalls=False) for seed in (1, 2)]
     async with (
         behind_nginx(engine, chaos=chaos[0]) as behind,
         open_chaos_proxy(behind.port, chaos[1]) as proxy,

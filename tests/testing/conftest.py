@@ -1,4 +1,4 @@
-"""A small resumable SSE server that can be told to be wrong, in plain trio, and ways to check it."""
+"""A small resumable SSE server in plain trio, with optional bugs, and its wire format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
-from crucible_trio.testing.resume import Stage, Wire
+from crucible_trio.testing.resume import Stage, WireFormat
 
 THOUGHTS = ["Erst ", "das Wasser, ", "dann ", "der Tee: ", "茶. ", "Zehn ", "Grad ", "zu heiß ", "verbrüht ", "ihn."]
 WORDS = [
@@ -30,8 +30,8 @@ EVENTS = [("begin", ""), *(("think", text) for text in THOUGHTS), *(("say", text
 
 
 @dataclass
-class Run:
-    """One stream: what is logged of it, by id, and how many read it."""
+class SmallStream:
+    """One stream: its log by id, and its number of readers."""
 
     log: dict[int, tuple[str, str]] = field(default_factory=dict)
     ended: bool = False
@@ -41,9 +41,9 @@ class Run:
 
 @dataclass
 class SmallServer:
-    """`POST /runs` with a name starts a run or joins it, `GET /runs/NAME` follows it; both stream, both resume.
+    """`POST /runs` with a name starts a stream or joins it. `GET /runs/NAME` reads it. Both resume.
 
-    `bug` is what it does wrong; empty for nothing.
+    `bug` selects a fault. Empty for none.
     """
 
     bug: str = ""
@@ -51,15 +51,15 @@ class SmallServer:
     port: int = 0
     events: list[tuple[str, str]] = field(default_factory=lambda: list(EVENTS))
     letters: bool = False  # ids without a number
-    runs: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, SmallStream] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def wire(self) -> Wire:
-        return Wire(
+    def wire(self) -> WireFormat:
+        return WireFormat(
             path="/runs",
             headers={"Content-Type": "text/plain"},
             body="{key}",
@@ -70,11 +70,11 @@ class SmallServer:
             control=("later",),
         )
 
-    async def make(self, name: str, run: Run) -> None:
+    async def make(self, name: str, run: SmallStream) -> None:
         for number, event in enumerate(self.events, 1):
             if self.stage is not None and number > 1:
                 await self.stage.turn(name)
-            if not (self.bug == "forgets what nobody reads" and run.readers == 0 and 5 < number < len(self.events)):
+            if not (self.bug == "drops events without a reader" and run.readers == 0 and 5 < number < len(self.events)):
                 run.log[number] = event
             run.news.unpark_all()
         run.ended = True
@@ -108,13 +108,13 @@ class SmallServer:
             await stream.send_all(b"HTTP/1.1 409 Conflict\r\nContent-Length: 2\r\n\r\nno")
             connection.cancel()
         if name not in self.runs:
-            self.runs[name] = Run()
+            self.runs[name] = SmallStream()
             self.nursery.start_soon(self.make, name, self.runs[name])
         await self._stream(stream, self.runs[name], name, asked, connection)
         connection.cancel()
 
     async def _stream(
-        self, stream: trio.SocketStream, run: Run, name: str, asked: int, connection: trio.CancelScope
+        self, stream: trio.SocketStream, run: SmallStream, name: str, asked: int, connection: trio.CancelScope
     ) -> None:
         head = (
             f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nRun: {name}\r\n\r\n"
@@ -134,7 +134,7 @@ class SmallServer:
                 elif self.bug == "sends nothing but heartbeats" and asked:
                     await stream.send_all(b"2\r\n:\n\r\n")
                     await trio.sleep(0.05)
-                elif self.bug == "never gets to the end" and asked:
+                elif self.bug == "closes every resumed connection" and asked:
                     connection.cancel()
                     await trio.lowlevel.checkpoint()
                 elif run.ended:
@@ -159,7 +159,7 @@ class SmallServer:
                 return asked - 1
             case "ignores ids":
                 return 0
-            case "hangs" | "sends nothing but heartbeats" | "never gets to the end":
+            case "hangs" | "sends nothing but heartbeats" | "closes every resumed connection":
                 return 1000
         return asked
 
@@ -183,7 +183,7 @@ class SmallServer:
                 return b""
             case "ends without terminal" if number == last:
                 return b""
-            case "goes on after the end" if number == last:
+            case "continues after the end" if number == last:
                 return frame.encode() + f"event: say\ndata: ?\nid: {last + 1}\n\n".encode()
             case "ends twice" if number == last:
                 return frame.encode() + frame.encode()

@@ -340,7 +340,7 @@ def test_random_chaos_has_everything_in_it() -> None:
     assert {treatment.stall_seconds < math.inf for treatment in stalls} == {True, False}
     assert {treatment.cut_after is None for treatment in stalls} == {True, False}
     assert 0.25 < sum(treatment == UNTOUCHED for treatment in treatments) / len(treatments) < 0.35
-    calm = RandomChaos(seed=1, stalls_for_ever=False, cuts=("fin",), untouched=0.0)
+    calm = RandomChaos(seed=1, endless_stalls=False, cuts=("fin",), untouched=0.0)
     mild = [calm(number) for number in range(500)]
     assert UNTOUCHED not in mild
     assert {treatment.cut for treatment in mild if treatment.cut_after is not None} == {"fin"}
@@ -372,8 +372,8 @@ async def test_the_report_says_what_was_done_to_each(server) -> None:
         await _read_to_end(await far.ask(proxy.port, b""))
         assert proxy.report().splitlines() == [
             "chaos proxy with [Treatment(cut_after=3, cut='fin'), Treatment(refuse=True)]",
-            "connection 0: cut, 6 bytes asked, 3 answered, Treatment(cut_after=3, cut='fin')",
-            "connection 1: refused, 0 bytes asked, 0 answered, Treatment(refuse=True)",
+            "connection 0: cut, 6 request bytes, 3 answer bytes, Treatment(cut_after=3, cut='fin')",
+            "connection 1: refused, 0 request bytes, 0 answer bytes, Treatment(refuse=True)",
         ]
         assert proxy.url == f"http://127.0.0.1:{proxy.port}"
 

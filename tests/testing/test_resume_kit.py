@@ -1,4 +1,4 @@
-"""The resume kit finds what is wrong with a server, and nothing where nothing is wrong."""
+"""The resume kit finds the faults of a server, and finds none in a correct server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trio
 from crucible_trio import Finish, Output, Pipeline, Request, open_pipeline
 from crucible_trio.server import Config, serve
 from crucible_trio.settings import load_settings
-from crucible_trio.testing.resume import CLIENTS, Report, Stage, Wire, check
+from crucible_trio.testing.resume import CLIENTS, Report, Stage, WireFormat, check
 from crucible_trio.web import create_app
 
 SEGMENTS = [["Erst ", "das Wasser. "], ["Zehn Grad ", "zu heiß ", "verbrüht ", "茶."]]
@@ -35,19 +35,19 @@ WORDS = [
     "warte",
 ]
 PIECES = sum(map(len, SEGMENTS)) + len(WORDS)
-OWN = Wire(body='{"input": "{key}", "mode": "deep"}')
+OWN = WireFormat(body='{"input": "{key}", "mode": "deep"}')
 
 
-async def taken() -> None:
-    """Time for a reader to take a record, so that the next piece becomes another: a small stream is not checked."""
+async def let_readers_run() -> None:
+    """Let a reader take the last record, so that the next piece becomes another record. The kit needs many records."""
     for _ in range(8):
         await trio.lowlevel.checkpoint()
 
 
 def staged_engine(stage: Stage) -> Callable[[Request, Output], Any]:
-    """Waits for its turn before each piece but the last two, so that these are one record.
+    """Waits for its turn before each piece except the last two, so that these two become one record.
 
-    The recorder may take the piece before them by itself; it then waits for a reader, longer than the engine needs.
+    The recorder may take the piece before them alone. It then waits for a reader, for longer than the engine needs.
     """
 
     async def engine(request: Request, output: Output) -> Finish:
@@ -56,10 +56,10 @@ def staged_engine(stage: Stage) -> Callable[[Request, Output], Any]:
             for piece in pieces:
                 await stage.turn(key)
                 await output.reasoning(piece, segment)
-                await taken()
+                await let_readers_run()
         for number, word in enumerate(WORDS):
             if number < len(WORDS) - 2:
-                await taken()
+                await let_readers_run()
                 await stage.turn(key)
             await output.delta(f" {word}")
         return Finish()
@@ -86,7 +86,7 @@ def size(report: Report, phase: str) -> int:
     return max(row.size for row in report.rows if row.phase == phase)
 
 
-# Our own application
+# This package's server
 
 
 async def every_byte_from_the_log() -> None:
@@ -98,7 +98,7 @@ async def every_byte_from_the_log() -> None:
     assert report.ok
     assert sum(row.checked for row in report.rows) > 2200
     assert sum(row.skipped.total() + row.unmeasured for row in report.rows) == 0
-    # What the stream must have to be worth it: records, segments, wide characters, a record made of several pieces.
+    # The stream must have many records, segments, multi-byte characters, and a record made of several pieces.
     assert 20 <= stream.log.head < PIECES + 3
     assert "3 channels of text" in report.stream
     assert not report.notes
@@ -117,13 +117,13 @@ async def every_byte_live() -> None:
 
 
 async def test_a_cut_at_any_byte_of_our_streams_loses_nothing_and_repeats_nothing() -> None:
-    # Thousands of requests: each half in a process of its own, so that two cores do it at a time.
+    # Thousands of requests. Each half runs in its own process, so that two cores share the work.
     async def run(half: str) -> None:
         done = await trio.run_process(
             [sys.executable, "-W", "error", __file__, half], capture_stdout=True, stderr=subprocess.STDOUT, check=False
         )
         assert done.returncode == 0, done.stdout.decode()
-        assert done.stdout.decode().rstrip().endswith("passed: nothing lost, nothing twice")
+        assert done.stdout.decode().rstrip().endswith("passed: no event was lost or repeated")
 
     with trio.fail_after(300):
         async with trio.open_nursery() as nursery:
@@ -131,7 +131,7 @@ async def test_a_cut_at_any_byte_of_our_streams_loses_nothing_and_repeats_nothin
             nursery.start_soon(run, "live")
 
 
-async def test_every_client_finds_our_server_whole_live_and_from_the_log() -> None:
+async def test_every_client_passes_on_our_server_live_and_from_the_log() -> None:
     stage = Stage()
     with trio.fail_after(120):
         async with own_server(stage) as (_, url):
@@ -144,7 +144,7 @@ async def test_every_client_finds_our_server_whole_live_and_from_the_log() -> No
 
 async def test_a_start_that_answers_with_json_is_followed_to_its_events() -> None:
     stage = Stage()
-    wire = Wire(body=OWN.body, headers=OWN.headers | {"Accept": "application/json"}, events="{json:events_url}")
+    wire = WireFormat(body=OWN.body, headers=OWN.headers | {"Accept": "application/json"}, events="{json:events_url}")
     with trio.fail_after(60):
         async with open_pipeline(staged_engine(stage)) as pipeline:
             report = await check(create_app(pipeline), wire, log_cuts=30, live_cuts=30, stage=stage)
@@ -152,9 +152,11 @@ async def test_a_start_that_answers_with_json_is_followed_to_its_events() -> Non
     assert all(row.checked == 30 for row in report.rows)
 
 
-async def test_an_event_source_can_start_by_itself() -> None:
+async def test_an_event_source_can_start_a_stream() -> None:
     stage = Stage()
-    wire = Wire(method="GET", path="/v1/generate?prompt={key}&mode=deep&idempotency_key={key}", headers={}, events=None)
+    wire = WireFormat(
+        method="GET", path="/v1/generate?prompt={key}&mode=deep&idempotency_key={key}", headers={}, events=None
+    )
     with trio.fail_after(60):
         async with open_pipeline(staged_engine(stage)) as pipeline:
             report = await check(
@@ -163,7 +165,7 @@ async def test_an_event_source_can_start_by_itself() -> None:
     assert report.ok, str(report)
 
 
-async def test_a_bug_of_ours_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_our_server_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from crucible_trio.apis.native import fold
 
     stage = Stage()
@@ -190,7 +192,7 @@ async def test_a_bug_of_ours_would_be_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert report.names.most_common(1)[0][0] == "off by one on resume"
 
 
-# A small server, right and wrong
+# The small server, correct and with bugs
 
 
 async def test_a_correct_server_of_another_kind_passes_at_every_byte(open_small_server: Any) -> None:
@@ -212,20 +214,20 @@ async def test_a_correct_server_of_another_kind_passes_at_every_byte(open_small_
         ("repeats one", "repeated event"),
         ("loses the tail", "lost tail"),
         ("ends without terminal", "clean end without terminal"),
-        ("goes on after the end", "goes on after the terminal"),
+        ("continues after the end", "event after the terminal"),
         ("ends twice", "repeated event"),
         ("refuses", "reconnect refused"),
-        ("garbles characters", "other text"),
+        ("garbles characters", "different text"),
         ("hangs", "stuck"),
         ("sends nothing but heartbeats", "stuck"),
-        ("never gets to the end", "no end"),
+        ("closes every resumed connection", "never ends"),
     ],
 )
 async def test_a_planted_bug_is_found_and_named(open_small_server: Any, bug: str, name: str) -> None:
     with trio.fail_after(60):
         async with open_small_server(bug) as server:
-            # These two take their time: one client is enough to see it.
-            clients = ["fetch"] if name in {"stuck", "no end"} else list(CLIENTS)
+            # These two are slow, and one client is enough to find them.
+            clients = ["fetch"] if name in {"stuck", "never ends"} else list(CLIENTS)
             timeout = 0.3 if name == "stuck" else 30
             report = await check(
                 server.url, server.wire, clients=clients, log_cuts=12, live_cuts=6, timeout=timeout, at_once=12
@@ -245,15 +247,15 @@ async def test_an_id_before_its_data_is_found_by_the_client_that_takes_it_early(
     assert {failure.client for failure in report.failures} == {"fetch"}
 
 
-async def test_a_start_that_is_sent_again_and_starts_again_is_found(open_small_server: Any) -> None:
+async def test_a_repeated_start_that_starts_another_stream_is_found(open_small_server: Any) -> None:
     with trio.fail_after(60):
         async with open_small_server("starts another") as server:
             report = await check(server.url, server.wire, log_cuts=40, live_cuts=20)
-    assert set(report.names) <= {"another stream", "ids ignored", "repeated event"}, str(report)
+    assert set(report.names) <= {"different stream", "ids ignored", "repeated event"}, str(report)
     assert {failure.client for failure in report.failures} == {"fetch"}
 
 
-async def test_a_stream_without_ids_fails_before_anything_is_cut(open_small_server: Any) -> None:
+async def test_a_stream_without_ids_fails_before_the_first_cut(open_small_server: Any) -> None:
     with trio.fail_after(10):
         async with open_small_server("sends no ids") as server:
             report = await check(server.url, server.wire)
@@ -261,29 +263,31 @@ async def test_a_stream_without_ids_fails_before_anything_is_cut(open_small_serv
     assert not report.rows
 
 
-async def test_what_is_lost_while_nobody_reads_is_found_live_and_only_there(open_small_server: Any) -> None:
+async def test_events_lost_without_a_reader_are_found_only_live(open_small_server: Any) -> None:
     with trio.fail_after(60):
-        async with open_small_server("forgets what nobody reads", staged=True) as server:
+        async with open_small_server("drops events without a reader", staged=True) as server:
             report = await check(server.url, server.wire, log_cuts=24, live_cuts=40, stage=server.stage)
     assert report.exit_code == 1
     assert {failure.phase for failure in report.failures} == {"live"}
     assert "dropped event" in report.names
 
 
-async def test_a_failure_is_seen_again_by_what_the_report_says(open_small_server: Any) -> None:
+async def test_the_command_in_the_report_repeats_the_failure(open_small_server: Any) -> None:
     with trio.fail_after(60):
         async with open_small_server("drops one") as server:
             report = await check(server.url, server.wire, log_cuts=24, phases=["log"], clients=["httpx-sse"])
             [first, *_] = report.failures
-            again = f"again: crucible check {server.url} --phase log --client httpx-sse --cut {first.cut_at} --seed 0"
-            assert again in str(report)
+            command = (
+                f"repeat: crucible check {server.url} --phase log --client httpx-sse --cut {first.cut_at} --seed 0"
+            )
+            assert command in str(report)
             second = await check(server.url, server.wire, phases=["log"], clients=["httpx-sse"], cuts=[first.cut_at])
     assert second.failures == [first]
     assert "uncut: ...mm weiches Wasser,\\nkühl [es ab — 80 °C — und gieß]..." in str(second)
     assert "cut:   ...mm weiches Wasser,\\nkühl []" in str(second)
 
 
-async def test_a_seed_picks_the_same_bytes_again_and_another_one_others(open_small_server: Any) -> None:
+async def test_a_seed_selects_the_same_bytes_again_and_another_seed_does_not(open_small_server: Any) -> None:
     async def places(seed: int) -> list[int]:
         found = []
         async with open_small_server("skips one") as server:
@@ -297,7 +301,7 @@ async def test_a_seed_picks_the_same_bytes_again_and_another_one_others(open_sma
         assert await places(1) == await places(1) != await places(2)
 
 
-async def test_ids_that_are_no_numbers_are_compared_with_the_uncut_readers(open_small_server: Any) -> None:
+async def test_ids_without_numbers_are_compared_with_the_uncut_readers(open_small_server: Any) -> None:
     import msgspec
 
     with trio.fail_after(60):
@@ -310,44 +314,46 @@ async def test_ids_that_are_no_numbers_are_compared_with_the_uncut_readers(open_
                 assert set(report.names) == {"no ids"}, str(report)
 
 
-# What cannot be checked
+# Servers that cannot be checked
 
 
-async def test_nobody_there_is_no_failure_and_no_success() -> None:
+async def test_no_server_is_neither_failure_nor_success() -> None:
     with trio.fail_after(10):
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listener.socket.getsockname()[1]
         await listener.aclose()
         report = await check(f"http://127.0.0.1:{port}")
-    assert (report.exit_code, report.problem) == (2, "nobody answers there")
+    assert (report.exit_code, report.problem) == (2, "no server answers at this address")
 
 
-async def test_a_stream_that_is_too_small_is_not_checked(open_small_server: Any) -> None:
+async def test_a_stream_that_is_too_short_is_not_checked(open_small_server: Any) -> None:
     with trio.fail_after(10):
-        async with open_small_server(events=[("begin", ""), ("say", "too small"), ("end", "stop")]) as server:
+        async with open_small_server(events=[("begin", ""), ("say", "too short"), ("end", "stop")]) as server:
             report = await check(server.url, server.wire)
     assert report.exit_code == 2
     assert "3 events" in str(report.problem)
 
 
-async def test_a_start_that_is_refused_is_quoted() -> None:
+async def test_the_answer_to_a_refused_start_is_in_the_report() -> None:
     with trio.fail_after(10):
         async with open_pipeline(staged_engine(Stage())) as pipeline:
-            report = await check(create_app(pipeline), Wire(body='{"prompt": "{key}"}'))
+            report = await check(create_app(pipeline), WireFormat(body='{"prompt": "{key}"}'))
     assert report.exit_code == 2
-    assert "the start was answered 400" in str(report)
+    assert "the start got status 400" in str(report)
     assert "prompt" in str(report)
 
 
-async def test_what_was_not_checked_is_said(open_small_server: Any) -> None:
+async def test_checks_that_were_left_out_are_in_the_report(open_small_server: Any) -> None:
     ascii_events = [("begin", ""), *(("say", f"word {number} ") for number in range(20)), ("end", "stop")]
     with trio.fail_after(30):
         async with open_small_server(events=ascii_events) as server:
-            wire = Wire(path="/runs", headers={}, body="{key}", events=None, kind="event:", text="", terminal=("end",))
+            wire = WireFormat(
+                path="/runs", headers={}, body="{key}", events=None, kind="event:", text="", terminal=("end",)
+            )
             report = await check(server.url, wire, log_cuts=5, live_cuts=5)
     assert report.ok, str(report)
     assert "note: eventsource cannot read" in str(report)
-    assert "note: all characters are of one byte" in str(report)
+    assert "note: the text is ASCII only" in str(report)
 
 
 async def test_a_busy_server_is_not_judged() -> None:
@@ -357,12 +363,12 @@ async def test_a_busy_server_is_not_judged() -> None:
             report = await check(url, OWN, phases=["live"], clients=["fetch"], live_cuts=20, stage=stage)
     [row] = report.rows
     assert report.ok, str(report)
-    assert row.skipped["the start was answered 503"] > 0
+    assert row.skipped["the start got status 503"] > 0
     assert row.checked + row.skipped.total() == 20
 
 
 @pytest.mark.parametrize("url", ["https://example.org", "nonsense", "http://", "http://[::1", "http://127.0.0.1:x"])
-async def test_a_url_that_cannot_be_used_is_an_error(url: str) -> None:
+async def test_an_unusable_url_is_an_error(url: str) -> None:
     from crucible_trio.errors import ConfigError
 
     with pytest.raises(ConfigError, match="URL"):
@@ -381,21 +387,21 @@ async def test_an_application_that_does_not_start_is_an_error() -> None:
 
 
 async def test_an_applications_lifespan_is_run_around_the_check() -> None:
-    happened = []
+    calls = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            happened.append("asked")
+            calls.append("request")
             raise RuntimeError
         for word in ("startup", "shutdown"):
             assert await receive() == {"type": f"lifespan.{word}"}
-            happened.append(word)
+            calls.append(word)
             await send({"type": f"lifespan.{word}.complete"})
 
     with trio.fail_after(10):
         report = await check(app)
-    assert happened == ["startup", "asked", "shutdown"]
-    assert report.problem == "the start was not answered (broken)"
+    assert calls == ["startup", "request", "shutdown"]
+    assert report.problem == "the start got no response (broken)"
 
 
 if __name__ == "__main__":

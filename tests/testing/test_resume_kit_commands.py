@@ -1,4 +1,4 @@
-"""The resume kit as a command and in pytest: real processes against a small server in this one."""
+"""The resume kit as a command and in pytest: child processes that check a small server in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import trio
 
 from crucible_trio.testing.resume import load_wire
 
-PLUGIN = "crucible_trio.testing.pytest_plugin"
+PLUGIN = "crucible_trio_pytest"
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "check.md"
 
 
@@ -37,14 +37,14 @@ async def crucible(*words: str, cwd: Path) -> tuple[int, str]:
 
 
 async def run_pytest(*words: str, cwd: Path) -> tuple[int, str]:
-    loads_itself = any(point.value == PLUGIN for point in entry_points(group="pytest11"))
-    plugin = [] if loads_itself else ["-p", PLUGIN]
+    is_installed = any(point.value == PLUGIN for point in entry_points(group="pytest11"))
+    plugin = [] if is_installed else ["-p", PLUGIN]
     return await run("-m", "pytest", "-W", "error", "-p", "no:cacheprovider", *plugin, *words, cwd=cwd)
 
 
 @pytest.fixture
 def wire_file(tmp_path: Path) -> Path:
-    """The wire of the small server; the page's example is the same but for the body's key."""
+    """The example wire of the page, which describes the small server."""
     file = tmp_path / "wire.toml"
     file.write_text(example("toml", "/runs"))
     return file
@@ -65,10 +65,10 @@ async def test_the_command_passes_a_good_server(open_small_server: Any, wire_fil
     assert code == 0, said
     assert f"checked {server.url} (seed 7)" in said
     assert re.search(r"^from the log  fetch        30 cuts, ok", said, re.MULTILINE)
-    assert "passed: nothing lost, nothing twice" in said
+    assert "passed: no event was lost or repeated" in said
 
 
-async def test_the_command_fails_a_bad_server_and_says_how_to_see_it_again(
+async def test_the_command_fails_a_bad_server_and_tells_how_to_repeat_the_failure(
     open_small_server: Any, wire_file: Path
 ) -> None:
     async with open_small_server("ignores ids") as server:
@@ -78,19 +78,19 @@ async def test_the_command_fails_a_bad_server_and_says_how_to_see_it_again(
         )
         assert code == 1, said
         assert "FAIL ids ignored: " in said
-        [again, *_] = re.findall(r"again: crucible (.*)", said)
-        code, said = await crucible(*again.split(), cwd=wire_file.parent)
+        [command, *_] = re.findall(r"repeat: crucible (.*)", said)
+        code, said = await crucible(*command.split(), cwd=wire_file.parent)
     assert code == 1
     assert "1 cut, 1 failed" in said
 
 
-async def test_the_command_says_when_it_could_not_check(open_small_server: Any, wire_file: Path) -> None:
+async def test_the_command_reports_a_server_that_it_cannot_check(open_small_server: Any, wire_file: Path) -> None:
     async with open_small_server() as server:
-        code, said = await crucible("check", server.url, cwd=wire_file.parent)  # with the wire of ours
+        code, said = await crucible("check", server.url, cwd=wire_file.parent)  # with the default wire
         assert code == 2, said
-        assert "could not check: no event has text where the wire says that it is" in said
+        assert "could not check: no event has text where the wire expects it" in said
     code, said = await crucible("check", "https://localhost", cwd=wire_file.parent)
-    assert (code, "no http:// URL" in said) == (2, True)
+    assert (code, "not an http:// URL" in said) == (2, True)
     code, said = await crucible("check", server.url, "--wire", "nowhere.toml", cwd=wire_file.parent)
     assert (code, "cannot read the wire" in said) == (2, True)
 
@@ -117,4 +117,4 @@ async def test_the_pages_test_passes_and_can_fail(tmp_path: Path) -> None:
     file.write_text(source.replace("range(60)", "range(3)"))
     code, said = await run_pytest(cwd=tmp_path)
     assert code == 1, said
-    assert "the stream is too small" in said
+    assert "the stream is too short" in said

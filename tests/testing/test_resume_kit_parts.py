@@ -1,4 +1,4 @@
-"""The parts of the resume kit that do no I/O: clients like their originals, what events mean, what a trip lacked."""
+"""The parts of the resume kit without sockets: clients, wire format, judging, the ASGI network, stage and report."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from crucible_trio import sse
 from crucible_trio.errors import ConfigError
-from crucible_trio.testing.resume import CLIENTS, Report, Row, Stage, Wire, load_wire
+from crucible_trio.testing.resume import CLIENTS, Report, Row, Stage, WireFormat, load_wire
 from crucible_trio.testing.resume.asgi import open_asgi
-from crucible_trio.testing.resume.clients import EVENT_SOURCE, FETCH, HTTPX_SSE, ClientKind, Follower
+from crucible_trio.testing.resume.client_run import ClientRun
+from crucible_trio.testing.resume.clients import EVENT_SOURCE, FETCH, HTTPX_SSE, ClientKind, ClientState
+from crucible_trio.testing.resume.exchange import Exchange
 from crucible_trio.testing.resume.judging import Finding, judge, show_difference
 from crucible_trio.testing.resume.report import Failure
-from crucible_trio.testing.resume.trips import Leg, Trip
-from crucible_trio.testing.resume.wire import HttpRequest, Piece, Reading
+from crucible_trio.testing.resume.wire import HttpRequest, Reading, WireEvent
 
 BODY = (
     "retry: 1000\n:\nevent: a\ndata: eins\nid: s.1\n\ndata: zwei\ndata: ½\r\nid: s.2\r\n\r\n: hm\n\n"
@@ -28,24 +29,24 @@ BODY = (
 ).encode()
 
 
-def follow(kind: ClientKind, body: bytes, *, seed: int = 0) -> tuple[Follower, list[str]]:
-    follower = Follower(kind)
-    follower.connect()
+def follow(kind: ClientKind, body: bytes, *, seed: int = 0) -> tuple[ClientState, list[str]]:
+    client = ClientState(kind)
+    client.connect()
     events: list[sse.ServerSentEvent] = []
     rng = random.Random(seed)
     while body:
         length = rng.randint(1, 9)
-        events += follower.feed(body[:length])
+        events += client.feed(body[:length])
         body = body[length:]
-    events += follower.lose()
-    return follower, [event.data or "" for event in events]
+    events += client.disconnect()
+    return client, [event.data or "" for event in events]
 
 
 def httpx_sse_reads(body: bytes) -> tuple[str, list[str]]:
-    """What a user of httpx-sse has before the connection breaks: the last id and the data, by its own decoders."""
+    """The last id and the data that httpx-sse's own decoders return before the connection breaks."""
     lines, decoder = SSELineDecoder(), SSEDecoder()
     found = [decoder.decode(line) for line in lines.decode(body.decode(errors="ignore"))]
-    # It gives out comments with a blank line as empty events, which a user of JSON leaves aside.
+    # httpx-sse returns an empty event for a comment and a blank line. A user who expects JSON skips it.
     events = [event for event in found if event is not None]
     return next((event.id for event in reversed(events) if event.id), ""), [e.data for e in events if e.data]
 
@@ -53,19 +54,19 @@ def httpx_sse_reads(body: bytes) -> tuple[str, list[str]]:
 # Clients
 
 
-def test_the_httpx_client_has_what_httpx_sse_has_at_every_cut() -> None:
+def test_the_httpx_client_agrees_with_httpx_sse_at_every_cut() -> None:
     for cut_at in range(len(BODY) + 1):
         body = BODY[:cut_at]
-        if not body.endswith(b"\r"):  # after a CR it waits for one byte more
-            follower, data = follow(HTTPX_SSE, body, seed=cut_at)
-            assert (follower.last_id, data) == httpx_sse_reads(body), cut_at
+        if not body.endswith(b"\r"):  # after a CR, httpx-sse waits for one more byte
+            client, data = follow(HTTPX_SSE, body, seed=cut_at)
+            assert (client.last_id, data) == httpx_sse_reads(body), cut_at
 
 
 @given(cut_at=st.integers(0, len(BODY)), seed=st.integers(0, 1000))
-def test_an_event_source_never_has_an_id_whose_event_it_has_not(cut_at: int, seed: int) -> None:
-    follower, data = follow(EVENT_SOURCE, BODY[:cut_at], seed=seed)
+def test_an_event_source_never_has_an_id_without_its_event(cut_at: int, seed: int) -> None:
+    client, data = follow(EVENT_SOURCE, BODY[:cut_at], seed=seed)
     names = ["", "eins", "zwei\n½", "drei", "vier", "fünf"]
-    assert follower.last_id == ("s." + str(max(names.index(name) for name in data if name != "ohne")) if data else "")
+    assert client.last_id == ("s." + str(max(names.index(name) for name in data if name != "ohne")) if data else "")
 
 
 def test_fetch_takes_an_id_as_soon_as_its_line_has_ended() -> None:
@@ -77,20 +78,20 @@ def test_fetch_takes_an_id_as_soon_as_its_line_has_ended() -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_fetch_is_given_the_event_that_lacks_but_its_blank_line(end: str) -> None:
-    follower, data = follow(FETCH, f"data: x{end}id: s.1{end}".encode())
-    assert (follower.last_id, data, follower.favoured) == ("s.1", ["x"], 1)
-    # Not when the data is still to come: that is the server's doing.
-    follower, data = follow(FETCH, f"id: s.1{end}data: x{end}".encode())
-    assert (follower.last_id, data, follower.favoured) == ("s.1", [], 0)
+def test_fetch_is_given_an_event_that_lacks_only_its_blank_line(end: str) -> None:
+    client, data = follow(FETCH, f"data: x{end}id: s.1{end}".encode())
+    assert (client.last_id, data, client.gap_cuts) == ("s.1", ["x"], 1)
+    # Not if the data is missing too: the server sent the id too early.
+    client, data = follow(FETCH, f"id: s.1{end}data: x{end}".encode())
+    assert (client.last_id, data, client.gap_cuts) == ("s.1", [], 0)
 
 
-def test_a_new_connection_forgets_the_half_event_and_keeps_the_id() -> None:
+def test_a_new_connection_drops_the_incomplete_event_and_keeps_the_id() -> None:
     for kind in CLIENTS.values():
-        follower, _ = follow(kind, b"data: x\nid: s.1\n\ndata: ha")
-        follower.connect()
-        assert [event.data for event in follower.feed(b"lf\n\ndata: y\n\n")] == ["y"]
-        assert follower.last_id == "s.1"
+        client, _ = follow(kind, b"data: x\nid: s.1\n\ndata: ha")
+        client.connect()
+        assert [event.data for event in client.feed(b"lf\n\ndata: y\n\n")] == ["y"]
+        assert client.last_id == "s.1"
 
 
 # The wire
@@ -101,7 +102,7 @@ def event(data: str, **fields: Any) -> sse.ServerSentEvent:
 
 
 def test_our_events_are_read_by_type_and_segment() -> None:
-    wire = Wire()
+    wire = WireFormat()
     trace = wire.read(event('{"type":"reasoning.delta","seq":2,"segment":1,"delta":"hm"}', id="s.2"))
     answer = wire.read(event('{"type":"output.delta","seq":3,"delta":"ja"}', id="s.3"))
     end = wire.read(event('{"type":"stream.failed","seq":4}', id="s.4"))
@@ -112,23 +113,44 @@ def test_our_events_are_read_by_type_and_segment() -> None:
     assert (busy.is_control, busy.is_terminal, busy.id) == (True, False, None)
 
 
+def test_an_unknown_type_is_read_by_its_id_and_by_its_text_if_it_has_one() -> None:
+    wire = WireFormat()
+    started = wire.read(event('{"type":"tool_call.started","seq":2,"index":0,"id":"c","name":"n"}', id="s.2"))
+    call = wire.read(event('{"type":"tool_call.delta","seq":3,"index":0,"delta":"{}"}', id="s.3"))
+    other = wire.read(event('{"type":"audio.delta","seq":4,"delta":{"data":"UklG"},"segment":[1]}', id="s.4"))
+    assert [(read.id, read.text) for read in (started, call, other)] == [("s.2", ""), ("s.3", "{}"), ("s.4", "")]
+    assert not any(read.is_terminal or read.is_control or read.is_out_of_band for read in (started, call, other))
+
+
+def test_the_text_of_an_out_of_band_event_is_not_compared() -> None:
+    notice = event('{"type":"server.notice","delta":"restart at noon"}')
+    reading = Reading()
+    reading.add(WireFormat().read(notice))
+    assert (reading.has_text, reading.texts, reading.ids) == (True, {}, [])
+    # Where ids need not be consecutive, text may have no id.
+    for ids in ("rising", "opaque"):
+        reading = Reading()
+        reading.add(WireFormat(ids=ids).read(notice))
+        assert reading.texts == {"server.notice": "restart at noon"}
+
+
 def test_events_of_other_servers_can_be_described() -> None:
-    chat = Wire(kind="object", text="choices.0.delta.content", terminal=("[DONE]",))
+    chat = WireFormat(kind="object", text="choices.0.delta.content", terminal=("[DONE]",))
     assert chat.read(event('{"object":"chunk","choices":[{"delta":{"content":"ja"}}]}')).text == "ja"
     assert chat.read(event('{"object":"chunk","choices":[]}')).text == ""
     assert chat.read(event("[DONE]")).is_terminal
-    plain = Wire(kind="event:", text="", terminal=("end",))
+    plain = WireFormat(kind="event:", text="", terminal=("end",))
     assert plain.read(event("12", event="say")).text == "12"
     assert (plain.read(event("x", event="end")).is_terminal, plain.read(event("x", event="end")).text) == (True, "")
 
 
-def test_a_key_stands_where_the_wire_says() -> None:
-    wire = Wire(path="/s?k={key}", headers={"X": "{key}!"}, body='{"a": "{key}"}')
+def test_the_key_replaces_its_placeholders() -> None:
+    wire = WireFormat(path="/s?k={key}", headers={"X": "{key}!"}, body='{"a": "{key}"}')
     assert wire.is_repeatable
     assert wire.start("/base", "k1") == HttpRequest(
         method="POST", target="/base/s?k=k1", headers=(("X", "k1!"),), body=b'{"a": "k1"}'
     )
-    assert not Wire(headers={}).is_repeatable
+    assert not WireFormat(headers={}).is_repeatable
 
 
 @pytest.mark.parametrize(
@@ -145,17 +167,19 @@ def test_a_key_stands_where_the_wire_says() -> None:
 def test_the_events_are_found_in_the_answer_to_the_start(events: str | None, target: str | None) -> None:
     headers = {"location": "/llm/v1/streams/s"}
     content = b'{"stream": {"id": 7}, "url": "http://localhost/e?token=x"}'
-    found = Wire(events=events).find_events(HttpRequest(method="POST", target="/llm/v1/streams"), headers, content)
+    found = WireFormat(events=events).find_events(
+        HttpRequest(method="POST", target="/llm/v1/streams"), headers, content
+    )
     assert (found.target if found else None) == target
 
 
-def test_a_number_is_what_an_id_ends_with() -> None:
-    assert Wire().number("str_7Q2M4.12") == (12, 0)
-    assert Wire().number("1526919030474-55") == (1526919030474, 55)
-    assert Wire().number("abc") is None
+def test_an_id_ends_with_its_number() -> None:
+    assert WireFormat().number("str_7Q2M4.12") == (12, 0)
+    assert WireFormat().number("1526919030474-55") == (1526919030474, 55)
+    assert WireFormat().number("abc") is None
 
 
-def test_a_wire_comes_from_a_file_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+def test_a_wire_is_read_from_a_file_and_errors_name_the_file(tmp_path: Path) -> None:
     file = tmp_path / "wire.toml"
     file.write_text('path = "/chat"\nterminal = ["done"]\n[headers]\nAccept = "text/event-stream"\n')
     wire = load_wire(file)
@@ -171,97 +195,105 @@ def test_a_wire_comes_from_a_file_and_a_wrong_one_is_named(tmp_path: Path) -> No
 # Judging
 
 
-def leg(*events: tuple[str | None, str], asked: str = "", **fields: Any) -> Leg:
-    pieces = [
-        Piece(
+def exchange(*events: tuple[str | None, str], asked: str = "", **fields: Any) -> Exchange:
+    received = [
+        WireEvent(
             id=event_id,
             kind=text if text.isupper() else "",
             channel="",
             text="" if text.isupper() else text,
             is_terminal=text == "END",
             is_control=text == "LATER",
+            is_out_of_band=event_id is None,
         )
         for event_id, text in events
     ]
     fields = {"status": 200, "headers": {"content-type": "text/event-stream"}, "end": "clean"} | fields
-    return Leg(HttpRequest(method="GET", target="/s"), asked, pieces=pieces, **fields)
+    return Exchange(HttpRequest(method="GET", target="/s"), asked, events=received, **fields)
 
 
-def verdict(*legs: Leg, kind: ClientKind = HTTPX_SSE, wire: Wire | None = None, measured: bool = True) -> str | None:
-    truth = Reading()
-    for piece in leg(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END")).pieces:
-        truth.add(piece)
-    finding = judge(Trip(kind, list(legs)), truth if measured else None, wire or Wire())
+def verdict(
+    *exchanges: Exchange, kind: ClientKind = HTTPX_SSE, wire: WireFormat | None = None, measured: bool = True
+) -> str | None:
+    expected = Reading()
+    for event in exchange(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END")).events:
+        expected.add(event)
+    finding = judge(ClientRun(kind, list(exchanges)), expected if measured else None, wire or WireFormat())
     return finding.name if finding else None
 
 
-HALF = leg(("1", "a"), ("2", "b"), end="cut")
-REST = leg(("3", "c"), ("4", "END"), asked="2")
-ALL = leg(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END"), end="cut")
+HALF = exchange(("1", "a"), ("2", "b"), end="cut")
+REST = exchange(("3", "c"), ("4", "END"), asked="2")
+ALL = exchange(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END"), end="cut")
 
 
 @pytest.mark.parametrize("measured", [True, False])
-def test_what_is_in_order_is_not_blamed(measured: bool) -> None:
+def test_correct_runs_have_no_finding(measured: bool) -> None:
     good = [
         [HALF, REST],
-        [leg(status=None, end="cut"), leg(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END"))],
-        # The terminal once more, or nothing, or 204, or a refusal, for who asks once more.
-        [ALL, leg(("4", "END"), asked="4")],
-        [ALL, leg(asked="4")],
-        [ALL, leg(asked="4", status=204, headers={})],
-        [ALL, leg(asked="4", status=404, headers={})],
+        [exchange(status=None, end="cut"), exchange(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END"))],
+        # A client that reconnects after the end gets the terminal event again, or nothing, or 204, or an error.
+        [ALL, exchange(("4", "END"), asked="4")],
+        [ALL, exchange(asked="4")],
+        [ALL, exchange(asked="4", status=204, headers={})],
+        [ALL, exchange(asked="4", status=404, headers={})],
         # A control event has no id, and the body may end with it.
-        [HALF, leg((None, "LATER"), asked="2"), leg((None, "LATER"), ("3", "c"), ("4", "END"), asked="2")],
-        [HALF, leg(("3", "c"), asked="2", end="broken"), leg(("4", "END"), asked="3")],
+        [HALF, exchange((None, "LATER"), asked="2"), exchange((None, "LATER"), ("3", "c"), ("4", "END"), asked="2")],
+        [HALF, exchange(("3", "c"), asked="2", end="broken"), exchange(("4", "END"), asked="3")],
+        # Another out-of-band event, on one connection only.
+        [HALF, exchange((None, "notice"), ("3", "c"), ("4", "END"), asked="2")],
     ]
-    for legs in good:
-        assert verdict(*legs, measured=measured) is None, legs
+    for exchanges in good:
+        assert verdict(*exchanges, measured=measured) is None, exchanges
 
 
 @pytest.mark.parametrize(
-    ("legs", "name"),
+    ("exchanges", "name"),
     [
-        ([HALF, leg(("4", "END"), asked="2")], "lost tail"),
-        ([leg(("1", "a"), end="cut"), leg(("3", "c"), ("4", "END"), asked="1")], "off by one on resume"),
-        ([leg(("1", "a"), ("3", "c"), ("4", "END"))], "dropped event"),
-        ([HALF, leg(("2", "b"), asked="2")], "off by one on resume"),
-        ([HALF, leg(("1", "a"), asked="2")], "ids ignored"),
-        ([HALF, leg(("3", "c"), ("3", "c"), asked="2")], "repeated event"),
-        ([HALF, leg(("3", "c"), asked="2")], "clean end without terminal"),
-        ([HALF, leg(asked="2", status=204, headers={})], "lost tail"),
-        ([HALF, leg(asked="2", status=409, headers={})], "reconnect refused"),
-        ([HALF, leg(asked="2", headers={"content-type": "text/html"})], "reconnect refused"),
-        ([HALF, leg(asked="2", status=None, end="no server")], "reconnect refused"),
-        ([HALF, leg(asked="2", end="silent")], "stuck"),
-        ([HALF, leg(asked="2", end="broken")], "no end"),
-        ([HALF, leg(("x", "c"), asked="2")], "another stream"),
-        ([HALF, leg(("3", "d"), ("4", "END"), asked="2")], "other text"),
-        ([HALF, leg(("3", "c"), ("4", "END"), (None, "more"), asked="2")], "goes on after the terminal"),
-        ([ALL, leg(("4", "END"), ("5", "e"), asked="4")], "goes on after the terminal"),
-        ([leg(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END"), ("4", "END"))], "repeated event"),
-        ([leg(("1", "a"), end="cut"), leg(("3", "c"), ("4", "END"), asked="2")], "id before its data"),
-        ([leg(("1", "a"), ("2", "b"), ("3", "c"), end="cut"), leg(asked="4")], "id before its data"),
-        ([leg(("1", "a"), ("2", "b"), ("3", "c"), end="cut"), leg(asked="4", status=204)], "id before its data"),
+        ([HALF, exchange(("4", "END"), asked="2")], "lost tail"),
+        ([exchange(("1", "a"), end="cut"), exchange(("3", "c"), ("4", "END"), asked="1")], "off by one on resume"),
+        ([exchange(("1", "a"), ("3", "c"), ("4", "END"))], "dropped event"),
+        ([HALF, exchange(("2", "b"), asked="2")], "off by one on resume"),
+        ([HALF, exchange(("1", "a"), asked="2")], "ids ignored"),
+        ([HALF, exchange(("3", "c"), ("3", "c"), asked="2")], "repeated event"),
+        ([HALF, exchange(("3", "c"), asked="2")], "clean end without terminal"),
+        ([HALF, exchange(asked="2", status=204, headers={})], "lost tail"),
+        ([HALF, exchange(asked="2", status=409, headers={})], "reconnect refused"),
+        ([HALF, exchange(asked="2", headers={"content-type": "text/html"})], "reconnect refused"),
+        ([HALF, exchange(asked="2", status=None, end="no server")], "reconnect refused"),
+        ([HALF, exchange(asked="2", end="silent")], "stuck"),
+        ([HALF, exchange(asked="2", end="broken")], "never ends"),
+        ([HALF, exchange(("x", "c"), asked="2")], "different stream"),
+        ([HALF, exchange(("3", "d"), ("4", "END"), asked="2")], "different text"),
+        ([HALF, exchange(("3", "c"), ("4", "END"), (None, "more"), asked="2")], "event after the terminal"),
+        ([ALL, exchange(("4", "END"), ("5", "e"), asked="4")], "event after the terminal"),
+        ([exchange(("1", "a"), ("2", "b"), ("3", "c"), ("4", "END"), ("4", "END"))], "repeated event"),
+        ([exchange(("1", "a"), end="cut"), exchange(("3", "c"), ("4", "END"), asked="2")], "id before its data"),
+        ([exchange(("1", "a"), ("2", "b"), ("3", "c"), end="cut"), exchange(asked="4")], "id before its data"),
+        (
+            [exchange(("1", "a"), ("2", "b"), ("3", "c"), end="cut"), exchange(asked="4", status=204)],
+            "id before its data",
+        ),
     ],
 )
-def test_the_first_thing_that_is_wrong_has_a_name(legs: list[Leg], name: str) -> None:
-    assert verdict(*legs) == name
+def test_the_first_fault_is_named(exchanges: list[Exchange], name: str) -> None:
+    assert verdict(*exchanges) == name
 
 
 def test_without_an_uncut_reader_the_numbers_must_count_or_rise() -> None:
-    gap = [HALF, leg(("7", "c"), ("9", "END"), asked="2")]
-    back = [HALF, leg(("1", "c"), ("9", "END"), asked="2")]
+    gap = [HALF, exchange(("7", "c"), ("9", "END"), asked="2")]
+    back = [HALF, exchange(("1", "c"), ("9", "END"), asked="2")]
     assert verdict(*gap, measured=False) == "dropped event"
-    assert verdict(*gap, measured=False, wire=Wire(ids="rising")) is None
-    assert verdict(*back, measured=False, wire=Wire(ids="rising")) == "repeated event"
-    assert verdict(*gap, measured=False, wire=Wire(ids="opaque")) is None
-    assert verdict(leg(("x", "a")), measured=False) == "no ids"
+    assert verdict(*gap, measured=False, wire=WireFormat(ids="rising")) is None
+    assert verdict(*back, measured=False, wire=WireFormat(ids="rising")) == "repeated event"
+    assert verdict(*gap, measured=False, wire=WireFormat(ids="opaque")) is None
+    assert verdict(exchange(("x", "a")), measured=False) == "no ids"
 
 
-# The application in this process
+# The ASGI network
 
 
-async def test_an_application_hears_of_the_cut(autojump_clock: Any) -> None:
+async def test_an_application_is_told_of_the_cut(autojump_clock: Any) -> None:
     heard = trio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -270,7 +302,7 @@ async def test_an_application_hears_of_the_cut(autojump_clock: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"x" * 100, "more_body": True})
         assert await receive() == {"type": "http.disconnect"}
-        await send({"type": "http.response.body", "body": b"into the void", "more_body": True})
+        await send({"type": "http.response.body", "body": b"after the cut", "more_body": True})
         heard.set()
 
     with trio.fail_after(10):
@@ -282,7 +314,7 @@ async def test_an_application_hears_of_the_cut(autojump_clock: Any) -> None:
             await heard.wait()
 
 
-async def test_an_application_that_fails_midway_looks_cut(autojump_clock: Any) -> None:
+async def test_an_application_that_fails_midway_resets_the_connection(autojump_clock: Any) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "http"
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -311,7 +343,7 @@ async def test_a_stage_gives_each_stream_its_own_turns(autojump_clock: Any) -> N
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            stage.more("a")  # before anybody waits
+            stage.more("a")  # before any engine waits
             nursery.start_soon(make, "a")
             nursery.start_soon(make, "b")
             await trio.testing.wait_all_tasks_blocked()
@@ -325,7 +357,7 @@ async def test_a_stage_gives_each_stream_its_own_turns(autojump_clock: Any) -> N
             stage.release("a")
 
 
-def test_a_difference_is_shown_where_it_begins_and_steers_no_terminal() -> None:
+def test_a_difference_is_shown_where_it_begins_with_control_characters_escaped() -> None:
     assert show_difference({"a": "x"}, {"a": "x"}) == ""
     shown = show_difference({"a": "0123456789" * 9}, {"a": "0123456789" * 5 + "\x1b]0;hm\x07"})
     assert shown.splitlines() == [
@@ -335,18 +367,18 @@ def test_a_difference_is_shown_where_it_begins_and_steers_no_terminal() -> None:
     ]
 
 
-def test_nothing_judged_is_no_success() -> None:
+def test_a_report_without_judged_cuts_is_not_a_success() -> None:
     assert Report("x").exit_code == 2
     assert Report("x", rows=[Row(phase="log", client="fetch", planned=3)]).exit_code == 2
     assert Report("x", rows=[Row(phase="log", client="fetch", checked=1)]).exit_code == 0
     assert Report("x", problem="hm", rows=[Row(phase="log", client="fetch", checked=1)]).exit_code == 2
 
 
-def test_a_report_shows_two_of_a_kind_and_counts_the_others() -> None:
+def test_a_report_shows_two_failures_per_name_and_counts_the_others() -> None:
     finding = Finding(name="stuck", message="no\x1bevent")
     failures = [Failure(phase="log", client="fetch", cut_at=n, finding=finding) for n in range(5)]
     text = str(Report("the application x", failures=failures))
     assert text.count("FAIL stuck: no\\x1bevent") == 2
     assert "check(..., phases=['log'], clients=['fetch'], cuts=[1], seed=0)" in text
-    assert "and 3 more of the same names" in text
+    assert "and 3 more failures with these names" in text
     assert text.endswith("FAILED: stuck (5)")

@@ -1,7 +1,7 @@
-"""An ASGI application in this process as a server: what it sends becomes the bytes that a client would get.
+"""Runs an ASGI application in this process as a server. Its messages become the bytes that a client would receive.
 
-No socket: a message is taken when the client reads, so backpressure is exact and virtual time works. The application
-must run on trio.
+There is no socket: the application's `send` returns when the client reads. Backpressure is therefore exact, and virtual
+time works. The application must run on trio.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import h11
 import trio
 
 from crucible_trio.errors import ConfigError
-from crucible_trio.testing.resume.network import Connection, Network
+from crucible_trio.testing.resume.network import Network, RawConnection
 
-Message: TypeAlias = MutableMapping[str, Any]
-App: TypeAlias = Callable[[Any, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
+AsgiMessage: TypeAlias = MutableMapping[str, Any]
+AsgiApp: TypeAlias = Callable[[Any, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 
 _HOST = "localhost"
 
 
 @asynccontextmanager
-async def open_asgi(app: App) -> AsyncIterator[Network]:
-    """Run an application's lifespan, if it has one, and connect to it.
+async def open_asgi(app: AsgiApp) -> AsyncIterator[Network]:
+    """Run an application's lifespan, if it has one, and return a network that connects to it.
 
     Raises:
-        ConfigError: The application says that it cannot start.
+        ConfigError: The application reports that its startup failed.
     """
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -37,7 +37,7 @@ async def open_asgi(app: App) -> AsyncIterator[Network]:
             await nursery.start(lifespan.run)
             yield _AsgiNetwork(app, nursery)
             await lifespan.end()
-        except Exception as error:  # raised below, as it is and not in a group
+        except Exception as error:  # raised below, outside the nursery, which would wrap it in a group
             failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:
@@ -46,24 +46,24 @@ async def open_asgi(app: App) -> AsyncIterator[Network]:
 
 @final
 class _Lifespan:
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: AsgiApp) -> None:
         self._app = app
         self._ending = trio.Event()
         self._ended = trio.Event()
-        self._asked = False
+        self._has_begun = False
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         is_started = False
 
-        async def receive() -> Message:
+        async def receive() -> AsgiMessage:
             await trio.lowlevel.checkpoint()
-            if self._asked:
+            if self._has_begun:
                 await self._ending.wait()
                 return {"type": "lifespan.shutdown"}
-            self._asked = True
+            self._has_begun = True
             return {"type": "lifespan.startup"}
 
-        async def send(message: Message) -> None:
+        async def send(message: AsgiMessage) -> None:
             nonlocal is_started
             await trio.lowlevel.checkpoint()
             if message["type"] == "lifespan.startup.failed":
@@ -78,7 +78,8 @@ class _Lifespan:
         except ConfigError:
             raise
         except Exception:
-            # By the standard, an application without a lifespan raises here; one that started must not.
+            # An application without lifespan support raises here, as the ASGI specification allows. An application
+            # that has started must not raise.
             if is_started:
                 raise
         finally:
@@ -93,35 +94,35 @@ class _Lifespan:
 
 @final
 class _AsgiNetwork:
-    def __init__(self, app: App, nursery: trio.Nursery) -> None:
+    def __init__(self, app: AsgiApp, nursery: trio.Nursery) -> None:
         self.name = f"the application {getattr(app, '__name__', type(app).__name__)}"
         self.host = _HOST
         self.base = ""
         self._app = app
         self._nursery = nursery
 
-    async def connect(self) -> Connection:
+    async def connect(self) -> RawConnection:
         await trio.lowlevel.checkpoint()
         return _AsgiConnection(self._app, self._nursery)
 
 
 @final
 class _AsgiConnection:
-    """One request and its response, both as HTTP/1.1 bytes."""
+    """One request and its response, as HTTP/1.1 bytes."""
 
-    def __init__(self, app: App, nursery: trio.Nursery) -> None:
+    def __init__(self, app: AsgiApp, nursery: trio.Nursery) -> None:
         self._app = app
         self._nursery = nursery
         self._http = h11.Connection(h11.SERVER)
-        self._gone = trio.Event()
-        self._body: bytes | None = None  # of the request, until the application has taken it
+        self._disconnected = trio.Event()
+        self._body: bytes | None = None  # the request's body, until the application has received it
         self._start: h11.Response | None = None
         self._unread = b""
         self._is_broken = False
         self._send, self._receive = trio.open_memory_channel[bytes](0)
 
     async def send_all(self, data: bytes) -> None:
-        """Take a whole request and call the application."""
+        """Parse a complete request and call the application."""
         await trio.lowlevel.checkpoint()
         self._http.receive_data(data)
         request = self._http.next_event()
@@ -143,15 +144,15 @@ class _AsgiConnection:
         return data
 
     def close(self, *, reset: bool) -> None:
-        # An application sees no difference between the two.
-        self._gone.set()
+        # An ASGI application cannot tell RST from FIN.
+        self._disconnected.set()
         self._receive.close()
 
     async def _run(self, request: h11.Request) -> None:
         with self._send:
             try:
                 await self._app(self._scope(request), self._next_message, self._answer)
-            except Exception:  # one connection's failure: a server resets it and goes on
+            except Exception:  # a server resets this connection and continues
                 self._is_broken = True
             if self._http.our_state is not h11.DONE:
                 self._is_broken = True
@@ -175,15 +176,15 @@ class _AsgiConnection:
             "extensions": {},
         }
 
-    async def _next_message(self) -> Message:
+    async def _next_message(self) -> AsgiMessage:
         await trio.lowlevel.checkpoint()
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        await self._gone.wait()
+        await self._disconnected.wait()
         return {"type": "http.disconnect"}
 
-    async def _answer(self, message: Message) -> None:
+    async def _answer(self, message: AsgiMessage) -> None:
         await trio.lowlevel.checkpoint()
         if message["type"] == "http.response.start":
             headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
@@ -204,6 +205,6 @@ class _AsgiConnection:
             if data:
                 await self._send.send(data)
         except trio.BrokenResourceError:
-            pass  # the client is gone; `http.disconnect` says so
+            pass  # the client has closed the connection and `receive` returns `http.disconnect`
         if is_last:
-            self._gone.set()  # servers say so at the end of every response
+            self._disconnected.set()  # servers send `http.disconnect` at the end of every response

@@ -1,4 +1,4 @@
-"""What is asked for: a server, its wire, and how much of it is cut."""
+"""`check`: the entry point of the kit."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from crucible_trio.testing.resume.asgi import App, open_asgi
+from crucible_trio.testing.resume.asgi import AsgiApp, open_asgi
+from crucible_trio.testing.resume.checking import Checking, CheckProgress, Cuts
 from crucible_trio.testing.resume.clients import CLIENTS
+from crucible_trio.testing.resume.live_phase import run_live
+from crucible_trio.testing.resume.log_phase import run_log
 from crucible_trio.testing.resume.network import open_tcp
-from crucible_trio.testing.resume.phases import Checking, Cuts, Progress
 from crucible_trio.testing.resume.report import Phase, Report
 from crucible_trio.testing.resume.stage import Stage
-from crucible_trio.testing.resume.wire import Wire
+from crucible_trio.testing.resume.wire import WireFormat
 
 PHASES: Final[tuple[Phase, ...]] = ("log", "live")
-LIVE_CUTS: Final = 40  # per client, where no engine waits for the cut: each costs a whole generation
-AT_ONCE: Final = 8
-TIMEOUT_SECONDS: Final = 60.0  # a model may load first, and wait for a place
+LIVE_CUTS: Final = 40  # per client, without a stage: each live cut costs a whole generation
+CONCURRENT_CUTS: Final = 8
+TIMEOUT_SECONDS: Final = 60.0  # the server may first load a model, and wait for a slot
 
 
 async def check(
-    target: str | App,
-    wire: Wire | None = None,
+    target: str | AsgiApp,
+    wire: WireFormat | None = None,
     *,
     clients: Iterable[str] = tuple(CLIENTS),
     phases: Iterable[Phase] = PHASES,
@@ -32,50 +34,51 @@ async def check(
     take_turns: bool = False,
     stage: Stage | None = None,
     seed: int = 0,
-    at_once: int = AT_ONCE,
+    at_once: int = CONCURRENT_CUTS,
     timeout: float = TIMEOUT_SECONDS,
-    on_progress: Progress | None = None,
+    on_progress: CheckProgress | None = None,
 ) -> Report:
-    """Cut a server's streams, reconnect as its clients do, and look for what is lost or comes twice.
+    """Cut a server's streams, reconnect as real clients do, and look for events that are lost or repeated.
 
     Args:
-        target: A URL, or an ASGI application that runs on trio. An application's lifespan is run.
-        wire: How the server is to be used; None: as this package's own.
-        clients: Names out of `CLIENTS`.
+        target: A URL, or an ASGI application that runs on trio. The application's lifespan is run.
+        wire: How the server's streams are started and read. None means this package's own server.
+        clients: Names from `CLIENTS`.
         phases: `log`, `live` or both.
-        cuts: These bytes and no others, in both phases: for seeing a failure again.
-        log_cuts: How many bytes to pick per client from the log; None: every one.
-        live_cuts: How many to pick live; None: every one with a stage, else 40.
-        take_turns: Whether each byte is cut once per phase, by the clients in turn, and not once by each of them.
-        stage: What the server's engine waits at. It must write the same text for every stream then.
-        seed: Picks the bytes where not every one is cut.
-        at_once: Cuts that are made at a time.
+        cuts: Cut at these bytes only, in both phases. Use it to repeat a failure.
+        log_cuts: Number of bytes to pick per client from the log. None picks all.
+        live_cuts: Number of bytes to pick per client in live streams. None picks all with a stage, and 40 without.
+        take_turns: Cut each byte once per phase, with the clients in turn, instead of once per client.
+        stage: The stage that the server's engine waits at. The engine must write the same text for every stream.
+        seed: Selects the bytes if not all are cut.
+        at_once: Number of cuts made concurrently.
         timeout: Seconds without an event after which a response counts as stuck.
-        on_progress: Is told about every cut.
+        on_progress: Called after every cut.
 
     Returns:
-        What was found. A server that is not there, or whose streams are too small, is a `problem` in it, no exception.
+        The report. A server that does not answer, or whose streams are too short, is a `problem` in the report and not
+        an exception.
 
     Raises:
         ConfigError: The URL cannot be used, or the application does not start.
-        ValueError: There is no such client.
+        ValueError: A client's name is unknown.
 
-    Cancellation: open connections are reset; streams that were started are left to the server.
+    Cancellation: resets open connections. The streams that the kit started continue on the server.
     """
     chosen = list(dict.fromkeys(clients))
     if unknown := [name for name in chosen if name not in CLIENTS]:
-        message = f"there is no client {unknown[0]!r}; there is {', '.join(CLIENTS)}"
+        message = f"unknown client {unknown[0]!r}, use one of {', '.join(CLIENTS)}"
         raise ValueError(message)
     async with open_tcp(target) if isinstance(target, str) else open_asgi(target) as network:
         again = f"crucible check {shlex.quote(target)}" if isinstance(target, str) else ""
         report = Report(network.name, seed, again)
-        checking = Checking(network, wire or Wire(), stage, timeout, report, at_once, on_progress)
+        checking = Checking(network, wire or WireFormat(), stage, timeout, report, at_once, on_progress)
         if await checking.begin():
             turns = len(chosen) if take_turns else 1
             picked = LIVE_CUTS if live_cuts is None and stage is None else live_cuts
             for number, kind in enumerate(CLIENTS[name] for name in chosen):
                 if "log" in phases:
-                    await checking.run_log(kind, Cuts(cuts, log_cuts, number % turns, turns))
+                    await run_log(checking, kind, Cuts(cuts, log_cuts, number % turns, turns))
                 if "live" in phases:
-                    await checking.run_live(kind, Cuts(cuts, picked, number % turns, turns))
+                    await run_live(checking, kind, Cuts(cuts, picked, number % turns, turns))
         return checking.report

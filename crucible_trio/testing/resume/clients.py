@@ -1,15 +1,17 @@
-"""Three clients that reconnect, each as its original does. Sans-IO: bytes go in, the next id to ask for comes out.
+"""Three kinds of clients that reconnect, modelled on real ones.
+
+Sans-IO: a client's state takes the bytes of a body and gives the events and the next `Last-Event-ID`.
 
 | | EventSource of a browser | a user of httpx-sse | @microsoft/fetch-event-source |
 |---|---|---|---|
-| asks with | GET, the same URL again | the start; then GET, where the stream has a URL | the start again |
-| takes an id | at the blank line | at the blank line | when it reads the line |
-| clean end | comes back | has ended | has ended |
-| 204 | has ended | raises | raises |
-| any other status, another type of content | gives up | raises | raises |
+| resumes with | GET of the same URL | GET of the stream's URL if it has one, else the start | the start |
+| takes an id | at the blank line | at the blank line | when it has read the line |
+| after a clean end | reconnects | stops | stops |
+| after 204 | stops | raises | raises |
+| after another status or content type | gives up | raises | raises |
 
-The kit does not wait for `retry`. A page whose EventSource has got the terminal event usually closes it; the kit's does
-not, because a page that forgets must not get anything more either.
+The kit does not wait for `retry`. A page usually closes its EventSource after the terminal event. The kit's client does
+not, because the server must send nothing new to a page that forgets to.
 """
 
 from __future__ import annotations
@@ -27,21 +29,21 @@ class ClientKind:
     """One kind of client.
 
     Attributes:
-        name: As in reports and options.
-        only_gets: Whether it can send nothing but GET.
-        repeats_start: Whether it resumes by sending the start again, also where the stream has a URL of its own.
-        takes_id_early: Whether it takes an id as soon as it has read its line.
-        outlives_the_end: Whether it reconnects after a clean end, and takes 204 for the end.
+        name: The name in reports and options.
+        only_gets: Whether it sends only GET requests.
+        repeats_start: Whether it resumes by sending the start request again, even if the stream has a URL.
+        takes_id_early: Whether it takes an id as soon as it has read the id's line.
+        reconnects_after_end: Whether it reconnects after a clean end, and stops at 204.
     """
 
     name: str
     only_gets: bool = False
     repeats_start: bool = False
     takes_id_early: bool = False
-    outlives_the_end: bool = False
+    reconnects_after_end: bool = False
 
 
-EVENT_SOURCE: Final = ClientKind(name="eventsource", only_gets=True, outlives_the_end=True)
+EVENT_SOURCE: Final = ClientKind(name="eventsource", only_gets=True, reconnects_after_end=True)
 HTTPX_SSE: Final = ClientKind(name="httpx-sse")
 FETCH: Final = ClientKind(name="fetch", repeats_start=True, takes_id_early=True)
 
@@ -52,26 +54,26 @@ _BLANK_LINE = re.compile(rb"\r\n\r\n|\r\r|\n\n")
 
 
 @final
-class Follower:
-    """One client's memory, over all its connections.
+class ClientState:
+    """The state that one client keeps across its connections.
 
     Attributes:
-        last_id: What it sends as `Last-Event-ID`; empty: nothing.
-        favoured: How often a cut fell between an id's line, the last one of its event, and the blank line. There
-            fetch-event-source has taken the id and not the event, and loses it whatever a server does. No server can
-            help that, so the event counts as taken.
+        last_id: The `Last-Event-ID` of its next request. Empty for none.
+        gap_cuts: Number of cuts between an id on the last line of an event and the blank line. fetch-event-source has
+            then taken the id without the event, and loses the event. No server can prevent that, so the kit counts the
+            event as received.
     """
 
     def __init__(self, kind: ClientKind) -> None:
         self.last_id = ""
-        self.favoured = 0
+        self.gap_cuts = 0
         self._kind = kind
         self._decoder = sse.Decoder()
-        self._block = b""  # of the event that is not finished
+        self._block = b""  # the bytes of an incomplete event
 
     def connect(self) -> None:
-        """A new connection; what was left of the last one's unfinished event is gone."""
-        # Browsers keep the last id over connections, also when the new one begins with an event that has none.
+        """Start a new connection. The incomplete event of the previous connection is dropped."""
+        # Browsers keep the last id across connections, even if the new one begins with an event without id.
         self._decoder = sse.Decoder()
         self._block = b""
 
@@ -79,10 +81,10 @@ class Follower:
         """Take the next bytes of the body.
 
         Returns:
-            The events that it hands to its user.
+            The complete events, which the client gives to its user.
 
         Raises:
-            EventTooLargeError: An event does not end.
+            EventTooLargeError: An event is larger than the decoder's limit.
         """
         events = self._decoder.feed(chunk)
         self._take_id()
@@ -90,11 +92,11 @@ class Follower:
             self._block = _BLANK_LINE.split(self._block + chunk)[-1]
         return events
 
-    def lose(self) -> list[sse.ServerSentEvent]:
-        """The connection is gone.
+    def disconnect(self) -> list[sse.ServerSentEvent]:
+        """End a connection that was cut.
 
         Returns:
-            The event that counts as taken; see `favoured`.
+            The event that counts as received although its blank line is missing. See `gap_cuts`.
         """
         if not self._kind.takes_id_early:
             return []
@@ -103,8 +105,8 @@ class Follower:
         if not ids:
             return []
         if not unfinished and lines[-1] is ids[-1] and any(line.startswith(b"data:") for line in lines):
-            self.favoured += 1
-            events = self._decoder.feed(b"\n\n")  # the first may belong to a CR
+            self.gap_cuts += 1
+            events = self._decoder.feed(b"\n\n")  # the first may complete a CRLF
             self._take_id()
             return events
         self.last_id = ids[-1].removeprefix(b"id:").removeprefix(b" ").decode(errors="replace")

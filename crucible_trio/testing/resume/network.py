@@ -1,4 +1,4 @@
-"""Where a server is: connections to it as raw bytes, over TCP, or into an ASGI application in this process."""
+"""Connections to the server under test, as raw bytes: over TCP here, to an ASGI application in `asgi.py`."""
 
 from __future__ import annotations
 
@@ -18,43 +18,51 @@ _Address: TypeAlias = tuple[socket.AddressFamily, tuple[object, ...]]
 CONNECT_SECONDS: Final = 10.0
 
 
-class Connection(Protocol):
+class RawConnection(Protocol):
     """One connection, as bytes."""
 
     async def send_all(self, data: bytes) -> None:
-        """Send the request. Raises `trio.BrokenResourceError`: the server is gone."""
+        """Send the request.
+
+        Raises:
+            trio.BrokenResourceError: The server has closed the connection.
+        """
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """The next bytes; empty at FIN. Raises `trio.BrokenResourceError`: a reset."""
+        """Receive the next bytes. Empty at FIN.
+
+        Raises:
+            trio.BrokenResourceError: The server has reset the connection.
+        """
 
     def close(self, *, reset: bool) -> None:
-        """Close at once, with RST or FIN."""
+        """Close the connection with RST or FIN. Does not wait."""
 
 
 class Network(Protocol):
-    """A way to one server.
+    """Connects to one server.
 
     Attributes:
-        name: For the report.
-        host: For the `Host` header.
-        base: Path of its URL, without a slash at the end.
+        name: The server's name in the report.
+        host: The value of the `Host` header.
+        base: Path of the server's URL, without a trailing slash.
     """
 
     name: str
     host: str
     base: str
 
-    async def connect(self) -> Connection:
+    async def connect(self) -> RawConnection:
         """Open a connection.
 
         Raises:
-            OSError: Nobody is there.
+            OSError: No server answers.
         """
 
 
 @final
 class TcpNetwork:
-    """A server at an address."""
+    """A server at a TCP address."""
 
     def __init__(
         self, url: str, host: str, base: str, family: socket.AddressFamily, address: tuple[object, ...]
@@ -65,8 +73,12 @@ class TcpNetwork:
         self._family = family
         self._address = address
 
-    async def connect(self) -> Connection:
-        """Open a connection. Raises `OSError`: nobody is there."""
+    async def connect(self) -> RawConnection:
+        """Open a connection.
+
+        Raises:
+            OSError: No server answers within 10 seconds.
+        """
         sock = trio.socket.socket(self._family)
         try:
             with trio.fail_after(CONNECT_SECONDS):
@@ -100,33 +112,33 @@ class _TcpConnection:
 
 @asynccontextmanager
 async def open_tcp(url: str) -> AsyncIterator[Network]:
-    """Find a server.
+    """Resolve a URL and find the address that answers.
 
     Raises:
-        ConfigError: The URL is none that can be checked, or its name leads nowhere.
+        ConfigError: The URL is not one that the kit can check, or its host name cannot be resolved.
     """
     try:
         parts = urlsplit(url)
         port = parts.port or 80
     except ValueError as error:
-        message = f"{url!r} is no URL: {error}"
+        message = f"not a URL: {url!r} ({error})"
         raise ConfigError(message) from error
     if parts.scheme != "http" or not parts.hostname:
-        message = f"{url!r} is no http:// URL; behind TLS, check the server itself rather than its proxy"
+        message = f"not an http:// URL: {url!r}. If a proxy terminates TLS, check the server behind it"
         raise ConfigError(message)
     try:
         found = await trio.socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        message = f"there is no host {parts.hostname}: {error.strerror or error}"
+        message = f"cannot resolve host {parts.hostname}: {error.strerror or error}"
         raise ConfigError(message) from error
     host = parts.netloc.rpartition("@")[2]
     addresses = [(family, address) for family, _, _, _, address in found]
-    network = TcpNetwork(url, host, parts.path.rstrip("/"), *await _first_that_answers(addresses))
+    network = TcpNetwork(url, host, parts.path.rstrip("/"), *await _first_reachable(addresses))
     yield network
 
 
-async def _first_that_answers(addresses: Sequence[_Address]) -> _Address:
-    # `localhost` has two addresses, and a server listens on one of them perhaps.
+async def _first_reachable(addresses: Sequence[_Address]) -> _Address:
+    # `localhost` has two addresses, and a server may listen on only one of them.
     for family, address in addresses[:-1]:
         try:
             (await TcpNetwork("", "", "", family, address).connect()).close(reset=True)

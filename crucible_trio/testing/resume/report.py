@@ -1,4 +1,4 @@
-"""What was checked, what was found, and how to see a failure again."""
+"""The report of a check: its scope, its findings, and how to repeat a failure."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SHOWN_OF_A_NAME: Final = 2
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A finding and where it was made.
+    """A finding, and the cut that led to it.
 
     Attributes:
-        phase: `uncut` when the uncut reader itself met it.
-        client: The client's name; empty for the uncut reader.
-        cut_at: Bytes of the response after which the connection was cut; None for no cut.
-        finding: What is wrong.
+        phase: The phase, or `uncut` for a fault that the uncut reader met.
+        client: The client's name. Empty for the uncut reader.
+        cut_at: Number of bytes after which the connection was cut. None for no cut.
+        finding: The fault.
     """
 
     phase: Phase | Literal["uncut"]
@@ -44,14 +44,14 @@ class Row:
     Attributes:
         phase: From the log, or live.
         client: The client's name.
-        size: Bytes of the response that is cut.
-        planned: Cuts that were to be made.
-        checked: Cuts whose outcome was judged.
-        failed: How many of these were wrong.
-        skipped: Cuts that could not be judged, by why.
-        favoured: Cuts after which the client was given an event that its original loses by itself.
-        unmeasured: Cuts where no uncut reader could be had, so that ids alone were looked at.
-        stopped: Whether so many failed that the rest was left out.
+        size: Bytes of the uncut response.
+        planned: Number of cuts to make.
+        checked: Number of cuts that were judged.
+        failed: Number of judged cuts with a fault.
+        skipped: Number of cuts that could not be judged, by reason.
+        in_gap: Number of cuts in the client's own gap: the real client loses an event there and the kit's does not.
+        by_ids_only: Number of cuts without an uncut reader to compare with, so that only the ids were checked.
+        stopped: Whether the rest was skipped after too many failures.
     """
 
     phase: Phase
@@ -61,25 +61,25 @@ class Row:
     checked: int = 0
     failed: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
-    favoured: int = 0
-    unmeasured: int = 0
+    in_gap: int = 0
+    by_ids_only: int = 0
     stopped: bool = False
 
 
 @final
 @dataclass(slots=True)
 class Report:
-    """The outcome of a check; `str(report)` is for people.
+    """The result of a check. `str(report)` is readable text.
 
     Attributes:
-        target: What was checked.
-        seed: What picked the cuts, where not every byte was cut.
-        again: The command that checks it; empty for an application in this process.
-        problem: Why nothing could be checked; None when it could.
-        stream: The stream that was cut, in a few words.
-        rows: By phase and client.
-        failures: All that were kept; `Row.failed` counts.
-        notes: What was not checked, and why.
+        target: The server's URL, or the application's name.
+        seed: The seed that selected the bytes, if not every byte was cut.
+        again: The command that repeats the check. Empty for an application in this process.
+        problem: Why the server could not be checked, or None.
+        stream: A short description of the stream that was cut.
+        rows: One row per client and phase.
+        failures: All failures.
+        notes: Checks that were left out, and why.
     """
 
     target: str
@@ -93,7 +93,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether something was checked and nothing was wrong."""
+        """Whether cuts were checked and no fault was found."""
         return self.exit_code == PASSED
 
     @property
@@ -105,7 +105,7 @@ class Report:
 
     @property
     def names(self) -> Counter[str]:
-        """How often each kind of fault was kept."""
+        """Number of failures by name of the fault."""
         return Counter(failure.finding.name for failure in self.failures)
 
     def __str__(self) -> str:
@@ -121,11 +121,11 @@ class Report:
             if shown[name] <= _SHOWN_OF_A_NAME:
                 lines += ["", *self._failure_lines(failure)]
         if more := sum((shown - Counter(dict.fromkeys(shown, _SHOWN_OF_A_NAME))).values()):
-            lines += ["", f"and {more} more of the same names"]
+            lines += ["", f"and {more} more failures with these names"]
         lines.append("")
         match self.exit_code:
             case 0:
-                lines.append("passed: nothing lost, nothing twice")
+                lines.append("passed: no event was lost or repeated")
             case 1:
                 counts = ", ".join(f"{name} ({count})" for name, count in self.names.most_common())
                 lines.append(f"FAILED: {counts}")
@@ -138,15 +138,15 @@ class Report:
         lines = [f"FAIL {finding.name}: {ascii_controls(finding.message)}"]
         lines += [f"     {line}" for line in finding.difference.splitlines()]
         if failure.cut_at is None:
-            lines.append("     where: the uncut reader" + (f", {_PHASES[failure.phase]}" * (failure.phase != "uncut")))
+            lines.append("     in: the uncut reader" + (f", {_PHASES[failure.phase]}" * (failure.phase != "uncut")))
         elif self.again:
             lines.append(
-                f"     again: {self.again} --phase {failure.phase} --client {failure.client} --cut {failure.cut_at} "
+                f"     repeat: {self.again} --phase {failure.phase} --client {failure.client} --cut {failure.cut_at} "
                 f"--seed {self.seed}"
             )
         else:
             lines.append(
-                f"     again: check(..., phases=['{failure.phase}'], clients=['{failure.client}'], "
+                f"     repeat: check(..., phases=['{failure.phase}'], clients=['{failure.client}'], "
                 f"cuts=[{failure.cut_at}], seed={self.seed})"
             )
         return lines
@@ -161,10 +161,10 @@ def _row_line(row: Row) -> str:
     parts = [f"{_PHASES[row.phase]:<12}  {row.client:<11}  {cuts}"]
     parts.append(f"{row.failed:,} failed" if row.failed else "ok" if row.checked else "nothing judged")
     if row.stopped:
-        parts.append(f"{row.planned - row.checked - row.skipped.total():,} left out after so many")
+        parts.append(f"{row.planned - row.checked - row.skipped.total():,} skipped after too many failures")
     parts += [f"{count:,} not judged ({why})" for why, count in row.skipped.items()]
-    if row.favoured:
-        parts.append(f"{row.favoured:,} with the client's own gap closed")
-    if row.unmeasured:
-        parts.append(f"{row.unmeasured:,} by ids alone")
+    if row.in_gap:
+        parts.append(f"{row.in_gap:,} in the client's own gap")
+    if row.by_ids_only:
+        parts.append(f"{row.by_ids_only:,} checked by ids only")
     return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""How an engine under a test's control waits for the cut of its connection."""
+"""`Stage`: the engine under test waits until the kit has cut the connection."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import trio
 
 @final
 class Stage:
-    """Holds engines back until the kit has cut, so that a cut falls into a stream that is being made.
+    """Makes engines wait for the kit, so that the kit can cut a stream that is still being generated.
 
-    An engine, or any other source of events, awaits `turn(key)` before each piece; `key` is what `{key}` stands for in
-    the wire, so the prompt should hold it.
+    The engine, or another source of events, awaits `turn(key)` before each piece. `key` is the text that replaces
+    `{key}` in the wire, so the prompt should contain it.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Stage:
         self._changed: dict[str, trio.lowlevel.ParkingLot] = {}
 
     async def turn(self, key: str) -> None:
-        """Wait until this stream's next piece is wanted. Checkpoints: always. Cancellation: takes no turn."""
+        """Wait until the kit wants the next piece of this stream. Checkpoints: always. Cancellation: uses no turn."""
         await trio.lowlevel.checkpoint()
         while key not in self._released and not self._turns.get(key):
             await self._changed.setdefault(key, trio.lowlevel.ParkingLot()).park()
@@ -29,12 +29,12 @@ class Stage:
             self._turns[key] -= 1
 
     def more(self, key: str) -> None:
-        """One more piece is wanted."""
+        """Let the engine write one more piece."""
         self._turns[key] = self._turns.get(key, 0) + 1
         self._wake(key)
 
     def release(self, key: str) -> None:
-        """All the rest is wanted: the connection is cut, or will not be."""
+        """Let the engine write the rest. The kit has cut the connection, or will not cut it."""
         self._released.add(key)
         self._turns.pop(key, None)
         self._wake(key)

@@ -1,6 +1,6 @@
-"""What the kit must know of a server: how a stream is started and found again, and what its events mean.
+"""`WireFormat`: how a server's streams are started and found, and how its events are read. Sans-IO.
 
-Sans-IO. The defaults describe this package's own server; a TOML file describes another one.
+The defaults describe this package's own server. A TOML file describes another one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"(\d+)(?:-(\d+))?$")
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """One request; `target` is path and query."""
+    """One request. `target` is the path with the query."""
 
     method: str
     target: str
@@ -37,22 +37,23 @@ class HttpRequest:
     body: bytes = b""
 
     def resuming(self, last_event_id: str) -> HttpRequest:
-        """The same request from a position on; the empty id is none."""
+        """The same request with `Last-Event-ID`, or without it if the id is empty."""
         return replace(self, headers=(*self.headers, ("Last-Event-ID", last_event_id))) if last_event_id else self
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """One event, as the wire says that it is to be read.
+class WireEvent:
+    """One event, as the wire format reads it.
 
     Attributes:
-        id: None for an event that carries none.
-        kind: Its type.
-        channel: What its text belongs to; texts of two channels are never joined.
-        text: Empty for an event that carries none.
-        is_terminal: Whether the stream ends with it.
-        is_control: Whether it says why a body may end cleanly before the stream does.
+        id: The event's id, or None.
+        kind: The event's type.
+        channel: The text that `text` continues. Each channel is compared separately.
+        text: The event's text. Empty if it has none.
+        is_terminal: Whether the event ends the stream.
+        is_control: Whether the body may end cleanly after this event although the stream has not ended.
+        is_out_of_band: Whether the event is not in the log. Connections differ in these, so the text is not compared.
     """
 
     id: str | None
@@ -61,31 +62,36 @@ class Piece:
     text: str
     is_terminal: bool
     is_control: bool
+    is_out_of_band: bool
 
 
 @final
-class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A server's ways.
+class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a server's streams are started and found, and how its events are read.
 
-    `{key}` in path, headers or body becomes a text of its own for each stream. Where it makes the server find the same
-    stream when the request is sent again (an idempotency key, a name in the path), a connection that was cut before
-    the first id can be repeated, and is checked too.
+    `{key}` in path, headers or body is replaced by a different text for each stream. If a repeated start with the same
+    key finds the same stream (an idempotency key, or a name in the path), the kit also checks connections that were cut
+    before the first id.
+
+    The kit needs no list of event types. It checks the ids of all events, and compares the text of each channel. It
+    skips the content of an event without text, so a type that it does not know is not a fault.
 
     Attributes:
-        method: Of the request that starts a stream.
-        path: Its path and query, below the URL that is checked.
-        headers: Its headers.
-        body: Its body.
-        events: Where the events of a started stream are, for GET: with `{header:Name}` or `{json:path}` out of the
-            answer to the start. None: the start itself is sent again with `Last-Event-ID`.
-        events_headers: The headers of that GET.
-        kind: Where an event's type is: a path in its JSON, or `event:` for the field of that name.
-        text: Where its text is: a path in its JSON, or empty when the data is the text.
-        channel: Further paths that tell texts apart, beside the type.
-        terminal: The types, or whole data, that end a stream.
-        control: The types after which a body may end cleanly although the stream has not.
-        ids: `consecutive`: the number at the end of an id counts without holes. `rising`: it rises. `opaque`: an id is
-            any text. However that is, no id may come twice, and none that the uncut reader got may be missing.
+        method: Method of the start, the request that starts a stream.
+        path: Path and query of the start, relative to the URL under test.
+        headers: Headers of the start.
+        body: Body of the start.
+        events: URL of a started stream's events, for GET. `{header:Name}` and `{json:path}` are replaced by values from
+            the response to the start. None: the kit resumes by sending the start again with `Last-Event-ID`.
+        events_headers: Headers of that GET.
+        kind: Where an event's type is: a path in its JSON, or `event:` for the SSE field.
+        text: Where an event's text is: a path in its JSON, or empty if the data itself is the text.
+        channel: Further paths whose values, with the type, name the channel of a text.
+        terminal: The types, or the complete data, that end a stream.
+        control: The types after which a body may end cleanly although the stream has not ended.
+        ids: `consecutive`: the number at the end of the id counts without holes, and an event without id is out of
+            band. `rising`: the number rises. `opaque`: an id is any text. In all cases no id may be repeated, and no id
+            that the uncut reader received may be missing.
     """
 
     method: Literal["GET", "POST"] = "POST"
@@ -105,11 +111,11 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the start can be sent again without starting a second stream."""
+        """Whether sending the start again finds the same stream."""
         return any(_KEY in part for part in (self.path, self.body, *self.headers.values()))
 
-    def with_headers(self, headers: dict[str, str]) -> Wire:
-        """The same, with headers for every request, such as `Authorization`."""
+    def with_headers(self, headers: dict[str, str]) -> WireFormat:
+        """A copy that adds headers to every request, such as `Authorization`."""
         return msgspec.structs.replace(
             self, headers=self.headers | headers, events_headers=self.events_headers | headers
         )
@@ -118,8 +124,8 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """The request that starts the stream named `key`.
 
         Args:
-            base: Path of the URL that is checked, without a slash at its end.
-            key: What `{key}` stands for.
+            base: Path of the URL under test, without a trailing slash.
+            key: The text that replaces `{key}`.
         """
         headers = tuple((name, value.replace(_KEY, key)) for name, value in self.headers.items())
         body = self.body.replace(_KEY, key).encode() if self.method == "POST" else b""
@@ -127,12 +133,15 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return HttpRequest(method=self.method, target=target, headers=headers, body=body)
 
     def find_events(self, start: HttpRequest, headers: dict[str, str], content: bytes) -> HttpRequest | None:
-        """The request for the events of a stream, out of what answered its start.
+        """The request for the events of a stream, from the response to its start.
 
         Args:
-            start: The request that was answered.
-            headers: Of the answer, names in lower case.
-            content: Of the answer; empty when it is an event stream.
+            start: The start request.
+            headers: Headers of the response, names in lower case.
+            content: Body of the response. Empty if it is an event stream.
+
+        Returns:
+            None if the wire has no `events`, or the response lacks a value that `events` needs.
         """
         if self.events is None:
             return None
@@ -154,8 +163,8 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         return HttpRequest(method="GET", target=target, headers=tuple(self.events_headers.items()))
 
-    def read(self, event: sse.ServerSentEvent) -> Piece:
-        """What an event means."""
+    def read(self, event: sse.ServerSentEvent) -> WireEvent:
+        """Find the type, the text and the channel of an event."""
         data = event.data or ""
         value = _decode(data.encode())
         kind = event.event if self.kind == "event:" else _as_text(_look_up(value, self.kind))
@@ -167,22 +176,30 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         else:
             text = "" if is_terminal or is_control else data
         channel = "/".join([kind, *(_as_text(_look_up(value, path)) for path in self.channel)]).rstrip("/")
-        return Piece(id=event.id, kind=kind, channel=channel, text=text, is_terminal=is_terminal, is_control=is_control)
+        return WireEvent(
+            id=event.id,
+            kind=kind,
+            channel=channel,
+            text=text,
+            is_terminal=is_terminal,
+            is_control=is_control,
+            is_out_of_band=not event.id and self.ids == "consecutive",
+        )
 
     def number(self, event_id: str) -> tuple[int, int] | None:
-        """The number at the end of an id: `12` in `str_x.12`, and both numbers in `1526919030474-55`."""
+        """The number at the end of an id: 12 for `str_x.12`, and both numbers for `1526919030474-55`."""
         found = _NUMBER.search(event_id)
         return (int(found[1]), int(found[2] or 0)) if found else None
 
 
-def load_wire(path: Path) -> Wire:
-    """Read a wire from a TOML file; what it does not name is as it is with this package's server.
+def load_wire(path: Path) -> WireFormat:
+    """Read a wire format from a TOML file. The defaults are those of this package's server.
 
     Raises:
-        ConfigError: The file cannot be read, or a name or value in it is wrong.
+        ConfigError: The file cannot be read, or a name or value in it is invalid.
     """
     try:
-        return msgspec.convert(tomllib.loads(path.read_text("utf-8")), Wire)
+        return msgspec.convert(tomllib.loads(path.read_text("utf-8")), WireFormat)
     except (OSError, UnicodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         message = f"cannot read the wire in {path}: {error}"
         raise ConfigError(message) from error
@@ -191,28 +208,31 @@ def load_wire(path: Path) -> Wire:
 @final
 @dataclass(slots=True)
 class Reading:
-    """What somebody got of one stream, over one connection or many.
+    """The events that one client received of one stream, over one connection or several.
 
     Attributes:
-        ids: In order, as often as they came.
-        texts: By channel.
-        events: How many there were, those without an id too.
-        ended: Whether a terminal event came.
+        ids: The ids in order of arrival, including repeated ones.
+        texts: The text of each channel. Events that are out of band have no part in it.
+        events: Number of events, including those without id.
+        ended: Whether a terminal event arrived.
+        has_text: Whether any event had text.
     """
 
     ids: list[str] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     events: int = 0
     ended: bool = False
+    has_text: bool = False
 
-    def add(self, piece: Piece) -> None:
-        """Take the next event."""
+    def add(self, event: WireEvent) -> None:
+        """Add the next event."""
         self.events += 1
-        self.ended = self.ended or piece.is_terminal
-        if piece.id:
-            self.ids.append(piece.id)
-        if piece.text:
-            self.texts[piece.channel] = self.texts.get(piece.channel, "") + piece.text
+        self.ended = self.ended or event.is_terminal
+        self.has_text = self.has_text or bool(event.text)
+        if event.id:
+            self.ids.append(event.id)
+        if event.text and not event.is_out_of_band:
+            self.texts[event.channel] = self.texts.get(event.channel, "") + event.text
 
 
 def _decode(data: bytes) -> object:

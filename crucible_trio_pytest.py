@@ -1,7 +1,7 @@
-"""The resume kit in pytest: a fixture for one's own tests, and an option that makes a test of a URL.
+"""The resume kit in pytest: the fixture `check_resume`, and the option `--check-resume URL`, which adds a test.
 
-Thin: it calls `crucible_trio.testing.resume.check` and fails with its report. Everything is imported when it is used,
-because pytest loads this in every run of everybody who has the package installed.
+pytest loads this module in every project that has crucible_trio installed. It is outside the package because importing
+anything from the package loads trio and the core. The fixture and the test import the kit when they run.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pytest
 if TYPE_CHECKING:
     from _pytest._code.code import TerminalRepr
 
-    from crucible_trio.testing.resume import Report, Wire
-    from crucible_trio.testing.resume.asgi import App
+    from crucible_trio.testing.resume import Report, WireFormat
+    from crucible_trio.testing.resume.asgi import AsgiApp
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,10 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="URL",
         action="append",
         default=[],
-        help="check that the event streams of the server there can be resumed after a cut at any byte",
+        help="check that clients of the server at URL can resume its event streams after a cut at any byte",
     )
     group.addoption("--check-resume-wire", metavar="FILE", help="TOML file that describes the server")
-    group.addoption("--check-resume-log-cuts", metavar="N", type=int, help="bytes to cut per client from the log")
+    group.addoption(
+        "--check-resume-log-cuts",
+        metavar="N",
+        type=int,
+        help="bytes to cut per client from the log, not all",
+    )
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -46,16 +51,16 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 @pytest.fixture(scope="session")
 def check_resume() -> Callable[..., Awaitable[Report]]:
-    """The kit's `check`, to be awaited with the same arguments; what it finds fails the test, with its report."""
+    """`crucible_trio.testing.resume.check`, which here fails the test with its report if it finds a fault."""
     return _check
 
 
-async def _check(target: str | App, wire: Wire | None = None, **options: object) -> Report:
+async def _check(target: str | AsgiApp, wire: WireFormat | None = None, **options: object) -> Report:
     from crucible_trio.testing.resume import check
 
-    report = await check(target, wire, **options)  # type: ignore[arg-type]  # it says itself what it cannot take
+    report = await check(target, wire, **options)  # type: ignore[arg-type]  # `check` refuses wrong options
     if not report.ok:
-        # No `pytest.fail`: as an Exception it leaves the nurseries of a test as other failed assertions do.
+        # `pytest.fail` raises a BaseException. A nursery of the test would not wrap that as it wraps a failed assert.
         message = f"\n{report}"
         raise AssertionError(message)
     return report
@@ -82,7 +87,7 @@ class _ResumeItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str | TerminalRepr:
         if isinstance(excinfo.value, AssertionError):
             return str(excinfo.value).lstrip()
-        return super().repr_failure(excinfo, style)  # type: ignore[arg-type]  # pytest's own words for a style
+        return super().repr_failure(excinfo, style)  # type: ignore[arg-type]  # pytest defines the styles
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         return self.path, None, self.name
