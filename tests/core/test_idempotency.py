@@ -26,7 +26,8 @@ from crucible_trio.errors import (
     StreamExpiredError,
     StreamNotFoundError,
 )
-from crucible_trio.log.contract import Log
+from crucible_trio.log.contract import Log, RoomListener
+from crucible_trio.log.memory import ByteAccount, MemoryLog
 from crucible_trio.pipeline import Pipeline, open_pipeline, run_pipeline
 from crucible_trio.records import encode_json
 from crucible_trio.request import Request, Sampling
@@ -170,15 +171,37 @@ async def test_a_key_stores_a_hash_of_the_request_and_not_the_request(autojump_c
 # Starts at the same time, over a store that waits
 
 
+class WaitingLog:
+    """A `MemoryLog` whose writer waits for every commit."""
+
+    def __init__(self, *, room_without_readers: bool, account: ByteAccount | None) -> None:
+        self._log = MemoryLog(room_without_readers=room_without_readers, account=account)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    @property
+    def listener(self) -> RoomListener | None:
+        return self._log.listener
+
+    @listener.setter
+    def listener(self, listener: RoomListener) -> None:
+        self._log.listener = listener
+
+    async def flushed(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
 class WaitingStore:
-    """A store that waits before and after its work, as one in another process does. It is a `MemoryStore` inside.
+    """A store that waits before and after its work, as one in another process does. It wraps a `MemoryStore`.
 
     Args:
         refusals: Errors that the next calls of `create` raise.
     """
 
     def __init__(self, limits: Settings, timers: Timers, refusals: list[Exception]) -> None:
-        self.inner = MemoryStore(limits, timers)
+        new_log: Any = WaitingLog
+        self.inner = MemoryStore(limits, timers, new_log=new_log)
         self.ended = self.inner.ended
         self.wake_readers = self.inner.wake_readers
         self._refusals = refusals
@@ -357,6 +380,9 @@ class Race:
         assert self.store.kept == len(kept)
         assert self.store.log_bytes == sum(stream.log.size_bytes + len(encode_json(stream.facts)) for stream in kept)
         assert all(stream.log.finished for stream in kept)
+        metrics = self.pipeline.metrics.engine("scripted")
+        assert metrics.started.total() == metrics.ended.total()
+        assert "running" not in metrics.ended
 
 
 def at_every_step(
