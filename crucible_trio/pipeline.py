@@ -217,12 +217,10 @@ class Pipeline:
         return stream
 
     async def _publish(self, generation: Generation, stream: Stream, key: str | None) -> None:
-        self._check_takes_streams()  # `create` may have waited
         await generation.log.flushed()
+        self._check_takes_streams()  # `create` and `flushed` may have waited
         with trio.fail_after(self.settings.flush_seconds, shield=True):
             await self.store.started(stream, key)
-        if self._nursery is None:
-            raise trio.ClosedResourceError
 
     def _check_takes_streams(self) -> None:
         if self._nursery is None:

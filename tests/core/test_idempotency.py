@@ -573,6 +573,16 @@ class StoreThatNeverStarts(WaitingStore):
         await trio.sleep_forever()
 
 
+class StoreThatOnceStartsTooLate(WaitingStore):
+    was_late = False
+
+    async def started(self, stream: Stream, key: str | None) -> None:
+        await super().started(stream, key)
+        if not self.was_late:
+            self.was_late = True
+            await trio.sleep_forever()
+
+
 class StoreThatFailsToStart(WaitingStore):
     async def started(self, stream: Stream, key: str | None) -> None:
         await trio.lowlevel.checkpoint()
@@ -597,3 +607,18 @@ async def test_when_the_store_cannot_start_a_stream_the_engine_is_not_called_and
         await race.run(check)
         assert race.engine.calls == 0
         assert len(race.results) == 2 or cut != "nothing"
+
+
+async def test_a_key_whose_stream_started_too_late_is_free_again(autojump_clock: MockClock) -> None:
+    async def check(race: Race) -> None:
+        assert isinstance(race.results["first"], trio.TooSlowError)
+        [late] = await race.pipeline.list(owner="alice")
+        assert late.status == "cancelled"
+        await trio.sleep(1800)
+        assert not (await start(race.pipeline, "key"))[1]
+        await trio.sleep(3600)  # the id of the first stream is forgotten, the second has expired
+        with pytest.raises(StreamExpiredError):
+            await start(race.pipeline, "key")
+        assert race.engine.calls == 1
+
+    await Race(0, requests={"first": ANY}, new_store=StoreThatOnceStartsTooLate).run(check)
