@@ -111,6 +111,7 @@ class Pipeline:
             InvalidRequestError: The model does not support a field, or a number is over the server's maximum.
             OwnerLimitError, OverloadedError, DrainingError: A limit, or a shutdown, refuses new streams for now.
             trio.ClosedResourceError: The pipeline is not running.
+            trio.TooSlowError: The store took longer than `flush_seconds` to start the stream.
 
         Checkpoints: always, before the stream is started. Cancellation: as `start_or_join`.
         """
