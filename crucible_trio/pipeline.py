@@ -63,6 +63,7 @@ class Pipeline:
         self.draining = False
         self._nursery: trio.Nursery | None = None
         self._running: set[Generation] = set()
+        self._starting: set[trio.CancelScope] = set()  # of the starts that wait for their store
         self._ended = trio.lowlevel.ParkingLot()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -73,20 +74,22 @@ class Pipeline:
         trio.lowlevel.add_instrument(self.batcher)
         try:
             async with trio.open_nursery() as self._nursery:
-                task_status.started()
                 try:
+                    task_status.started()
                     await self.timers.run()
                 finally:
                     self._stop_all()
         finally:
-            self._nursery = None
             trio.lowlevel.remove_instrument(self.batcher)
 
     def _stop_all(self) -> None:
+        self._nursery = None  # a start that waits for the store must not add a task now
         # An engine that does not let go would keep its readers waiting for the end, so the end is recorded here.
         for generation in self._running:
             generation.cancel("shutdown")
             generation.record()
+        for start in self._starting:  # no start may outlive its pipeline
+            start.cancel()
 
     # Starting
 
@@ -112,8 +115,9 @@ class Pipeline:
             InvalidRequestError: The model does not support a field, or a number is over the server's maximum.
             OwnerLimitError, OverloadedError, DrainingError: A limit, or a shutdown, refuses new streams for now.
             trio.ClosedResourceError: The pipeline is not running.
+            trio.TooSlowError: The store took longer than `flush_seconds` to start the stream.
 
-        Checkpoints: always, before the stream is started. Cancellation: no stream has been started.
+        Checkpoints: always, before the stream is started. Cancellation: as `start_or_join`.
         """
         await trio.lowlevel.checkpoint()
         stream, _ = await self.start_or_join(
@@ -150,7 +154,8 @@ class Pipeline:
             Otherwise as `start`. A refused start leaves no key behind.
 
         Checkpoints: only while the store waits, as for another start with the key.
-        Cancellation: a stream that has begun to start is cancelled and cannot be found, and the key is free again.
+        Cancellation: the engine is not called, the stream cannot be found, and the key is free again. Once the store
+        has been told that the stream starts, another start may join it. So from then on this start is completed.
         """
         stream_id = new_stream_id()
         if key is None:
@@ -186,10 +191,7 @@ class Pipeline:
             created_at=time.time(),
             for_apis=facts,
         )
-        if self._nursery is None:
-            raise trio.ClosedResourceError
-        if self.draining:
-            raise DrainingError
+        self._check_takes_streams()
         log = await self.store.create(stream_facts)
         generation = Generation(
             self.engine,
@@ -204,22 +206,37 @@ class Pipeline:
         stream = Stream(stream_facts, log, generation, self.metrics, max_readers=self.settings.max_readers_per_stream)
         self._running.add(generation)
         self._engine_metrics(stream_facts).started[request.mode] += 1
-        is_published = trio.Event()
-        self._nursery.start_soon(self._run_generation, generation, stream, is_published)
         try:
             await self._publish(generation, stream, key)
         except BaseException:
             generation.cancel()
             raise
         finally:
-            is_published.set()
+            # Not earlier. Otherwise a cancelled start would have called the engine, and a stream could end before the
+            # store knows that it has started.
+            if self._nursery is not None:
+                self._nursery.start_soon(self._run_generation, generation, stream)
+            else:  # the pipeline has been closed, so this only records the end
+                generation.cancel("shutdown")
+                await self._run_generation(generation, stream)
         return stream
 
     async def _publish(self, generation: Generation, stream: Stream, key: str | None) -> None:
-        await generation.log.flushed()
-        if generation not in self._running:  # the pipeline was closed meanwhile
+        with trio.CancelScope() as scope:
+            self._starting.add(scope)
+            try:
+                await generation.log.flushed()
+            finally:
+                self._starting.discard(scope)
+        self._check_takes_streams()  # `create` and `flushed` may have waited
+        with trio.fail_after(self.settings.flush_seconds, shield=True):
+            await self.store.started(stream, key)
+
+    def _check_takes_streams(self) -> None:
+        if self._nursery is None:
             raise trio.ClosedResourceError
-        await self.store.started(stream, key)
+        if self.draining:
+            raise DrainingError
 
     def _engine_metrics(self, facts: StreamFacts) -> EngineMetrics:
         assert facts.request.model is not None
@@ -283,16 +300,12 @@ class Pipeline:
         while self._running:
             await self._ended.park()
 
-    async def _run_generation(self, generation: Generation, stream: Stream, is_published: trio.Event) -> None:
+    async def _run_generation(self, generation: Generation, stream: Stream) -> None:
         try:
             await generation.run()
         except* Exception:
             logger.exception("stream %s: internal error", stream.id)
         finally:
-            # A deadline may end a stream before record 1 is visible. The store must know a stream before its end.
-            if stream.log.finished and not is_published.is_set():
-                with trio.move_on_after(self.settings.flush_seconds, shield=True):
-                    await is_published.wait()
             self._generation_ended(generation, stream)
 
     def _generation_ended(self, generation: Generation, stream: Stream) -> None:

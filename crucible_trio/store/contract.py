@@ -72,10 +72,12 @@ class StreamStore(Protocol):
         Args:
             stream: The stream, made over the log of `create`.
             key: The idempotency key that was claimed for it.
+
+        Cancellation: only when it takes longer than `flush_seconds`. The key is released then.
         """
 
     def ended(self, stream: Stream) -> None:
-        """The generation of a stream has ended.
+        """The generation of a stream has ended, or did not begin because `started` or a commit before it failed.
 
         The store keeps a stream that has started for its retention, and drops any other.
         """

@@ -58,6 +58,7 @@ class IdempotencyKeys:
         claim = self._claims.get((owner, key))
         if claim is not None and claim.stream_id == stream_id:
             del self._claims[owner, key]
+            self._key_of.pop(stream_id, None)
             claim.waiters.unpark_all()
 
     def drop(self, stream_id: str) -> None:

@@ -179,4 +179,6 @@ class MemoryStore:
         self._free(stream)
 
     def _free(self, stream: Stream) -> None:
-        self.log_bytes -= stream.log.size_bytes + self._facts_bytes.pop(stream.id)
+        facts_bytes = self._facts_bytes.pop(stream.id, None)
+        if facts_bytes is not None:  # a stream can be forgotten after it was dropped
+            self.log_bytes -= stream.log.size_bytes + facts_bytes

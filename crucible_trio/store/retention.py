@@ -62,6 +62,7 @@ class Retention:
     def drop(self, stream: Stream, now: float, *, forgotten: bool = False) -> None:
         """Drop a stream and remember its id. If it was `forgotten`, it looks as if it had never existed."""
         self._kept.pop(stream.id, None)
+        self._gone.pop(stream.id, None)
         self._gone[stream.id] = _Gone(stream.owner, forgotten, now + REMEMBERED_SECONDS)
 
     def oldest_unread(self) -> Stream | None:

@@ -30,13 +30,21 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.content import Reasoning
+from crucible_trio.content import Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.engine import Engine, Finish, as_engine
 from crucible_trio.engines.local import LocalEngine, open_local
 from crucible_trio.engines.upstream import open_upstream
-from crucible_trio.output import Output
+from crucible_trio.output import Output, ToolCallOutput
 from crucible_trio.pipeline import Pipeline, open_pipeline
-from crucible_trio.records import TERMINAL, AnyRecord, StreamCancelled, StreamFailed, decode_frame
+from crucible_trio.records import (
+    TERMINAL,
+    AnyRecord,
+    StreamCancelled,
+    StreamFailed,
+    ToolCallDone,
+    ToolCallStarted,
+    decode_frame,
+)
 from crucible_trio.request import OnDisconnect, Request
 from crucible_trio.stream import Stream
 
@@ -61,7 +69,7 @@ class InjectedError(Exception):
 
 @dataclass(eq=False)
 class Call:
-    """One call of `delta` or `reasoning`. Every call writes a different letter."""
+    """One write. Every write has a different letter. The start and the end of a tool call are the letters ( and )."""
 
     writer: trio.lowlevel.Task
     letter: str
@@ -79,12 +87,15 @@ class RecordingOutput:
         self._calls = calls
 
     async def delta(self, letter: str) -> None:
-        await self._record(letter, self._output.delta, letter)
+        await self.record(letter, self._output.delta, letter)
 
     async def reasoning(self, letter: str, segment: int) -> None:
-        await self._record(letter, self._output.reasoning, letter, segment)
+        await self.record(letter, self._output.reasoning, letter, segment)
 
-    async def _record(self, letter: str, write: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    def tool_call(self, call_id: str, name: str) -> RecordingToolCall:
+        return RecordingToolCall(self, self._output.tool_call(call_id, name))
+
+    async def record(self, letter: str, write: Callable[..., Awaitable[None]], *arguments: object) -> None:
         call = Call(trio.lowlevel.current_task(), letter)
         self._calls.append(call)
         try:
@@ -93,6 +104,28 @@ class RecordingOutput:
             call.outcome = "refused"
             raise
         call.outcome = "returned"
+
+
+class RecordingToolCall:
+    """A tool call that records the outcome of every write. Leaving it writes only if no exception leaves it."""
+
+    def __init__(self, output: RecordingOutput, call: ToolCallOutput) -> None:
+        self.cut = call.cut
+        self._output = output
+        self._call = call
+
+    async def __aenter__(self) -> RecordingToolCall:
+        await self._output.record("(", self._call.__aenter__)
+        return self
+
+    async def arguments(self, letter: str) -> None:
+        await self._output.record(letter, self._call.arguments, letter)
+
+    async def __aexit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            await self._output.record(")", self._call.__aexit__, None, None, None)
+        else:
+            await self._call.__aexit__(kind, *error)
 
 
 class WatchedEngine:
@@ -342,7 +375,9 @@ def assert_run_is_correct(run: Run, whole: str) -> None:
 
 
 def text_of(records: list[AnyRecord]) -> str:
-    return "".join(getattr(record, "delta", "") for record in records)
+    """All text, with a tool call's arguments between the letters that stand for its start and its end."""
+    marks = {ToolCallStarted: "(", ToolCallDone: ")"}
+    return "".join(marks.get(type(record), getattr(record, "delta", "")) for record in records)
 
 
 def assert_keeps_what_was_written(text: str, calls: list[Call]) -> None:
@@ -476,6 +511,27 @@ async def shielded_cleanup(request: Request, output: RecordingOutput) -> Finish:
     return Finish()
 
 
+async def tool_call(request: Request, output: RecordingOutput) -> Finish:
+    await output.reasoning("a", 0)
+    async with output.tool_call("call", "tool") as call:
+        for letter in "bcd":
+            await call.arguments(letter)
+        await trio.sleep(0.1)
+        await call.arguments("e")
+    await output.delta("f")
+    return Finish()
+
+
+async def tool_call_generator(request: Request):
+    yield ToolCallStart("call", "tool")
+    for letter in "abc":
+        await trio.sleep(0.1)
+        yield ToolCallArguments(letter)
+    yield ToolCallEnd()
+    await trio.sleep(0.1)
+    yield "d"
+
+
 ENGINES = [
     pytest.param(coroutine, 1, False, "abcdefgh", id="coroutine, buffer 1"),
     pytest.param(coroutine, 2, True, "abcdefgh", id="coroutine, buffer 2, called for its reader"),
@@ -484,6 +540,8 @@ ENGINES = [
     pytest.param(safe_channel, 2, False, "abcdef", id="safe channel"),
     pytest.param(nursery_inside, 1, False, "abcABCz", id="a nursery inside"),
     pytest.param(shielded_cleanup, 1, False, "abcdefxy", id="shielded clean-up"),
+    pytest.param(tool_call, 1, False, "a(bcde)f", id="a tool call"),
+    pytest.param(tool_call_generator, 2, False, "(abc)d", id="a tool call of an async generator"),
 ]
 
 # Under Hypothesis the scheduler's random order is the same in every run of a test, so a failure can be reproduced.

@@ -93,6 +93,27 @@ async def test_a_forgotten_stream_is_garbage_collected(scripted: Callable, autoj
             assert stream() is None  # no timer keeps a reference to it
 
 
+@pytest.mark.parametrize("gone", ["forgotten", "expired", "evicted"])
+async def test_forgetting_a_stream_that_is_gone_changes_no_count(
+    gone: str, scripted: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("a"), Settings(total_log_bytes=1_600)) as pipeline:
+        stream = await finished(pipeline)
+        match gone:
+            case "forgotten":
+                await pipeline.forget(stream)
+            case "expired":
+                await trio.sleep(11 * MINUTE)
+            case "evicted":
+                for _ in range(3):
+                    await finished(pipeline)
+        before = kept_bytes(pipeline)
+        await pipeline.forget(stream)
+        with pytest.raises(StreamNotFoundError):
+            await pipeline.find(stream.id)
+        assert kept_bytes(pipeline) == before == sum(map(size_of, await pipeline.list()))
+
+
 async def test_retention_counts_from_the_end_and_a_running_stream_never_expires(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:

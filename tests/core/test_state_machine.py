@@ -1,17 +1,18 @@
 """Promises 1 to 4 and 6 over random programs: after any sequence of steps, a stream matches a simple model.
 
-A program is a list of steps. The engine is told to write or to end. Readers attach, read, stall, are cut and come
-back. Time passes. After every step, when all tasks are blocked, `World.check` compares the stream with the model, which
-is the list of the engine's commands and the offset of each reader. Hypothesis finds the programs and shrinks one that
-fails. Its printed arguments can be copied into an `@example` unchanged.
+A program is a list of steps. The engine is told to write content of any kind or to end. Readers attach, read, stall,
+are cut and come back. Time passes. After every step, when all tasks are blocked, `World.check` compares the stream with
+the model, which is the list of the engine's commands and the offset of each reader. Hypothesis finds the programs and
+shrinks one that fails. Its printed arguments can be copied into an `@example` unchanged.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Literal, TypeAlias
 
 import pytest
@@ -38,10 +39,15 @@ from crucible_trio.records import (
     AnyRecord,
     OutputDelta,
     ReasoningDelta,
+    ReasoningDone,
+    RefusalDelta,
     StreamCancelled,
     StreamCompleted,
     StreamFailed,
     StreamIncomplete,
+    ToolCallDelta,
+    ToolCallDone,
+    ToolCallStarted,
     decode_frame,
 )
 from crucible_trio.request import OnDisconnect, Request
@@ -62,16 +68,37 @@ Slot: TypeAlias = Literal[0, 1]
 
 @dataclass(frozen=True)
 class Emit:
-    """The engine writes `count` pieces of the answer, of the current trace segment, or of the next segment."""
+    """The engine writes `count` pieces.
+
+    Kind `trace` is the current segment of the trace. Arguments open a tool call if none is open. Any other kind ends an
+    open call first.
+    """
 
     count: int
-    kind: Literal["answer", "trace", "next segment"] = "answer"
+    kind: Literal["answer", "trace", "next segment", "refusal", "arguments"] = "answer"
     size: int = SMALL
 
 
 @dataclass(frozen=True)
+class EndCall:
+    """The engine leaves its open tool call, if there is one."""
+
+    how: Literal["whole", "cut"] = "whole"
+
+
+@dataclass(frozen=True)
+class Misuse:
+    """The engine tries to write something else into an open tool call, if there is one."""
+
+    kind: Literal["answer", "trace", "refusal", "call"] = "answer"
+
+
+@dataclass(frozen=True)
 class End:
-    """The engine returns or raises after it has written all earlier pieces."""
+    """The engine returns or raises after it has written all earlier pieces.
+
+    Returning ends an open tool call. Raising does not.
+    """
 
     how: Literal["stop", "length", "error", "engine error", "no finish"] = "stop"
 
@@ -120,7 +147,7 @@ class Wait:
     seconds: float
 
 
-Step: TypeAlias = Emit | End | Attach | Read | Stall | Cut | Cancel | Wait
+Step: TypeAlias = Emit | EndCall | Misuse | End | Attach | Read | Stall | Cut | Cancel | Wait
 
 
 @dataclass(frozen=True)
@@ -134,7 +161,9 @@ class Setup:
 
 
 slots: st.SearchStrategy[Slot] = st.sampled_from([0, 1])
-emits = st.builds(Emit, st.integers(1, 12), st.sampled_from(["answer", "answer", "trace", "next segment"]))
+emits = st.builds(
+    Emit, st.integers(1, 12), st.sampled_from(["answer", "answer", "trace", "next segment", "refusal", "arguments"])
+)
 reads = st.builds(Read, slots, st.integers(1, 4))
 attaches = st.builds(
     Attach,
@@ -145,7 +174,12 @@ attaches = st.builds(
 steps: st.SearchStrategy[Step] = st.one_of(
     emits,
     emits,
-    st.builds(Emit, st.integers(1, 3), st.just("answer"), st.just(LARGE)),
+    st.builds(Emit, st.integers(1, 3), st.sampled_from(["answer", "refusal", "arguments"]), st.just(LARGE)),
+    st.one_of(
+        st.builds(Emit, st.integers(1, 3), st.just("arguments")),
+        st.builds(EndCall, st.sampled_from(["whole", "whole", "cut"])),
+        st.builds(Misuse, st.sampled_from(["answer", "trace", "refusal", "call"])),
+    ),
     attaches,
     attaches,
     reads,
@@ -170,8 +204,16 @@ setups = st.builds(
 
 @dataclass(frozen=True)
 class WriteCommand:
-    text: str
-    segment: int | None
+    """One piece, a cut of the open tool call, or a misuse of it. `text` is the id of a tool call that starts."""
+
+    kind: Literal["answer", "trace", "refusal", "start", "arguments", "end", "cut", "misuse"]
+    text: str = ""
+    segment: int | None = None
+
+    @property
+    def length(self) -> int:
+        """The characters of a piece of text. The start and the end of a call count as one."""
+        return 1 if self.kind in {"start", "end"} else len(self.text)
 
 
 class CommandedEngine:
@@ -202,20 +244,49 @@ class CommandedEngine:
         self.calls += 1
         self.live += 1
         try:
-            async for command in self._received:
-                if isinstance(command, End):
-                    self.end = command.how
-                    return self._end(command.how)
-                self.begun.append(command)
-                self._before_writing()
-                if command.segment is None:
-                    await output.delta(command.text)
-                else:
-                    await output.reasoning(command.text, command.segment)
-                self.returned += 1
+            async with AsyncExitStack() as stack:
+                async for command in self._received:
+                    if isinstance(command, End):
+                        self.end = command.how
+                        return self._end(command.how)
+                    if command.kind == "cut":
+                        self._call.cut()
+                        await stack.aclose()
+                    elif command.kind == "misuse":
+                        await self._misuse(command.text, output)
+                    else:
+                        self.begun.append(command)
+                        self._before_writing()
+                        await self._write(command, output, stack)
+                        self.returned += 1
         finally:
             self.live -= 1
         raise AssertionError
+
+    async def _write(self, command: WriteCommand, output: Output, stack: AsyncExitStack) -> None:
+        match command:
+            case WriteCommand("answer", text):
+                await output.delta(text)
+            case WriteCommand("trace", text, int(segment)):
+                await output.reasoning(text, segment)
+            case WriteCommand("refusal", text):
+                await output.refusal(text)
+            case WriteCommand("start", call_id):
+                self._call = await stack.enter_async_context(output.tool_call(call_id, "tool"))
+            case WriteCommand("arguments", text):
+                await self._call.arguments(text)
+            case WriteCommand("end"):
+                await stack.aclose()
+
+    async def _misuse(self, kind: str, output: Output) -> None:
+        writes = {
+            "answer": lambda: output.delta("never written"),
+            "trace": lambda: output.reasoning("never written", 0),
+            "refusal": lambda: output.refusal("never written"),
+            "call": lambda: output.tool_call("never", "written").__aenter__(),
+        }
+        with pytest.raises(RuntimeError, match="a tool call is open"):
+            await writes[kind]()
 
     def _end(self, how: str) -> Finish | None:
         match how:
@@ -263,6 +334,7 @@ class World:
         self.complaints: list[str] = []
         self.commanded: list[WriteCommand] = []
         self.segment = -1
+        self.has_open_call = False  # once the engine has carried out its commands
         self.ever_passed = 0
         self.without_reader_since: float | None = None
         self.end: str | None = None  # how the stream must end or have ended: status and reason
@@ -307,8 +379,8 @@ class World:
         return [decode_frame(frame) for frame in self.stream.log.read(0)]
 
     def pieces_in(self, records: list[AnyRecord]) -> int:
-        ends = list(accumulate(len(piece.text) for piece in self.engine.begun))
-        return bisect_right(ends, len(text_of(records)))
+        ends = list(accumulate(piece.length for piece in self.engine.begun))
+        return bisect_right(ends, length_of(records))
 
     def readers_will_change(self) -> None:
         """Called before a reader attaches or leaves."""
@@ -359,7 +431,14 @@ class World:
             case Emit(count, kind, size):
                 for _ in range(count):
                     self.command_piece(kind, size)
-            case End():
+            case EndCall(how):
+                self.command_end_of_call(how)
+            case Misuse(kind):
+                if self.has_open_call:
+                    self.command(WriteCommand("misuse", kind))
+            case End(how):
+                if how not in {"error", "engine error"}:
+                    self.command_end_of_call("whole")
                 self.engine.commands.send_nowait(step)
             case Attach(slot, where, kind):
                 await self.attach(self.clients[slot], where, kind)
@@ -381,13 +460,30 @@ class World:
         await wait_all_tasks_blocked()
 
     def command_piece(self, kind: str, size: int) -> None:
-        segment: int | None = None
-        if kind != "answer":
-            self.segment = max(self.segment, 0) if kind == "trace" else self.segment + 1
-            segment = self.segment
-        piece = WriteCommand(f"{len(self.commanded):0{size}}", segment)
-        self.commanded.append(piece)
-        self.engine.commands.send_nowait(piece)
+        text = f"{len(self.commanded):0{size}}"
+        match kind:
+            case "arguments":
+                if not self.has_open_call:
+                    self.has_open_call = True
+                    self.command(WriteCommand("start", f"call {len(self.commanded)}"))
+                self.command(WriteCommand("arguments", text))
+            case "answer" | "refusal":
+                self.command_end_of_call("whole")
+                self.command(WriteCommand(kind, text))
+            case _:
+                self.command_end_of_call("whole")
+                self.segment = max(self.segment, 0) if kind == "trace" else self.segment + 1
+                self.command(WriteCommand("trace", text, self.segment))
+
+    def command_end_of_call(self, how: str) -> None:
+        if self.has_open_call:
+            self.has_open_call = False
+            self.command(WriteCommand("end" if how == "whole" else "cut"))
+
+    def command(self, command: WriteCommand) -> None:
+        if command.kind not in {"cut", "misuse"}:
+            self.commanded.append(command)
+        self.engine.commands.send_nowait(command)
 
     async def attach(self, client: ModelReader, where: str, kind: str) -> None:
         if client.passed is not None:
@@ -483,14 +579,18 @@ class World:
         begun = self.engine.begun
         assert begun == self.commanded[: len(begun)]
         recorded = begun[: self.pieces_in(log)]
-        assert text_of(log) == "".join(piece.text for piece in recorded), "a piece was split, lost or recorded twice"
+        assert content_of(log) == content_written(recorded), "a piece was split, lost, moved or recorded twice"
+        assert_trace_is_closed(log)
         snapshot = self.stream.snapshot()
         assert snapshot.last_seq == len(log)
-        assert snapshot.output == "".join(piece.text for piece in recorded if piece.segment is None)
+        assert snapshot.output == text_of(recorded, "answer")
+        assert snapshot.refusal == (text_of(recorded, "refusal") or None)
         assert snapshot.trace == [
-            "".join(piece.text for piece in recorded if piece.segment == segment)
+            text_of([piece for piece in recorded if piece.segment == segment], "trace")
             for segment in range(max((-1 if p.segment is None else p.segment for p in recorded), default=-1) + 1)
         ]
+        calls = [(call.index, call.id, call.arguments, call.complete) for call in snapshot.tool_calls]
+        assert calls == calls_written(recorded)
 
     def _check_readers(self, log: list[AnyRecord]) -> None:
         for client in self.clients:
@@ -527,7 +627,7 @@ class World:
         missing = self.engine.begun[self.pieces_in(log) :]
         sizes = map(len, self.stream.log.read(0))
         used = sum(size for record, size in zip(log, sizes, strict=True) if not isinstance(record, TERMINAL))
-        wanted = sum(len(piece.text) + RECORD_BYTES for piece in missing)
+        wanted = sum(piece.length + RECORD_BYTES for piece in missing)
         return bool(missing) and used + wanted > self.setup.cap - TERMINAL_RESERVE_BYTES
 
     async def _check_end(self, log: list[AnyRecord]) -> None:
@@ -568,8 +668,83 @@ class World:
             assert recorded == len(engine.begun), "a piece is not in the log although there is room"
 
 
-def text_of(records: list[AnyRecord]) -> str:
-    return "".join(record.delta for record in records if isinstance(record, OutputDelta | ReasoningDelta))
+# The content of a log and of the engine's pieces, in the same form
+
+Content: TypeAlias = list[tuple[object, str]]  # a kind, with its segment or the number of its call, and its text
+
+
+def joined(content: Iterable[tuple[object, str]]) -> Content:
+    return [(kind, "".join(text for _, text in same)) for kind, same in groupby(content, lambda entry: entry[0])]
+
+
+def content_of(records: list[AnyRecord]) -> Content:
+    """The content of a log, with the neighbours of each kind joined."""
+    content: Content = []
+    for record in records:
+        match record:
+            case OutputDelta(delta=text):
+                content.append(("answer", text))
+            case ReasoningDelta(segment=segment, delta=text):
+                content.append((("trace", segment), text))
+            case RefusalDelta(delta=text):
+                content.append(("refusal", text))
+            case ToolCallStarted():
+                assert record.name == "tool"
+                content.append((("start", record.index), record.id))
+            case ToolCallDelta(index=index, delta=text):
+                content.append((("arguments", index), text))
+            case ToolCallDone(index=index):
+                content.append((("end", index), ""))
+    return joined(content)
+
+
+def content_written(pieces: list[WriteCommand]) -> Content:
+    """The content of the engine's pieces, with the neighbours of each kind joined."""
+    content: Content = []
+    call = -1
+    for piece in pieces:
+        call += piece.kind == "start"
+        match piece.kind:
+            case "answer" | "refusal":
+                content.append((piece.kind, piece.text))
+            case "trace":
+                content.append((("trace", piece.segment), piece.text))
+            case _:
+                content.append(((piece.kind, call), piece.text))
+    return joined(content)
+
+
+def calls_written(pieces: list[WriteCommand]) -> list[tuple[int, str, str, bool]]:
+    """Number, id, arguments and wholeness of every tool call in the engine's pieces."""
+    content = content_written(pieces)
+    return [
+        (number, call_id, dict(content).get(("arguments", number), ""), ("end", number) in dict(content))
+        for (kind, number), call_id in [(kind, text) for kind, text in content if kind[0] == "start"]
+    ]
+
+
+def text_of(pieces: list[WriteCommand], kind: str) -> str:
+    return "".join(piece.text for piece in pieces if piece.kind == kind)
+
+
+def length_of(records: list[AnyRecord]) -> int:
+    """The length of all pieces in these records, as `WriteCommand.length` counts it."""
+    return sum(
+        1 if isinstance(record, ToolCallStarted | ToolCallDone) else len(getattr(record, "delta", ""))
+        for record in records
+    )
+
+
+def assert_trace_is_closed(log: list[AnyRecord]) -> None:
+    """Every run of trace records is followed by a `reasoning.done` with its segments, and there is no other one."""
+    for is_trace, run in groupby(log, lambda record: isinstance(record, ReasoningDelta | ReasoningDone)):
+        if is_trace:
+            *trace, last = run
+            assert all(isinstance(record, ReasoningDelta) for record in trace)
+            if isinstance(last, ReasoningDone):
+                assert last.segments == len({record.segment for record in trace}) > 0
+            else:
+                assert last is log[-1], "the trace was not closed"
 
 
 def how(end: AnyRecord) -> str:
@@ -646,6 +821,18 @@ async def run_program(setup: Setup, program: list[Step]) -> None:
 @example(setup=Setup("continue", buffer=1), program=[Emit(1), Attach(0, "start"), Attach(1, "start"), Emit(3)])
 @example(
     setup=Setup("cancel", 3, cap=SMALL_CAP), program=[*[Emit(1, size=LARGE)] * 3, Attach(0, "start"), Cut(0, True)]
+)
+@example(
+    setup=Setup("continue"), program=[Emit(3, "arguments"), EndCall(), Emit(1, "arguments"), EndCall("cut"), End()]
+)
+@example(setup=Setup("continue"), program=[Emit(2, "trace"), Emit(2, "arguments"), Emit(2, "refusal"), Emit(2), End()])
+@example(setup=Setup("continue", buffer=1), program=[Emit(2, "arguments"), Misuse("call"), Misuse("trace"), End()])
+@example(setup=Setup("continue"), program=[Emit(2, "arguments"), End("error")])
+@example(setup=Setup(buffer=8), program=[Attach(0), Emit(3, "arguments"), EndCall(), Cancel()])
+@example(setup=Setup("continue", cap=SMALL_CAP), program=[Emit(3, "arguments", LARGE), EndCall(), Emit(1)])
+@example(
+    setup=Setup(buffer=8, cap=SMALL_CAP),
+    program=[Attach(0), Emit(1), Emit(3, "arguments", LARGE), EndCall(), Emit(1), Read(0, 3)],
 )
 @settings(max_examples=1000)
 @given(setup=setups, program=st.lists(steps, min_size=1, max_size=30))
