@@ -1,4 +1,4 @@
-"""`ScriptedEngine` follows a script, so a test decides what the model writes and when.
+"""`ScriptedEngine` follows a script, so a test decides the output and its timing.
 
 A script is a sequence of steps. It is deterministic, and the engine waits only where a step tells it to. Under trio's
 `MockClock` a script with an hour of pauses takes no time.

@@ -1,4 +1,4 @@
-"""The chaos proxy does what a treatment says at the byte it says, and nothing else."""
+"""The chaos proxy applies each treatment at exactly the byte it names, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from crucible_trio.testing import (
 )
 from crucible_trio.web import create_app
 
-ANSWER = bytes(range(256)) * 4  # what passes is told apart byte by byte
+ANSWER = bytes(range(256)) * 4  # neighbouring bytes differ, so a lost byte is noticed
 
 
 @dataclass
-class Server:
-    """Answers every connection's first bytes with `answer`, then ends as it is told."""
+class ByteServer:
+    """Sends `answer` when a connection's first bytes arrive, then ends the connection as `then` says."""
 
     port: int = 0
     answer: bytes = ANSWER
-    then: str = "fin"  # or "rst", or "wait" for the client
+    then: str = "fin"  # or "rst", or "wait" for the client to end it
     sent: int = 0
     requests: list[bytes] = field(default_factory=list)
-    ends: list[str] = field(default_factory=list)  # how each connection ended, as the server saw it
+    ends: list[str] = field(default_factory=list)  # how each connection ended, as seen by the server
     over: trio.Event = field(default_factory=trio.Event)
     clients: list[trio.SocketStream] = field(default_factory=list)
 
@@ -61,7 +61,7 @@ class Server:
             return
         self.requests.append(request)
         try:
-            while self.sent < len(self.answer):  # in pieces, so that a client that stops is seen to stop it
+            while self.sent < len(self.answer):  # in parts, so that `sent` shows where a stalled client stops it
                 await stream.send_all(self.answer[self.sent : self.sent + 16384])
                 self.sent += 16384
             self.sent = 0
@@ -77,7 +77,7 @@ class Server:
 
 
 async def _receive(stream: trio.SocketStream, limit: int = 65536) -> bytes | None:
-    """Bytes, nothing at FIN, None at RST."""
+    """The next bytes: empty at FIN, None at RST."""
     try:
         return bytes(await stream.receive_some(limit))
     except trio.BrokenResourceError:
@@ -92,10 +92,10 @@ async def _read_to_end(stream: trio.SocketStream) -> tuple[bytes, str]:
 
 
 @pytest.fixture
-def server() -> Callable[..., AsyncIterator[Server]]:
+def server() -> Callable[..., AsyncIterator[ByteServer]]:
     @asynccontextmanager
-    async def running(seconds: float = 30, **options) -> AsyncIterator[Server]:
-        server = Server(**options)
+    async def running(seconds: float = 30, **options) -> AsyncIterator[ByteServer]:
+        server = ByteServer(**options)
         with trio.fail_after(seconds):
             async with trio.open_nursery() as nursery:
                 listeners = await nursery.start(partial(trio.serve_tcp, server.serve_one, 0, host="127.0.0.1"))
@@ -117,12 +117,12 @@ async def _ended(connection) -> str:
 
 
 @pytest.mark.parametrize("end", ["fin", "rst"])
-async def test_without_a_treatment_everything_passes_and_the_end_is_the_servers(server, end) -> None:
+async def test_without_a_treatment_the_answer_passes_and_ends_as_the_server_ends_it(server, end) -> None:
     async with server(then=end) as far, open_chaos_proxy(far.port) as proxy:
         received, seen = await _read_to_end(await far.ask(proxy.port))
         assert seen == end
         if end == "fin":
-            assert received == ANSWER  # a reset may overtake what the server had sent
+            assert received == ANSWER  # a reset may overtake bytes that the server had sent
         assert far.requests == [b"please"]
         [connection] = proxy.connections
         assert await _ended(connection) == "closed by server"
@@ -130,7 +130,7 @@ async def test_without_a_treatment_everything_passes_and_the_end_is_the_servers(
 
 
 @pytest.mark.parametrize("end", ["fin", "rst"])
-async def test_a_client_that_leaves_is_a_client_that_leaves_to_the_server(server, end) -> None:
+async def test_a_client_that_leaves_ends_the_same_way_for_the_server(server, end) -> None:
     async with server(then="wait") as far, open_chaos_proxy(far.port) as proxy:
         stream = await far.ask(proxy.port)
         assert await stream.receive_some()
@@ -142,7 +142,7 @@ async def test_a_client_that_leaves_is_a_client_that_leaves_to_the_server(server
         assert await _ended(proxy.connections[0]) == "closed by client"
 
 
-async def test_a_client_that_only_says_that_it_is_done_still_gets_the_answer(server) -> None:
+async def test_a_client_that_half_closes_still_gets_the_answer(server) -> None:
     async with server(then="wait") as far, open_chaos_proxy(far.port, [Treatment(delay_seconds=0.05)]) as proxy:
         stream = await far.ask(proxy.port)
         await stream.send_eof()
@@ -151,28 +151,28 @@ async def test_a_client_that_only_says_that_it_is_done_still_gets_the_answer(ser
 
 
 @pytest.mark.parametrize("cut", ["fin", "rst"])
-async def test_a_connection_is_cut_after_exactly_so_many_bytes(server, cut) -> None:
-    positions = [0, 1, 2, 255, 256, 257, 1023, 1024]
-    chaos = [Treatment(cut_after=position, cut=cut) for position in positions]
+async def test_a_connection_is_cut_after_exactly_this_many_bytes(server, cut) -> None:
+    marks = [0, 1, 2, 255, 256, 257, 1023, 1024]
+    chaos = [Treatment(cut_after=mark, cut=cut) for mark in marks]
     async with server(then="wait") as far, open_chaos_proxy(far.port, chaos) as proxy:
-        for position in positions:
+        for mark in marks:
             received, end = await _read_to_end(await far.ask(proxy.port))
-            assert (received, end) == (ANSWER[:position], cut)
-        assert [connection.answer_bytes for connection in proxy.connections] == positions
+            assert (received, end) == (ANSWER[:mark], cut)
+        assert [connection.answer_bytes for connection in proxy.connections] == marks
         assert {connection.outcome for connection in proxy.connections} == {"cut"}
-        assert len(far.requests) == len(positions)  # also the one cut at 0 had reached the server
-        stream = await far.ask(proxy.port)  # beyond the list nothing happens
+        assert len(far.requests) == len(marks)  # even the one cut at 0 has reached the server
+        stream = await far.ask(proxy.port)  # beyond the list, connections are untouched
         assert len(await stream.receive_some(65536)) > 0
         assert proxy.connections[-1].treatment == UNTOUCHED
 
 
-async def test_every_byte_is_cut_once_and_comes_back_untouched(server) -> None:
+async def test_every_byte_is_cut_once_and_each_reconnect_is_untouched(server) -> None:
     answer = ANSWER[:40]
     async with server(answer=answer) as far, open_chaos_proxy(far.port, EveryByte(cut="fin")) as proxy:
-        for position in range(len(answer)):
-            assert (await _read_to_end(await far.ask(proxy.port)))[0] == answer[:position]
+        for mark in range(len(answer)):
+            assert (await _read_to_end(await far.ask(proxy.port)))[0] == answer[:mark]
             assert (await _read_to_end(await far.ask(proxy.port)))[0] == answer
-        # Once more: the cut lies beyond the answer, so all has been cut.
+        # The next cut is beyond the answer, so every byte has been cut.
         assert (await _read_to_end(await far.ask(proxy.port)))[0] == answer
         assert await _ended(proxy.connections[-1]) in {"cut", "closed by server"}
     assert EveryByte(first=10, step=5)(4) == Treatment(cut_after=20)
@@ -186,8 +186,8 @@ async def test_a_refused_connection_never_reaches_the_server(server) -> None:
         assert (await _read_to_end(await far.ask(proxy.port)))[0] == ANSWER
 
 
-async def test_a_server_that_is_not_there_is_a_reset() -> None:
-    with socket.socket() as taken:  # bound and not listening: nobody else gets the port
+async def test_a_missing_server_is_a_reset() -> None:
+    with socket.socket() as taken:  # bound but not listening: no other process can use the port
         taken.bind(("127.0.0.1", 0))
         with trio.fail_after(10):
             async with open_chaos_proxy(taken.getsockname()[1]) as proxy:
@@ -209,10 +209,10 @@ async def test_a_half_closed_answer_looks_ended_to_the_client_and_open_to_the_se
         while proxy.connections[0].request_bytes < 10:
             await trio.sleep(0.001)
         assert proxy.connections[0].outcome == "cut"
-        assert far.ends == ["fin"]  # "more" is what the server waited for: nothing told it that the client was gone
+        assert far.ends == ["fin"]  # "more" ended the server's wait: it did not see the client leave
 
 
-async def test_a_half_closed_request_is_an_end_to_the_server_and_the_answer_passes(server) -> None:
+async def test_a_half_closed_request_is_a_fin_to_the_server_and_the_answer_passes(server) -> None:
     chaos = [Treatment(cut_after=100, cut="half_close_request")]
     async with server(then="wait") as far, open_chaos_proxy(far.port, chaos) as proxy:
         received, end = await _read_to_end(await far.ask(proxy.port))
@@ -222,7 +222,7 @@ async def test_a_half_closed_request_is_an_end_to_the_server_and_the_answer_pass
 
 
 async def test_a_stall_holds_the_rest_back_and_then_lets_it_pass(autojump_clock, server) -> None:
-    # The clock jumps when nothing else can happen, so only the stall can take a thousand seconds.
+    # The clock jumps only when all tasks wait, so only the stall can take a thousand seconds.
     chaos = [Treatment(stall_after=100, stall_seconds=1000)]
     async with server(seconds=9999) as far, open_chaos_proxy(far.port, chaos) as proxy:
         begin = trio.current_time()
@@ -234,7 +234,7 @@ async def test_a_stall_holds_the_rest_back_and_then_lets_it_pass(autojump_clock,
     assert received[True] == ANSWER[100:]
 
 
-async def test_a_stall_for_ever_ends_with_the_client(server) -> None:
+async def test_an_endless_stall_ends_with_the_client(server) -> None:
     for end in ("fin", "rst"):
         chaos = [Treatment(stall_after=0)]
         async with server(then="wait") as far, open_chaos_proxy(far.port, chaos) as proxy:
@@ -255,14 +255,14 @@ async def test_a_stall_then_a_cut_falls_on_one_byte(server) -> None:
         assert await _read_to_end(await far.ask(proxy.port)) == (ANSWER[:50], "fin")
 
 
-async def test_a_throttled_answer_is_never_faster_than_told(autojump_clock, server) -> None:
+async def test_a_throttled_answer_never_exceeds_its_rate(autojump_clock, server) -> None:
     chaos = [Treatment(bytes_per_second=100.0, delay_seconds=7.0)]
     async with server(seconds=9999) as far, open_chaos_proxy(far.port, chaos) as proxy:
         begin = trio.current_time()
         stream = await far.ask(proxy.port)
         received = 0
         while data := await stream.receive_some():
-            # What one write may take is ahead of its time, nothing else.
+            # At most one write may be ahead of the rate.
             assert received <= 100.0 * (trio.current_time() - begin - 7.0) + 1
             received += len(data)
     assert received == len(ANSWER)
@@ -286,13 +286,13 @@ async def test_small_buffers_let_a_stalled_client_stop_the_server(server) -> Non
     ):
         await far.ask(proxy.port)
         before = -1
-        while far.sent != before or not far.sent:  # until it stands still
+        while far.sent != before or not far.sent:  # until it stops
             before = far.sent
             await trio.sleep(0.1)
-        assert far.sent < size / 4  # the kernel keeps some of the server's own side
+        assert far.sent < size / 4  # the kernel buffers some on the server's side
 
 
-async def test_open_connections_can_be_cut_at_a_moment(server) -> None:
+async def test_open_connections_can_be_cut_at_any_time(server) -> None:
     async with server(then="wait") as far, open_chaos_proxy(far.port) as proxy:
         for how in ("fin", "rst"):
             stream = await far.ask(proxy.port)
@@ -304,7 +304,7 @@ async def test_open_connections_can_be_cut_at_a_moment(server) -> None:
         assert [connection.outcome for connection in proxy.connections] == ["cut", "cut"]
 
 
-async def test_leaving_resets_what_is_open_and_an_error_stays_itself(server) -> None:
+async def test_leaving_resets_open_connections_and_errors_pass_unchanged(server) -> None:
     async with server(then="wait") as far:
         with pytest.raises(RuntimeError, match="mine"):  # noqa: PT012
             async with open_chaos_proxy(far.port) as proxy:
@@ -317,10 +317,10 @@ async def test_leaving_resets_what_is_open_and_an_error_stays_itself(server) -> 
             await trio.open_tcp_stream("127.0.0.1", proxy.port)
 
 
-def test_a_seed_repeats_and_its_line_is_python() -> None:
+def test_a_seed_repeats_its_treatments_and_their_repr_is_python() -> None:
     chaos = RandomChaos(seed=7)
     treatments = [chaos(number) for number in range(500)]
-    random.seed(0)  # nothing else has a say
+    random.seed(0)  # the global generator has no influence
     again = eval(repr(chaos), {"RandomChaos": RandomChaos})
     assert [again(number) for number in reversed(range(500))] == treatments[::-1]
     assert [RandomChaos(seed=8)(number) for number in range(500)] != treatments
@@ -329,7 +329,7 @@ def test_a_seed_repeats_and_its_line_is_python() -> None:
     assert repr(Treatment(cut_after=12, cut="fin")) == "Treatment(cut_after=12, cut='fin')"
 
 
-def test_random_chaos_has_everything_in_it() -> None:
+def test_random_chaos_uses_every_kind_of_treatment() -> None:
     chaos = RandomChaos(seed=1)
     treatments = [chaos(number) for number in range(2000)]
     assert {treatment.cut for treatment in treatments if treatment.cut_after is not None} == set(CUTS)
@@ -340,11 +340,11 @@ def test_random_chaos_has_everything_in_it() -> None:
     assert {treatment.stall_seconds < math.inf for treatment in stalls} == {True, False}
     assert {treatment.cut_after is None for treatment in stalls} == {True, False}
     assert 0.25 < sum(treatment == UNTOUCHED for treatment in treatments) / len(treatments) < 0.35
-    calm = RandomChaos(seed=1, endless_stalls=False, cuts=("fin",), untouched=0.0)
-    mild = [calm(number) for number in range(500)]
-    assert UNTOUCHED not in mild
-    assert {treatment.cut for treatment in mild if treatment.cut_after is not None} == {"fin"}
-    assert all(t.stall_seconds <= 0.3 for t in mild if t.stall_after is not None)
+    mild = RandomChaos(seed=1, endless_stalls=False, cuts=("fin",), untouched=0.0)
+    treatments = [mild(number) for number in range(500)]
+    assert UNTOUCHED not in treatments
+    assert {treatment.cut for treatment in treatments if treatment.cut_after is not None} == {"fin"}
+    assert all(t.stall_seconds <= 0.3 for t in treatments if t.stall_after is not None)
 
 
 @pytest.mark.parametrize(
@@ -360,12 +360,12 @@ def test_random_chaos_has_everything_in_it() -> None:
         {"cut": "gently"},
     ],
 )
-def test_a_treatment_that_cannot_be_meant_is_refused(wrong) -> None:
+def test_an_invalid_treatment_is_refused(wrong) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong)).partition("_")[0]):
         Treatment(**wrong)
 
 
-async def test_the_report_says_what_was_done_to_each(server) -> None:
+async def test_the_report_has_a_line_for_each_connection(server) -> None:
     chaos = [Treatment(cut_after=3, cut="fin"), Treatment(refuse=True)]
     async with server() as far, open_chaos_proxy(far.port, chaos) as proxy:
         await _read_to_end(await far.ask(proxy.port))
@@ -378,7 +378,7 @@ async def test_the_report_says_what_was_done_to_each(server) -> None:
         assert proxy.url == f"http://127.0.0.1:{proxy.port}"
 
 
-# The real client on the real server, through it
+# The package's client and server, through the proxy
 
 TEXT = "Grüße, 🦊 naïve 🏳️\u200d🌈 \u2028\x85\n\nid: forged "
 
@@ -403,17 +403,17 @@ async def test_cut_at_every_eighth_byte_a_real_client_gets_the_uncut_text(cut, f
             open_chaos_proxy(port, EveryByte(cut=cut, first=first, step=8)) as proxy,
         ):
             streams = 0
-            while len(proxy.connections) == 2 * streams:  # the last cut lies beyond the answer: nobody comes back
+            while len(proxy.connections) == 2 * streams:  # no client reconnects once the cut is beyond the answer
                 streams += 1
                 async with (
-                    open_client(proxy.url, retry_seconds=0.001) as client,  # a new one uses no connection again
+                    open_client(proxy.url, retry_seconds=0.001) as client,  # a new client reuses no connection
                     client.start(Request("x", mode="deep")) as stream,
                 ):
                     records = [record async for record in stream]
                 text = "".join(getattr(record, "delta", "") for record in records)
                 assert text == "hm " + TEXT + TEXT, proxy.connections[-2:]
                 assert [record.seq for record in records] == list(range(1, len(records) + 1)), proxy.connections[-2:]
-            # The client closes as soon as it has the terminal record: the last cut that it met lies in that one.
+            # The client closes when it has the terminal record, so the last cut that it saw is inside that record.
             assert proxy.connections[-3].outcome == "cut"
             assert proxy.connections[-3].answer_bytes > 1000
             assert streams > 120
@@ -427,7 +427,7 @@ async def test_random_chaos_loses_nothing_for_real_clients(seed) -> None:
         async with (
             _serving(engine) as port,
             open_chaos_proxy(port, RandomChaos(seed=seed, untouched=0.5)) as proxy,
-            # A stall lasts until the client loses patience.
+            # An endless stall lasts until the client's `silence_seconds`.
             open_client(proxy.url, retry_seconds=0.001, silence_seconds=1.0, max_first_attempts=10) as client,
         ):
 

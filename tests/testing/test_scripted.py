@@ -1,4 +1,4 @@
-"""The scripted engine does what its script says, when it says so, and tells what it has done."""
+"""The scripted engine runs its steps in order and in time, and records its calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FOX = "Boxkämpfer 🦊 naïve 🏳️\u200d🌈 end"
 
 
 async def _read(engine: ScriptedEngine, request: Request | None = None, settings: Settings | None = None):
-    """All records of one stream, and its snapshot."""
+    """Read all records of one stream. Returns them with the snapshot."""
     with trio.fail_after(100_000):
         async with open_pipeline(engine, settings) as pipeline:
             stream = await pipeline.start(request or Request("x"))
@@ -39,7 +39,7 @@ async def _read(engine: ScriptedEngine, request: Request | None = None, settings
                 return [record async for record in reader], stream.snapshot()
 
 
-async def test_pieces_pauses_and_the_finish_come_as_written(autojump_clock: MockClock) -> None:
+async def test_pieces_pauses_and_the_finish_come_in_order(autojump_clock: MockClock) -> None:
     usage = Usage(input_tokens=1, output_tokens=2, reasoning_tokens=3)
     engine = ScriptedEngine(
         Reasoning("First, "), 2, Reasoning("then. ", 1), ["Hel", ("lo", 40.5)], Finish("because", usage), "never"
@@ -55,12 +55,12 @@ async def test_pieces_pauses_and_the_finish_come_as_written(autojump_clock: Mock
     assert (run.end, run.request.input, engine.calls, engine.live) == ("finished", "x", 1, 0)
 
 
-async def test_a_script_that_only_ends_is_a_completed_stream(autojump_clock: MockClock) -> None:
+async def test_an_empty_script_is_a_completed_stream(autojump_clock: MockClock) -> None:
     records, _ = await _read(ScriptedEngine())
     assert [type(record).__name__ for record in records] == ["StreamCreated", "StreamCompleted"]
 
 
-async def test_an_hour_of_stalling_takes_no_time_and_runs_into_the_deadline(autojump_clock: MockClock) -> None:
+async def test_an_hour_of_stalling_takes_no_time_and_reaches_the_deadline(autojump_clock: MockClock) -> None:
     engine = ScriptedEngine("x", math.inf)
     records, _ = await _read(engine, settings=Settings(idle_seconds=3600))
     assert isinstance(records[-1], StreamIncomplete)
@@ -73,7 +73,7 @@ async def test_an_hour_of_stalling_takes_no_time_and_runs_into_the_deadline(auto
     ("error", "code"),
     [(EngineError("no_luck", "Not today.", retryable=True), "no_luck"), (RuntimeError("secret"), "engine_error")],
 )
-async def test_a_failure_comes_at_its_point_for_every_stream(autojump_clock: MockClock, error, code) -> None:
+async def test_a_failure_comes_at_its_step_in_every_stream(autojump_clock: MockClock, error, code) -> None:
     engine = ScriptedEngine(interrupted(["a", "b", "c"], {2: error}))
     depths = []
     for _ in range(3):
@@ -83,14 +83,14 @@ async def test_a_failure_comes_at_its_point_for_every_stream(autojump_clock: Moc
         assert snapshot.output == "ab"
         depths.append(len(traceback.extract_tb(error.__traceback__)))
     assert [run.end for run in engine.runs] == ["failed"] * 3
-    assert depths[0] == depths[2]  # the frames of one raise, not those of all
+    assert depths[0] == depths[2]  # the frames of one raise, not of all of them
 
 
 async def test_a_burst_waits_when_the_buffer_is_full(autojump_clock: MockClock) -> None:
     engine = ScriptedEngine(Repeat(Repeat("ab", 10), 10))
     with trio.fail_after(10):
         async with open_pipeline(engine, Settings(buffer_tokens=4)) as pipeline:
-            stream = await pipeline.start(Request("x"))  # nobody reads: the recorder takes nothing
+            stream = await pipeline.start(Request("x"))  # without a reader the recorder takes nothing
             await wait_all_tasks_blocked()
             assert (len(engine.made), len(engine.written)) == (5, 4)
             async with stream.attach() as reader:
@@ -134,7 +134,7 @@ async def test_a_gate_holds_every_stream_until_it_is_opened(autojump_clock: Mock
             assert late.status == "completed"
 
 
-async def test_a_place_in_the_queue_stops_the_clock_of_the_first_token(autojump_clock: MockClock) -> None:
+async def test_queued_time_does_not_count_towards_the_first_token_deadline(autojump_clock: MockClock) -> None:
     settings = Settings(first_token_seconds=5)
     records, _ = await _read(ScriptedEngine(Queued(100.0), "x"), settings=settings)
     assert isinstance(records[-1], StreamCompleted)
@@ -151,10 +151,10 @@ async def test_a_script_can_depend_on_the_request(autojump_clock: MockClock) -> 
     assert [run.request.input for run in engine.runs] == ["a", "b"]
 
 
-async def test_a_giant_token_arrives_whole(autojump_clock: MockClock) -> None:
-    token = "\N{FOX FACE}x" * 100_000
-    records, snapshot = await _read(ScriptedEngine(token))
-    assert snapshot.output == token
+async def test_a_giant_piece_arrives_whole(autojump_clock: MockClock) -> None:
+    piece = "\N{FOX FACE}x" * 100_000
+    records, snapshot = await _read(ScriptedEngine(piece))
+    assert snapshot.output == piece
     assert len(records) > 10
 
 
@@ -166,7 +166,7 @@ async def test_only_the_newest_runs_are_kept(autojump_clock: MockClock) -> None:
     assert engine.calls == 3
 
 
-async def test_what_it_says_of_itself_is_what_it_was_told(autojump_clock: MockClock) -> None:
+async def test_its_info_comes_from_its_arguments(autojump_clock: MockClock) -> None:
     engine = ScriptedEngine(name="n", models=["m1", "m2"], sampling=["seed"])
     assert (engine.info.name, engine.info.models, engine.info.capabilities.sampling) == (
         "n",
@@ -189,10 +189,10 @@ async def test_what_it_says_of_itself_is_what_it_was_told(autojump_clock: MockCl
         (Repeat(Queued(-0.5), 2), ValueError),
     ],
 )
-async def test_what_is_no_step_is_refused_at_once(autojump_clock: MockClock, step, error) -> None:
+async def test_an_invalid_step_is_refused_at_construction(autojump_clock: MockClock, step, error) -> None:
     with pytest.raises(error):
         ScriptedEngine("x", step)
-    records, _ = await _read(ScriptedEngine(lambda _: step))  # known only when it is called
+    records, _ = await _read(ScriptedEngine(lambda _: step))  # known only when the function is called
     assert isinstance(records[-1], StreamFailed)
 
 
@@ -206,7 +206,7 @@ async def test_a_text_split_inside_characters_arrives_whole(autojump_clock: Mock
     assert snapshot.output == FOX
 
 
-def test_a_text_is_split_in_the_middle_of_a_pair_too() -> None:
+def test_a_text_is_also_split_inside_a_surrogate_pair() -> None:
     assert split_text("🦊", 2) == ["\ud83e", "\udd8a"]
     assert split_text("", 3) == []
     assert split_text("🦊", 2, seed=3) == split_text("🦊", 2, seed=3)
@@ -223,7 +223,7 @@ def test_no_split_loses_a_unit(text: str, pieces: int, seed: int | None) -> None
     assert all(parts)
 
 
-def test_a_step_can_be_put_before_any_other_and_at_the_end() -> None:
+def test_a_step_can_be_inserted_before_any_other_and_at_the_end() -> None:
     assert interrupted(["a", "b"], {0: 1.0, 1: 2.0, 2: 3.0}) == [1.0, "a", 2.0, "b", 3.0]
     assert interrupted(["a"], {}) == ["a"]
     for number in (-1, 3):

@@ -1,7 +1,7 @@
 """Runs an ASGI application in this process as a server. Its messages become the bytes that a client would receive.
 
-There is no socket: the application's `send` returns when the client reads. Backpressure is therefore exact, and virtual
-time works. The application must run on trio.
+No socket is used. The application's `send` returns when the client reads, so backpressure is exact and virtual time
+works. The application must run on trio.
 """
 
 from __future__ import annotations

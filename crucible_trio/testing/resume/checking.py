@@ -1,4 +1,4 @@
-"""What the two phases of a check share: the first stream, the judging and counting of cuts, and the report."""
+"""State and steps that both phases of a check share: the first stream, judging and counting cuts, the report."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class CutOutcome:
         finding: The fault, if there is one.
         skipped: Why the cut was not judged. Empty if it was.
         is_in_gap: Whether the cut was in the client's own gap, see `ClientState`.
-        by_ids_only: Whether there was no uncut reader to compare with.
+        by_ids_only: Whether only ids were checked, for lack of an uncut reader.
     """
 
     finding: Finding | None = None

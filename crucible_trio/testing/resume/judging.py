@@ -53,7 +53,7 @@ def judge(run: ClientRun, expected: Reading | None, wire: WireFormat) -> Finding
 
     Args:
         run: The client's exchanges.
-        expected: The uncut reader's events. None if there is no uncut reader, and then only the ids are checked.
+        expected: The uncut reader's events. None checks only the ids.
         wire: How the ids are read.
 
     Returns:
