@@ -81,13 +81,13 @@ async def answer_commands(engine: TimedEngine, pipeline: Pipeline) -> None:
                     live = {"engines": engine.scripted.live, "readers": await _readers(pipeline)}
                     answer = held() | live
                 case b"forget":
-                    answer = {"forgotten": _forget_all(pipeline)}
+                    answer = {"forgotten": await _forget_all(pipeline)}
                 case _:
                     answer, engine.let_go = engine.let_go, {}
             print(msgspec.json.encode(answer).decode(), flush=True)
 
 
-def _forget_all(pipeline: Pipeline) -> int:
+async def _forget_all(pipeline: Pipeline) -> int:
     streams = await pipeline.list()
     for stream in streams:
         await pipeline.forget(stream)
