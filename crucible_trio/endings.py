@@ -70,6 +70,12 @@ def failed(stream_id: str, group: ExceptionGroup[Exception]) -> Ending:
     return partial(StreamFailed, error=info, usage=Usage())
 
 
+def internal_error() -> Ending:
+    """This server failed."""
+    error = bounded_error("internal_error", "Internal error.", retryable=False)
+    return partial(StreamFailed, error=error, usage=Usage())
+
+
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):

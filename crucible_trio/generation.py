@@ -33,7 +33,7 @@ from crucible_trio.log.contract import Log
 from crucible_trio.metrics import EngineMetrics
 from crucible_trio.output import Output
 from crucible_trio.recorder import Recorder
-from crucible_trio.records import CancelledBy, StreamCompleted, StreamIncomplete, Terminal, Timings
+from crucible_trio.records import CancelledBy, StreamCompleted, StreamIncomplete, Terminal, Timings, encode_frame
 from crucible_trio.stream import StreamFacts
 from crucible_trio.timers import Timer, Timers
 
@@ -163,7 +163,6 @@ class Generation:
 
     async def _generate(self) -> None:
         try:
-            await self.log.flushed()  # record 1 must be visible before the engine is called
             if self._waits_for_reader:
                 await self.log.wait_read(1)
             if self._ending is None:  # a cancellation may have come first
@@ -177,6 +176,15 @@ class Generation:
             self._send.close()
             if self._stopped_at is not None:
                 self._metrics.cancel_seconds.observe(trio.current_time() - self._stopped_at)
+
+    def fail_internally(self) -> None:
+        """End the log after an internal error. Without an end its readers would wait forever."""
+        if not self.log.closed:
+            seq = self.log.pending_head + 1
+            self._ending = endings.internal_error()  # over any other: the text may not be whole
+            self._timer.cancel()
+            self._receive.close()
+            self.log.append_nowait([encode_frame(self.facts.id, self._make_terminal(seq))], last=True)
 
     def _engine_ended(self, ending: Ending) -> None:
         # An engine that swallows its Cancelled, or answers it with another error, was still cancelled.

@@ -20,7 +20,7 @@ from crucible_trio.generation import Generation
 from crucible_trio.metrics import EngineMetrics, Metrics
 from crucible_trio.records import new_stream_id
 from crucible_trio.request import OnDisconnect, Request
-from crucible_trio.snapshot import Status, status_of
+from crucible_trio.snapshot import status_of
 from crucible_trio.store.contract import StreamStore
 from crucible_trio.store.idempotency import digest_of
 from crucible_trio.store.memory import ANONYMOUS, MemoryStore
@@ -305,6 +305,7 @@ class Pipeline:
             await generation.run()
         except* Exception:
             logger.exception("stream %s: internal error", stream.id)
+            generation.fail_internally()
         finally:
             self._generation_ended(generation, stream)
 
@@ -312,19 +313,18 @@ class Pipeline:
         self._running.discard(generation)
         self.store.ended(stream)
         self._ended.unpark_all()
-        # The terminal record may not be visible yet. Without one an internal error has ended the stream.
-        terminal = generation.terminal
-        status: Status = "failed" if terminal is None else status_of(terminal)
+        terminal = generation.terminal  # not the stream's: it may not be visible yet
+        assert terminal is not None
+        status = status_of(terminal)
         self._engine_metrics(stream.facts).ended[status] += 1
-        timings = None if terminal is None else terminal.timings
         logger.info(
             "stream %s ended: mode=%s status=%s pieces=%d first_token_ms=%s total_ms=%s",
             stream.id,
             stream.request.mode,
             status,
             generation.pieces,
-            timings and timings.first_token_ms,
-            timings and timings.total_ms,
+            terminal.timings.first_token_ms,
+            terminal.timings.total_ms,
         )
 
 

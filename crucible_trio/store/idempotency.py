@@ -70,4 +70,5 @@ class IdempotencyKeys:
 
 def digest_of(request: Request, for_apis: Mapping[str, msgspec.Raw]) -> bytes:
     """A digest of everything that a repeated start must have in common with the first."""
-    return hashlib.sha256(msgspec.json.encode((request, for_apis))).digest()
+    # Deterministic: the order of the keys in `extra` or in a schema does not make another request.
+    return hashlib.sha256(msgspec.json.encode((request, for_apis), order="deterministic")).digest()

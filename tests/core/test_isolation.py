@@ -13,6 +13,7 @@ from crucible_trio.errors import EngineError
 from crucible_trio.output import Output
 from crucible_trio.pipeline import open_pipeline
 from crucible_trio.recorder import Recorder
+from crucible_trio.records import ErrorInfo, StreamFailed
 from crucible_trio.request import Message, Request
 
 PROMPT = "my secret diary"
@@ -119,6 +120,9 @@ async def test_an_internal_error_ends_only_its_own_stream(
         neighbour = await pipeline.start(Request("q"))
         monkeypatch.setattr(Recorder, broken, breaks)
         assert text_of(await read_to_end(neighbour)) == "ab"
+        *_, end = await read_to_end(victim)  # its readers get an end too
+        assert isinstance(end, StreamFailed)
+        assert end.error == ErrorInfo("internal_error", "Internal error.", False)
         await wait_all_tasks_blocked()
         assert engine.live == 0
         assert pipeline.store.running == 0

@@ -159,15 +159,15 @@ MUTANTS = [
     Mutant(
         "the facts of an API count for an idempotency key",
         "store/idempotency.py",
-        "msgspec.json.encode((request, for_apis))",
-        "msgspec.json.encode(request)",
+        "msgspec.json.encode((request, for_apis), ",
+        "msgspec.json.encode(request, ",
         "tests/openai/test_responses_routes.py tests/openai/test_responses_afterwards.py",
     ),
     Mutant(
         "record 1 is visible before the engine is called",
-        "generation.py",
-        "            await self.log.flushed()  # record 1 must be visible before the engine is called\n",
-        "",
+        "pipeline.py",
+        "                await generation.log.flushed()\n",
+        "                pass\n",
         "tests/log",
     ),
     Mutant(
