@@ -544,3 +544,12 @@ def test_every_link_between_pages_leads_somewhere() -> None:
 def test_no_page_names_this_machine() -> None:
     for page in [*PAGES, ROOT / "docs" / "conf.py"]:
         assert not re.search(r"/(?:root|tmp|work|home)/|pypi\.org|pythonhosted", page.read_text("utf-8")), page
+
+
+def test_the_module_map_lists_every_module() -> None:
+    page = (ROOT / "docs/modules.md").read_text("utf-8")
+    package = ROOT / "crucible_trio"
+    modules = {str(file.relative_to(package).with_suffix("")) for file in package.rglob("*.py")}
+    modules = {module for module in modules if not module.endswith("__init__")} | {"crucible_trio_pytest"}
+    packages = {"engines"}  # listed for what their `__init__` holds
+    assert set(re.findall(r"^\| `([a-z0-9_/]*[a-z0-9_])` \|", page, re.MULTILINE)) == modules | packages

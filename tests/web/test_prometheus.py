@@ -1,0 +1,59 @@
+"""The numbers of a pipeline as Prometheus reads them."""
+
+from prometheus_client.parser import text_string_to_metric_families
+from trio.testing import MockClock
+
+from crucible_trio.apis.operations.prometheus import render
+from crucible_trio.engine import EngineInfo, Finish
+from crucible_trio.engines.router import RouterEngine
+from crucible_trio.output import Output
+from crucible_trio.pipeline import Pipeline, open_pipeline
+from crucible_trio.request import Request
+from crucible_trio.testing import ScriptedEngine
+
+
+class ThreadedEngine:
+    """An engine that left two threads behind."""
+
+    info = EngineInfo(name="threaded", models=("slow",))
+    abandoned_threads = 2
+
+    async def generate(self, request: Request, output: Output) -> Finish:
+        return Finish()
+
+
+def samples(pipeline: Pipeline) -> dict[tuple[str, ...], float]:
+    families = text_string_to_metric_families(render(pipeline).decode())
+    return {
+        (sample.name.removeprefix("crucible_"), *sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+async def test_engines_behind_a_router_have_their_own_numbers(autojump_clock: MockClock) -> None:
+    router = RouterEngine([ScriptedEngine("a", "b", name="fast", models=["small"]), ThreadedEngine()])
+    async with open_pipeline(router) as pipeline:
+        for model in ("small", "small", "slow"):
+            stream = await pipeline.start(Request("q", model=model))
+            async with stream.attach() as reader:
+                assert [record async for record in reader]
+        numbers = samples(pipeline)
+    assert numbers["streams_started_total", "fast", "standard"] == 2
+    assert numbers["streams_started_total", "threaded", "standard"] == 1
+    assert numbers["streams_ended_total", "fast", "completed"] == 2
+    assert numbers["pieces_total", "fast", "standard"] == 4
+    assert numbers["pieces_total", "threaded", "standard"] == 0
+    assert (numbers["abandoned_threads", "fast"], numbers["abandoned_threads", "threaded"]) == (0, 2)
+    assert numbers["first_token_seconds_count", "fast"] == 2
+    assert numbers["first_token_seconds_bucket", "fast", "0.05"] == 2
+    assert numbers["first_token_seconds_bucket", "fast", "+Inf"] == 2
+    assert numbers["first_token_seconds_count", "threaded"] == 0
+    assert not any(name[1:2] == ("router",) for name in numbers)
+
+
+async def test_an_engine_without_a_model_has_its_numbers_too(autojump_clock: MockClock) -> None:
+    engine = ScriptedEngine(name="late")
+    engine.info = EngineInfo(name="late", models=())
+    async with open_pipeline(engine) as pipeline:
+        assert samples(pipeline)["pieces_total", "late", "deep"] == 0
