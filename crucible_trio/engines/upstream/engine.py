@@ -38,7 +38,7 @@ import trio
 from crucible_trio.engine import EngineInfo, Finish, Request
 from crucible_trio.engines.upstream.response import open_body, pass_on, read_refusal
 from crucible_trio.errors import ConfigError, EngineError
-from crucible_trio.httpx_bodies import Content
+from crucible_trio.httpx_bodies import RequestContent
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 
@@ -193,7 +193,7 @@ class UpstreamEngine:
         request = self._client.build_request(
             "POST", self._url, content=content, headers={"Content-Type": "application/json"}
         )
-        request.stream = Content(content)
+        request.stream = RequestContent(content)
         return await self._client.send(request, stream=True)
 
 
