@@ -1,7 +1,6 @@
-"""Sphinx: the settings of the build, and the table of our own settings.
+"""The Sphinx configuration, and the generator of the settings table.
 
-`python docs/conf.py` writes that table into docs/reference/config.md. A build with a stale table fails, and so does a
-test.
+`python docs/conf.py` writes the table into docs/reference/config.md. If the table is stale, the build and a test fail.
 """
 
 from __future__ import annotations
@@ -39,19 +38,27 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {"ASGIFramework": "ASGIFramework"}  # spelt out it fills half a page
+autodoc_type_aliases = {"ASGIFramework": "ASGIFramework"}  # expanded, it fills half a page
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+
+# The classes whose fields are settings, in the order of the page.
+SETTINGS_CLASSES = (Settings,)
 
 CONFIG_PAGE = Path(__file__).parent / "reference" / "config.md"
 BEGIN, END = "<!-- generated: begin -->\n", "<!-- generated: end -->\n"
 
 
 def settings_table() -> str:
-    """The settings as Markdown, a table for each group of the class."""
-    source = inspect.getsource(Settings)
+    """The settings as Markdown, with one table for each `# Group.` comment."""
+    return "\n".join(line for group in SETTINGS_CLASSES for line in _rows(group)).strip() + "\n"
+
+
+def _rows(settings: type[msgspec.Struct]) -> list[str]:
+    source = inspect.getsource(settings)
     lines = source.splitlines()
-    schema = msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"]
+    defaults = settings()
+    schema = msgspec.json.schema(settings)["$defs"][settings.__name__]["properties"]
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     out: list[str] = []
@@ -64,10 +71,10 @@ def settings_table() -> str:
         assert isinstance(text.value, ast.Constant)
         name = field.target.id
         meaning = inspect.cleandoc(text.value.value).replace("\n", " ").replace("|", r"\|")
-        default = _shown(getattr(Settings(), name))
+        default = _shown(getattr(defaults, name))
         variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
         out.append(f"| `{name}`<br>`{variable}` | {_takes(schema[name])}<br>default: {default} | {meaning} |")
-    return "\n".join(out).strip() + "\n"
+    return out
 
 
 def _shown(value: object) -> str:
@@ -84,7 +91,7 @@ def _shown(value: object) -> str:
 
 
 def _takes(schema: dict[str, object]) -> str:
-    if "anyOf" in schema:  # or null, which is not given
+    if "anyOf" in schema:  # an optional setting: skip the null
         options = schema["anyOf"]
         assert isinstance(options, list)
         schema = next(option for option in options if option != {"type": "null"})
@@ -107,7 +114,7 @@ def _takes(schema: dict[str, object]) -> str:
 
 
 def with_table(page: str) -> str:
-    """The page with the table as it is now."""
+    """The page with an up-to-date table."""
     before, _, rest = page.partition(BEGIN)
     return f"{before}{BEGIN}\n{settings_table()}\n{END}{rest.partition(END)[2]}"
 
