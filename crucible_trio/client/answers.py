@@ -12,7 +12,7 @@ from crucible_trio.client.attempts import Attempts, CutError
 from crucible_trio.errors import ServerRefusedError, StreamExpiredError, StreamNotFoundError
 from crucible_trio.httpx_bodies import aclose_body
 
-# Of an error's body. This server's errors are far smaller, and the rest of a proxy's error page is useless.
+# Size limit of an error's body. This server's errors are far smaller, and the rest of a proxy's error page is useless.
 MAX_ERROR_BYTES: Final = 64 * 1024
 
 # Statuses after which a retry may succeed. 500 is one of them: a single failed request must not lose a stream.
