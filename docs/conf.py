@@ -42,23 +42,15 @@ autodoc_type_aliases = {"ASGIFramework": "ASGIFramework"}  # expanded, it fills 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
-# The classes whose fields are settings, in the order of the page.
-SETTINGS_CLASSES = (Settings,)
-
 CONFIG_PAGE = Path(__file__).parent / "reference" / "config.md"
 BEGIN, END = "<!-- generated: begin -->\n", "<!-- generated: end -->\n"
 
 
 def settings_table() -> str:
-    """The settings as Markdown, with one table for each `# Group.` comment."""
-    return "\n".join(line for group in SETTINGS_CLASSES for line in _rows(group)).strip() + "\n"
-
-
-def _rows(settings: type[msgspec.Struct]) -> list[str]:
-    source = inspect.getsource(settings)
+    """The settings as Markdown, a table for each group of the class."""
+    source = inspect.getsource(Settings)
     lines = source.splitlines()
-    defaults = settings()
-    schema = msgspec.json.schema(settings)["$defs"][settings.__name__]["properties"]
+    schema = msgspec.json.schema(Settings)["$defs"]["Settings"]["properties"]
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     out: list[str] = []
@@ -71,10 +63,10 @@ def _rows(settings: type[msgspec.Struct]) -> list[str]:
         assert isinstance(text.value, ast.Constant)
         name = field.target.id
         meaning = inspect.cleandoc(text.value.value).replace("\n", " ").replace("|", r"\|")
-        default = _shown(getattr(defaults, name))
+        default = _shown(getattr(Settings(), name))
         variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
         out.append(f"| `{name}`<br>`{variable}` | {_takes(schema[name])}<br>default: {default} | {meaning} |")
-    return out
+    return "\n".join(out).strip() + "\n"
 
 
 def _shown(value: object) -> str:
