@@ -26,7 +26,7 @@ ANSWER = [f"word-{n} 🜁 " for n in range(40)]
 USAGE = Usage(1, 40, 20)
 
 
-class CountingEngine:
+class RepeatingEngine:
     """Writes the same text to every stream, and counts its calls and cancellations."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ def answer_of(records):
 
 
 async def test_a_stream_cut_at_random_bytes_is_complete_and_was_generated_once():
-    engine = CountingEngine()
+    engine = RepeatingEngine()
     reconnects = 0
     draw = random.Random(20240607)
     with trio.fail_after(120):
@@ -109,7 +109,7 @@ async def test_a_stream_cut_at_random_bytes_is_complete_and_was_generated_once()
 async def test_a_cut_stream_without_its_trace_is_complete_too(trace):
     with trio.fail_after(60):
         async with (
-            serving(CountingEngine()) as (_, url),
+            serving(RepeatingEngine()) as (_, url),
             cutting_proxy(url, 7) as proxy,
             open_client(proxy.url, retry_seconds=0, max_attempts=100, max_first_attempts=100) as client,
             client.start(Request("Why?", mode="deep", trace=trace)) as stream,
@@ -123,7 +123,7 @@ async def test_a_cut_stream_without_its_trace_is_complete_too(trace):
 
 async def test_a_stream_can_be_read_again_from_any_offset():
     with trio.fail_after(30):
-        async with serving(CountingEngine()) as (_, url), open_client(url) as client:
+        async with serving(RepeatingEngine()) as (_, url), open_client(url) as client:
             async with client.start(Request("Why?")) as stream:
                 records = await read_all(stream)
             for after in range(len(records) + 1):
@@ -141,7 +141,7 @@ async def test_a_stream_can_be_read_again_from_any_offset():
 
 
 async def test_cancelling_stops_the_engine_and_ends_the_reading():
-    engine = CountingEngine()
+    engine = RepeatingEngine()
     with trio.fail_after(30):
         async with serving(engine) as (_, url), open_client(url) as client:
             async with client.start(Request("think endlessly")) as stream:
@@ -158,7 +158,7 @@ async def test_cancelling_stops_the_engine_and_ends_the_reading():
 
 async def test_leaving_does_not_stop_a_stream_with_on_disconnect_continue():
     with trio.fail_after(30):
-        async with serving(CountingEngine()) as (_, url), open_client(url) as client:
+        async with serving(RepeatingEngine()) as (_, url), open_client(url) as client:
             async with client.start(Request("Why?", on_disconnect="continue")) as stream:
                 await anext(stream)
                 await anext(stream)
@@ -168,7 +168,7 @@ async def test_leaving_does_not_stop_a_stream_with_on_disconnect_continue():
 
 
 async def test_leaving_stops_a_stream_with_on_disconnect_cancel():
-    engine = CountingEngine()
+    engine = RepeatingEngine()
     with trio.fail_after(30):
         async with serving(engine) as (_, url), open_client(url) as client:
             async with client.start(Request("think endlessly", on_disconnect="cancel")) as stream:
@@ -182,7 +182,7 @@ async def test_leaving_stops_a_stream_with_on_disconnect_cancel():
 async def test_one_reader_too_many_waits_for_its_turn():
     with trio.fail_after(30):
         async with (
-            serving(CountingEngine(), max_readers_per_stream=1) as (_, url),
+            serving(RepeatingEngine(), max_readers_per_stream=1) as (_, url),
             open_client(url, retry_seconds=0) as client,
         ):
             seen = []
@@ -206,7 +206,7 @@ async def test_one_reader_too_many_waits_for_its_turn():
 async def test_a_draining_server_lets_its_readers_finish_and_refuses_new_ones():
     with trio.fail_after(30):
         async with (
-            serving(CountingEngine(), heartbeat_seconds=0.05) as (pipeline, url),
+            serving(RepeatingEngine(), heartbeat_seconds=0.05) as (pipeline, url),
             open_client(url, max_first_attempts=1) as client,
             trio.open_nursery() as nursery,
             client.start(Request("think endlessly")) as stream,
@@ -224,7 +224,7 @@ async def test_a_draining_server_lets_its_readers_finish_and_refuses_new_ones():
 
 async def test_a_wrong_key_is_refused_without_retries():
     with trio.fail_after(30):
-        async with serving(CountingEngine(), keys={"alice": "right"}) as (_, url):
+        async with serving(RepeatingEngine(), keys={"alice": "right"}) as (_, url):
             async with open_client(url, key="wrong") as client:
                 with pytest.raises(ServerRefusedError, match="401"):
                     async with client.start(Request("Why?")):
