@@ -1,7 +1,7 @@
-"""What httpx leaves lying about on trio when a body is not read, or not sent, to its end.
+"""Closes httpx bodies on trio without leaving tasks or generators behind.
 
-httpx passes bodies through nested async generators. When the outermost is closed, or its task cancelled, the others are
-left to the garbage collector; trio warns of each, and finishes them in system tasks.
+httpx reads and sends bodies through nested async generators. If the outermost one is closed, or its task is cancelled,
+the others are left to the garbage collector. trio warns about each of them and finishes them in system tasks.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Final, Self, final
 import httpx
 import trio
 
-# Closing a socket does not wait; this is for the surprise.
+# Closing a socket does not wait. The limit is for the unexpected case.
 _CLOSE_SECONDS: Final = 1.0
 
 
 async def aclose_body(response: httpx.Response, chunks: AsyncIterator[bytes]) -> None:
-    """Give the connection back, or close it if the body has not ended, and leave no generator behind.
+    """Close the connection, or give it back to the pool if the body has ended. Leaves no generator behind.
 
     Args:
-        response: One that was sent with `stream=True`.
-        chunks: The iterator its body is read by.
+        response: A response that was requested with `stream=True`.
+        chunks: The iterator that reads its body.
 
-    Checkpoints: perhaps. Cancellation: the connection is closed all the same.
+    Checkpoints: sometimes. Cancellation: the connection is still closed.
     """
-    # Only an exception out of the innermost generator ends them all, and a cancelled read raises one.
+    # All generators end only if the innermost one raises, and a cancelled read raises there.
     with trio.CancelScope() as scope, suppress(httpx.RequestError, httpx.StreamError):
         scope.cancel()
         async for _ in chunks:
@@ -36,18 +36,18 @@ async def aclose_body(response: httpx.Response, chunks: AsyncIterator[bytes]) ->
 
 
 @final
-class Content(httpx.AsyncByteStream):
-    """The body of a request, in one piece, that can be cancelled while it is sent; may be sent again."""
+class RequestContent(httpx.AsyncByteStream):
+    """A request body in one chunk. Sending it can be cancelled, and it can be sent again."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Once(self._content)
+        return _SingleChunk(self._content)
 
 
 @final
-class _Once:
+class _SingleChunk:
     def __init__(self, content: bytes) -> None:
         self._content: bytes | None = content
 

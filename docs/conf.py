@@ -1,7 +1,6 @@
-"""Sphinx: the settings of the build, and the table of our own settings.
+"""The Sphinx configuration, and the generator of the settings table.
 
-`python docs/conf.py` writes that table into docs/reference/config.md. A build with a stale table fails, and so does a
-test.
+`python docs/conf.py` writes the table into docs/reference/config.md. If the table is stale, the build and a test fail.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {"ASGIFramework": "ASGIFramework"}  # spelt out it fills half a page
+autodoc_type_aliases = {"ASGIFramework": "ASGIFramework"}  # expanded, it fills half a page
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
@@ -88,7 +87,7 @@ def _shown(value: object) -> str:
 
 
 def _takes(schema: dict[str, object]) -> str:
-    if "anyOf" in schema:  # or null, which is not given
+    if "anyOf" in schema:  # an optional setting: skip the null
         options = schema["anyOf"]
         assert isinstance(options, list)
         schema = next(option for option in options if option != {"type": "null"})
@@ -111,7 +110,7 @@ def _takes(schema: dict[str, object]) -> str:
 
 
 def with_table(page: str) -> str:
-    """The page with the table as it is now."""
+    """The page with an up-to-date table."""
     before, _, rest = page.partition(BEGIN)
     return f"{before}{BEGIN}\n{settings_table()}\n{END}{rest.partition(END)[2]}"
 

@@ -1,4 +1,4 @@
-"""What several folders of tests share."""
+"""Fixtures and settings for all tests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from collections.abc import Callable
 import hypothesis
 import pytest
 
-# The machine may be shared and slow: an example is never too late. No database: a run depends on nothing left behind.
+# No deadline, because the machine may be slow and shared. No database, so that a run does not depend on earlier runs.
 hypothesis.settings.register_profile("crucible", deadline=None, database=None, max_examples=100)
 hypothesis.settings.load_profile("crucible")
 
 
 @pytest.fixture(scope="session")
 def need_program() -> Callable[[str], str]:
-    """`need_program("curl")` gives its path; a test that needs a missing one skips, or fails where none may skip."""
+    """`need_program("curl")` returns the program's path.
+
+    If the program is missing, the test is skipped, or fails if CRUCIBLE_TESTS_SKIP_NOTHING is set.
+    """
 
     def find(name: str) -> str:
         path = shutil.which(name)

@@ -1,4 +1,4 @@
-"""`crucible ask`: one prompt, shown as it is answered."""
+"""`crucible ask`: one prompt in a terminal."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ from crucible_trio.records import (
 from crucible_trio.request import Request
 from crucible_trio.settings import ServiceSettings
 
-_STOPPED_EXIT_CODE: Final = 130  # 128 + SIGINT, as shells have it
+_STOPPED_EXIT_CODE: Final = 130  # 128 + SIGINT, as in shells
 
-# Text of a model must not steer the terminal: no escape, no backspace, no C1 control.
+# Control characters in a model's text must not reach the terminal: no escape, no backspace, no C1 control.
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 async def ask_here(request: Request, settings: ServiceSettings) -> int:
-    """Run the whole pipeline in this process.
+    """Run the whole pipeline in this process and show the answer.
 
     Returns:
         The exit code.
 
     Raises:
         ConfigError: The engine cannot run here.
+
+    Cancellation: the stream ends as cancelled.
     """
     async with AsyncExitStack() as stack:
         with fetch_progress() as progress:
@@ -57,27 +59,29 @@ async def ask_here(request: Request, settings: ServiceSettings) -> int:
 
 
 async def ask_server(request: Request, url: str, key: str | None) -> int:
-    """Ask a server; cut connections are resumed.
+    """Ask a server and show the answer. Cut connections are resumed.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: The URL is none, or nobody answers there, or the request is refused.
+        ConfigError: The URL is invalid, the server does not answer, or it refuses the request.
+
+    Cancellation: closes the connection. The stream goes on as its `on_disconnect` says.
     """
     notes = Console(stderr=True, highlight=False)
 
-    def reconnected(position: int) -> None:
-        notes.print(f"\nreconnected at {position}", style="yellow")
+    def report_reconnect(last_seq: int) -> None:
+        notes.print(f"\nreconnected, resuming after record {last_seq}", style="yellow")
 
     try:
         async with (
             open_client(url, key=key) as client,
-            client.start(request, on_reconnect=reconnected) as stream,
+            client.start(request, on_reconnect=report_reconnect) as stream,
         ):
 
             async def cancel() -> None:
-                with suppress(CrucibleError):  # if the server cannot be reached, there is nothing to stop
+                with suppress(CrucibleError):  # if the server does not answer, the stream cannot be stopped
                     await stream.cancel()
 
             return await _show(stream, cancel)
@@ -89,18 +93,18 @@ async def ask_server(request: Request, url: str, key: str | None) -> int:
 
 
 async def _show(records: AsyncIterator[AnyRecord], cancel: Callable[[], Awaitable[None]]) -> int:
-    """Show the records; the first Ctrl-C stops the stream, the second stops waiting for it."""
-    view = _View()
+    """Show the records. The first Ctrl-C stops the stream, the second one exits without waiting for its end."""
+    printer = _AnswerPrinter()
     code = _STOPPED_EXIT_CODE
     async with trio.open_nursery() as nursery:
         await nursery.start(_cancel_on_interrupt, cancel, nursery.cancel_scope)
         try:
             async for record in records:
-                view.add(record)
-            code = view.finish()
+                printer.add(record)
+            code = printer.finish()
         except CrucibleError as error:
-            code = view.lose(error)
-        except BrokenPipeError:  # whoever reads our output, such as `head`, has had enough
+            code = printer.report_lost(error)
+        except BrokenPipeError:  # the program that reads our output, such as `head`, has exited
             await cancel()
         nursery.cancel_scope.cancel()
     return code
@@ -121,42 +125,44 @@ async def _cancel_on_interrupt(
 
 
 @final
-class _Output(Console):
+class _PipeConsole(Console):
+    """A console that raises `BrokenPipeError` when the reader of its pipe exits."""
+
     def on_broken_pipe(self) -> None:
-        # Rich would raise SystemExit, which a nursery turns into a group that nobody understands.
+        # Rich raises SystemExit. In a nursery it would become an exception group, which Python prints as a traceback.
         with suppress(SystemExit):
             super().on_broken_pipe()
         raise BrokenPipeError
 
 
 @final
-class _View:
-    """Trace and answer on standard output, notes on standard error; plain where that is no terminal."""
+class _AnswerPrinter:
+    """Prints trace and answer to standard output, and notes to standard error. No colours outside a terminal."""
 
     def __init__(self) -> None:
-        self._out = _Output(highlight=False)
+        self._out = _PipeConsole(highlight=False)
         self._notes = Console(stderr=True, highlight=False)
         self._terminal: Terminal | None = None
-        self._traced = False
-        self._answered = False
+        self._has_trace = False
+        self._has_answer = False
 
     def add(self, record: AnyRecord) -> None:
         match record:
             case ReasoningDelta(delta=delta):
-                if not self._traced:
+                if not self._has_trace:
                     self._out.out("Reasoning", style="bold dim")
-                self._traced = True
+                self._has_trace = True
                 self._write(delta, "dim")
             case OutputDelta(delta=delta):
-                if self._traced and not self._answered:
+                if self._has_trace and not self._has_answer:
                     self._out.out("\n\nAnswer", style="bold")
-                self._answered = True
+                self._has_answer = True
                 self._write(delta, None)
             case StreamCompleted() | StreamIncomplete() | StreamFailed() | StreamCancelled():
                 self._terminal = record
 
     def finish(self) -> int:
-        if self._traced or self._answered:
+        if self._has_trace or self._has_answer:
             self._out.out("")
         match self._terminal:
             case StreamCompleted():
@@ -171,7 +177,7 @@ class _View:
                 self._notes.print(f"failed: {error.message} ({error.code})", style="red")
         return 1
 
-    def lose(self, error: CrucibleError) -> int:
+    def report_lost(self, error: CrucibleError) -> int:
         self._notes.print(f"\nlost the stream: {error}", style="red")
         return 1
 

@@ -1,4 +1,4 @@
-"""`crucible check`: the resume kit against a server, with a report for people."""
+"""`crucible check`: the resume kit against a server."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ async def check_server(check: Callable[..., Awaitable[Report]], again: str) -> i
     """Check a server and print the report to standard output.
 
     Args:
-        check: The kit's `check` with all it needs but `on_progress`.
-        again: For the lines of the report that repeat one cut; see `command_again`.
+        check: The kit's `check` with all its arguments except `on_progress`.
+        again: The command that repeats a cut, for the report. See `command_again`.
 
     Returns:
-        The exit code: 0 passed, 1 failed, 2 could not check.
+        The exit code: 0 passed, 1 failed, 2 the check could not run.
 
     Raises:
-        ConfigError: The URL cannot be used.
+        ConfigError: The URL is invalid.
+
+    Cancellation: open connections are reset, and the server keeps the streams that were started.
     """
     with _progress() as on_progress:
         report = await check(on_progress=on_progress)
     report.again = again
-    # Plain, also on a terminal: lines are copied out of it.
+    # Without colours and wrapping, because users copy commands from the report.
     Console(highlight=False, markup=False, soft_wrap=True).print(str(report))
     return report.exit_code
 
 
 def command_again(url: str, wire_file: Path | None) -> str:
-    """The command without what picks the cuts. A key is not repeated: it comes from the environment."""
+    """The command without the options that select cuts, and without the key, which comes from the environment."""
     words = ["crucible", "check", url]
     if wire_file is not None:
         words += ["--wire", str(wire_file)]
@@ -44,7 +46,7 @@ def command_again(url: str, wire_file: Path | None) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Row, int], None]]:
-    """A bar for each client and phase on standard error, while it is a terminal."""
+    """A progress bar for each client and phase on standard error, if it is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[int, TaskID] = {}

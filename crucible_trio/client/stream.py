@@ -1,4 +1,4 @@
-"""One stream as a client reads it: from a position to the terminal record, over any number of connections."""
+"""Reads one stream from an offset to the terminal record, over any number of connections."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ import msgspec
 import trio
 
 from crucible_trio import sse
-from crucible_trio.client.answers import MAX_ERROR_BYTES, Body, ask, refuse, transport_cut
-from crucible_trio.client.attempts import Attempts, CutError, Patience
+from crucible_trio.client.answers import (
+    MAX_ERROR_BYTES,
+    ClientBody,
+    raise_error_status,
+    send_with_retries,
+    transport_cut,
+)
+from crucible_trio.client.attempts import Attempts, CutError, RetryLimits
 from crucible_trio.errors import EventTooLargeError, InvalidLastEventIdError
 from crucible_trio.records import (
     TERMINAL,
@@ -28,8 +34,8 @@ from crucible_trio.records import (
 )
 from crucible_trio.request import Trace
 
-# Bytes this long after an answer began show that the connection works, so a model that thinks for minutes behind a
-# proxy that cuts every minute is no failure. A connection that only ever says `retry` is one.
+# A connection that still receives bytes after this time works, and ends the row of failures. So a model may think for
+# minutes behind a proxy that cuts every minute. A connection that only sends `retry` and ends is a failure.
 STEADY_SECONDS: Final = 5.0
 
 OnReconnect: TypeAlias = Callable[[int], None]
@@ -38,35 +44,34 @@ _KNOWN_TYPES = frozenset(kind.__struct_config__.tag for kind in get_args(AnyReco
 
 
 @final
-class _Unknown(msgspec.Struct, frozen=True):
-    """An event of a type that only a later version knows."""
+class _UnknownRecord(msgspec.Struct, frozen=True):
+    """A record of a type that only a later version knows. Its offset is in the event id."""
 
     type: str
-    seq: int | None = None
 
 
-_unknown_decoder = msgspec.json.Decoder(_Unknown)
+_unknown_decoder = msgspec.json.Decoder(_UnknownRecord)
 
 
 @final
 class ClientStream:
-    """An async context manager and async iterator of records, made by `Client.start` and `Client.read`; for one task.
+    """An async context manager and async iterator of records, made by `Client.start` and `Client.read`. For one task.
 
-    Entering connects, and raises what `Client` says when that cannot be done. The terminal record comes last. Leaving
-    closes the connection and nothing else: the stream goes on by its `on_disconnect` rule. Cancelling a step of the
-    iteration loses nothing; the next one goes on after `last_seq`.
+    Entering connects, and raises the errors that `Client` lists. The terminal record comes last. Leaving only closes
+    the connection: the stream goes on as its `on_disconnect` says. Cancelling a step of the iteration loses nothing,
+    because the next step resumes after `last_seq`. Records of a type that this version does not know are skipped.
 
     Attributes:
-        last_seq: The `seq` of the last record that was handed out, or passed over because its type is unknown.
-        reconnects: How often a connection has been replaced.
-        terminal: The terminal record, once it has come. None at the end if there was nothing to read after the position
-            that was asked for.
+        last_seq: The `seq` of the last record that was yielded or skipped.
+        reconnects: The number of reconnects so far.
+        terminal: The terminal record, or None until it arrives. It stays None if the offset that was asked for was
+            already the end of the stream.
     """
 
     def __init__(
         self,
         http: httpx.AsyncClient,
-        patience: Patience,
+        limits: RetryLimits,
         start: httpx.Request | None,
         stream_id: str | None,
         *,
@@ -78,18 +83,18 @@ class ClientStream:
         self.reconnects = 0
         self.terminal: Terminal | None = None
         self._http = http
-        self._patience = patience
-        self._attempts = Attempts(patience)
+        self._limits = limits
+        self._attempts = Attempts(limits)
         self._start = start
         self._id = stream_id
         self._trace = trace
         self._on_reconnect = on_reconnect
-        self._body: Body | None = None
+        self._body: ClientBody | None = None
         self._decoder = sse.Decoder()
-        self._events: deque[sse.ServerSentEvent] = deque()  # that have arrived and were not looked at yet
+        self._events: deque[sse.ServerSentEvent] = deque()  # received, not processed yet
         self._attached_at = 0.0
-        self._is_new = False  # the connection, until it has said something
-        self._was_heard = False  # any connection
+        self._is_silent = False  # the connection has not sent anything yet
+        self._was_connected = False  # an earlier connection has
         self._ended = False
         self._closed = False
 
@@ -98,7 +103,7 @@ class ClientStream:
         """The stream's id.
 
         Raises:
-            ValueError: The stream was not entered, so the server has not named it.
+            ValueError: The stream was not entered, so the server has not assigned an id yet.
         """
         if self._id is None:
             message = "the stream has no id before it is entered"
@@ -123,15 +128,16 @@ class ClientStream:
         return self
 
     async def __anext__(self) -> AnyRecord:
-        """The next record, however many connections it takes.
+        """The next record. Reconnects as often as necessary.
 
-        Waits for the server, and between attempts. Checkpoints: always. Cancellation: closes the connection at once; no
-        record is lost.
+        Waits for the server, and between attempts.
 
         Raises:
-            StopAsyncIteration: The terminal record has been handed out.
-            StreamLostError: The stream could not be reached again.
-            trio.ClosedResourceError: The `async with` has been left.
+            StopAsyncIteration: The terminal record was the last one.
+            StreamLostError: The client could not reconnect, or the server violated the protocol.
+            trio.ClosedResourceError: The program has left the `async with`.
+
+        Checkpoints: always. Cancellation: closes the connection immediately. No record is lost.
         """
         if self._closed:
             raise trio.ClosedResourceError
@@ -153,36 +159,41 @@ class ClientStream:
         except BaseException:
             await self._disconnect()
             raise
-        # With the terminal record everything has been said; the body's own end is not waited for.
+        # Nothing follows the terminal record, so the end of the body is not waited for.
         await self._disconnect()
         raise StopAsyncIteration
 
     async def cancel(self) -> None:
-        """Stop the stream on the server. Go on reading for what had been made until then and the terminal record."""
+        """Stop the stream on the server.
+
+        The iteration goes on: it yields the records that were already made, then the terminal record.
+        """
         path = f"/v1/streams/{self.id}/cancel"
-        await ask(self._http, Attempts(self._patience), "POST", path, names_stream=True, last_seq=self.last_seq)
+        await send_with_retries(
+            self._http, Attempts(self._limits), "POST", path, names_stream=True, last_seq=self.last_seq
+        )
 
     async def _attach(self) -> None:
         try:
             response = await self._http.send(self._request(), stream=True)
         except httpx.RequestError as error:
             raise transport_cut(error) from error
-        body = Body(response)
+        body = ClientBody(response)
         try:
             if response.status_code == httpx.codes.OK:
                 self._accept(response)
                 self._body = body
             elif response.status_code == httpx.codes.NO_CONTENT and self._id is not None:
-                self._ended = True  # the position is the terminal record
+                self._ended = True  # the offset is the terminal record
             else:
-                refuse(response, await body.read(MAX_ERROR_BYTES), names_stream=self._id is not None)
+                raise_error_status(response, await body.read(MAX_ERROR_BYTES), names_stream=self._id is not None)
         finally:
             if self._body is None:
                 await body.aclose()
 
     def _request(self) -> httpx.Request:
         if self._start is not None and self._id is None:
-            return self._start  # again, if need be: its key makes it the same stream
+            return self._start  # may be sent again: with the same key it is the same stream
         return self._http.build_request(
             "GET",
             f"/v1/streams/{self.id}/events",
@@ -191,29 +202,29 @@ class ClientStream:
         )
 
     def _accept(self, response: httpx.Response) -> None:
-        # A captive portal answers 200 to everything.
+        # A captive portal answers every request with 200.
         if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() != sse.MEDIA_TYPE:
-            raise CutError("the answer is no event stream")
+            raise CutError("the response is not an event stream")
         if self._id is None:
-            # Only the id is taken from `Location`: the key goes to no other place than the one that was given.
+            # Only the id is taken from `Location`. The key must not be sent to any other host.
             stream_id = (
                 response.headers.get("Crucible-Stream") or response.headers.get("Location", "").rpartition("/")[2]
             )
             try:
                 parse_event_id(format_event_id(stream_id, 0))
             except InvalidLastEventIdError as error:
-                raise CutError("the answer does not say which stream it is") from error
+                raise CutError("the response does not name its stream") from error
             self._id = stream_id
-        self._is_new = True
+        self._is_silent = True
         self._attached_at = trio.current_time()
         self._decoder = sse.Decoder()
-        self._attempts.reached()
+        self._attempts.mark_reached()
 
-    async def _receive(self, body: Body) -> None:
+    async def _receive(self, body: ClientBody) -> None:
         chunk = await body.receive()
         if chunk is None:
-            # Whether this was all is what the next request asks: its answer is 204 then.
-            raise CutError("the answer ended before the stream")
+            # If the stream has ended too, the next request gets 204.
+            raise CutError("the response ended before the stream")
         try:
             self._events.extend(self._decoder.feed(chunk))
         except EventTooLargeError as error:
@@ -221,54 +232,53 @@ class ClientStream:
         if self._decoder.retry is not None:
             self._attempts.set_retry(self._decoder.retry)
         if trio.current_time() - self._attached_at >= STEADY_SECONDS:
-            self._attempts.progressed()
+            self._attempts.mark_progress()
         if not self._events:
-            self._hear()
+            self._mark_alive()
 
     def _take(self, event: sse.ServerSentEvent) -> AnyRecord | None:
         message = _decode(event)
         if isinstance(message, ServerBusy):
-            raise CutError("the server is busy", wait=message.reconnect_in_ms / 1000, counts=False)
-        self._hear()
+            raise CutError("the server is busy", wait=message.reconnect_in_ms / 1000, is_failure=False)
+        self._mark_alive()
         if message is None or isinstance(message, ServerDraining):
-            return None  # draining announces; the body still ends with the terminal record
-        seq = self._position(event, message)
-        if seq is None:
-            return None
-        # The other views leave records out.
+            return None  # a draining server still sends the terminal record
+        seq = self._seq_of(event, message)
+        # With `final` and `none` the server leaves records out.
         if seq > self.last_seq + 1 and self._trace == "segments":
             raise CutError(f"record {seq} follows record {self.last_seq}", broke_protocol=True)
         if isinstance(message, TERMINAL):
-            # Also when its position was passed before: nothing comes after it.
+            # Even if this record was seen before: nothing follows it.
             self.terminal = message
             self._ended = True
         if seq <= self.last_seq:
             return None
         self.last_seq = seq
-        self._attempts.progressed()
-        return None if isinstance(message, _Unknown) else message
+        self._attempts.mark_progress()
+        return None if isinstance(message, _UnknownRecord) else message
 
-    def _position(self, event: sse.ServerSentEvent, message: AnyRecord | _Unknown) -> int | None:
-        if event.id is None:
-            return message.seq
+    def _seq_of(self, event: sse.ServerSentEvent, message: AnyRecord | _UnknownRecord) -> int:
+        seq_in_json = None if isinstance(message, _UnknownRecord) else message.seq
+        if event.id is None and seq_in_json is not None:
+            return seq_in_json
         try:
-            stream_id, seq = parse_event_id(event.id)
+            stream_id, seq = parse_event_id(event.id or "")
         except InvalidLastEventIdError as error:
-            raise CutError("a record has an impossible id", broke_protocol=True) from error
-        if stream_id != self._id or message.seq not in {None, seq}:
-            raise CutError("a record has the id of another", broke_protocol=True)
+            raise CutError("a record has an invalid id", broke_protocol=True) from error
+        if stream_id != self._id or seq_in_json not in {None, seq}:
+            raise CutError("a record has the id of another record", broke_protocol=True)
         return seq
 
-    def _hear(self) -> None:
-        # Not as soon as there is an answer: it may say `server.busy`, and then nothing has been replaced.
-        if not self._is_new:
+    def _mark_alive(self) -> None:
+        # Not when the response begins: it may hold nothing but `server.busy`, and that is not a reconnect.
+        if not self._is_silent:
             return
-        self._is_new = False
-        if self._was_heard:
+        self._is_silent = False
+        if self._was_connected:
             self.reconnects += 1
             if self._on_reconnect is not None:
                 self._on_reconnect(self.last_seq)
-        self._was_heard = True
+        self._was_connected = True
 
     async def _disconnect(self) -> None:
         self._events.clear()
@@ -277,17 +287,22 @@ class ClientStream:
             await body.aclose()
 
 
-def _decode(event: sse.ServerSentEvent) -> AnyRecord | Control | _Unknown | None:
+def _decode(event: sse.ServerSentEvent) -> AnyRecord | Control | _UnknownRecord | None:
+    """Decode one event. None for an event to ignore.
+
+    Raises:
+        CutError: A record of a known type is invalid.
+    """
     data = event.data or ""
     try:
         return decode_event(data)
     except (msgspec.DecodeError, RecursionError) as error:
+        if event.id is None:
+            return None  # not a record: an out-of-band event of a later version, or sent by a proxy
         try:
-            unknown = _unknown_decoder.decode(data)
+            record = _unknown_decoder.decode(data)
         except (msgspec.DecodeError, RecursionError):
-            if event.id is None:
-                return None  # not this server's; a proxy's perhaps
-            raise CutError("a record is not readable", broke_protocol=True) from error
-        if unknown.type in _KNOWN_TYPES:
-            raise CutError(f"a {unknown.type} is not readable", broke_protocol=True) from error
-        return unknown
+            raise CutError("a record is not valid JSON with a type", broke_protocol=True) from error
+        if record.type in _KNOWN_TYPES:
+            raise CutError(f"a {record.type} record is invalid", broke_protocol=True) from error
+        return record

@@ -1,4 +1,4 @@
-"""A server on a real socket that cuts its answers at any byte; otherwise it keeps to the protocol."""
+"""A server on a real socket that cuts its responses at any byte, and otherwise follows the protocol."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ import trio
 from crucible_trio import sse
 from crucible_trio.records import AnyRecord, encode_frame, new_stream_id, parse_event_id
 
-# Where a connection ends: after so many bytes of the answer, by "fin" or "rst".
+# The end of a connection: the number of bytes of the response before it, and "fin" or "rst".
 Cut: TypeAlias = tuple[int, str]
 
 
 class CuttingServer:
-    """Holds one log; a key starts a stream with it, `Last-Event-ID` reads one.
+    """Makes one log for each idempotency key. `Last-Event-ID` reads a log from an offset.
 
-    `cuts` says for each connection of a stream, named by its key, where it ends; connections beyond are not cut.
+    Attributes:
+        cuts: By key, the cuts of the stream's connections, in order. Later connections are not cut.
+        records: The logs, by stream id.
+        ids: The stream ids, by key. There is one for each stream that was started.
+        requests: Method, path, headers and body of each request.
+        hold: Awaited after record 1 was sent.
     """
 
     def __init__(self, make_records: Callable[[str], Sequence[AnyRecord]], *, chunked: bool) -> None:
         self.chunked = chunked
         self.cuts: dict[str, list[Cut]] = {}
-        self.records: dict[str, Sequence[AnyRecord]] = {}  # by stream
-        self.ids: dict[str, str] = {}  # by key: as many as streams were started
-        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []  # method, path, headers, body
+        self.records: dict[str, Sequence[AnyRecord]] = {}
+        self.ids: dict[str, str] = {}
+        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         self.open_connections = 0
-        self.hold: Callable[[], Awaitable[None]] | None = None  # awaited after record 1
+        self.hold: Callable[[], Awaitable[None]] | None = None
         self.url = ""
         self._make_records = make_records
 
@@ -42,7 +47,7 @@ class CuttingServer:
             task_status.started()
 
     def answer(self, stream_id: str, after: int) -> tuple[bytes, list[bytes]]:
-        """Head and pieces of the answer to a reader at this position."""
+        """The head and the pieces of the response to a reader at this offset."""
         head = (
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store, no-transform\r\n"
             f"Location: /v1/streams/{stream_id}\r\nCrucible-Stream: {stream_id}\r\n"
@@ -51,7 +56,7 @@ class CuttingServer:
         if self.chunked:
             head += "Transfer-Encoding: chunked\r\n\r\n"
             pieces = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces] + [b"0\r\n\r\n"]
-        else:  # the end of the connection is the end of the body, so every cut by FIN looks like a clean end
+        else:  # the connection ends the body, so every cut by FIN looks like a clean end
             head += "Connection: close\r\n\r\n"
         return head.encode(), pieces
 
@@ -61,7 +66,7 @@ class CuttingServer:
             async with stream:
                 await self._serve_one(stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client has left
+            pass  # the client has disconnected
         finally:
             self.open_connections -= 1
 
@@ -114,7 +119,7 @@ async def _receive(stream: trio.SocketStream) -> bytes:
 
 @pytest.fixture
 def serve(nursery: trio.Nursery) -> Callable[..., Awaitable[CuttingServer]]:
-    """Starts a server that is there until the test's end."""
+    """Starts a server that runs until the test ends."""
 
     async def start(make_records: Callable[[str], Sequence[AnyRecord]], *, chunked: bool = True) -> CuttingServer:
         server = CuttingServer(make_records, chunked=chunked)

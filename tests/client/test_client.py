@@ -1,4 +1,4 @@
-"""The client in virtual time, against a server that plays a script."""
+"""The client in virtual time, against a scripted transport."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trio.testing
 
 from crucible_trio import sse
 from crucible_trio.client import open_client
-from crucible_trio.client.attempts import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_FIRST_ATTEMPTS, MAX_STRETCH
+from crucible_trio.client.attempts import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_FIRST_ATTEMPTS, MAX_JITTER
 from crucible_trio.errors import (
     InvalidLastEventIdError,
     ServerRefusedError,
@@ -53,14 +53,14 @@ RECORDS = [
 ]
 RETRY = b"retry: 1000\n"
 
-# Of a body: bytes to send, seconds to wait, an error to raise.
+# One step of a body: bytes to send, seconds to wait, or an error to raise.
 Step: TypeAlias = bytes | float | Exception
 FOREVER = math.inf
 RESET = httpx.ReadError("")
 
 
 @dataclass
-class Answer:
+class ScriptedResponse:
     steps: Sequence[Step] = ()
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -69,8 +69,8 @@ class Answer:
 
 
 class ScriptedBody(httpx.AsyncByteStream):
-    # A class and not an async generator: what a test leaves unread must not be reported as garbage.
-    def __init__(self, answer: Answer, read_timeout: float) -> None:
+    # Not an async generator: trio would warn about each body that a test does not read to its end.
+    def __init__(self, answer: ScriptedResponse, read_timeout: float) -> None:
         self.answer = answer
         self.read_timeout = read_timeout
         self.steps = iter(answer.steps)
@@ -97,10 +97,10 @@ class ScriptedBody(httpx.AsyncByteStream):
         self.answer.closed = True
 
 
-class Script(httpx.AsyncBaseTransport):
-    """Gives the answers in their order, and the last one again and again."""
+class ScriptedTransport(httpx.AsyncBaseTransport):
+    """Sends the responses in order, then repeats the last one."""
 
-    def __init__(self, *answers: Answer | Exception) -> None:
+    def __init__(self, *answers: ScriptedResponse | Exception) -> None:
         self.answers = answers
         self.requests: list[httpx.Request] = []
         self.times: list[float] = []
@@ -124,9 +124,9 @@ class Script(httpx.AsyncBaseTransport):
         return httpx.Response(answer.status, headers=answer.headers, stream=body)
 
 
-def stream_of(*steps, stream_id=ID, **headers) -> Answer:
+def stream_of(*steps, stream_id=ID, **headers) -> ScriptedResponse:
     headers = {"Crucible-Stream": stream_id, "Content-Type": "text/event-stream"} | headers
-    return Answer([RETRY, *steps], headers=headers)
+    return ScriptedResponse([RETRY, *steps], headers=headers)
 
 
 def frames(first, last=None):
@@ -137,12 +137,12 @@ def raw_frame(seq, data, stream_id=ID):
     return sse.encode_line(data, f"{stream_id}.{seq}")
 
 
-def refusal(status, code="some_code", **headers) -> Answer:
+def refusal(status, code="some_code", **headers) -> ScriptedResponse:
     body = msgspec.json.encode({"error": {"code": code, "message": "A sentence."}})
-    return Answer([body], status, {"Content-Type": "application/json"} | headers)
+    return ScriptedResponse([body], status, {"Content-Type": "application/json"} | headers)
 
 
-def open_scripted(script: Script, **options):
+def open_scripted(script: ScriptedTransport, **options):
     return open_client("http://server.test", transport=script, **options)
 
 
@@ -150,21 +150,21 @@ async def read_all(stream):
     return [record async for record in stream]
 
 
-async def start_and_read(script: Script, request=REQUEST, **options):
+async def start_and_read(script: ScriptedTransport, request=REQUEST, **options):
     with trio.fail_after(100_000):
         async with open_scripted(script, **options) as client, client.start(request) as stream:
             return stream, await read_all(stream)
 
 
 def is_stretched(delay: float, seconds: float) -> bool:
-    return seconds <= delay <= seconds * MAX_STRETCH
+    return seconds <= delay <= seconds * MAX_JITTER
 
 
-# The plain way.
+# Without cuts
 
 
 async def test_records_come_in_order_and_the_terminal_one_is_the_last(autojump_clock):
-    script = Script(stream_of(frames(1, 3), frames(4, 7)))
+    script = ScriptedTransport(stream_of(frames(1, 3), frames(4, 7)))
     stream, records = await start_and_read(script, key="secret")
     assert records == RECORDS
     assert (stream.id, stream.last_seq, stream.reconnects, stream.terminal) == (ID, 7, 0, RECORDS[-1])
@@ -182,14 +182,14 @@ async def test_records_come_in_order_and_the_terminal_one_is_the_last(autojump_c
 async def test_the_end_of_the_body_is_not_waited_for_after_the_terminal_record(autojump_clock):
     answer = stream_of(frames(1, 7), FOREVER)
     start = trio.current_time()
-    _, records = await start_and_read(Script(answer))
+    _, records = await start_and_read(ScriptedTransport(answer))
     assert records == RECORDS
     assert trio.current_time() == start
     assert answer.closed
 
 
-async def test_the_id_is_known_from_entering_on(autojump_clock):
-    async with open_scripted(Script(stream_of(FOREVER))) as client:
+async def test_the_id_is_known_after_entering(autojump_clock):
+    async with open_scripted(ScriptedTransport(stream_of(FOREVER))) as client:
         stream = client.start(REQUEST)
         with pytest.raises(ValueError, match="before it is entered"):
             _ = stream.id
@@ -197,19 +197,19 @@ async def test_the_id_is_known_from_entering_on(autojump_clock):
             assert stream.id == ID
 
 
-async def test_location_names_the_stream_when_a_proxy_has_removed_our_own_header(autojump_clock):
+async def test_location_names_the_stream_when_a_proxy_has_removed_our_header(autojump_clock):
     headers = {
         "Location": f"https://elsewhere.test/v1/streams/{ID}",
         "Content-Type": "text/event-stream; charset=utf-8",
     }
-    script = Script(Answer([frames(1, 2)], headers=headers), stream_of(frames(3, 7)))
+    script = ScriptedTransport(ScriptedResponse([frames(1, 2)], headers=headers), stream_of(frames(3, 7)))
     stream, records = await start_and_read(script)
     assert (stream.id, records) == (ID, RECORDS)
     assert [request.url.host for request in script.requests] == ["server.test", "server.test"]
 
 
-async def test_reading_starts_after_the_position_and_names_its_view(autojump_clock):
-    script = Script(stream_of(frames(5, 7)))
+async def test_reading_sends_the_offset_and_the_trace_option(autojump_clock):
+    script = ScriptedTransport(stream_of(frames(5, 7)))
     async with open_scripted(script) as client, client.read(ID, after=4) as stream:
         assert await read_all(stream) == RECORDS[4:]
     [request] = script.requests
@@ -218,15 +218,15 @@ async def test_reading_starts_after_the_position_and_names_its_view(autojump_clo
     assert "idempotency-key" not in request.headers
 
 
-async def test_a_server_below_a_path_is_reached(autojump_clock):
-    script = Script(stream_of(frames(1, 2)), stream_of(frames(3, 7)))
+async def test_a_base_url_may_have_a_path(autojump_clock):
+    script = ScriptedTransport(stream_of(frames(1, 2)), stream_of(frames(3, 7)))
     async with open_client("http://server.test/crucible/", transport=script) as client, client.start(REQUEST) as stream:
         await read_all(stream)
     assert script.lines == ["POST /crucible/v1/streams", f"GET /crucible/v1/streams/{ID}/events"]
 
 
 async def test_every_step_is_a_checkpoint(autojump_clock):
-    async with open_scripted(Script(stream_of(frames(1, 7)))) as client, client.start(REQUEST) as stream:
+    async with open_scripted(ScriptedTransport(stream_of(frames(1, 7)))) as client, client.start(REQUEST) as stream:
         for _ in RECORDS:
             with trio.testing.assert_checkpoints():
                 await anext(stream)
@@ -235,7 +235,7 @@ async def test_every_step_is_a_checkpoint(autojump_clock):
                 await anext(stream)
 
 
-# Cuts.
+# Cuts
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ async def test_every_step_is_a_checkpoint(autojump_clock):
     [[RESET], [httpx.RemoteProtocolError("incomplete chunked read")], []],
     ids=["reset", "unfinished", "clean end without a terminal record"],
 )
-async def test_a_cut_stream_goes_on_after_its_last_record(autojump_clock, cut):
-    script = Script(stream_of(frames(1, 3), frames(4)[:-1], *cut), stream_of(frames(4, 7)))
+async def test_a_cut_stream_resumes_after_its_last_record(autojump_clock, cut):
+    script = ScriptedTransport(stream_of(frames(1, 3), frames(4)[:-1], *cut), stream_of(frames(4, 7)))
     seen = []
     with trio.fail_after(60):
         async with open_scripted(script) as client, client.start(REQUEST, on_reconnect=seen.append) as stream:
@@ -254,16 +254,16 @@ async def test_a_cut_stream_goes_on_after_its_last_record(autojump_clock, cut):
     assert (stream.reconnects, seen) == (1, [3])
 
 
-async def test_a_cut_before_record_1_is_resumed_by_id_once_the_headers_have_named_it(autojump_clock):
-    script = Script(stream_of(RESET), stream_of(frames(1, 7)))
+async def test_a_cut_before_record_1_is_resumed_with_the_id_from_the_headers(autojump_clock):
+    script = ScriptedTransport(stream_of(RESET), stream_of(frames(1, 7)))
     stream, records = await start_and_read(script)
     assert records == RECORDS
     assert script.requests[1].headers["last-event-id"] == f"{ID}.0"
     assert stream.reconnects == 1
 
 
-async def test_a_reconnect_is_announced_when_the_new_connection_speaks_not_with_its_first_record(autojump_clock):
-    script = Script(stream_of(frames(1, 2), RESET), stream_of(5.0, b":\n", 5.0, frames(3, 7)))
+async def test_a_reconnect_is_reported_with_the_first_bytes_not_with_the_first_record(autojump_clock):
+    script = ScriptedTransport(stream_of(frames(1, 2), RESET), stream_of(5.0, b":\n", 5.0, frames(3, 7)))
     seen = []
     async with open_scripted(script) as client:
         note = lambda last_seq: seen.append((last_seq, trio.current_time()))  # noqa: E731
@@ -272,8 +272,8 @@ async def test_a_reconnect_is_announced_when_the_new_connection_speaks_not_with_
     assert seen == [(2, script.times[1])]
 
 
-async def test_a_lost_answer_is_asked_for_again_with_the_same_key(autojump_clock):
-    script = Script(httpx.ConnectError("no route"), httpx.ReadError(""), stream_of(frames(1, 7)))
+async def test_a_start_without_an_answer_is_repeated_with_the_same_key(autojump_clock):
+    script = ScriptedTransport(httpx.ConnectError("no route"), httpx.ReadError(""), stream_of(frames(1, 7)))
     stream, records = await start_and_read(script)
     assert records == RECORDS
     assert script.lines == ["POST /v1/streams"] * 3
@@ -282,7 +282,7 @@ async def test_a_lost_answer_is_asked_for_again_with_the_same_key(autojump_clock
 
 
 async def test_two_starts_have_two_keys(autojump_clock):
-    script = Script(stream_of(frames(1, 7)))
+    script = ScriptedTransport(stream_of(frames(1, 7)))
     await start_and_read(script)
     async with open_scripted(script) as client:
         for key in (None, "mine"):
@@ -293,22 +293,24 @@ async def test_two_starts_have_two_keys(autojump_clock):
     assert keys[2] == "mine"
 
 
-async def test_the_named_retry_is_the_first_delay_and_our_own_the_one_before_it_is_named(autojump_clock):
-    unnamed = Answer([frames(1, 2), RESET], headers=stream_of().headers)
-    script = Script(unnamed, stream_of(frames(3), b"retry: 7000\n", RESET), stream_of(frames(4, 7)))
+async def test_the_first_delay_is_the_servers_retry_and_before_that_our_own(autojump_clock):
+    unnamed = ScriptedResponse([frames(1, 2), RESET], headers=stream_of().headers)
+    script = ScriptedTransport(unnamed, stream_of(frames(3), b"retry: 7000\n", RESET), stream_of(frames(4, 7)))
     await start_and_read(script, retry_seconds=3)
     assert is_stretched(script.delays[0], 3)
     assert is_stretched(script.delays[1], 7)
 
 
-async def test_a_named_retry_is_bounded(autojump_clock):
-    script = Script(stream_of(frames(1, 2), b"retry: 99999999\n", RESET), stream_of(frames(3, 7)))
+async def test_the_servers_retry_is_bounded(autojump_clock):
+    script = ScriptedTransport(stream_of(frames(1, 2), b"retry: 99999999\n", RESET), stream_of(frames(3, 7)))
     await start_and_read(script)
     assert is_stretched(script.delays[0], MAX_DELAY_SECONDS)
 
 
 async def test_delays_double_up_to_a_cap_and_start_again_after_progress(autojump_clock):
-    script = Script(stream_of(frames(1, 2), RESET), *[RESET] * 7, stream_of(frames(3), RESET), stream_of(frames(4, 7)))
+    script = ScriptedTransport(
+        stream_of(frames(1, 2), RESET), *[RESET] * 7, stream_of(frames(3), RESET), stream_of(frames(4, 7))
+    )
     _, records = await start_and_read(script)
     assert records == RECORDS
     assert len(script.delays) == 9
@@ -316,36 +318,38 @@ async def test_delays_double_up_to_a_cap_and_start_again_after_progress(autojump
         assert is_stretched(delay, seconds)
 
 
-async def test_delays_differ_so_that_readers_do_not_return_together(autojump_clock):
+async def test_delays_differ_so_that_readers_do_not_reconnect_together(autojump_clock):
     delays = set()
     for _ in range(10):
-        script = Script(stream_of(frames(1, 2), RESET), stream_of(frames(3, 7)))
+        script = ScriptedTransport(stream_of(frames(1, 2), RESET), stream_of(frames(3, 7)))
         await start_and_read(script)
         delays |= set(script.delays)
     assert len(delays) > 5
 
 
-async def test_retry_0_does_not_use_up_all_attempts_at_once(autojump_clock):
-    script = Script(Answer([b"retry: 0\n", frames(1, 2), RESET], headers=stream_of().headers), RESET)
+async def test_retry_0_does_not_use_up_all_attempts_immediately(autojump_clock):
+    script = ScriptedTransport(
+        ScriptedResponse([b"retry: 0\n", frames(1, 2), RESET], headers=stream_of().headers), RESET
+    )
     with pytest.raises(StreamLostError):
         await start_and_read(script)
     assert script.delays[0] == 0
     assert sum(script.delays) > 50
 
 
-async def test_a_stream_is_lost_after_enough_failures_without_progress(autojump_clock):
-    script = Script(stream_of(frames(1, 3), RESET), RESET)
+async def test_a_stream_is_lost_after_too_many_failures_without_progress(autojump_clock):
+    script = ScriptedTransport(stream_of(frames(1, 3), RESET), RESET)
     async with open_scripted(script) as client, client.start(REQUEST) as stream:
         with pytest.raises(StreamLostError, match="ReadError") as caught:
             await read_all(stream)
         assert caught.value.last_seq == stream.last_seq == 3
         assert stream.terminal is None
     assert len(script.requests) == 1 + MAX_ATTEMPTS - 1
-    assert sum(script.delays) > 120  # longer than a server keeps a stream without readers
+    assert sum(script.delays) > 120  # a server keeps a stream without readers for 120 s
 
 
-async def test_what_was_never_reached_is_given_up_earlier(autojump_clock):
-    script = Script(httpx.ConnectError("refused"))
+async def test_a_server_that_never_answered_is_given_up_earlier(autojump_clock):
+    script = ScriptedTransport(httpx.ConnectError("refused"))
     with pytest.raises(StreamLostError, match="ConnectError: refused") as caught:
         await start_and_read(script)
     assert caught.value.last_seq == 0
@@ -354,31 +358,33 @@ async def test_what_was_never_reached_is_given_up_earlier(autojump_clock):
 
 
 async def test_failures_before_the_first_answer_do_not_count_after_it(autojump_clock):
-    script = Script(*[RESET] * 3, stream_of(RESET), *[RESET] * 8, stream_of(frames(1, 7)))
+    script = ScriptedTransport(*[RESET] * 3, stream_of(RESET), *[RESET] * 8, stream_of(frames(1, 7)))
     _, records = await start_and_read(script)
     assert records == RECORDS
     for delay, seconds in zip(script.delays[:6], [1, 2, 4, 1, 2, 4], strict=True):
         assert is_stretched(delay, seconds)
 
 
-async def test_connections_that_bring_nothing_do_not_go_on_for_ever(autojump_clock):
-    script = Script(stream_of(frames(1, 3)), stream_of())  # each answer says `retry` and ends
+async def test_connections_without_records_use_up_the_attempts(autojump_clock):
+    script = ScriptedTransport(stream_of(frames(1, 3)), stream_of())  # each response sends `retry` and ends
     with pytest.raises(StreamLostError, match="ended before the stream"):
         await start_and_read(script)
     assert len(script.requests) == MAX_ATTEMPTS
 
 
-async def test_connections_cut_while_the_model_thinks_are_no_failures(autojump_clock):
+async def test_connections_cut_while_the_model_thinks_do_not_count_as_failures(autojump_clock):
     thinking = stream_of(10.0, b":\n", 10.0, b":\n", 10.0, RESET)
-    script = Script(stream_of(frames(1), RESET), *[thinking] * 3 * MAX_ATTEMPTS, stream_of(frames(2, 7)))
+    script = ScriptedTransport(stream_of(frames(1), RESET), *[thinking] * 3 * MAX_ATTEMPTS, stream_of(frames(2, 7)))
     stream, records = await start_and_read(script)
     assert records == RECORDS
     assert stream.reconnects == 3 * MAX_ATTEMPTS + 1
-    assert max(script.delays) < 40  # nor do the delays grow: 30 s of thinking, then the first delay
+    assert max(script.delays) < 40  # the delays do not grow: 30 s of thinking, then the first delay
 
 
-async def test_heartbeats_keep_a_silent_stream_and_silence_replaces_it(autojump_clock):
-    script = Script(stream_of(frames(1), *[29.0, b":\n"] * 20, frames(2, 3), FOREVER), stream_of(frames(4, 7)))
+async def test_heartbeats_keep_a_connection_and_silence_replaces_it(autojump_clock):
+    script = ScriptedTransport(
+        stream_of(frames(1), *[29.0, b":\n"] * 20, frames(2, 3), FOREVER), stream_of(frames(4, 7))
+    )
     stream, records = await start_and_read(script)
     assert records == RECORDS
     assert stream.reconnects == 1
@@ -386,82 +392,117 @@ async def test_heartbeats_keep_a_silent_stream_and_silence_replaces_it(autojump_
 
 
 async def test_half_an_event_of_one_connection_is_not_joined_to_the_next(autojump_clock):
-    script = Script(stream_of(frames(1, 2), frames(3)[:-1], RESET), stream_of(b"\n", frames(3, 7)))
+    script = ScriptedTransport(stream_of(frames(1, 2), frames(3)[:-1], RESET), stream_of(b"\n", frames(3, 7)))
     _, records = await start_and_read(script)
     assert records == RECORDS
 
 
-# What may and may not be in a stream.
+# Valid and invalid records
 
 
 async def test_records_seen_before_are_dropped(autojump_clock):
-    script = Script(stream_of(frames(1, 4), frames(2, 5), RESET), stream_of(frames(1, 7)))
+    script = ScriptedTransport(stream_of(frames(1, 4), frames(2, 5), RESET), stream_of(frames(1, 7)))
     _, records = await start_and_read(script)
     assert records == RECORDS
 
 
-async def test_a_terminal_record_ends_the_reading_also_when_it_was_seen_before(autojump_clock):
-    async with open_scripted(Script(stream_of(frames(1, 7), FOREVER))) as client, client.read(ID, after=7) as stream:
+async def test_a_terminal_record_ends_reading_even_if_it_was_seen_before(autojump_clock):
+    async with (
+        open_scripted(ScriptedTransport(stream_of(frames(1, 7), FOREVER))) as client,
+        client.read(ID, after=7) as stream,
+    ):
         assert await read_all(stream) == []
         assert stream.terminal == RECORDS[-1]
 
 
-async def test_a_hole_is_asked_for_again(autojump_clock):
-    script = Script(stream_of(frames(1, 2), frames(4, 7)), stream_of(frames(3, 7)))
+async def test_a_gap_is_requested_again(autojump_clock):
+    script = ScriptedTransport(stream_of(frames(1, 2), frames(4, 7)), stream_of(frames(3, 7)))
     _, records = await start_and_read(script)
     assert records == RECORDS
     assert script.requests[1].headers["last-event-id"] == f"{ID}.2"
     assert script.answers[0].closed
 
 
-async def test_a_hole_before_the_terminal_record_does_not_end_the_stream(autojump_clock):
-    script = Script(stream_of(frames(1, 5), frames(7)), stream_of(frames(6, 7)))
+async def test_a_gap_before_the_terminal_record_does_not_end_the_stream(autojump_clock):
+    script = ScriptedTransport(stream_of(frames(1, 5), frames(7)), stream_of(frames(6, 7)))
     _, records = await start_and_read(script)
     assert records == RECORDS
 
 
-async def test_the_same_hole_twice_loses_the_stream(autojump_clock):
-    script = Script(stream_of(frames(1, 2), frames(4, 7)), stream_of(frames(4, 7)))
+async def test_the_same_gap_twice_loses_the_stream(autojump_clock):
+    script = ScriptedTransport(stream_of(frames(1, 2), frames(4, 7)), stream_of(frames(4, 7)))
     with pytest.raises(StreamLostError, match="record 4 follows record 2") as caught:
         await start_and_read(script)
     assert caught.value.last_seq == 2
     assert len(script.requests) == 2
 
 
-async def test_holes_at_two_places_do_not_lose_it(autojump_clock):
-    script = Script(stream_of(frames(1, 2), frames(4)), stream_of(frames(3), frames(5)), stream_of(frames(4, 7)))
+async def test_gaps_at_two_places_do_not_lose_the_stream(autojump_clock):
+    script = ScriptedTransport(
+        stream_of(frames(1, 2), frames(4)), stream_of(frames(3), frames(5)), stream_of(frames(4, 7))
+    )
     _, records = await start_and_read(script)
     assert records == RECORDS
 
 
 @pytest.mark.parametrize("trace", ["final", "none"])
-async def test_holes_are_expected_in_a_view(autojump_clock, trace):
-    script = Script(stream_of(frames(1), RESET), stream_of(frames(4, 7)))
+async def test_gaps_are_expected_when_the_trace_is_left_out(autojump_clock, trace):
+    script = ScriptedTransport(stream_of(frames(1), RESET), stream_of(frames(4, 7)))
     _, records = await start_and_read(script, Request("Why?", trace=trace))
     assert records == [RECORDS[0], *RECORDS[3:]]
     assert script.requests[1].url.params["trace"] == trace
-    script = Script(stream_of(frames(4, 7)))
+    script = ScriptedTransport(stream_of(frames(4, 7)))
     async with open_scripted(script) as client, client.read(ID, trace=trace) as stream:
         assert await read_all(stream) == RECORDS[3:]
 
 
-async def test_unknown_records_are_passed_over_and_move_the_position(autojump_clock):
-    unknown = raw_frame(3, b'{"type":"tool.called","seq":3,"delta":7}')
-    script = Script(stream_of(frames(1, 2), unknown, RESET), stream_of(frames(4, 7)))
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"type":"image.started","seq":3,"index":0,"id":"x","name":"y"}',
+        b'{"type":"image.delta","seq":"3","delta":7}',
+        b'{"type":"image.delta","delta":{"type":"output.delta"}}',
+    ],
+    ids=["other fields", "another type of seq", "no seq"],
+)
+async def test_unknown_records_are_skipped_and_advance_the_offset(autojump_clock, data):
+    unknown = raw_frame(3, data)
+    script = ScriptedTransport(stream_of(frames(1, 2), unknown, RESET), stream_of(frames(4, 7)))
     _, records = await start_and_read(script)
     assert records == RECORDS[:2] + RECORDS[3:]
     assert script.requests[1].headers["last-event-id"] == f"{ID}.3"
 
 
-async def test_unknown_events_without_a_position_are_ignored(autojump_clock):
-    noise = b'data: {"type":"server.moved","to":"x"}\n\ndata: [DONE]\n\nevent: ping\ndata: \n\ndata: 7\n\n'
-    _, records = await start_and_read(Script(stream_of(frames(1, 4), noise, frames(5, 7))))
+@pytest.mark.parametrize("trace", ["segments", "final"])
+async def test_unknown_records_do_not_change_the_text_or_hide_a_gap(autojump_clock, trace):
+    unknown = [raw_frame(seq, b'{"type":"image.delta","seq":%d,"delta":"noise"}' % seq) for seq in range(6, 16)]
+    answer = [OutputDelta(5, "Because "), OutputDelta(16, "of Rayleigh.")]
+    first, last = (encode_frame(ID, record) for record in answer)
+    end = encode_frame(ID, StreamCompleted(17, "stop", Usage(), Timings(None, 5.0)))
+    script = ScriptedTransport(
+        stream_of(frames(1, 4), first, *unknown[:3], RESET),
+        stream_of(*unknown[2:5], unknown[6], RESET),  # a repeated record, then a gap
+        stream_of(*unknown[5:], last, end),
+    )
+    _, records = await start_and_read(script, Request("Why?", trace=trace))
+    assert [record for record in records if isinstance(record, OutputDelta)] == answer
+    offsets = [request.headers["last-event-id"] for request in script.requests[1:]]
+    assert offsets == [f"{ID}.8", f"{ID}.10" if trace == "segments" else f"{ID}.12"]
+
+
+async def test_unknown_events_without_an_id_are_ignored(autojump_clock):
+    moved = b'data: {"type":"server.moved","to":"x"}\n\ndata: {"type":"server.moved","seq":9}\n\n'
+    draining = b'data: {"type":"server.draining"}\n\n'  # of another version, with other fields
+    noise = moved + draining + b"data: [DONE]\n\nevent: ping\ndata: \n\ndata: 7\n\n"
+    _, records = await start_and_read(ScriptedTransport(stream_of(frames(1, 4), noise, frames(5, 7))))
     assert records == RECORDS
 
 
 async def test_a_stream_that_ends_with_an_unknown_record_ends(autojump_clock):
     unknown = raw_frame(7, b'{"type":"stream.evicted","seq":7}')
-    stream, records = await start_and_read(Script(stream_of(frames(1, 6), unknown), Answer(status=204)))
+    stream, records = await start_and_read(
+        ScriptedTransport(stream_of(frames(1, 6), unknown), ScriptedResponse(status=204))
+    )
     assert records == RECORDS[:6]
     assert (stream.last_seq, stream.terminal) == (7, None)
 
@@ -477,14 +518,22 @@ async def test_a_stream_that_ends_with_an_unknown_record_ends(autojump_clock):
         raw_frame(3, b'{"type":"reasoning.delta","seq":3,"segment":0,"delta":"x"}', OTHER_ID),
         sse.encode_line(b'{"type":"reasoning.delta","seq":3,"segment":0,"delta":"x"}', "3"),
     ],
-    ids=["wrong types", "no JSON", "deep", "another's number", "another's id", "another stream's", "no id of ours"],
+    ids=[
+        "wrong types",
+        "no JSON",
+        "deep",
+        "another record's seq",
+        "another record's id",
+        "another stream's id",
+        "id without a stream",
+    ],
 )
-async def test_a_record_that_cannot_be_is_asked_for_again_once(autojump_clock, broken):
-    script = Script(stream_of(frames(1, 2), broken, frames(3, 7)), stream_of(frames(3, 7)))
+async def test_an_invalid_record_is_requested_again_once(autojump_clock, broken):
+    script = ScriptedTransport(stream_of(frames(1, 2), broken, frames(3, 7)), stream_of(frames(3, 7)))
     _, records = await start_and_read(script)
     assert records == RECORDS
-    script = Script(stream_of(frames(1, 2), broken), stream_of(broken))
-    with pytest.raises(StreamLostError, match="broke the protocol twice") as caught:
+    script = ScriptedTransport(stream_of(frames(1, 2), broken), stream_of(broken))
+    with pytest.raises(StreamLostError, match="violated the protocol twice") as caught:
         await start_and_read(script)
     assert caught.value.last_seq == 2
     assert len(script.requests) == 2
@@ -495,19 +544,19 @@ async def test_an_event_without_end_does_not_fill_the_memory(autojump_clock, mon
     endless = [b"data: "] + [b"x" * 500] * 1000
     answers = [stream_of(frames(1, 2), *endless), stream_of(*endless)]
     with pytest.raises(StreamLostError, match="longer than 1000"):
-        await start_and_read(Script(*answers))
+        await start_and_read(ScriptedTransport(*answers))
     assert all(answer.closed for answer in answers)
 
 
 async def test_a_draining_server_is_read_to_the_end(autojump_clock):
     draining = encode_control(ServerDraining(5000))
-    stream, records = await start_and_read(Script(stream_of(frames(1, 3), draining, frames(4, 7))))
+    stream, records = await start_and_read(ScriptedTransport(stream_of(frames(1, 3), draining, frames(4, 7))))
     assert (records, stream.reconnects) == (RECORDS, 0)
 
 
-async def test_a_busy_server_is_asked_again_when_it_says_and_that_is_no_failure(autojump_clock):
-    busy = Answer([RETRY + encode_control(ServerBusy(4000))], headers=stream_of().headers)
-    script = Script(stream_of(frames(1, 2), RESET), *[busy] * 3 * MAX_ATTEMPTS, stream_of(frames(3, 7)))
+async def test_a_busy_server_is_retried_after_its_delay_and_that_is_not_a_failure(autojump_clock):
+    busy = ScriptedResponse([RETRY + encode_control(ServerBusy(4000))], headers=stream_of().headers)
+    script = ScriptedTransport(stream_of(frames(1, 2), RESET), *[busy] * 3 * MAX_ATTEMPTS, stream_of(frames(3, 7)))
     seen = []
     async with open_scripted(script) as client, client.start(REQUEST, on_reconnect=seen.append) as stream:
         assert await read_all(stream) == RECORDS
@@ -515,17 +564,17 @@ async def test_a_busy_server_is_asked_again_when_it_says_and_that_is_no_failure(
     assert (stream.reconnects, seen) == (1, [2])
 
 
-async def test_a_busy_server_that_names_no_time_is_not_asked_in_a_tight_loop(autojump_clock):
-    busy = Answer([b"retry: 0\n", encode_control(ServerBusy(0))], headers=stream_of().headers)
-    script = Script(busy, busy, stream_of(frames(1, 7)))
+async def test_a_busy_server_without_a_delay_is_not_retried_in_a_tight_loop(autojump_clock):
+    busy = ScriptedResponse([b"retry: 0\n", encode_control(ServerBusy(0))], headers=stream_of().headers)
+    script = ScriptedTransport(busy, busy, stream_of(frames(1, 7)))
     async with open_scripted(script, retry_seconds=0) as client, client.read(ID) as stream:
         assert await read_all(stream) == RECORDS
     assert min(script.delays) >= 0.1
 
 
-async def test_a_cancelled_stream_ends_like_every_other(autojump_clock):
+async def test_a_cancelled_stream_ends_like_any_other(autojump_clock):
     cancelled = StreamCancelled(3, "client", Usage(), Timings(None, 5.0))
-    script = Script(stream_of(frames(1, 2), encode_frame(ID, cancelled)), Answer([b"{}"], 202))
+    script = ScriptedTransport(stream_of(frames(1, 2), encode_frame(ID, cancelled)), ScriptedResponse([b"{}"], 202))
     async with open_scripted(script) as client, client.start(REQUEST) as stream:
         await stream.cancel()
         assert await read_all(stream) == [*RECORDS[:2], cancelled]
@@ -533,11 +582,11 @@ async def test_a_cancelled_stream_ends_like_every_other(autojump_clock):
     assert script.lines == ["POST /v1/streams", f"POST /v1/streams/{ID}/cancel"]
 
 
-# Statuses.
+# Statuses
 
 
-async def test_204_means_that_the_position_is_the_terminal_record(autojump_clock):
-    script = Script(Answer(status=204))
+async def test_204_means_that_the_offset_is_the_terminal_record(autojump_clock):
+    script = ScriptedTransport(ScriptedResponse(status=204))
     async with open_scripted(script) as client, client.read(ID, after=7) as stream:
         assert await read_all(stream) == []
         assert (stream.last_seq, stream.terminal) == (7, None)
@@ -545,8 +594,8 @@ async def test_204_means_that_the_position_is_the_terminal_record(autojump_clock
 
 
 @pytest.mark.parametrize(("status", "error"), [(404, StreamNotFoundError), (410, StreamExpiredError)])
-async def test_a_stream_that_is_gone_is_not_asked_for_again(autojump_clock, status, error):
-    script = Script(refusal(status))
+async def test_a_request_for_a_lost_stream_is_not_retried(autojump_clock, status, error):
+    script = ScriptedTransport(refusal(status))
     async with open_scripted(script) as client:
         with pytest.raises(error):
             async with client.read(ID):
@@ -556,22 +605,22 @@ async def test_a_stream_that_is_gone_is_not_asked_for_again(autojump_clock, stat
         with pytest.raises(error):
             await client.cancel(ID)
     assert len(script.requests) == 3
-    script = Script(stream_of(frames(1, 3), RESET), refusal(status))
+    script = ScriptedTransport(stream_of(frames(1, 3), RESET), refusal(status))
     with pytest.raises(error):
         await start_and_read(script)
     assert len(script.requests) == 2
 
 
-async def test_a_key_whose_stream_has_expired_starts_no_second_one(autojump_clock):
-    script = Script(refusal(410))
+async def test_a_key_whose_stream_has_expired_does_not_start_a_second_stream(autojump_clock):
+    script = ScriptedTransport(refusal(410))
     with pytest.raises(StreamExpiredError):
         await start_and_read(script)
     assert len(script.requests) == 1
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 405, 413, 415, 422, 501, 505])
-async def test_a_refusal_that_will_not_pass_is_final(autojump_clock, status):
-    script = Script(refusal(status, "its_code"))
+async def test_a_permanent_refusal_is_final(autojump_clock, status):
+    script = ScriptedTransport(refusal(status, "its_code"))
     with pytest.raises(ServerRefusedError, match="A sentence") as caught:
         await start_and_read(script)
     assert (caught.value.status, caught.value.code, caught.value.message) == (status, "its_code", "A sentence.")
@@ -580,24 +629,24 @@ async def test_a_refusal_that_will_not_pass_is_final(autojump_clock, status):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
-async def test_a_refusal_that_will_not_pass_is_final_on_a_reconnect_too(autojump_clock, status):
-    script = Script(stream_of(frames(1, 3), RESET), refusal(status))
+async def test_a_permanent_refusal_is_final_on_a_reconnect_too(autojump_clock, status):
+    script = ScriptedTransport(stream_of(frames(1, 3), RESET), refusal(status))
     with pytest.raises(ServerRefusedError):
         await start_and_read(script)
     assert len(script.requests) == 2
 
 
-async def test_a_refusal_need_not_be_in_our_words(autojump_clock):
+async def test_a_refusal_without_our_error_body_is_an_http_error(autojump_clock):
     for body in (b"<html>Forbidden</html>", b'{"error": "no"}', b"", b"\xff", b"[" * 100_000):
         with pytest.raises(ServerRefusedError) as caught:
-            await start_and_read(Script(Answer([body], 403)))
+            await start_and_read(ScriptedTransport(ScriptedResponse([body], 403)))
         assert (caught.value.code, caught.value.message) == ("http_error", "Forbidden")
 
 
-async def test_a_refusals_body_is_not_read_for_ever(autojump_clock):
-    answer = Answer([b"x" * 10_000] * 1000, 403)
+async def test_the_body_of_a_refusal_is_read_up_to_a_limit(autojump_clock):
+    answer = ScriptedResponse([b"x" * 10_000] * 1000, 403)
     with pytest.raises(ServerRefusedError):
-        await start_and_read(Script(answer))
+        await start_and_read(ScriptedTransport(answer))
     assert answer.steps_taken == 7  # 64 KiB
     assert answer.closed
 
@@ -605,7 +654,7 @@ async def test_a_refusals_body_is_not_read_for_ever(autojump_clock):
 @pytest.mark.parametrize("status", [429, 503])
 async def test_retry_after_is_honoured_at_the_start(autojump_clock, status):
     later = {"Retry-After": "20"}
-    script = Script(refusal(status, **later), refusal(status, **later), stream_of(frames(1, 7)))
+    script = ScriptedTransport(refusal(status, **later), refusal(status, **later), stream_of(frames(1, 7)))
     _, records = await start_and_read(script)
     assert records == RECORDS
     assert all(is_stretched(delay, 20) for delay in script.delays)
@@ -613,34 +662,34 @@ async def test_retry_after_is_honoured_at_the_start(autojump_clock, status):
 
 
 @pytest.mark.parametrize("value", ["0", "soon", "Wed, 21 Oct 2026 07:28:00 GMT", "-5", "1e9", "٣"])
-async def test_a_retry_after_that_says_little_does_not_shorten_our_own_delays(autojump_clock, value):
+async def test_a_useless_retry_after_does_not_shorten_the_delays(autojump_clock, value):
     headers = [(b"Retry-After", value.encode())]
-    script = Script(Answer(status=503, headers=headers), stream_of(frames(1, 7)))
+    script = ScriptedTransport(ScriptedResponse(status=503, headers=headers), stream_of(frames(1, 7)))
     await start_and_read(script)
     assert is_stretched(script.delays[0], 1)
 
 
-async def test_a_start_that_stays_refused_says_how(autojump_clock):
-    script = Script(refusal(429, "owner_limit"))
+async def test_a_start_that_stays_refused_raises_the_servers_error(autojump_clock):
+    script = ScriptedTransport(refusal(429, "owner_limit"))
     with pytest.raises(ServerRefusedError) as caught:
         await start_and_read(script)
     assert caught.value.code == "owner_limit"
     assert len(script.requests) == MAX_FIRST_ATTEMPTS
 
 
-async def test_a_refusal_for_an_hour_is_not_waited_for(autojump_clock):
-    script = Script(refusal(503, **{"Retry-After": "3600"}))
+async def test_a_retry_after_of_an_hour_is_not_waited_for(autojump_clock):
+    script = ScriptedTransport(refusal(503, **{"Retry-After": "3600"}))
     with pytest.raises(ServerRefusedError):
         await start_and_read(script)
     assert len(script.requests) == 1
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-async def test_a_stream_outlives_refusals_that_pass(autojump_clock, status):
-    script = Script(stream_of(frames(1, 3), RESET), *[refusal(status)] * 5, stream_of(frames(4, 7)))
+async def test_a_stream_survives_temporary_refusals(autojump_clock, status):
+    script = ScriptedTransport(stream_of(frames(1, 3), RESET), *[refusal(status)] * 5, stream_of(frames(4, 7)))
     _, records = await start_and_read(script)
     assert records == RECORDS
-    script = Script(stream_of(frames(1, 3), RESET), refusal(status))
+    script = ScriptedTransport(stream_of(frames(1, 3), RESET), refusal(status))
     with pytest.raises(StreamLostError, match=str(status)) as caught:
         await start_and_read(script)
     assert caught.value.last_seq == 3
@@ -649,33 +698,33 @@ async def test_a_stream_outlives_refusals_that_pass(autojump_clock, status):
 @pytest.mark.parametrize(
     "portal",
     [
-        Answer([b"<html>"], headers={"Content-Type": "text/html", "Crucible-Stream": ID}),
-        Answer([b"<html>"]),
+        ScriptedResponse([b"<html>"], headers={"Content-Type": "text/html", "Crucible-Stream": ID}),
+        ScriptedResponse([b"<html>"]),
         stream_of(frames(1), stream_id="../../admin"),
-        Answer([RETRY], headers={"Content-Type": "text/event-stream"}),
+        ScriptedResponse([RETRY], headers={"Content-Type": "text/event-stream"}),
     ],
-    ids=["page", "nothing", "no id of ours", "no id"],
+    ids=["page", "no headers", "invalid id", "no id"],
 )
-async def test_an_answer_of_somebody_else_counts_as_none(autojump_clock, portal):
-    _, records = await start_and_read(Script(portal, stream_of(frames(1, 7))))
+async def test_a_response_from_another_server_counts_as_a_failure(autojump_clock, portal):
+    _, records = await start_and_read(ScriptedTransport(portal, stream_of(frames(1, 7))))
     assert records == RECORDS
-    script = Script(portal)
-    with pytest.raises(StreamLostError, match="the answer"):
+    script = ScriptedTransport(portal)
+    with pytest.raises(StreamLostError, match="the response"):
         await start_and_read(script)
     assert len(script.requests) == MAX_FIRST_ATTEMPTS
 
 
-# The other requests.
+# Other requests
 
 
-async def test_snapshot_models_and_cancel_are_asked_again_after_a_failure(autojump_clock):
-    script = Script(
+async def test_snapshot_models_and_cancel_are_retried_after_a_failure(autojump_clock):
+    script = ScriptedTransport(
         RESET,
-        Answer([b'{"status":"running","last_seq":4}']),
+        ScriptedResponse([b'{"status":"running","last_seq":4}']),
         refusal(502),
-        Answer([b'{"data":[{"id":"m"}]}']),
+        ScriptedResponse([b'{"data":[{"id":"m"}]}']),
         RESET,
-        Answer([b"{}"], 202),
+        ScriptedResponse([b"{}"], 202),
     )
     async with open_scripted(script, key="secret") as client:
         assert await client.snapshot(ID) == {"status": "running", "last_seq": 4}
@@ -690,19 +739,19 @@ async def test_snapshot_models_and_cancel_are_asked_again_after_a_failure(autoju
 
 
 async def test_the_other_requests_give_up_as_well(autojump_clock):
-    async with open_scripted(Script(RESET)) as client:
+    async with open_scripted(ScriptedTransport(RESET)) as client:
         with pytest.raises(StreamLostError):
             await client.snapshot(ID)
-    async with open_scripted(Script(refusal(503))) as client:
+    async with open_scripted(ScriptedTransport(refusal(503))) as client:
         with pytest.raises(ServerRefusedError):
             await client.models()
-    async with open_scripted(Script(Answer([b"<html>"]))) as client:
-        with pytest.raises(ServerRefusedError, match="not one of this server"):
+    async with open_scripted(ScriptedTransport(ScriptedResponse([b"<html>"]))) as client:
+        with pytest.raises(ServerRefusedError, match="not a JSON object"):
             await client.models()
 
 
-async def test_a_cancel_that_is_not_answered_leaves_the_reading_as_it_is(autojump_clock):
-    script = Script(stream_of(frames(1, 2), frames(3, 7)), RESET)
+async def test_a_failed_cancel_does_not_disturb_reading(autojump_clock):
+    script = ScriptedTransport(stream_of(frames(1, 2), frames(3, 7)), RESET)
     async with open_scripted(script) as client, client.start(REQUEST) as stream:
         await anext(stream)
         await anext(stream)
@@ -712,31 +761,31 @@ async def test_a_cancel_that_is_not_answered_leaves_the_reading_as_it_is(autojum
         assert await read_all(stream) == RECORDS[2:]
 
 
-# Leaving and cancelling.
+# Leaving and cancelling
 
 
 async def test_leaving_closes_the_connection_and_does_not_cancel_the_stream(autojump_clock):
     answer = stream_of(frames(1, 3), FOREVER)
-    script = Script(answer)
+    script = ScriptedTransport(answer)
     async with open_scripted(script) as client:
         async with client.start(REQUEST) as stream:
             await anext(stream)
         assert answer.closed
         with pytest.raises(trio.ClosedResourceError):
             await anext(stream)
-    assert stream.last_seq == 1  # of what was handed out, not of what had arrived
+    assert stream.last_seq == 1  # the last record that was yielded, although 3 were received
     assert script.lines == ["POST /v1/streams"]
 
 
-async def test_a_reading_that_is_cut_short_again_and_again_loses_nothing(autojump_clock):
+async def test_reading_in_many_cancelled_steps_loses_nothing(autojump_clock):
     answers = [stream_of(0.2, frames(n), 0.2, frames(n + 1, 7)) for n in range(1, 8)]
     seen = []
     with trio.fail_after(60):
-        async with open_scripted(Script(*answers)) as client, client.start(REQUEST) as stream:
+        async with open_scripted(ScriptedTransport(*answers)) as client, client.start(REQUEST) as stream:
             while stream.terminal is None:
                 with trio.move_on_after(0.3):
                     async for record in stream:
-                        seen.append(record)  # noqa: PERF401 - a comprehension that is cancelled keeps nothing
+                        seen.append(record)  # noqa: PERF401 - a cancelled comprehension would lose its records
     assert seen == RECORDS
     assert all(answer.closed for answer in answers[: stream.reconnects + 1])
     assert stream.reconnects == 6
@@ -746,7 +795,7 @@ async def test_a_reading_that_is_cut_short_again_and_again_loses_nothing(autojum
 async def test_cancelling_an_attempt_or_the_wait_before_it_leaves_nothing_open(autojump_clock, cancelled_at):
     answer = stream_of(FOREVER)
     with trio.fail_after(60):
-        async with open_scripted(Script(RESET, answer)) as client:
+        async with open_scripted(ScriptedTransport(RESET, answer)) as client:
             with trio.move_on_after(cancelled_at) as scope:
                 async with client.start(REQUEST) as stream:
                     await anext(stream)
@@ -754,7 +803,7 @@ async def test_cancelling_an_attempt_or_the_wait_before_it_leaves_nothing_open(a
 
 
 async def test_an_error_of_the_callback_reaches_the_program_and_closes_the_connection(autojump_clock):
-    script = Script(stream_of(frames(1), RESET), stream_of(frames(2, 7)))
+    script = ScriptedTransport(stream_of(frames(1), RESET), stream_of(frames(2, 7)))
 
     def fail(last_seq):
         raise RuntimeError(last_seq)
@@ -765,7 +814,7 @@ async def test_an_error_of_the_callback_reaches_the_program_and_closes_the_conne
         assert script.answers[1].closed
 
 
-# Arguments.
+# Arguments
 
 
 @pytest.mark.parametrize(
@@ -786,15 +835,15 @@ async def test_an_error_of_the_callback_reaches_the_program_and_closes_the_conne
     ],
     ids=str,
 )
-async def test_arguments_that_cannot_be_meant_are_refused_without_quoting_the_key(options):
+async def test_invalid_arguments_are_refused_without_quoting_the_key(options):
     with pytest.raises(ValueError, match=r"URL|key|attempt|silence") as caught:
         async with open_client(**{"base_url": "http://server.test"} | options):
             pass
     assert "cret" not in str(caught.value)
 
 
-async def test_ids_and_keys_that_cannot_be_are_refused_before_anything_is_sent():
-    script = Script(refusal(500))
+async def test_invalid_ids_and_keys_are_refused_before_anything_is_sent():
+    script = ScriptedTransport(refusal(500))
     async with open_scripted(script) as client:
         for key in ("", "two words", "x" * 256, "é"):
             with pytest.raises(ValueError, match="idempotency key"):

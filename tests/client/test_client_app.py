@@ -1,4 +1,4 @@
-"""The client against the real application on the real server, also through a proxy that cuts."""
+"""The client against the real application on the real server, directly and through a proxy that cuts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ ANSWER = [f"word-{n} 🜁 " for n in range(40)]
 USAGE = Usage(1, 40, 20)
 
 
-class Engine:
-    """Writes the same text to every stream, and counts how often it was called and how often stopped."""
+class RepeatingEngine:
+    """Writes the same text to every stream, and counts its calls and cancellations."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -39,7 +39,7 @@ class Engine:
         try:
             for n, text in enumerate(TRACE):
                 await output.reasoning(text, n // 5)
-            if request.input == "think for ever":
+            if request.input == "think endlessly":
                 await trio.sleep_forever()
             for text in ANSWER:
                 await output.delta(text)
@@ -64,7 +64,7 @@ async def serving(engine, **settings) -> AsyncIterator[tuple[Pipeline, str]]:
 
 
 def cutting_proxy(url: str, seed: int) -> AbstractAsyncContextManager[ChaosProxy]:
-    """Each connection brings a few records; the heads alone take 400 bytes, so some bring nothing."""
+    """Cuts each connection after a few records. The headers take 400 bytes, so some connections carry no record."""
     draw = random.Random(seed)
     cuts = cycle(["fin", "rst"])
     return open_chaos_proxy(
@@ -84,8 +84,8 @@ def answer_of(records):
     return "".join(record.delta for record in records if isinstance(record, OutputDelta))
 
 
-async def test_a_stream_cut_at_random_bytes_is_whole_and_was_generated_once():
-    engine = Engine()
+async def test_a_stream_cut_at_random_bytes_is_complete_and_was_generated_once():
+    engine = RepeatingEngine()
     reconnects = 0
     draw = random.Random(20240607)
     with trio.fail_after(120):
@@ -108,10 +108,10 @@ async def test_a_stream_cut_at_random_bytes_is_whole_and_was_generated_once():
 
 
 @pytest.mark.parametrize("trace", ["final", "none"])
-async def test_a_cut_view_is_whole_too(trace):
+async def test_a_cut_stream_without_its_trace_is_complete_too(trace):
     with trio.fail_after(60):
         async with (
-            serving(Engine()) as (_, url),
+            serving(RepeatingEngine()) as (_, url),
             cutting_proxy(url, 7) as proxy,
             open_client(proxy.url, retry_seconds=0, max_attempts=100, max_first_attempts=100) as client,
             client.start(Request("Why?", mode="deep", trace=trace)) as stream,
@@ -123,9 +123,9 @@ async def test_a_cut_view_is_whole_too(trace):
     assert ["".join(record.trace) for record in done] == (["".join(TRACE)] if trace == "final" else [])
 
 
-async def test_a_stream_is_read_again_from_any_position():
+async def test_a_stream_can_be_read_again_from_any_offset():
     with trio.fail_after(30):
-        async with serving(Engine()) as (_, url), open_client(url) as client:
+        async with serving(RepeatingEngine()) as (_, url), open_client(url) as client:
             async with client.start(Request("Why?")) as stream:
                 records = await read_all(stream)
             for after in range(len(records) + 1):
@@ -143,10 +143,10 @@ async def test_a_stream_is_read_again_from_any_position():
 
 
 async def test_cancelling_stops_the_engine_and_ends_the_reading():
-    engine = Engine()
+    engine = RepeatingEngine()
     with trio.fail_after(30):
         async with serving(engine) as (_, url), open_client(url) as client:
-            async with client.start(Request("think for ever")) as stream:
+            async with client.start(Request("think endlessly")) as stream:
                 seen = []
                 async for record in stream:
                     seen.append(record)
@@ -154,13 +154,13 @@ async def test_cancelling_stops_the_engine_and_ends_the_reading():
                         await stream.cancel()
                 assert isinstance(stream.terminal, StreamCancelled)
                 assert stream.terminal.by == "client"
-                await stream.cancel()  # may be repeated
+                await stream.cancel()  # the second cancel changes nothing
             assert (engine.calls, engine.stopped) == (1, 1)
 
 
-async def test_leaving_does_not_stop_a_stream_that_goes_on_without_readers():
+async def test_leaving_does_not_stop_a_stream_with_on_disconnect_continue():
     with trio.fail_after(30):
-        async with serving(Engine()) as (_, url), open_client(url) as client:
+        async with serving(RepeatingEngine()) as (_, url), open_client(url) as client:
             async with client.start(Request("Why?", on_disconnect="continue")) as stream:
                 await anext(stream)
                 await anext(stream)
@@ -169,11 +169,11 @@ async def test_leaving_does_not_stop_a_stream_that_goes_on_without_readers():
                 assert answer_of(await read_all(rest)) == "".join(ANSWER)
 
 
-async def test_leaving_stops_a_stream_that_wants_it():
-    engine = Engine()
+async def test_leaving_stops_a_stream_with_on_disconnect_cancel():
+    engine = RepeatingEngine()
     with trio.fail_after(30):
         async with serving(engine) as (_, url), open_client(url) as client:
-            async with client.start(Request("think for ever", on_disconnect="cancel")) as stream:
+            async with client.start(Request("think endlessly", on_disconnect="cancel")) as stream:
                 await anext(stream)
                 await anext(stream)
             async with client.read(stream.id, after=2) as rest:
@@ -181,12 +181,15 @@ async def test_leaving_stops_a_stream_that_wants_it():
             assert rest.terminal.by == "disconnect"
 
 
-async def test_a_reader_too_many_waits_for_its_turn():
+async def test_one_reader_too_many_waits_for_its_turn():
     with trio.fail_after(30):
-        async with serving(Engine(), max_readers_per_stream=1) as (_, url), open_client(url, retry_seconds=0) as client:
+        async with (
+            serving(RepeatingEngine(), max_readers_per_stream=1) as (_, url),
+            open_client(url, retry_seconds=0) as client,
+        ):
             seen = []
             async with trio.open_nursery() as nursery:
-                async with client.start(Request("think for ever")) as first:
+                async with client.start(Request("think endlessly")) as first:
                     await anext(first)
 
                     async def read_second() -> None:
@@ -195,7 +198,7 @@ async def test_a_reader_too_many_waits_for_its_turn():
                             assert second.reconnects == 0
 
                     nursery.start_soon(read_second)
-                    await trio.sleep(0.3)  # busy is said a few times; however many, nothing may depend on it
+                    await trio.sleep(0.3)  # the server answers busy a few times
                     assert seen == []
                 await client.cancel(first.id)
     assert isinstance(seen[-1], StreamCancelled)
@@ -205,10 +208,10 @@ async def test_a_reader_too_many_waits_for_its_turn():
 async def test_a_draining_server_lets_its_readers_finish_and_refuses_new_ones():
     with trio.fail_after(30):
         async with (
-            serving(Engine(), heartbeat_seconds=0.05) as (pipeline, url),
+            serving(RepeatingEngine(), heartbeat_seconds=0.05) as (pipeline, url),
             open_client(url, max_first_attempts=1) as client,
             trio.open_nursery() as nursery,
-            client.start(Request("think for ever")) as stream,
+            client.start(Request("think endlessly")) as stream,
         ):
             await anext(stream)
             nursery.start_soon(pipeline.drain, 1)
@@ -221,9 +224,9 @@ async def test_a_draining_server_lets_its_readers_finish_and_refuses_new_ones():
             assert stream.reconnects == 0
 
 
-async def test_a_wrong_key_is_refused_at_once():
+async def test_a_wrong_key_is_refused_without_retries():
     with trio.fail_after(30):
-        async with serving(Engine(), keys={"alice": "right"}) as (_, url):
+        async with serving(RepeatingEngine(), keys={"alice": "right"}) as (_, url):
             async with open_client(url, key="wrong") as client:
                 with pytest.raises(ServerRefusedError, match="401"):
                     async with client.start(Request("Why?")):

@@ -1,4 +1,4 @@
-"""The client on real sockets: cut anywhere, left halfway, cancelled."""
+"""The client on real sockets: cut at any byte, left early, cancelled."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_records(stream_id):
 
 @contextlib.contextmanager
 def url_that_refuses():
-    # Bound and not listening: no other program gets the port meanwhile.
+    # The socket is bound but does not listen, so no other program can take the port.
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -54,7 +54,7 @@ async def read_all(stream: ClientStream):
 
 
 @pytest.mark.parametrize(("how", "chunked"), [("fin", True), ("rst", True), ("fin", False)])
-async def test_cut_at_every_byte_the_records_are_those_of_an_uncut_stream(serve, how, chunked):
+async def test_a_stream_cut_at_any_byte_has_the_records_of_an_uncut_stream(serve, how, chunked):
     with trio.fail_after(120):
         server = await serve(make_records, chunked=chunked)
         server.records["str_" + "a" * 22] = make_records("str_" + "a" * 22)
@@ -66,7 +66,7 @@ async def test_cut_at_every_byte_the_records_are_those_of_an_uncut_stream(serve,
 
         async def read_with_cut_at(offset):
             key = f"cut-{offset}"
-            # Twice: the second cut falls on another byte of what is left.
+            # The stream is cut twice. The second cut falls on another byte of the rest.
             server.cuts[key] = [(offset, how), (length - offset, how)]
             async with limit, client.start(Request(PROMPT), idempotency_key=key) as stream:
                 results[offset] = (stream, await read_all(stream))
@@ -78,7 +78,7 @@ async def test_cut_at_every_byte_the_records_are_those_of_an_uncut_stream(serve,
     for stream, records in results.values():
         assert records == make_records(stream.id)
         assert stream.terminal == records[-1]
-    # One stream for each key, whatever was cut: no start was lost and none happened twice.
+    # One stream for each key, wherever the cuts were. No start was lost and none happened twice.
     assert len(server.ids) == length
     assert {stream.id for stream, _ in results.values()} == set(server.ids.values())
     assert any(stream.reconnects == 2 for stream, _ in results.values())
@@ -94,7 +94,7 @@ async def test_a_start_whose_answer_is_lost_is_repeated_with_the_same_key_and_bo
     assert [method for method, *_ in server.requests] == ["POST", "POST", "POST"]
     assert len({(headers["idempotency-key"], body) for _, _, headers, body in server.requests}) == 1
     assert server.ids == {"once": stream.id}
-    assert stream.reconnects == 0  # nothing had been there to be replaced
+    assert stream.reconnects == 0  # the first connection that sent something is not a reconnect
 
 
 async def test_two_starts_are_two_streams(serve):
@@ -118,7 +118,7 @@ async def test_a_silent_connection_is_replaced(serve):
             assert stream.reconnects == 1
 
 
-async def test_nobody_listening_is_reported_after_the_first_attempts():
+async def test_a_refused_connection_is_reported_after_the_first_attempts():
     with url_that_refuses() as url, trio.fail_after(20):
         async with open_client(url, retry_seconds=0.001, max_first_attempts=2) as client:
             with pytest.raises(StreamLostError, match="ConnectError") as caught:
@@ -130,7 +130,7 @@ async def test_nobody_listening_is_reported_after_the_first_attempts():
 
 
 @pytest.mark.parametrize("way_out", ["leave", "cancel", "error"])
-async def test_leaving_halfway_closes_the_connection_at_once_and_says_nothing_to_the_server(serve, way_out):
+async def test_leaving_early_closes_the_connection_and_sends_no_request(serve, way_out):
     with trio.fail_after(20):
         server = await serve(make_records)
         gone = trio.Event()
@@ -149,15 +149,15 @@ async def test_leaving_halfway_closes_the_connection_at_once_and_says_nothing_to
                     pass
             with pytest.raises(trio.ClosedResourceError):
                 await anext(stream)
-            # The client is still open; its connection is not.
+            # The client is still open, but its connection is closed.
             assert server.open_connections == 1
             assert client._http._transport._pool.connections == []
             gone.set()
     assert len(server.requests) == 1
 
 
-async def test_more_streams_than_httpx_has_connections_by_default_are_read_at_once(serve):
-    with trio.fail_after(20):  # less than the silence after which the first would make room
+async def test_more_streams_than_httpx_connections_by_default_are_read_at_the_same_time(serve):
+    with trio.fail_after(20):  # less than the silence after which the client closes a connection
         server = await serve(make_records)
         all_there = trio.Event()
         server.hold = all_there.wait

@@ -1,4 +1,4 @@
-"""The documentation says what the code does: programs run, commands exist, tables match."""
+"""The documentation matches the code: programs run, commands exist, tables are complete."""
 
 from __future__ import annotations
 
@@ -88,7 +88,12 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: `run` is from a comment before it, `output` a `text` block that follows at once."""
+    """One fenced block of a page.
+
+    Attributes:
+        run: The word in a `<!-- run: ... -->` comment before the block.
+        output: The `text` block right after it, with the expected output.
+    """
 
     name: str
     language: str
@@ -112,7 +117,7 @@ def programs(run: str | None) -> list[Any]:
 
 
 def table(page: str, heading: str) -> list[list[str]]:
-    """The cells of the first table after a text, without its head; code loses its backticks."""
+    """The cells of the first table after `heading`, without the table's head and without backticks."""
     lines = (ROOT / page).read_text("utf-8").partition(heading)[2].splitlines()
     rows = lines[next(number for number, line in enumerate(lines) if line.startswith("|---")) + 1 :]
     length = next((number for number, line in enumerate(rows) if not line.startswith("|")), len(rows))
@@ -121,9 +126,9 @@ def table(page: str, heading: str) -> list[list[str]]:
 
 @contextmanager
 def started(
-    command: list[str], says: str, stream: str, **variables: str
+    command: list[str], announcement: str, stream: str, **variables: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A process, once it has said where it listens; killed at the end, or if it takes a minute to start."""
+    """Run a process and wait until it announces its URL. Kill it at the end, or if it does not start in a minute."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CRUCIBLE_")} | variables
     with subprocess.Popen(
         [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -131,11 +136,11 @@ def started(
         watch = threading.Timer(60, process.kill)
         watch.start()
         try:
-            said = ""
-            while not (found := re.search(rf"{says} (http://[0-9.:]+)", said)):
+            printed = ""
+            while not (found := re.search(rf"{announcement} (http://[0-9.:]+)", printed)):
                 line = getattr(process, stream).readline()
-                assert line, f"it did not start: {said}{process.stderr.read() if process.stderr else ''}"
-                said += line
+                assert line, f"the process did not start: {printed}{process.stderr.read() if process.stderr else ''}"
+                printed += line
             yield found[1], process
         finally:
             watch.cancel()
@@ -144,7 +149,7 @@ def started(
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The URL of `crucible serve`, with a recording."""
+    """The URL of a `crucible serve` that plays a recording."""
     command = ["-c", "from crucible_trio.cli import main; main()", "serve", "--engine", "replay"]
     command += ["--replay-speed", "20", "--bind", "127.0.0.1:0"]
     with started(command, " on", "stderr", CRUCIBLE_SERVER_NAMES="chat.example.org") as (url, _):
@@ -167,7 +172,7 @@ def test_a_program_runs_and_prints_what_the_page_says(
 
 
 @pytest.mark.parametrize("block", programs("server"))
-def test_a_server_answers_and_ends_in_good_order(block: Block) -> None:
+def test_a_server_program_answers_and_shuts_down_cleanly(block: Block) -> None:
     assert ADDRESS in block.text
     source = block.text.replace(ADDRESS, "127.0.0.1:0")
     with started(["-W", "error", "-c", source], "listening on", "stdout") as (url, process):
@@ -184,7 +189,7 @@ def test_a_server_answers_and_ends_in_good_order(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", programs("pytest"))
-def test_a_test_passes_and_can_fail(block: Block, tmp_path: Path) -> None:
+def test_an_example_test_passes_and_can_fail(block: Block, tmp_path: Path) -> None:
     def run(source: str) -> str:
         (tmp_path / "test_example.py").write_text(source)
         command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "test_example.py"]
@@ -194,7 +199,7 @@ def test_a_test_passes_and_can_fail(block: Block, tmp_path: Path) -> None:
     assert "1 failed" in run(block.text.replace("trio.sleep(500)", "trio.sleep(50)"))
 
 
-def test_a_program_that_is_killed_goes_on_where_it_was_when_it_runs_again(tmp_path: Path) -> None:
+def test_a_killed_program_resumes_when_it_runs_again(tmp_path: Path) -> None:
     [block] = [block for block in blocks("python") if block.run == "again"]
     state = tmp_path / "answer.json"
 
@@ -204,7 +209,7 @@ def test_a_program_that_is_killed_goes_on_where_it_was_when_it_runs_again(tmp_pa
     command = ["-c", "from crucible_trio.cli import main; main()", "serve", "--engine", "replay"]
     with started([*command, "--replay-speed", "3", "--bind", "127.0.0.1:0"], " on", "stderr") as (url, _):
         program = [sys.executable, "-c", block.text.replace(f"http://{ADDRESS}", url)]
-        for length in (10, 100):  # killed once there is so much of the answer
+        for length in (10, 100):  # kill it when it has this much of the answer
             with subprocess.Popen(program, cwd=tmp_path) as process:
                 watch = threading.Timer(60, process.kill)
                 watch.start()
@@ -215,7 +220,7 @@ def test_a_program_that_is_killed_goes_on_where_it_was_when_it_runs_again(tmp_pa
                 watch.cancel()
             assert json.loads(state.read_text())["status"] is None
         done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-        [stream] = httpx.get(f"{url}/v1/streams").json()["data"]  # none was started twice
+        [stream] = httpx.get(f"{url}/v1/streams").json()["data"]  # the program started only one stream
         native = httpx.get(f"{url}/v1/streams/{stream['id']}").json()
     assert (native["status"], text_so_far()) == ("completed", native["output"])
     assert done.stdout == f"completed {native['output']}\n"
@@ -246,9 +251,9 @@ def test_every_command_exists_with_its_options() -> None:
         if program.removeprefix(".venv/bin/") == "crucible":
             command: click.Command = crucible
             while isinstance(command, click.Group):
-                assert arguments[0] in command.commands, f"{name}: there is no command {arguments[0]}"
+                assert arguments[0] in command.commands, f"{name}: unknown command {arguments[0]}"
                 command = command.commands[arguments.pop(0)]
-            command.make_context("crucible", arguments)  # raises for an option that there is not
+            command.make_context("crucible", arguments)  # raises for an unknown option
             seen += 1
         elif program == "make":
             assert set(arguments) <= set(targets), name
@@ -287,7 +292,7 @@ def test_the_tutorials_stream_is_cut_and_resumed(server: str, need_program: Any)
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
         return done.stdout
 
-    cut = run(f"{first.strip()} | head -n 13")  # a line and four events
+    cut = run(f"{first.strip()} | head -n 13")  # the retry line and four events
     last_id = re.findall("^id: (.*)$", cut, re.MULTILINE)[-1]
     resumed = run(re.sub(r"ID=\S+", f"ID={last_id}", second))
     whole = run(re.sub(r"ID=\S+", f"ID={last_id}", second).replace('-H "Last-Event-ID: $ID"', ""))
@@ -300,7 +305,7 @@ def test_the_tutorials_stream_is_cut_and_resumed(server: str, need_program: Any)
     assert "stream.completed" in resumed
 
 
-def test_the_nginx_of_the_page_streams_and_resumes(server: str, tmp_path: Path) -> None:
+def test_the_nginx_configuration_streams_and_resumes(server: str, tmp_path: Path) -> None:
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         pytest.skip("nginx is not installed")
@@ -312,7 +317,7 @@ def test_the_nginx_of_the_page_streams_and_resumes(server: str, tmp_path: Path) 
     folders = "".join(
         f"{name}_temp_path {tmp_path}/{name}; " for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    user = "user root; " if os.geteuid() == 0 else ""  # the folder of a test is its user's alone
+    user = "user root; " if os.geteuid() == 0 else ""  # other users cannot read the folder of a test
     file = tmp_path / "nginx.conf"
     file.write_text(
         f"{user}daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\n"
@@ -348,7 +353,7 @@ def test_the_nginx_of_the_page_streams_and_resumes(server: str, tmp_path: Path) 
 # Reference
 
 
-def test_the_table_of_settings_is_the_code() -> None:
+def test_the_table_of_settings_matches_the_code() -> None:
     spec = importlib.util.spec_from_file_location("docs_conf", ROOT / "docs" / "conf.py")
     assert spec is not None
     assert spec.loader is not None
@@ -361,7 +366,7 @@ def test_the_table_of_settings_is_the_code() -> None:
     assert all(variable == name.upper() for name, variable in named)
 
 
-def test_every_route_is_in_the_protocol_and_the_other_way_round() -> None:
+def test_the_table_of_routes_matches_the_code() -> None:
     async def silent(request: Request) -> Any:
         yield "x"
 
@@ -376,7 +381,7 @@ def test_every_route_is_in_the_protocol_and_the_other_way_round() -> None:
     assert documented == routes
 
 
-def test_the_examples_of_records_are_the_bytes_the_code_sends() -> None:
+def test_the_examples_of_records_are_the_bytes_that_the_code_sends() -> None:
     seen = set()
     for name in ("docs/reference/protocol.md", "docs/tutorial.md"):
         for block in blocks("text", [ROOT / name]):
@@ -396,7 +401,7 @@ def test_the_examples_of_records_are_the_bytes_the_code_sends() -> None:
 
 
 def a_small_log() -> list[bytes]:
-    """The frames of the log that the examples of OpenAI's wires come from."""
+    """The frames of the log behind the examples of OpenAI's APIs."""
     stream_id, usage, timings = "str_7Q2M4kWcT0aXn3v9LzB1pg", Usage(3, 9, 4), Timings(212.0, 3411.0)
     records = (
         StreamCreated(1, stream_id, "deep", "smollm2-135m", 1764000000.0),
@@ -410,14 +415,14 @@ def a_small_log() -> list[bytes]:
     return [encode_frame(stream_id, record) for record in records]
 
 
-def test_the_example_of_a_chat_completion_is_the_bytes_the_code_sends() -> None:
+def test_the_example_of_a_chat_completion_is_the_bytes_that_the_code_sends() -> None:
     [block] = [block for block in blocks("text", [ROOT / "docs/reference/protocol.md"]) if OPENAIS in block.text]
     created, thought, _, _, *_, end = a_small_log()
     answer = encode_frame("str_7Q2M4kWcT0aXn3v9LzB1pg", OutputDelta(5, "Hello"))
     assert ChatDialect(include_usage=True).feed([created, thought, answer, end]).decode() == block.text
 
 
-async def test_the_events_of_a_response_are_those_the_code_sends() -> None:
+async def test_the_events_of_a_response_are_those_that_the_code_sends() -> None:
     [block] = [
         block
         for block in blocks("text", [ROOT / "docs/reference/protocol.md"])
@@ -428,7 +433,7 @@ async def test_the_events_of_a_response_are_those_the_code_sends() -> None:
     assert [line.split()[0] for line in block.text.splitlines()] == sent
 
 
-def test_the_types_of_records_are_all_there() -> None:
+def test_the_table_of_record_types_matches_the_code() -> None:
     documented = {row[0] for row in table("docs/reference/protocol.md", "id: str_7Q2M4kWcT0aXn3v9LzB1pg.14")}
     assert documented == {record.__struct_config__.tag for record in get_args(crucible_trio.AnyRecord)}
 
@@ -442,14 +447,14 @@ def test_the_json_of_the_protocol_has_the_fields_of_the_code() -> None:
     assert asked == set(Request.__struct_fields__)
 
 
-def test_the_table_of_errors_is_the_code() -> None:
+def test_the_table_of_errors_matches_the_code() -> None:
     documented = {row[0]: (int(row[1]), row[2]) for row in table("docs/reference/errors.md", "<!-- table: web.errors")}
     assert documented == {
         kind.__name__: (rule.status, rule.code) for kind, rule in ERROR_RULES.items() if kind not in NEVER_NATIVE
     }
 
 
-def test_the_table_of_openais_errors_is_the_code() -> None:
+def test_the_table_of_openais_errors_matches_the_code() -> None:
     page = (ROOT / "docs/reference/errors.md").read_text("utf-8")
     documented = {
         row[0]: (int(row[1]), row[2]) for row in table("docs/reference/errors.md", "<!-- table: web.openai.errors")
@@ -462,7 +467,7 @@ def test_the_table_of_openais_errors_is_the_code() -> None:
     assert {row[0] for row in table("docs/reference/errors.md", "<!-- table: engine codes")} >= CLIENTS_FAULT
 
 
-def test_the_example_of_openais_error_is_what_is_answered(server: str) -> None:
+def test_the_example_of_openais_error_is_the_servers_answer(server: str) -> None:
     *_, example = blocks("json", [ROOT / "docs/reference/errors.md"])
     body = {"messages": [{"role": "user", "content": "Why?"}], "n": 2}
     answer = httpx.post(f"{server}/v1/chat/completions", json=body)
@@ -484,7 +489,7 @@ def test_the_example_of_openais_error_is_what_is_answered(server: str) -> None:
         ),
     ],
 )
-def test_the_tables_of_openais_fields_are_the_code(name: str, objects: dict[str, Fields[Any]]) -> None:
+def test_the_tables_of_openais_fields_match_the_code(name: str, objects: dict[str, Fields[Any]]) -> None:
     expected: dict[str, tuple[str, str | None]] = {}
     for at, fields in objects.items():
         expected |= {at + field: ("understood", None) for field in fields.shape.__struct_fields__}
@@ -497,7 +502,7 @@ def test_the_tables_of_openais_fields_are_the_code(name: str, objects: dict[str,
     assert len(rows) == len(expected)
 
 
-def test_the_efforts_that_mean_a_mode_are_the_code() -> None:
+def test_the_table_of_efforts_matches_the_code() -> None:
     deep, standard, *_ = table("docs/howto/openai.md", "## Which mode")
     assert set(re.split(", | or ", deep[0].partition("reasoning.effort) ")[2])) == set(
         ApiSettings().openai_deep_efforts
@@ -506,7 +511,7 @@ def test_the_efforts_that_mean_a_mode_are_the_code() -> None:
     assert set(standard[0].removesuffix(", or nothing").split(", ")) == others
 
 
-def test_the_table_of_failures_is_the_code() -> None:
+def test_the_table_of_failures_matches_the_code() -> None:
     raised: dict[str, set[bool]] = {}
     for file in (ROOT / "crucible_trio").glob("**/*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -535,7 +540,7 @@ def test_the_table_of_metrics_is_the_code() -> None:
     assert documented == {family.name for family in collector.collect()}
 
 
-def test_every_link_between_pages_leads_somewhere() -> None:
+def test_every_link_between_pages_has_a_target() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page}: {target}"

@@ -1,8 +1,8 @@
-"""The page in Debian's Chromium, driven from the loop that also serves it.
+"""The page in Debian's Chromium, driven from the event loop that also serves it.
 
-The browser is spoken to through a pipe, in its own DevTools protocol: one JSON message ended by NUL, each way. So the
-tests need no package and no port for it, and can wait for the page and for the server in one place. Elements are found
-as a screen reader finds them, by role and name.
+The tests control the browser through two pipes, with its DevTools protocol: JSON messages that end with NUL. So they
+need no package and no port, and one task can wait for the page and for the server. Elements are found as a screen
+reader finds them, by role and name.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from crucible_trio.web import create_app
 
 Json = dict[str, Any]
 
-# Wall-clock seconds, on a machine that others use too: for failing, never for passing.
-_A_TEST = 60
-_A_CONDITION = 20
+# Wall-clock seconds. The machine may be shared and slow, so these limits make a test fail and never make it pass.
+_TEST_SECONDS = 60
+_CONDITION_SECONDS = 20
 
 _ARGUMENTS = (
     "--headless",
@@ -48,7 +48,7 @@ _ARGUMENTS = (
     "--disable-sync",
     "--remote-debugging-pipe",
 )
-# Chromium reads commands from descriptor 3 and answers on 4. Both are first moved out of each other's way.
+# Chromium reads commands from descriptor 3 and answers on 4. The pipes may have these numbers, so move them away first.
 _LAUNCH = """
 import fcntl, os, sys
 commands, answers = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
@@ -63,13 +63,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         is_ours = Path(__file__).parent in item.path.parents and isinstance(item, pytest.Function)
         if is_ours and inspect.iscoroutinefunction(item.obj):
-            item.obj = _fails_instead_of_hanging(item.obj)
+            item.obj = _with_time_limit(item.obj)
 
 
-def _fails_instead_of_hanging(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+def _with_time_limit(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     @wraps(test)
     async def guarded(**fixtures: object) -> None:
-        with trio.fail_after(_A_TEST):
+        with trio.fail_after(_TEST_SECONDS):
             await test(**fixtures)
 
     return guarded
@@ -78,28 +78,28 @@ def _fails_instead_of_hanging(test: Callable[..., Awaitable[None]]) -> Callable[
 # The browser
 
 
-class ProtocolError(Exception):
+class DevToolsError(Exception):
     """Chromium refused a command."""
 
 
 class Chromium:
-    """A running browser, of which one test after the other has the use.
+    """A running browser. The tests use it one after another.
 
     Args:
-        commands: Descriptor of the pipe to it.
-        answers: Descriptor of the pipe from it.
+        commands: Descriptor of the pipe for its commands.
+        answers: Descriptor of the pipe for its answers.
     """
 
     def __init__(self, commands: int, answers: int) -> None:
         self._descriptors = commands, answers
         self._numbers = count(1)
-        self._received = bytearray()  # a message may be cut by the end of a test
+        self._received = bytearray()  # may end in an incomplete message when a test ends
         self._waiting: dict[int, trio.MemorySendChannel[Json]] = {}
         self._pages: dict[str, Page] = {}
 
     @asynccontextmanager
-    async def in_this_loop(self) -> AsyncIterator[None]:
-        """A loop watches its own copies of the descriptors; its pages are closed with it."""
+    async def use_in_this_loop(self) -> AsyncIterator[None]:
+        """Use copies of the descriptors in this loop. Leaving closes the pages."""
         commands, answers = (trio.lowlevel.FdStream(os.dup(number)) for number in self._descriptors)
         async with commands, answers, trio.open_nursery() as nursery:
             self._commands, self._sending = commands, trio.Lock()
@@ -121,7 +121,7 @@ class Chromium:
                 if waiting := self._waiting.pop(message.get("id"), None):
                     waiting.send_nowait(message)
                 elif page := self._pages.get(message.get("sessionId", "")):
-                    page.happened(message["method"], message["params"])
+                    page.handle_event(message["method"], message["params"])
 
     async def call(self, method: str, session: str | None = None, **params: Any) -> Json:
         number = next(self._numbers)
@@ -132,11 +132,11 @@ class Chromium:
             await self._commands.send_all(msgspec.json.encode(command) + b"\0")
         answer = await receive.receive()
         if "error" in answer:
-            raise ProtocolError(method, answer["error"])
+            raise DevToolsError(method, answer["error"])
         return answer["result"]
 
     async def open(self, url: str, *, width: int = 1000, height: int = 800, **media: str) -> Page:
-        """A fresh page; `media` are CSS media features, such as `prefers_color_scheme="dark"`."""
+        """Open a new page. `media` are CSS media features, such as `prefers_color_scheme="dark"`."""
         target = await self.call("Target.createTarget", url="about:blank")
         attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         page = self._pages[attached["sessionId"]] = Page(partial(self.call, session=attached["sessionId"]), url)
@@ -152,7 +152,7 @@ class Chromium:
         return page
 
     def check(self) -> None:
-        """Nothing went wrong that no test looks for, and nothing was asked of anybody else."""
+        """Fail if a page had a problem or sent a request to another server."""
         for page in self._pages.values():
             assert page.problems == []
             assert [url for url in page.requests if not url.startswith((page.url, "data:"))] == []
@@ -160,11 +160,11 @@ class Chromium:
 
 @dataclass
 class Page:
-    """A tab.
+    """One tab.
 
     Attributes:
-        requests: The URLs it asked for, in order.
-        problems: Exceptions, errors in the console, and what its content security policy refused.
+        requests: The URLs that it requested, in order.
+        problems: Exceptions, errors in the console, and violations of its content security policy.
     """
 
     call: Callable[..., Awaitable[Json]]
@@ -172,7 +172,7 @@ class Page:
     requests: list[str] = field(default_factory=list)
     problems: list[object] = field(default_factory=list)
 
-    def happened(self, method: str, params: Json) -> None:
+    def handle_event(self, method: str, params: Json) -> None:
         match method:
             case "Network.requestWillBeSent":
                 self.requests.append(params["request"]["url"])
@@ -180,30 +180,30 @@ class Page:
                 self.problems.append(params["exceptionDetails"])
             case "Runtime.consoleAPICalled" if params["type"] in {"error", "warning", "assert"}:
                 self.problems.append(params["args"])
-            # A refused request or a cut connection is an error to the browser, and expected.
+            # The browser also reports refused requests and cut connections, which the tests expect.
             case "Log.entryAdded" if params["entry"]["source"] != "network":
                 self.problems.append(params["entry"])
 
     async def evaluate(self, expression: str) -> Any:
-        """A value from the page; a promise is waited for."""
+        """The value of a JavaScript expression. Waits for a promise."""
         answer = await self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
-            raise ProtocolError(expression, answer["exceptionDetails"])
+            raise DevToolsError(expression, answer["exceptionDetails"])
         return answer["result"].get("value")
 
     async def until(self, expression: str) -> None:
-        """Wait until it is true of the page."""
+        """Wait until a JavaScript expression is true in the page."""
         value = None
-        with trio.move_on_after(_A_CONDITION):
+        with trio.move_on_after(_CONDITION_SECONDS):
             while True:
                 try:
                     value = await self.evaluate(expression)
-                except ProtocolError as error:  # between two documents
+                except DevToolsError as error:  # while the page navigates
                     value = error
                 if value is True:
                     return
                 await trio.sleep(0.01)
-        pytest.fail(f"never came true: {expression}: {value!r}; the page: {await self.text()!r}")
+        pytest.fail(f"{expression} is {value!r} after {_CONDITION_SECONDS} s. Page text: {await self.text()!r}")
 
     async def loaded(self) -> None:
         await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
@@ -226,17 +226,17 @@ class Page:
         await self.until(f"document.getElementById('answer').textContent === {msgspec.json.encode(words).decode()}")
 
     async def find(self, role: str, name: str) -> int:
-        """The one element that a screen reader announces so."""
+        """The only element with this role and name in the accessibility tree."""
         document = await self.call("Runtime.evaluate", expression="document")
         found = await self.call(
             "Accessibility.queryAXTree", objectId=document["result"]["objectId"], role=role, accessibleName=name
         )
         nodes = [node["backendDOMNodeId"] for node in found["nodes"] if not node["ignored"]]
-        assert len(nodes) == 1, f"{len(nodes)} elements are a {role} {name!r}"
+        assert len(nodes) == 1, f"{len(nodes)} elements with the role {role} and the name {name!r}"
         return nodes[0]
 
     async def click(self, role: str, name: str) -> None:
-        """Click where it is to be seen."""
+        """Click the middle of an element."""
         node = await self.find(role, name)
         await self.call("DOM.scrollIntoViewIfNeeded", backendNodeId=node)
         quad = (await self.call("DOM.getContentQuads", backendNodeId=node))["quads"][0]
@@ -257,7 +257,7 @@ class Page:
             )
 
     async def type(self, text: str) -> None:
-        """Into what has the focus, in place of what is there."""
+        """Replace the text of the focused element."""
         await self.evaluate("document.activeElement.select()")
         await self.call("Input.insertText", text=text)
 
@@ -285,7 +285,7 @@ def running_chromium(need_program: Callable[[str], str]) -> Iterator[Chromium]:
             os.close(commands_read)
             os.close(answers_write)
             yield Chromium(commands_write, answers_read)
-            os.close(commands_write)  # it ends with its pipe
+            os.close(commands_write)  # Chromium exits when its pipe is closed
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
@@ -295,43 +295,43 @@ def running_chromium(need_program: Callable[[str], str]) -> Iterator[Chromium]:
 
 @pytest.fixture
 def chromium(running_chromium: Chromium) -> Callable[[], AbstractAsyncContextManager[Chromium]]:
-    """`async with chromium() as browser`; on leaving, no page may have had a problem."""
+    """`async with chromium() as browser`. Leaving fails if a page had a problem."""
 
     @asynccontextmanager
-    async def use_it() -> AsyncIterator[Chromium]:
-        async with running_chromium.in_this_loop():
+    async def open_chromium() -> AsyncIterator[Chromium]:
+        async with running_chromium.use_in_this_loop():
             yield running_chromium
             running_chromium.check()
 
-    return use_it
+    return open_chromium
 
 
 # The server
 
 
 @dataclass
-class Served:
-    """A pipeline behind a server behind a relay, whose connections can be reset.
+class RelayedServer:
+    """A pipeline, its server, and a relay in front of the server whose connections can be reset.
 
     Attributes:
-        at_once: The most bytes that the browser gets in one piece.
+        max_chunk: The largest chunk in bytes that the browser gets. None: any size.
     """
 
     pipeline: Pipeline
     port: int
     connections: set[trio.SocketStream] = field(default_factory=set)
-    at_once: int | None = None
+    max_chunk: int | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
     async def snapshot(self) -> Any:
-        """Of the newest stream, as `GET /v1/streams/{id}` has it."""
+        """The snapshot of the newest stream."""
         return next(iter(await self.pipeline.list())).snapshot()
 
     def reset(self) -> None:
-        """Reset every connection that stands, as a network that goes away does."""
+        """Reset all open connections, as a lost network does."""
         for connection in self.connections:
             connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.socket.close()
@@ -343,39 +343,39 @@ class Served:
 
                 async def copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
                     async for data in source:
-                        if sink is far or self.at_once is None:
+                        if sink is far or self.max_chunk is None:
                             await sink.send_all(data)
                             continue
-                        for begin in range(0, len(data), self.at_once):
-                            await sink.send_all(data[begin : begin + self.at_once])
-                            await trio.sleep(0.001)  # otherwise they are one piece again when they arrive
+                        for begin in range(0, len(data), self.max_chunk):
+                            await sink.send_all(data[begin : begin + self.max_chunk])
+                            await trio.sleep(0.001)  # otherwise the kernel would join the chunks
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(copy, near, far)
                 await copy(far, near)
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # one side is gone, and so is the other in a moment
+            pass  # one side has disconnected, so the other one is closed too
         finally:
             self.connections.discard(near)
             near.socket.close()
 
 
 @pytest.fixture
-def serving() -> Callable[..., AbstractAsyncContextManager[Served]]:
+def serving() -> Callable[..., AbstractAsyncContextManager[RelayedServer]]:
     """`async with serving(engine, name_of_a_setting=...) as served`."""
 
     @asynccontextmanager
-    async def serve_it(engine: Any, **settings: Any) -> AsyncIterator[Served]:
+    async def open_server(engine: Any, **settings: Any) -> AsyncIterator[RelayedServer]:
         values = load_settings({}, **{"retry_milliseconds": 100} | settings)
         async with open_pipeline(engine, values.pipeline) as pipeline, trio.open_nursery() as nursery:
             config = Config.from_settings(values.server)
             config.bind = ["127.0.0.1:0"]
             urls = await nursery.start(partial(serve, create_app(pipeline, values.apis), config))
             [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-            served = Served(pipeline, listener.socket.getsockname()[1])
+            served = RelayedServer(pipeline, listener.socket.getsockname()[1])
             relay = partial(served.relay, int(urls[0].rsplit(":", 1)[1]))
             nursery.start_soon(trio.serve_listeners, relay, [listener])
             yield served
             nursery.cancel_scope.cancel()
 
-    return serve_it
+    return open_server

@@ -1,4 +1,4 @@
-"""What the demo page promises: the native API's promises, as somebody with a browser sees them."""
+"""The demo page in a browser: it streams, resumes, slows down and stops as the native API promises."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 1024 * 1024
 
 
 async def matches(page, snapshot) -> None:
-    """The page shows what the snapshot holds, letter for letter."""
+    """The page shows exactly the text of the snapshot."""
     assert await page.evaluate(ANSWER) == snapshot.output
     assert await page.evaluate(TRACE) == snapshot.trace
 
@@ -55,7 +55,7 @@ async def test_a_deep_question_shows_the_trace_in_steps_that_fold_away_and_then_
         assert (await served.snapshot()).output == "Because of\nautumn."
         assert (await served.snapshot()).mode == "deep"
         assert (await page.content("numbers")).startswith("7 events · 0 reconnects")
-        # And again, with nothing left of the first.
+        # A second question, without any text of the first one.
         await page.click("button", "Ask")
         await page.status_is("Done.")
         assert len(await served.pipeline.list()) == 2
@@ -75,7 +75,7 @@ async def test_a_standard_question_shows_its_answer_and_no_reasoning(chromium, s
         assert not await page.evaluate("document.getElementById('reasoning').checkVisibility()")
 
 
-async def test_what_is_opened_by_hand_stays_open(chromium, serving) -> None:
+async def test_a_step_that_the_user_opened_stays_open(chromium, serving) -> None:
     second, answer = trio.Event(), trio.Event()
 
     async def engine(request):
@@ -89,7 +89,7 @@ async def test_what_is_opened_by_hand_stays_open(chromium, serving) -> None:
         page = await browser.open(served.url)
         await page.ask()
         await page.until(f"{TRACE}.length === 1")
-        for _ in range(2):  # shut it and open it
+        for _ in range(2):  # close it and open it
             await page.click("DisclosureTriangle", "Step 1")
         second.set()
         await page.until(f"{TRACE}.length === 2")
@@ -99,7 +99,7 @@ async def test_what_is_opened_by_hand_stays_open(chromium, serving) -> None:
         assert await page.evaluate(OPEN) == [True, False]
 
 
-async def test_after_a_cut_by_hand_the_page_comes_back_at_its_last_id(chromium, serving) -> None:
+async def test_after_a_cut_by_the_user_the_page_resumes_at_its_last_id(chromium, serving) -> None:
     more = trio.Event()
 
     async def engine(request):
@@ -122,7 +122,7 @@ async def test_after_a_cut_by_hand_the_page_comes_back_at_its_last_id(chromium, 
         assert "· 1 reconnect ·" in await page.content("numbers") + " ·"
 
 
-async def test_after_a_reset_the_browser_reconnects_by_itself(chromium, serving) -> None:
+async def test_after_a_reset_the_browser_reconnects_automatically(chromium, serving) -> None:
     more, again = trio.Event(), trio.Event()
 
     async def engine(request):
@@ -147,11 +147,11 @@ async def test_after_a_reset_the_browser_reconnects_by_itself(chromium, serving)
         await page.status_is("Done.")
         await matches(page, (await served.snapshot()))
         assert (await served.snapshot()).output == "Before. Between. After."
-        # The page opened one EventSource and no other; the position went in its header.
+        # The page opened only one EventSource, which sent the offset in its header.
         assert not any("last_event_id" in url for url in page.requests)
 
 
-async def test_a_reload_in_the_middle_goes_on_where_it_was(chromium, serving) -> None:
+async def test_a_reload_in_the_middle_continues_the_stream(chromium, serving) -> None:
     more = trio.Event()
 
     async def engine(request):
@@ -173,7 +173,7 @@ async def test_a_reload_in_the_middle_goes_on_where_it_was(chromium, serving) ->
         await matches(page, (await served.snapshot()))
         assert (await served.snapshot()).output == "Before. After."
         assert len(await served.pipeline.list()) == 1
-        # Once more, now that it is over.
+        # A reload after the end.
         await page.reload()
         await page.status_is("Done.")
         await matches(page, (await served.snapshot()))
@@ -205,12 +205,12 @@ async def test_a_slow_reader_slows_the_engine(chromium, serving) -> None:
         await begin.wait()
         for number in range(pieces):
             made += 1
-            yield Reasoning(piece, number)  # megabytes in one place would make any browser slow
+            yield Reasoning(piece, number)  # megabytes in one text node would make the browser slow
         yield "Done."
 
     async with serving(engine, stream_log_bytes=128 * MIB) as served, chromium() as browser:
         page = await browser.open(served.url)
-        # A network about as fast as a good one. On loopback alone Linux lets the buffer grow to tens of megabytes.
+        # Emulate a good network, because on loopback the socket buffers grow to tens of megabytes.
         await page.call(
             "Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=8e6, uploadThroughput=-1
         )
@@ -221,7 +221,7 @@ async def test_a_slow_reader_slows_the_engine(chromium, serving) -> None:
         begin.set()
         await page.until(f"{TRACE}.length > 0")
         seen = -1
-        while made > seen:  # until all buffers on the way are full
+        while made > seen:  # until all buffers between engine and page are full
             seen = made
             await trio.sleep(1)
         assert made < pieces / 2
@@ -231,7 +231,7 @@ async def test_a_slow_reader_slows_the_engine(chromium, serving) -> None:
         assert made == pieces
 
 
-async def test_slow_and_fast_take_turns_and_nothing_is_lost_between_them(chromium, serving) -> None:
+async def test_switching_between_slow_and_fast_loses_nothing(chromium, serving) -> None:
     words = [f"{number} " for number in range(40)]
     more = trio.Event()
 
@@ -243,7 +243,7 @@ async def test_slow_and_fast_take_turns_and_nothing_is_lost_between_them(chromiu
 
     async with serving(engine, buffer_tokens=1) as served, chromium() as browser:
         page = await browser.open(served.url)
-        served.at_once = 30  # chunks end in the middle of events
+        served.max_chunk = 30  # so that chunks end in the middle of events
         await page.click("button", "Read slowly")
         await page.ask(mode="standard")
         await page.until(f"{ANSWER}.length > 0")
@@ -261,10 +261,10 @@ async def test_slow_and_fast_take_turns_and_nothing_is_lost_between_them(chromiu
         await page.status_is("Done.")
         await matches(page, (await served.snapshot()))
         assert (await served.snapshot()).output == "".join(words)
-        assert "· 3 reconnects" in await page.content("numbers")  # each by hand
+        assert "· 3 reconnects" in await page.content("numbers")  # each by the user
 
 
-async def test_a_slow_reader_that_is_cut_comes_back_and_reads_to_the_end(chromium, serving) -> None:
+async def test_a_slow_reader_that_is_cut_reconnects_and_reads_to_the_end(chromium, serving) -> None:
     more = trio.Event()
 
     async def engine(request):
@@ -287,7 +287,7 @@ async def test_a_slow_reader_that_is_cut_comes_back_and_reads_to_the_end(chromiu
         assert "last_event_id=" in page.requests[-1]
 
 
-async def test_stop_stops_the_model_and_keeps_what_was_said(chromium, serving) -> None:
+async def test_stop_stops_the_model_and_keeps_the_text(chromium, serving) -> None:
     stopped = trio.Event()
 
     async def engine(request):
@@ -308,7 +308,7 @@ async def test_stop_stops_the_model_and_keeps_what_was_said(chromium, serving) -
         assert ((await served.snapshot()).status, (await served.snapshot()).by) == ("cancelled", "client")
 
 
-async def test_nothing_is_asked_for_after_the_end_and_204_ends_the_reconnecting(chromium, serving) -> None:
+async def test_the_page_sends_nothing_after_the_end_and_204_stops_the_reconnecting(chromium, serving) -> None:
     async def engine(request):
         yield "All."
 
@@ -317,7 +317,7 @@ async def test_nothing_is_asked_for_after_the_end_and_204_ends_the_reconnecting(
         await page.ask()
         await page.status_is("Done.")
         asked = len(page.requests)
-        # A bare EventSource at the last id, with nobody who closes it.
+        # A bare EventSource at the last id. No code closes it.
         snapshot = await served.snapshot()
         url = f"/v1/streams/{snapshot.id}/events?last_event_id={snapshot.id}.{snapshot.last_seq}"
         await page.evaluate(f"""new Promise((resolve) => {{
@@ -327,13 +327,13 @@ async def test_nothing_is_asked_for_after_the_end_and_204_ends_the_reconnecting(
         assert page.requests[asked:] == [served.url.removesuffix("/") + url]
 
 
-# What is said is text
+# Hostile text
 
 
 HOSTILE = "<img src=x onerror='document.title=1'> </script><script>document.title=1</script> &amp; <b>\x1b[31m"
 
 
-async def test_what_a_model_says_stays_text(chromium, serving) -> None:
+async def test_the_models_text_is_never_markup(chromium, serving) -> None:
     async def engine(request):
         yield Reasoning(HOSTILE, 0)
         yield Reasoning(HOSTILE, 1)
@@ -373,10 +373,10 @@ async def test_a_script_in_the_page_would_be_refused(chromium, serving) -> None:
         page.problems.clear()
 
 
-# In plain words
+# Status messages
 
 
-async def test_where_keys_are_configured_the_page_asks_for_one_and_keeps_it_for_the_tab(chromium, serving) -> None:
+async def test_with_configured_keys_the_page_asks_for_one_and_keeps_it_for_the_tab(chromium, serving) -> None:
     more = trio.Event()
 
     async def engine(request):
@@ -403,7 +403,7 @@ async def test_where_keys_are_configured_the_page_asks_for_one_and_keeps_it_for_
         await page.reload()
         await page.answer_is("Before. ")
         assert await page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
-        await page.click("button", "Stop")  # takes the key, where reading has its token
+        await page.click("button", "Stop")  # sends the key, while reading uses the stream token
         await page.status_is("Stopped.")
         assert not any("sesame" in url for url in page.requests)
 
@@ -432,7 +432,7 @@ async def test_a_refused_question_says_why_and_can_be_asked_again(chromium, serv
             await page.answer_is("Here.")
 
 
-async def test_what_is_wrong_with_a_question_is_said(chromium, serving) -> None:
+async def test_an_invalid_question_gets_an_explanation(chromium, serving) -> None:
     async def engine(request):
         yield "."
 
@@ -445,7 +445,7 @@ async def test_what_is_wrong_with_a_question_is_said(chromium, serving) -> None:
         await page.status_is("The server refused this: Invalid enum value 'x' - at `$.mode`.")
 
 
-async def test_the_end_is_said_in_plain_words(chromium, serving) -> None:
+async def test_the_status_explains_how_the_stream_ended(chromium, serving) -> None:
     ends = {
         "a": (Finish("length"), "Ended early: the text reached its greatest length."),
         "b": (Finish("content_filter"), "Done (content_filter)."),
@@ -488,7 +488,7 @@ async def test_a_server_that_shuts_down_says_so_and_finishes_the_stream(chromium
         await page.status_is("The server is shutting down. Try again in 5 seconds.")
 
 
-async def test_a_server_that_cannot_be_reached_is_named(chromium, serving) -> None:
+async def test_an_unreachable_server_is_reported(chromium, serving) -> None:
     async def engine(request):
         yield "."
 
@@ -499,7 +499,7 @@ async def test_a_server_that_cannot_be_reached_is_named(chromium, serving) -> No
         await page.status_is("The server cannot be reached.")
 
 
-async def test_a_page_that_finds_all_readers_places_taken_waits_for_one(chromium, serving) -> None:
+async def test_a_page_waits_when_the_stream_has_too_many_readers(chromium, serving) -> None:
     more = trio.Event()
 
     async def engine(request):
@@ -542,7 +542,7 @@ async def test_the_models_own_count_gives_the_tokens_per_second(chromium, servin
         assert "about" not in await page.content("numbers")
 
 
-# For everybody
+# Accessibility
 
 
 async def test_the_page_can_be_used_with_the_keyboard_alone(chromium, serving) -> None:
@@ -580,7 +580,7 @@ async def test_the_page_can_be_used_with_the_keyboard_alone(chromium, serving) -
         assert await page.evaluate(focused) == "stop"
 
 
-async def test_a_screen_reader_is_told_the_status_and_not_every_token(chromium, serving) -> None:
+async def test_a_screen_reader_announces_the_status_and_not_every_piece(chromium, serving) -> None:
     more = trio.Event()
 
     async def engine(request):
@@ -617,7 +617,7 @@ async def test_a_screen_reader_is_told_the_status_and_not_every_token(chromium, 
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (1280, "light")])
-async def test_it_fits_the_screen_and_can_be_read(chromium, serving, width, scheme) -> None:
+async def test_the_page_fits_the_screen_and_has_enough_contrast(chromium, serving, width, scheme) -> None:
     async def engine(request):
         yield Reasoning("x" * 500, 0)
         yield Reasoning("second", 1)
@@ -633,10 +633,10 @@ async def test_it_fits_the_screen_and_can_be_read(chromium, serving, width, sche
         await page.answer_is("y" * 500)
         await page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        # What a finger is to hit is 44 pixels high.
+        # Touch targets are at least 44 pixels high.
         heights = await page.evaluate("[...document.querySelectorAll('button')].map((button) => button.offsetHeight)")
         assert min(heights) >= 44
-        # WCAG 2.2, 1.4.3: contrast of 4.5 at least, for all that can be read and is not switched off.
+        # WCAG 2.2, 1.4.3: a contrast of at least 4.5 for all text except disabled controls.
         contrasts = await page.evaluate("""{
             const channels = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((value) => value / 255);
             const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);

@@ -1,4 +1,4 @@
-"""How the page's files are served."""
+"""Headers and paths of the page's files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def silent(request):
 
 
 @pytest.mark.parametrize("path", FILES)
-async def test_every_file_comes_with_the_rules_a_browser_is_to_keep(path) -> None:
+async def test_every_file_has_security_and_cache_headers(path) -> None:
     async with open_pipeline(silent) as pipeline:
         client = create_app(pipeline, ApiSettings(keys={"alice": "k"})).test_client()
         response = await client.get(path)
@@ -42,13 +42,13 @@ async def test_every_file_comes_with_the_rules_a_browser_is_to_keep(path) -> Non
 
 
 @pytest.mark.parametrize("path", ["/page/", "/page/index.html", "/page/x", "/page/../page.py", "/page/%2e%2e/app.py"])
-async def test_nothing_else_is_served(path) -> None:
+async def test_no_other_file_is_served(path) -> None:
     async with open_pipeline(silent) as pipeline:
         assert (await create_app(pipeline, ApiSettings(keys={"alice": "k"})).test_client().get(path)).status_code == 404
 
 
 @pytest.mark.parametrize("path", FILES)
-async def test_a_link_on_a_foreign_page_leads_here_though_its_requests_do_not(path) -> None:
+async def test_a_foreign_page_may_link_here_but_not_send_requests(path) -> None:
     async with open_pipeline(silent) as pipeline:
         client = create_app(pipeline, ApiSettings(keys={"alice": "k"})).test_client()
         foreign = {"Sec-Fetch-Site": "cross-site", "Host": "localhost"}
@@ -56,7 +56,7 @@ async def test_a_link_on_a_foreign_page_leads_here_though_its_requests_do_not(pa
         assert (await client.get("/v1/streams", headers=foreign)).status_code == 403
 
 
-async def test_the_page_names_no_other_place_and_works_below_a_prefix() -> None:
+async def test_the_page_loads_nothing_from_other_servers_and_works_below_a_prefix() -> None:
     async with open_pipeline(silent) as pipeline:
         app = QuartTrio(__name__)
         app.register_blueprint(blueprint(pipeline), url_prefix="/ai")

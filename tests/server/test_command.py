@@ -85,7 +85,7 @@ async def test_a_second_signal_stops_immediately() -> None:
         async with httpx.AsyncClient(base_url=url) as http:
             await http.post("/v1/streams", json={"input": "x"})
         server.process.send_signal(signal.SIGINT)
-        await server.read_stderr_until(rb"SIGINT: finishing what runs")
+        await server.read_stderr_until(rb"SIGINT: waiting for running streams")
         server.process.send_signal(signal.SIGINT)
         assert await server.wait() == 1
         assert b"status=cancelled" in server.stderr
@@ -169,7 +169,7 @@ async def test_ask_shows_the_same_text_when_its_connection_is_cut(serving) -> No
     assert uncut.stdout == resumed.stdout
     assert uncut.stdout.decode().index("First we") < uncut.stdout.decode().index("we answer:  what was asked")
     assert b"\x1b" not in uncut.stdout  # stdout is not a terminal: no escapes from the command, and none from the model
-    assert re.search(rb"reconnected at \d+", resumed.stderr)
+    assert re.search(rb"reconnected, resuming after record \d+", resumed.stderr)
     assert b"reconnected" not in uncut.stderr
 
 

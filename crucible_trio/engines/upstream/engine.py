@@ -36,7 +36,7 @@ from crucible_trio.engines.upstream.discovery import check_key, join_url, list_m
 from crucible_trio.engines.upstream.response import open_upstream_body, read_error_response, relay_completion
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.errors import EngineError
-from crucible_trio.httpx_bodies import Content
+from crucible_trio.httpx_bodies import RequestContent
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 from crucible_trio.request import Request
@@ -186,7 +186,7 @@ class UpstreamEngine:
         request = self._client.build_request(
             "POST", self._url, content=content, headers={"Content-Type": "application/json"}
         )
-        request.stream = Content(content)
+        request.stream = RequestContent(content)
         return await self._client.send(request, stream=True)
 
 
