@@ -10,10 +10,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from crucible_trio.config import Settings
 from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
+from crucible_trio.generation import Generation
 from crucible_trio.output import Output
 from crucible_trio.pipeline import open_pipeline
 from crucible_trio.recorder import Recorder
-from crucible_trio.records import ErrorInfo, StreamFailed
+from crucible_trio.records import ErrorInfo, StreamCompleted, StreamFailed
 from crucible_trio.request import Message, Request
 
 PROMPT = "my secret diary"
@@ -138,3 +139,22 @@ async def test_an_interrupt_in_an_engine_stops_the_program(autojump_clock: MockC
         async with open_pipeline(interrupted, Settings(buffer_tokens=1)) as pipeline:
             await pipeline.start(Request("q"), on_disconnect="continue")
             await trio.sleep_forever()
+
+
+async def test_an_internal_error_after_the_end_changes_no_record(
+    scripted: Callable, read_to_end: Callable, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    whole = Generation.run
+
+    async def fails_at_the_end(generation: Generation) -> None:
+        await whole(generation)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Generation, "run", fails_at_the_end)
+    async with open_pipeline(scripted("a")) as pipeline:
+        stream = await pipeline.start(Request("q"), on_disconnect="continue")
+        records = await read_to_end(stream)
+        await wait_all_tasks_blocked()
+        assert isinstance(records[-1], StreamCompleted)
+        assert pipeline.store.running == 0
+        assert await read_to_end(stream) == records

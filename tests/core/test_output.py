@@ -486,3 +486,13 @@ async def test_half_characters_in_an_id_or_a_name_are_replaced(autojump_clock: M
     async with output.tool_call("a\ud83d", "\ud83d\ude00\ude00"):
         pass
     assert written(receive)[0] == ToolCallStart("a\ufffd", "😀\ufffd")
+
+
+async def test_without_a_sink_everything_stays_in_the_buffer(autojump_clock: MockClock) -> None:
+    """An engine can be tested with a channel alone."""
+    send, receive = trio.open_memory_channel[Piece](9)
+    output = Output(send)
+    await output.delta("a")
+    output.count_tokens(1)
+    await output.refusal("b")
+    assert written(receive) == [Text("a"), Refusal("b")]
