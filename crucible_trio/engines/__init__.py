@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 from crucible_trio.engine import Engine
+from crucible_trio.engines.progress import DownloadProgress
 from crucible_trio.settings.engines import EngineSettings
-
-
-class DownloadProgress(Protocol):
-    """Shows how far the download of a model is."""
-
-    def __call__(self, done_bytes: int, total_bytes: int | None, /) -> None:
-        """Show the progress. Called in the downloading task, so it must not block.
-
-        Args:
-            done_bytes: Bytes downloaded so far.
-            total_bytes: Size of the download. None: unknown.
-        """
 
 
 @asynccontextmanager

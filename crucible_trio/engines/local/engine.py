@@ -21,11 +21,11 @@ from typing import final
 import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
-from crucible_trio.engines import DownloadProgress
 from crucible_trio.engines.local.chunks import ModelServer
 from crucible_trio.engines.local.slices import Slice, SlotClaim
 from crucible_trio.engines.local.turns import AnswerWriter, OpenSlice, SamplingOptions, TraceWriter, take_turn
 from crucible_trio.engines.local.weights import Weights, find_weights
+from crucible_trio.engines.progress import DownloadProgress
 from crucible_trio.errors import ConfigError
 from crucible_trio.output import Output
 from crucible_trio.records import Usage

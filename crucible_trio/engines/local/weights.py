@@ -24,7 +24,7 @@ from typing import IO, Final, final
 
 import trio
 
-from crucible_trio.engines import DownloadProgress
+from crucible_trio.engines.progress import DownloadProgress
 from crucible_trio.errors import ConfigError
 
 logger = logging.getLogger(__name__)
