@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The core has full branch coverage.
+# The core, which imports no web framework, has 100 % branch coverage.
 COMMA := ,
 EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
@@ -15,7 +15,7 @@ CORE := $(subst $(SPACE),$(COMMA),$(wildcard crucible_trio/*.py crucible_trio/lo
 serve: $(VENV)/.installed-serve
 	$(BIN)/crucible serve
 
-# Lint and types come first, because they are quick and find most.
+# Lint and types first: they are quick and find most mistakes.
 test: lint
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
@@ -23,20 +23,21 @@ test: lint
 	$(BIN)/coverage report --include='$(CORE)' --fail-under=100
 	$(MAKE) --no-print-directory docs
 
-# Load and faults on the real server, for three minutes: with direct writes, and without.
+# Three minutes of load and faults on the real server: first with direct writes, then without.
 soak: $(VENV)/.installed-test
 	$(BIN)/python -W error tests/soak/soak.py --seconds 90
 	$(BIN)/python -W error tests/soak/soak.py --seconds 90 --path plain
 
-# Mutation tests: each removes one mechanism and must make a test fail. A few minutes.
+# Mutation tests: remove one mechanism at a time, and expect a test to fail. Takes a few minutes.
 mutants: $(VENV)/.installed-test
 	$(BIN)/python -m tests.mutants
 
-# Measures the whole path beside what people use today, for about 40 minutes; wants a machine with nothing else to do.
+# Compares the path from model to client with other servers. Takes about 40 minutes on an idle machine.
+# `python -m benchmarks.compare BASE NEW` compares two checkouts of this project.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
 
-# One round of the main scenarios, without a verdict; a few minutes.
+# One round of the main scenarios, without judging the goals. Takes a few minutes.
 bench-quick: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks --quick
 

@@ -1,1 +1,1 @@
-"""The whole path, measured beside what people use today: `python -m benchmarks`, or `make bench`."""
+"""Benchmarks of the path from model to client, compared with other servers: `python -m benchmarks` or `make bench`."""

@@ -1,7 +1,11 @@
-"""`python -m benchmarks`: run the scenarios, say what came out, keep it as JSON and plots.
+"""`python -m benchmarks`: run the scenarios, print a report, write JSON and plots.
 
-Exit code 0; 1 when our own server failed in a scenario; 3 when the run is invalid (see `validity.py`); 130 when it was
-stopped. A goal that is not met is said, and is no failure of the run.
+Exit code:
+
+- 0: The run is complete. The report lists missed goals, and they do not change the exit code.
+- 1: crucible_trio failed in a scenario.
+- 3: The run is invalid (see `validity.py`).
+- 130: The run was interrupted.
 """
 
 from __future__ import annotations
@@ -27,9 +31,9 @@ ROUNDS: Final = 5
 
 
 def main() -> int:
-    """Run what the command line asks for."""
+    """Run the scenarios of the command line. Returns the exit code."""
     arguments = _parse()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way the servers are ended first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are ended before this process exits
     chosen = [scenario for scenario in SCENARIOS if _is_chosen(scenario, arguments)]
     rounds = arguments.rounds or (1 if arguments.quick else ROUNDS)
     run: dict[str, Any] = {
@@ -46,33 +50,37 @@ def main() -> int:
     }
     take_client_core()
     if not arguments.no_bare:
-        _say("bare forms")
+        _log("measuring the bare forms")
         run["bare"] = validity.measure_bare(min(rounds, 3))
     for scenario in chosen:
         results = _run_scenario(scenario, rounds, arguments.servers, run["failures"])
         run["scenarios"][scenario.name] = results
-        _say(scenario_report(scenario, results, verdict=not arguments.quick) + "\n")
+        _log(scenario_report(scenario, results, verdict=not arguments.quick) + "\n")
     flood = summary(run["scenarios"].get("flood-1", {}), validity.FULL_FORM, "tokens_per_s")
     run["full_form_flood"] = flood and flood.median
-    _keep(run, arguments.out, whole=len(chosen) == len(SCENARIOS) and not arguments.servers)
+    _write(run, arguments.out, whole=len(chosen) == len(SCENARIOS) and not arguments.servers)
     print(report(run))
     if run["bare"] and not all(check.passed for check in validity.checks(run["bare"], run["full_form_flood"])):
-        print("INVALID RUN: a rival did far worse than it can. See above.", file=sys.stderr)
+        print("INVALID RUN: a rival is far below its reference. See the table of validity.", file=sys.stderr)
         return 3
     return 1 if any(SERVERS[failure["server"]].side == "ours" for failure in run["failures"]) else 0
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measure the whole path beside its rivals."
+        prog="python -m benchmarks", description="Measure crucible_trio and other servers."
     )
     names = [scenario.name for scenario in SCENARIOS]
-    parser.add_argument("--quick", action="store_true", help="one round of the main scenarios, no verdict")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of the main scenarios, without judging the goals"
+    )
     parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS}, or 1 with --quick")
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--servers", nargs="+", choices=list(SERVERS), metavar="NAME", help=", ".join(SERVERS))
-    parser.add_argument("--no-bare", action="store_true", help="without the check of the run's validity")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON (default: %(default)s)")
+    parser.add_argument(
+        "--no-bare", action="store_true", help="skip the bare forms, which show whether the run is valid"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -91,8 +99,8 @@ def _run_scenario(scenario: Scenario, rounds: int, only: list[str] | None, failu
             try:
                 results[server].append(scenario.run(SERVERS[server]))
                 outcome = ""
-            except Exception as error:  # whatever it is, it must not lose the rounds before it
-                outcome = f" FAILED: {error}"
+            except Exception as error:  # keep the earlier rounds
+                outcome = f", failed: {error}"
                 notes = "\n".join(getattr(error, "__notes__", []))
                 failures.append(
                     {
@@ -102,22 +110,22 @@ def _run_scenario(scenario: Scenario, rounds: int, only: list[str] | None, failu
                         "said": notes,
                     }
                 )
-            _say(f"{scenario.name}, round {turn + 1}, {server}: {time.monotonic() - began:.1f} s{outcome}")
+            _log(f"{scenario.name}, round {turn + 1}, {server}: {time.monotonic() - began:.1f} s{outcome}")
     return results
 
 
-def _keep(run: dict[str, Any], folder: Path, *, whole: bool) -> None:
+def _write(run: dict[str, Any], folder: Path, *, whole: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(run, indent=1) + "\n"
     (folder / f"{run['when'].replace(':', '').replace('+0000', 'Z')}.json").write_text(text)
     if whole and not run["quick"] and folder == RESULTS:
         (folder / "latest.json").write_text(text)
-        from benchmarks import docs  # brings in what draws the plots, which nothing else needs
+        from benchmarks import docs  # imports matplotlib, which nothing else needs
 
         docs.write(run)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

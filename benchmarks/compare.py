@@ -1,67 +1,144 @@
-"""`python -m benchmarks.compare BASE [NEW]`: one scenario after another on the servers of two checkouts, in pairs.
+"""Compares the crucible server of two checkouts, to see whether a change made it slower.
 
-The two servers take turns in the order A B, B A, A B, ..., so that a machine that becomes slower or faster meanwhile
-affects both. The driver is that of this checkout. Each server runs the code of its own checkout.
+`python -m benchmarks.compare BASE NEW [--scenarios pace,flood-1] [--rounds 7]`
+
+Each server runs the code of its checkout with this interpreter. The client and the scenarios are those of this
+checkout. The rounds alternate in the order base, new, new, base, so that a machine that slows down slows both sides.
+
+Exit code 0, or 1 if a server failed or NEW is more than 5 % worse than BASE in the first metric of a scenario.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import statistics
+import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Final
 
-from benchmarks.process import PROJECT, take_client_core
+from benchmarks.process import take_client_core
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.scenarios.scenario import Scenario
-from benchmarks.servers import SERVERS
+from benchmarks.scenarios.scenario import Figures, Metric
+from benchmarks.servers import OURS, PLAIN, SERVERS
+from benchmarks.stats import number, spread
+from benchmarks.verdict import ratio
 
-ROUNDS: Final = 7
-
-
-def main() -> int:
-    """Compare what the command line names."""
-    names = [scenario.name for scenario in SCENARIOS]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description="Compare two checkouts.")
-    parser.add_argument("base", type=Path, help="folder of the older checkout")
-    parser.add_argument("new", type=Path, nargs="?", default=PROJECT, help="folder of the newer one (default: this)")
-    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", default=["pace", "flood-1"])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--server", choices=[*SERVERS], default="crucible")
-    arguments = parser.parse_args()
-    take_client_core()
-    for scenario in SCENARIOS:
-        if scenario.name in arguments.only:
-            folders = (arguments.base.resolve(), arguments.new.resolve())
-            print(f"{scenario.name}, {arguments.rounds} paired rounds, base {folders[0]}, new {folders[1]}")
-            for line in _compare(scenario, folders, arguments.server, arguments.rounds):
-                print(line, flush=True)
-    return 0
+ALLOWED: Final = 0.05  # NEW may be this share worse than BASE
+_WAITED: Final = Metric(name="server_waited", label="server waited for its core", unit="share of the time")
+_FIND_PACKAGE: Final = "import crucible_trio; print(crucible_trio.__file__)"
 
 
-def _compare(scenario: Scenario, folders: tuple[Path, Path], server: str, rounds: int) -> list[str]:
-    figures: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one scenario on both sides.
+
+    Attributes:
+        metric: The metric.
+        base: The values of BASE, one for each round.
+        new: The values of NEW, one for each round.
+    """
+
+    metric: Metric
+    base: list[float]
+    new: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """The median of NEW divided by the median of BASE."""
+        return _ratio(median(self.new), median(self.base))
+
+    @property
+    def pair_ratios(self) -> list[float]:
+        """NEW divided by BASE in each round. Both runs of a round are neighbours in time."""
+        return [_ratio(new, base) for base, new in zip(self.base, self.new, strict=True)]
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether NEW is worse than BASE by more than `ALLOWED`."""
+        return self.ratio > 1 + ALLOWED if self.metric.better == "lower" else self.ratio < 1 - ALLOWED
+
+    def __str__(self) -> str:
+        sides = [
+            f"{number(s.median)} ({number(s.least)} to {number(s.most)})" for s in (spread(self.base), spread(self.new))
+        ]
+        pairs = spread(self.pair_ratios)
+        text = f"{self.metric.label}, {self.metric.unit}: base {sides[0]}, new {sides[1]}, ratio {self.ratio:.3f}"
+        return f"{text}, pairs {pairs.median:.3f} ({pairs.least:.3f} to {pairs.most:.3f})"
+
+
+def order(rounds: int) -> Iterator[str]:
+    """The sides in the order of their runs: base, new, new, base, base, new and so on."""
     for turn in range(rounds):
-        for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            placed = dataclasses.replace(SERVERS[server], folder=folders[side])
-            figures[side].append(scenario.run(placed))
-            print(f"{scenario.name}, round {turn + 1}, {'base' if side == 0 else 'new'}", file=sys.stderr, flush=True)
+        yield from ("base", "new") if turn % 2 == 0 else ("new", "base")
+
+
+def compare(metrics: tuple[Metric, ...], figures: dict[str, list[Figures]]) -> list[Comparison]:
+    """One comparison for each metric, from the figures of all rounds by side."""
+    base, new = figures["base"], figures["new"]
     return [
-        row(
-            metric.label, [figure[metric.name] for figure in figures[0]], [figure[metric.name] for figure in figures[1]]
-        )
-        for metric in scenario.metrics
+        Comparison(each, [found[each.name] for found in base], [found[each.name] for found in new]) for each in metrics
     ]
 
 
-def row(label: str, base: Sequence[float], new: Sequence[float]) -> str:
-    """One metric: both medians, the median of the ratios of the pairs, and their range."""
-    ratios = sorted(after / before for before, after in zip(base, new, strict=True) if before)
-    middle = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})" if ratios else "-"
-    return f"  {label}: base {statistics.median(base):.4g}, new {statistics.median(new):.4g}, ratio {middle}"
+def _ratio(new: float, base: float) -> float:
+    found = ratio(new, base)
+    return inf if found is None else found
+
+
+def main() -> int:
+    """Run the comparison of the command line. Returns the exit code."""
+    scenarios = {scenario.name: scenario for scenario in SCENARIOS if OURS in scenario.servers}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description="Compare two checkouts.")
+    parser.add_argument("base", type=Path, help="checkout of the older commit")
+    parser.add_argument("new", type=Path, help="checkout of the newer commit")
+    parser.add_argument(
+        "--scenarios", default="pace,flood-1", help=f"some of {','.join(scenarios)} (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    parser.add_argument("--server", choices=[OURS, PLAIN], default=OURS, help="default: %(default)s")
+    arguments = parser.parse_args()
+    names = arguments.scenarios.split(",")
+    if unknown := set(names) - set(scenarios):
+        parser.error(f"unknown scenarios: {', '.join(sorted(unknown))}")
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    servers = {
+        side: replace(SERVERS[arguments.server], checkout=require_checkout(folder.resolve()))
+        for side, folder in (("base", arguments.base), ("new", arguments.new))
+    }
+    take_client_core()
+    worse = False
+    for name in names:
+        figures: dict[str, list[Figures]] = {"base": [], "new": []}
+        for side in order(arguments.rounds):
+            figures[side].append(scenarios[name].run(servers[side]))
+            print(f"{name}, {side}, round {len(figures[side])} of {arguments.rounds}", file=sys.stderr, flush=True)
+        is_windowed = _WAITED.name in figures["base"][0]
+        comparisons = compare(scenarios[name].metrics + (_WAITED,) * is_windowed, figures)
+        print(f"{name}: {'WORSE' if comparisons[0].is_worse else f'not more than {ALLOWED:.0%} worse'}")
+        print(*(f"  {comparison}" for comparison in comparisons), sep="\n", flush=True)
+        worse = worse or comparisons[0].is_worse
+    return 1 if worse else 0
+
+
+def require_checkout(folder: Path) -> Path:
+    """Check that a server of this checkout imports the checkout's package, and not an installed one."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FIND_PACKAGE],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if Path(done.stdout.strip()).parent.parent != folder:
+        sys.exit(f"{folder} is not a checkout: python imports {done.stdout.strip() or done.stderr} there")
+    return folder
 
 
 if __name__ == "__main__":

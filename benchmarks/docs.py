@@ -1,6 +1,6 @@
-"""Puts a run into docs/performance.md: its plots and its tables, so that no figure there is typed by hand.
+"""Writes the plots and tables of a run into docs/performance.md, so that no figure is copied by hand.
 
-`python -m benchmarks.docs [FILE]` draws the plots and writes the page's generated part.
+`python -m benchmarks.docs [FILE]` draws the plots and writes the generated part of the page.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ PLOTS: Final = PAGE.parent / "assets" / "bench"
 BEGIN, END = "<!-- generated: begin -->\n", "<!-- generated: end -->\n"
 
 _CAPTIONS: Final = {
-    "cpu": "What a delivered token costs the server, beside other servers",
-    "latency": "How long a token is under way, and a first token takes",
-    "throughput": "How many tokens get through when there are too many, and how fast a log is read again",
-    "idle": "What a silent open stream takes",
-    "growth": "What a token costs as there are more streams and longer logs",
+    "cpu": "CPU time per delivered token, compared with other servers",
+    "latency": "Latency of a token, and time to the first token",
+    "throughput": "Throughput under overload, and speed of replaying a log",
+    "idle": "Memory per silent open stream",
+    "growth": "CPU time per token by number of streams and by length of log",
 }
 
 
 def write(run: dict[str, Any]) -> None:
-    """Draw the plots of a run and put them and its tables into the page."""
+    """Draw the plots of a run, and write plots and tables into the page."""
     plots.draw(run, PLOTS)
     PAGE.write_text(with_run(PAGE.read_text("utf-8"), run), "utf-8")
 
 
 def with_run(page: str, run: dict[str, Any]) -> str:
-    """The page with this run in it."""
+    """The page with the plots and tables of this run."""
     pictures = "\n".join(
         f"```{{image}} assets/bench/{name}-{theme}.svg\n:class: only-{theme}\n:alt: {caption}\n```\n"
         for name, caption in _CAPTIONS.items()

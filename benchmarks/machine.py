@@ -1,4 +1,4 @@
-"""Where a run was made: the machine, the versions, and whether somebody else was at work there."""
+"""The conditions of a run: the machine, the versions, and the load of other processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES: Final = (
 
 
 def describe() -> dict[str, str]:
-    """The machine."""
+    """Processor, cores, memory, kernel and system."""
     cpu = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
     )
@@ -32,7 +32,7 @@ def describe() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """What was measured."""
+    """Versions of Python, Node, this project and all packages that are measured."""
     return {
         "python": platform.python_version(),
         "node": _output("node", "--version").removeprefix("v"),
@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 
 def busy_share(seconds: float) -> float:
-    """How much of all cores others use just now; this process sleeps meanwhile."""
+    """The share of all cores that other processes use during the next `seconds`. This process sleeps meanwhile."""
     idle, total = _times()
     time.sleep(seconds)
     idle_after, total_after = _times()

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.pinned CORE COMMAND...`: become this command, on this core, for as long as the parent lives.
+"""`python -m benchmarks.pinned CORE COMMAND...`: become this command, on this core. It dies with its parent.
 
-A program of its own, because code between fork and exec is not safe in a process that may have threads.
+A separate program, because running code between fork and exec is not safe in a process that may have threads.
 """
 
 from __future__ import annotations

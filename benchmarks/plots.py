@@ -20,7 +20,7 @@ _OURS: Final = {"light": "#0969da", "dark": "#4493f8"}
 _PLAIN: Final = {"light": "#80b4f0", "dark": "#2a5da8"}
 _THEIRS: Final = {"light": "#8c959f", "dark": "#6e7681"}
 
-# Name of the file; for each panel its title, scenario and metric.
+# Name of the file: title, scenario and metric of each panel.
 _BARS: Final = {
     "cpu": (
         ("200 streams, 50 tokens/s:\nCPU per token, µs", "pace", "cpu_us"),
@@ -30,12 +30,12 @@ _BARS: Final = {
     "latency": (
         ("200 streams, 50 tokens/s:\nlatency p50, ms", "pace", "p50_ms"),
         ("200 streams, 50 tokens/s:\nlatency p99, ms", "pace", "p99_ms"),
-        ("100 requests at once:\nfirst token p99, ms", "first-byte", "token_p99_ms"),
+        ("100 simultaneous requests:\nfirst token p99, ms", "first-byte", "token_p99_ms"),
     ),
     "throughput": (
         ("A model that never waits, 1 stream:\n1,000 tokens/s", "flood-1", "tokens_per_s"),
-        ("1,000 streams, 100 tokens/s asked:\n1,000 tokens/s", "overload", "tokens_per_s"),
-        ("A log of 10,000 records again:\n1,000 records/s", "resume", "records_per_s"),
+        ("1,000 streams, 100 tokens/s each:\n1,000 tokens/s", "overload", "tokens_per_s"),
+        ("Replay of 10,000 records:\n1,000 records/s", "resume", "records_per_s"),
     ),
     "idle": (
         ("1,000 silent streams:\nKiB each", "idle", "few_kib"),
@@ -49,10 +49,10 @@ _LINES: Final = (
 
 
 def draw(run: dict[str, Any], folder: Path) -> None:
-    """Draw a run; what it did not measure is left out."""
+    """Draw the plots of a run. Scenarios that it did not measure are left out."""
     folder.mkdir(parents=True, exist_ok=True)
-    mpl.rcParams["svg.hashsalt"] = "crucible_trio"  # the same figures give the same file
-    mpl.rcParams["svg.fonttype"] = "none"  # text stays text: a fourth of the size, and it can be read aloud
+    mpl.rcParams["svg.hashsalt"] = "crucible_trio"  # equal figures give an equal file
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text: a quarter of the size, and screen readers can read it
     for theme in ("light", "dark"):
         for name, panels in _BARS.items():
             measured = [panel for panel in panels if run["scenarios"].get(panel[1])]

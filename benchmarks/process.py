@@ -1,4 +1,4 @@
-"""A server as a process of its own: started on its core, asked, measured and ended by its own id."""
+"""Starts a server as a process on one core, queries it, measures it and ends it by its process id."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.servers import Server
+from benchmarks.servers import BenchServer
 
 START_SECONDS: Final = 30.0
-PROJECT: Final = Path(__file__).parent.parent
-_SHOWN_OF_ERRORS = 2000
-_cores: list[int] = []  # all there were before the client took one
+_SHOWN_BYTES = 2000  # of the server's standard error, in an error
+_cores: list[int] = []  # the available cores, before the client pinned itself to one
 
 
 class ServerFailedError(Exception):
-    """A server did not start, or does not answer."""
+    """A server did not start, or does not respond."""
 
 
 def cores() -> tuple[int, int]:
-    """Where servers run, and where the client runs; the same one if there is but one."""
+    """The server's core and the client's core. They are the same on a machine with one core."""
     available = _cores or sorted(os.sched_getaffinity(0))
     return available[0], available[-1]
 
 
 def take_client_core() -> None:
-    """Pin this process, the client, and let it have as many files as it may."""
+    """Pin this process, the client, to its core, and raise its limit of open files to the maximum."""
     _cores[:] = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores()[1]})
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -46,11 +45,11 @@ def take_client_core() -> None:
 
 @dataclass(frozen=True)
 class Cpu:
-    """Seconds, to the nanosecond, over all threads of a process.
+    """CPU time of all threads of a process, in seconds. The kernel counts nanoseconds.
 
     Attributes:
-        used: On a core.
-        waited: Ready to run while something else had the core.
+        used: Time on a core.
+        waited: Time in which a thread was ready to run and another process had the core.
     """
 
     used: float
@@ -61,7 +60,7 @@ class Cpu:
 
 
 def cpu(pid: int) -> Cpu:
-    """What a process has used so far."""
+    """The CPU time of a process so far."""
     used = waited = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         figures = (task / "schedstat").read_text().split()
@@ -70,7 +69,7 @@ def cpu(pid: int) -> Cpu:
     return Cpu(used / 1e9, waited / 1e9)
 
 
-class Process:
+class ServerProcess:
     """A running server."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
@@ -79,18 +78,22 @@ class Process:
         self.port = port
 
     def cpu(self) -> Cpu:
-        """What it has used so far."""
+        """Its CPU time so far."""
         return cpu(self.pid)
 
     def memory_bytes(self) -> int:
-        """Its share of physical memory."""
+        """Its proportional share of physical memory (PSS)."""
         for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
-        raise ServerFailedError("the kernel does not say how much memory a process has")
+        raise ServerFailedError("/proc/PID/smaps_rollup has no line Pss")
 
     def ask(self, path: str) -> dict[str, object]:
-        """What it answers to a GET, as JSON."""
+        """Send a GET request. Returns the JSON of the response.
+
+        Raises:
+            ServerFailedError: No response in 20 s, or not JSON.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request("GET", path)
@@ -103,14 +106,14 @@ class Process:
 
     @property
     def made(self) -> int:
-        """How many tokens its model has made."""
+        """The number of tokens that its model has generated."""
         made = self.ask("/bench")["made"]
         assert isinstance(made, int)
         return made
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Let it do nothing for a while; what the kernel has from it still arrives."""
+        """Suspend it inside the block. Bytes that it has already given to the kernel still arrive."""
         os.kill(self.pid, signal.SIGSTOP)
         try:
             yield
@@ -119,25 +122,28 @@ class Process:
 
 
 @contextmanager
-def running(server: Server) -> Iterator[Process]:
-    """Start a server, and end it. An error that leaves this carries the end of the server's standard error as a note.
+def running(server: BenchServer) -> Iterator[ServerProcess]:
+    """Start a server, and end it when the block is left.
+
+    An exception that leaves the block carries the end of the server's standard error as a note.
 
     Raises:
-        ServerFailedError: It did not print its port in time.
+        ServerFailedError: The server did not print its port within `START_SECONDS`.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             (sys.executable, "-m", "benchmarks.pinned", str(cores()[0]), *server.command),
-            cwd=server.folder or PROJECT,
+            cwd=server.checkout,
+            env=os.environ | {"PYTHONPATH": str(server.checkout)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
         )
         try:
-            yield Process(process, _port(process))
+            yield ServerProcess(process, _port(process))
         except Exception as error:
             errors.seek(0)
-            error.add_note(errors.read()[-_SHOWN_OF_ERRORS:].decode(errors="replace"))
+            error.add_note(errors.read()[-_SHOWN_BYTES:].decode(errors="replace"))
             raise
         finally:
             process.kill()
@@ -154,6 +160,6 @@ def _port(process: subprocess.Popen[bytes]) -> int:
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
         byte = os.read(process.stdout.fileno(), 1) if ready else b""
         if not byte:
-            raise ServerFailedError(f"{process.args!r} did not print its port")
+            raise ServerFailedError(f"{process.args!r} did not print its port within {START_SECONDS:g} s")
         line += byte
     return int(line)

@@ -1,4 +1,4 @@
-"""What a run says, as Markdown. `python -m benchmarks.report [FILE]` says it again."""
+"""The report of a run, in Markdown. `python -m benchmarks.report [FILE]` prints it again."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from benchmarks.validity import SHARE, checks
 from benchmarks.verdict import Rounds, judge, ratio, summary
 
 RESULTS: Final = Path(__file__).parent / "results"
-# Over this a round says more about the other process on the core than about the server.
+# Share of the time. Above it, other processes on the core affected the result.
 _DISTURBED: Final = 0.05
-# Over this the client may have been what was measured.
+# Share of the time. Above it, the client may have been the limit.
 _CLIENT_BOUND: Final = 0.9
 
 
 def report(run: dict[str, Any]) -> str:
-    """The whole run."""
+    """The report of the whole run."""
     measured = [scenario for scenario in SCENARIOS if scenario.name in run["scenarios"]]
     parts = [
         _conditions(run),
@@ -34,7 +34,7 @@ def report(run: dict[str, Any]) -> str:
 
 
 def scenario_report(scenario: Scenario, rounds: Rounds, *, verdict: bool) -> str:
-    """One scenario: a table, and whether its goals are met."""
+    """The table of one scenario, and whether its goals are met."""
     servers = [server for server in scenario.servers if server in rounds]
     least = min((len(rounds[server]) for server in servers if rounds[server]), default=0)
     lines = [
@@ -62,7 +62,7 @@ def _cell(rounds: Rounds, server: str, metric: Metric) -> str:
         text += f" ({number(found.least)} to {number(found.most)})"
     ours = summary(rounds, OURS, metric.name)
     if server != OURS and ours is not None and (compared := ratio(ours.median, found.median)) is not None:
-        text += f"; ours {compared:.2f}"
+        text += f", ratio {compared:.2f}"
     return text
 
 
@@ -70,44 +70,47 @@ def _conditions(run: dict[str, Any]) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in run["machine"].items())
     versions = ", ".join(f"{name} {value}" for name, value in run["versions"].items())
     text = (
-        f"{run['when']}. Rounds in turn: median (least to most); ours relative to theirs.\n\n"
+        f"{run['when']}. The rounds alternate between the servers. A cell has the median (minimum to maximum) and the "
+        f"ratio of {SERVERS[OURS].label}'s median to it.\n\n"
         f"Machine: {machine}.\n\nVersions: {versions}."
     )
     if run["busy"] > _DISTURBED:
-        text += f"\n\n**Not a quiet machine**: others used {run['busy']:.0%} of it before the run."
+        text += (
+            f"\n\n**The machine was not idle**: before the run, other processes used {run['busy']:.0%} of all cores."
+        )
     return text
 
 
 def _remarks(run: dict[str, Any]) -> str:
     lines = [
-        f"- **failed**: {failure['scenario']}, {failure['server']}: {failure['why']}" for failure in run["failures"]
+        f"- **Failed**: {failure['scenario']}, {failure['server']}: {failure['why']}" for failure in run["failures"]
     ]
     for name, rounds in run["scenarios"].items():
         for server in rounds:
             waited = summary(rounds, server, "server_waited")
             if waited is not None and waited.median > _DISTURBED:
-                lines.append(f"- disturbed: {name}, {server} waited {waited.median:.0%} of the time for its core")
+                lines.append(f"- Disturbed: {name}, {server} waited for its core {waited.median:.0%} of the time.")
             ran = summary(rounds, server, "client_ran")
             if ran is not None and ran.median > _CLIENT_BOUND:
-                lines.append(f"- {name}, {server}: the client was busy for {ran.median:.0%} of the time")
+                lines.append(f"- Client near its limit: {name}, {server}: it was busy {ran.median:.0%} of the time.")
     return "\n".join(["## Remarks", "", *lines]) if lines else ""
 
 
 def validity_report(run: dict[str, Any]) -> str:
-    """Whether the run can be trusted."""
+    """Whether the run is valid."""
     if not run["bare"]:
-        return "## Validity\n\nThe bare forms were not measured: no verdict on this run."
+        return "## Validity\n\nUnknown: the bare forms were not measured."
     lines = ["## Validity", "", "| bare form | events/s |", "|---|---|"]
     lines += [f"| {form} | {number(rate)} |" for form, rate in run["bare"].items()]
-    lines += ["", "| to raw trio TCP | this run | reference | share |", "|---|---|---|---|"]
+    lines += ["", "| ratio to raw trio TCP | this run | reference | share |", "|---|---|---|---|"]
     found = checks(run["bare"], run["full_form_flood"])
     for check in found:
-        mark = "" if check.passed else " **too little**"
+        mark = "" if check.passed else " **too low**"
         lines.append(f"| {check.what} | {check.got:.3g} | {check.wanted:.3g} | {check.share:.0%}{mark} |")
     if all(check.passed for check in found):
-        lines += ["", f"Valid: none is below {SHARE:.0%} of its reference."]
+        lines += ["", f"Valid: no rival is below {SHARE:.0%} of its reference."]
     else:
-        lines += ["", f"**INVALID RUN**: below {SHARE:.0%} of the reference. Nothing above counts."]
+        lines += ["", f"**INVALID RUN**: a rival is below {SHARE:.0%} of its reference. Do not use the results above."]
     return "\n".join(lines)
 
 

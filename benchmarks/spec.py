@@ -1,4 +1,4 @@
-"""What a stream of a benchmark asks its model for; it travels as JSON in the prompt."""
+"""The specification of one stream: the prompt of its request, as JSON. The stand-in model generates accordingly."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ Kind: TypeAlias = Literal["batch", "timer", "flood", "silent"]
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One stream's work.
+    """What one stream generates.
 
     Attributes:
-        kind: `batch`: one timer gives all streams their token at once, as a batching model does. `timer`: a timer for
-            each stream. `flood`: never waits. `silent`: makes nothing until it is stopped.
-        name: How the benchmark calls the stream.
-        tokens: How many there are.
-        rate: Tokens per second, for `batch` and `timer`. Both begin when the benchmark says go.
-        seconds: `flood` ends after this time, if `tokens` are not enough.
-        offset: `timer` begins so much later, as a part of its period, so that not all timers fire at once.
-        fill: So many tokens are made first, at once and each for a record of its own, and count from 0; the others
-            follow when the benchmark says go.
+        kind: `batch`: one timer gives every stream a token at the same time, as a batching model does. `timer`: each
+            stream has a timer. `flood`: the model never waits. `silent`: no tokens until the stream is cancelled.
+        name: Identifies the stream in the results.
+        tokens: Number of tokens after the `fill`.
+        rate: Tokens per second, for `batch` and `timer`. Both begin at `GET /bench/go`.
+        seconds: `flood` ends after this time, or after `tokens`.
+        offset: Delay of the first tick of a `timer`, as a part of its period, so that the timers do not all fire at the
+            same time.
+        fill: Number of tokens that are generated first, without waiting, each for a separate record. They count from 0.
+            The others follow at `GET /bench/go`.
     """
 
     kind: Kind
@@ -34,10 +35,10 @@ class Spec:
     fill: int = 0
 
     def to_json(self) -> str:
-        """As it stands in a prompt."""
+        """The prompt of the stream's request."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, prompt: str) -> Spec:
-        """From a prompt."""
+        """Parse the prompt of a request."""
         return cls(**json.loads(prompt))

@@ -1,4 +1,4 @@
-"""What is said about many figures."""
+"""Medians, percentiles and the format of numbers."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from statistics import median
 
 
 def number(value: float) -> str:
-    """Three digits that count, and no power of ten."""
+    """Three significant digits, without an exponent."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of all values does not pass (nearest rank).
+    """The smallest value that is at least as large as this share of all values (nearest rank).
 
     Raises:
-        ValueError: There is no value.
+        ValueError: `values` is empty.
     """
     if not values:
-        raise ValueError("a percentile of nothing")
+        raise ValueError("no values to take a percentile of")
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of several rounds, and the least and the most of them."""
+    """Median, minimum and maximum of several rounds."""
 
     median: float
     least: float
@@ -38,5 +38,5 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+    """The spread of at least one value."""
     return Spread(median(values), min(values), max(values), len(values))

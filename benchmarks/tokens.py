@@ -1,6 +1,7 @@
-"""What a token is here, on both sides of the wire: when it was made, which one it is, and how a loss is found.
+"""The benchmark's tokens, for server and client. A token has its time and its number, so that a loss is found.
 
-All tokens have one length, so that a record into which several were merged can be taken apart again.
+The stand-in model writes each token as one piece. All tokens have the same length, so that a record into which several
+tokens were merged can be split again.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from hashlib import blake2b
 from typing import Final
 
 STAMP_LENGTH: Final = 16  # nanoseconds of the machine's monotonic clock
-TOKEN_LENGTH: Final = 24  # about five words' worth of a word piece: what a model's chunk has in JSON
+TOKEN_LENGTH: Final = 24  # characters: about five word pieces, as in a chunk of a real model
 _NUMBER_LENGTH: Final = TOKEN_LENGTH - STAMP_LENGTH
 
 
 class TokensLostError(Exception):
-    """A reader has not got each token once and in order."""
+    """A reader did not get each token once and in order."""
 
 
 def stamp(now_ns: int) -> str:
-    """The first part of every token that was made at this moment, in `time.monotonic_ns()`."""
+    """The first part of every token that is generated at `now_ns`, a `time.monotonic_ns()`."""
     return f"{now_ns:016d}"
 
 
@@ -34,27 +35,27 @@ def split(delta: bytes) -> list[bytes]:
 
 
 def latencies_ns(delta: bytes, arrived_ns: int) -> list[int]:
-    """How long each token of one record has been under way."""
+    """The latency of each token in one record, in nanoseconds."""
     return [arrived_ns - int(delta[at : at + STAMP_LENGTH]) for at in range(0, len(delta), TOKEN_LENGTH)]
 
 
 def check(text: bytes, *, count: int | None = None, first: int = 0) -> int:
-    """See that a reader's text is the tokens `first`, `first + 1` and so on: nothing lost, repeated or out of order.
+    """Check that a reader's text is the tokens `first`, `first + 1` and so on: none lost, repeated or out of order.
 
     Args:
         text: All deltas of one reader, joined.
-        count: How many there must be; None: as many as there are.
-        first: The number of the first.
+        count: The expected number of tokens. None: any number.
+        first: The number of the first token.
 
     Returns:
-        How many there are.
+        The number of tokens.
 
     Raises:
-        TokensLostError: They are not.
+        TokensLostError: A token is lost, repeated or out of order.
     """
     got, rest = divmod(len(text), TOKEN_LENGTH)
     if rest:
-        raise TokensLostError(f"{len(text)} characters are no whole number of tokens")
+        raise TokensLostError(f"{len(text)} characters are not a whole number of tokens")
     numbers = _without_stamps(text, got)
     if blake2b(numbers).digest() != _digest(first, got):
         raise TokensLostError(_first_difference(numbers, first))
@@ -64,7 +65,7 @@ def check(text: bytes, *, count: int | None = None, first: int = 0) -> int:
 
 
 def _without_stamps(text: bytes, count: int) -> bytes:
-    # Column by column: a million tokens are eight slices, not a million.
+    # Column by column: eight slices for a million tokens, instead of a million slices.
     numbers = bytearray(count * _NUMBER_LENGTH)
     for column in range(_NUMBER_LENGTH):
         numbers[column::_NUMBER_LENGTH] = text[STAMP_LENGTH + column :: TOKEN_LENGTH]
@@ -80,5 +81,5 @@ def _first_difference(numbers: bytes, first: int) -> str:
     for index in range(len(numbers) // _NUMBER_LENGTH):
         got = numbers[index * _NUMBER_LENGTH : (index + 1) * _NUMBER_LENGTH]
         if got != b"%07d " % (first + index):
-            return f"token {got.decode(errors='replace')!r} came where {first + index} was due"
+            return f"token {got.decode(errors='replace')!r} arrived instead of {first + index}"
     raise AssertionError("the digests differ and the texts do not")

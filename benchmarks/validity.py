@@ -1,8 +1,8 @@
-"""Whether a run can be trusted: the bare forms of the rivals against what they did on a quiet machine.
+"""Decides whether a run is valid: compares the bare forms of the rivals with a reference run on an idle machine.
 
-A rival that does far worse than then is not a rival but a mistake of this benchmark's. Ratios to raw trio TCP are
-compared, because absolute figures drift with the machine. Raw ASGI on uvicorn is shown and decides nothing: it is no
-rival but a floor, and how many events it merges into a write depends on how quickly the client happens to read.
+If a rival is far below its reference, the benchmark has a mistake. The compared figures are ratios to raw trio TCP,
+because absolute figures change with the machine. Raw ASGI on uvicorn is only shown. It is a baseline and not a rival,
+and the number of events that it merges into a write depends on how fast the client reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from benchmarks.servers.bare import EVENTS
 
 FLOOR: Final = "trio-tcp"
 MERGING_FLOOR: Final = "uvicorn"
-# Events per second: one connection, 50,000 events of 111 bytes, one event per send; a quiet machine of two cores.
+# Events per second over one connection: 50,000 events of 111 bytes, one event per send, on an idle machine with two
+# cores.
 REFERENCE: Final = {
     FLOOR: 85_800.0,
     MERGING_FLOOR: 442_800.0,
@@ -28,12 +29,12 @@ REFERENCE: Final = {
     "aiohttp-sse": 81_300.0,
     "quart-trio": 21_000.0,
 }
-# Tokens per second of sse-starlette's full form in a flood, there and then.
+# Tokens per second of sse-starlette's full form in `flood-1`, in the same reference run.
 FULL_FORM: Final = "sse-starlette"
 REFERENCE_FLOOD: Final = 61_000.0
 SHARE: Final = 0.8
 
-_TIMES: Final = 3  # the first is the warm-up
+_TIMES: Final = 3  # the first one warms up
 _END: Final = b"\r\n0\r\n\r\n"
 
 
@@ -42,10 +43,10 @@ class Check:
     """One comparison.
 
     Attributes:
-        what: Of what.
-        got: The ratio of this run.
-        wanted: The reference's.
-        decides: Whether the run is invalid if it is too little.
+        what: The bare form, or the full form in a flood.
+        got: Its ratio to raw trio TCP in this run.
+        wanted: The same ratio in the reference run.
+        decides: Whether a ratio that is too low makes the run invalid.
     """
 
     what: str
@@ -55,12 +56,12 @@ class Check:
 
     @property
     def share(self) -> float:
-        """How much of the reference it reaches."""
+        """The ratio of this run as a share of the reference."""
         return self.got / self.wanted
 
     @property
     def passed(self) -> bool:
-        """Whether that is enough, or does not matter."""
+        """Whether the share is high enough, or does not decide."""
         return self.share >= SHARE or not self.decides
 
 
@@ -68,8 +69,8 @@ def checks(bare_rates: dict[str, float], flood: float | None) -> list[Check]:
     """Compare a run with the reference.
 
     Args:
-        bare_rates: Events per second by form.
-        flood: Tokens per second of sse-starlette's full form; None if that was not measured.
+        bare_rates: Events per second, by form.
+        flood: Tokens per second of sse-starlette's full form. None if it was not measured.
     """
     floor = bare_rates[FLOOR]
     found = [
@@ -83,7 +84,7 @@ def checks(bare_rates: dict[str, float], flood: float | None) -> list[Check]:
 
 
 def measure_bare(rounds: int) -> dict[str, float]:
-    """Events per second of every bare form: the median of so many rounds in turn, each the best of some."""
+    """Events per second of every bare form: the median over the rounds. Each round takes the best of `_TIMES` tries."""
     rates: dict[str, list[float]] = {form: [] for form in REFERENCE}
     for _ in range(rounds):
         for form in REFERENCE:

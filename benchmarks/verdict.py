@@ -1,4 +1,4 @@
-"""Whether the goals are met: our figures against the best Python rival's, or against a bound of their own."""
+"""Judges the goals: compares crucible_trio's medians with the best Python rival, or with an absolute bound."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from benchmarks.servers import OURS, SERVERS
 from benchmarks.stats import Spread, number, spread
 
 Rounds: TypeAlias = dict[str, list[Figures]]
-"""What one scenario gave, by server; a round that failed is not there."""
+"""The figures of one scenario's rounds, by server. Failed rounds are missing."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One goal.
+    """One goal, and whether it is met.
 
     Attributes:
-        metric: Of what.
-        goal: What was wanted.
-        figure: What there is, in the goal's terms; None if it could not be said.
-        rival: Against whom; empty for a bound of its own.
+        metric: The metric.
+        goal: The goal.
+        figure: The measured ratio or value. None if there is none.
+        rival: The server of the ratio. Empty for an absolute goal.
     """
 
     metric: Metric
@@ -31,20 +31,21 @@ class Judgement:
 
     @property
     def met(self) -> bool:
-        """Whether it is met; what could not be said is not."""
+        """Whether the goal is met. Without a figure it is not."""
         if self.figure is None:
             return False
         return self.figure <= self.goal.bound if self.metric.better == "lower" else self.figure >= self.goal.bound
 
     def __str__(self) -> str:
-        sign = "<=" if self.metric.better == "lower" else ">="
-        unit = f"times {self.rival}" if self.goal.of == "ratio" else self.metric.unit
-        got = "no figure" if self.figure is None else f"{number(self.figure)} {unit}"
-        return f"{'met' if self.met else 'NOT MET'}: {self.metric.label} {got} (goal {sign} {self.goal.bound:g})"
+        limit = "at most" if self.metric.better == "lower" else "at least"
+        unit = f"times that of {self.rival}" if self.goal.of == "ratio" else self.metric.unit
+        got = "has no figure" if self.figure is None else f"is {number(self.figure)} {unit}"
+        verdict = "met" if self.met else "missed"
+        return f"Goal {verdict}: {self.metric.label} {got} (goal: {limit} {number(self.goal.bound)})."
 
 
 def judge(scenario: Scenario, rounds: Rounds) -> list[Judgement]:
-    """All goals of a scenario."""
+    """Judge all goals of a scenario."""
     return [_judge_one(scenario, rounds, goal) for goal in scenario.goals]
 
 
@@ -61,7 +62,7 @@ def _judge_one(scenario: Scenario, rounds: Rounds, goal: Goal) -> Judgement:
 
 
 def best_python_rival(rounds: Rounds, metric: Metric) -> str | None:
-    """The Python rival with the best median; None if none has a figure."""
+    """The Python rival with the best median. None if no rival has a figure."""
     medians = {
         server: found.median
         for server in rounds
@@ -73,13 +74,13 @@ def best_python_rival(rounds: Rounds, metric: Metric) -> str | None:
 
 
 def summary(rounds: Rounds, server: str, metric: str) -> Spread | None:
-    """The median of a server's rounds, and how far they spread; None without a round."""
+    """The spread of a server's rounds. None without a round."""
     values = [figures[metric] for figures in rounds.get(server, []) if metric in figures]
     return spread(values) if values else None
 
 
 def ratio(ours: float, theirs: float) -> float | None:
-    """Ours to theirs; None where there is no such number."""
+    """`ours` divided by `theirs`. None if only `theirs` is 0."""
     if theirs == 0:
         return 1.0 if ours == 0 else None
     return ours / theirs

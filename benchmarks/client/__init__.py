@@ -1,1 +1,1 @@
-"""The client's side: as lean as Python allows, so that the server is what is measured."""
+"""The load generator. It uses as little CPU as Python allows, so that the server is the limit."""

@@ -1,4 +1,4 @@
-"""Many readers of one server, in one thread: raw sockets and epoll."""
+"""Many readers of one server in one thread, with raw sockets and epoll."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks.client.wire import Wire
+from benchmarks.client.wire import ResponseParser
 from benchmarks.spec import Spec
 from benchmarks.tokens import check
 
 _RECEIVE_BYTES: Final = 64 * 1024
-_WAVE: Final = 50  # opened at a time: fewer than any server's backlog
+_WAVE: Final = 50  # connections opened at a time, fewer than any server's backlog
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
 class LoadError(Exception):
-    """What was to happen did not happen in time, or a server answered wrongly."""
+    """A time-out, a broken connection or a wrong response."""
 
 
-class Reader:
-    """One reader of one stream; times are `time.monotonic_ns()`.
+class LoadReader:
+    """One reader of one stream. Times are `time.monotonic_ns()`.
 
     Attributes:
         name: The stream's name.
-        wire: What has come so far.
+        wire: Parses the response.
         asked_at: When the request was sent.
-        record_at: When the first record had come; 0 before.
-        token_at: When the first token had come; 0 before.
-        batches: What came, as pairs of the time and the deltas.
-        broken: Why it ended early; empty if it did not.
+        record_at: When the first record arrived, 0 before.
+        token_at: When the first token arrived, 0 before.
+        batches: The deltas so far, as pairs of arrival time and deltas.
+        broken: Why the connection ended early. Empty if it did not.
     """
 
     __slots__ = ("asked_at", "batches", "broken", "name", "record_at", "request", "sock", "token_at", "wire")
@@ -42,7 +42,7 @@ class Reader:
         self.name = name
         self.sock = sock
         self.request = request
-        self.wire = Wire()
+        self.wire = ResponseParser()
         self.asked_at = 0
         self.record_at = 0
         self.token_at = 0
@@ -60,17 +60,17 @@ class Reader:
         return b"".join([b"".join(deltas) for _, deltas in self.batches])
 
     def check(self, count: int | None = None) -> int:
-        """See that it got its tokens, each once and in order, and how many; as `tokens.check`."""
+        """Check that it got its tokens, each once and in order. Returns their number (see `tokens.check`)."""
         return check(self.text, count=count)
 
 
 class Load:
-    """Readers of the server at a port."""
+    """The readers of the server at a port."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.readers: list[Reader] = []
-        self._by_file: dict[int, Reader] = {}
+        self.readers: list[LoadReader] = []
+        self._by_file: dict[int, LoadReader] = {}
         self._epoll = select.epoll()
 
     def __enter__(self) -> Load:
@@ -78,25 +78,25 @@ class Load:
 
     def __exit__(self, *_: object) -> None:
         for reader in self._by_file.values():
-            reader.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # leaves no TIME_WAIT behind
+            reader.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # no sockets in TIME_WAIT
             reader.sock.close()
         self._epoll.close()
 
-    def connect_start(self, spec: Spec, *, receive_buffer: int | None = None, **fields: object) -> Reader:
-        """Connect for a `POST` that starts a stream; `ask` sends it."""
+    def connect_start(self, spec: Spec, *, receive_buffer: int | None = None, **fields: object) -> LoadReader:
+        """Connect for a `POST` that starts a stream. `LoadReader.ask` sends it."""
         body = json.dumps({"input": spec.to_json(), **fields}).encode()
         head = "POST /v1/streams HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         return self._connect(spec.name, head.encode() + body, receive_buffer)
 
-    def connect_follow(self, stream: str, after: int = 0) -> Reader:
-        """Connect for a `GET` that follows a stream; `ask` sends it."""
+    def connect_follow(self, stream: str, after: int = 0) -> LoadReader:
+        """Connect for a `GET` that follows a stream. `LoadReader.ask` sends it."""
         head = f"GET /v1/streams/{stream}/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n"
         if after:
             head += f"Last-Event-ID: {stream}.{after}\r\n"
         return self._connect(stream, f"{head}\r\n".encode(), None)
 
-    def _connect(self, name: str, request: bytes, receive_buffer: int | None) -> Reader:
+    def _connect(self, name: str, request: bytes, receive_buffer: int | None) -> LoadReader:
         sock = socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -104,19 +104,19 @@ class Load:
         sock.connect(("127.0.0.1", self.port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
-        reader = Reader(name, sock, request)
+        reader = LoadReader(name, sock, request)
         self.readers.append(reader)
         self._by_file[sock.fileno()] = reader
         self._epoll.register(sock, select.EPOLLIN)
         return reader
 
-    def open(self, connect: list[Callable[[], Reader]], timeout: float = 60.0) -> list[Reader]:
-        """Connect and ask, some at a time, until each has its first record.
+    def open(self, connect: list[Callable[[], LoadReader]], timeout: float = 60.0) -> list[LoadReader]:
+        """Connect and send the requests, `_WAVE` at a time, until each has its first record.
 
         Raises:
-            LoadError: Not in time, or one was refused.
+            LoadError: A time-out, or a request was refused.
         """
-        opened: list[Reader] = []
+        opened: list[LoadReader] = []
         for begin in range(0, len(connect), _WAVE):
             wave = [make() for make in connect[begin : begin + _WAVE]]
             for reader in wave:
@@ -128,36 +128,36 @@ class Load:
                 raise LoadError(f"{reader.name}: status {reader.wire.status}, {reader.broken or 'open'}")
         return opened
 
-    def start(self, specs: list[Spec], *, timeout: float = 60.0, **fields: object) -> list[Reader]:
-        """Start a stream for each of these, as `open` does."""
+    def start(self, specs: list[Spec], *, timeout: float = 60.0, **fields: object) -> list[LoadReader]:
+        """Start a stream for each specification, as `open` does."""
         return self.open([lambda spec=spec: self.connect_start(spec, **fields) for spec in specs], timeout)
 
     def run_for(self, seconds: float) -> None:
-        """Read for this long."""
+        """Read for this many seconds."""
         self._run(time.monotonic() + seconds, lambda: False)
 
     def run(self, timeout: float, until: Callable[[], bool]) -> None:
-        """Read until something is so.
+        """Read until a condition holds.
 
         Raises:
-            LoadError: It is not so in time.
+            LoadError: It does not hold in time.
         """
         if not self._run(time.monotonic() + timeout, until):
-            raise LoadError(f"not within {timeout:g} s")
+            raise LoadError(f"the readers did not get far enough within {timeout:g} s")
 
     def finish(self, timeout: float) -> None:
         """Read until each stream has its terminal record.
 
         Raises:
-            LoadError: Not in time, or a connection broke.
+            LoadError: A time-out, or a connection broke.
         """
         self.run(timeout, lambda: not self._by_file or all(r.wire.completed for r in self._by_file.values()))
         for reader in self.readers:
             if not reader.wire.completed:
-                raise LoadError(f"{reader.name}: {reader.broken or 'not completed'}")
+                raise LoadError(f"{reader.name}: {reader.broken or 'no terminal record'}")
 
-    def close(self, reader: Reader) -> None:
-        """Leave, in good order."""
+    def close(self, reader: LoadReader) -> None:
+        """Close one connection."""
         self._by_file.pop(reader.sock.fileno(), None)
         reader.sock.close()
 
@@ -187,6 +187,6 @@ class Load:
                     reader.record_at = now
         return True
 
-    def _lost(self, reader: Reader, why: str) -> None:
+    def _lost(self, reader: LoadReader, why: str) -> None:
         reader.broken = why
         self.close(reader)

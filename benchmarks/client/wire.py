@@ -1,6 +1,6 @@
-"""The bytes of one response, however they are cut, as the deltas of its records.
+"""Parses the bytes of one response, in chunks of any size, into the deltas of its records.
 
-No general HTTP or SSE client: enough for the servers here, in as few steps per record as possible.
+This is not a general HTTP or SSE client. It is enough for the servers here, with as few steps per record as possible.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ _ID: Final = re.compile(rb"^id: ?([^\r\n]*)", re.MULTILINE)
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
 
 
-class Wire:
+class ResponseParser:
     """One response.
 
     Attributes:
-        status: The HTTP status; None before the head has arrived.
-        records: Records seen so far, those without a delta too.
-        stream: The stream's id; empty before the first record.
-        completed: Whether the terminal record has come.
-        ended: Whether the body has ended as chunked framing ends it.
+        status: The HTTP status. None before the head has arrived.
+        records: Number of records so far, including those without a delta.
+        stream: The stream's id. Empty before the first record.
+        completed: Whether the terminal record has arrived.
+        ended: Whether the last chunk of a chunked body has arrived.
     """
 
     __slots__ = ("_blank", "_chunked", "_frames", "_head", "_text", "completed", "ended", "records", "status", "stream")
@@ -33,16 +33,16 @@ class Wire:
         self.completed = False
         self.ended = False
         self._head = b""
-        self._frames = b""  # begins at a chunk's size
-        self._text = b""  # begins at an event
+        self._frames = b""  # starts with the size of a chunk
+        self._text = b""  # starts with an event
         self._blank = b""
         self._chunked = False
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take the next bytes.
+        """Parse the next bytes.
 
         Returns:
-            The deltas of the records that these bytes finished, oldest first.
+            The deltas of the records that these bytes complete, oldest first.
         """
         if self.status is None:
             self._head += data

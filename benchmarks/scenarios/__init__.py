@@ -1,10 +1,10 @@
-"""The table: what is run, with whom, and what is wanted. Each kind of load has a file of its own."""
+"""The table of scenarios: the load, the servers that run it, and the goals. Each kind of load has its own file."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.scenarios.cancel import Cancel
+from benchmarks.scenarios.cancel import CancelLatency
 from benchmarks.scenarios.fan_out import FanOut
 from benchmarks.scenarios.first_byte import FirstByte
 from benchmarks.scenarios.flood import Flood
@@ -16,14 +16,14 @@ from benchmarks.scenarios.scenario import Goal, Metric, Scenario
 from benchmarks.scenarios.stalled import Stalled
 
 _ALL: Final = ("crucible", "crucible-plain", "sse-starlette", "fastapi", "aiohttp-sse", "quart-trio", "node")
-# Without the naive quart-trio route, which is never the best Python rival, where it would cost most of the time.
+# Without the plain quart-trio route. It is never the best Python rival, and would take most of the time here.
 _MOST: Final = ("crucible", "crucible-plain", "sse-starlette", "fastapi", "aiohttp-sse", "node")
 _OURS: Final = ("crucible", "crucible-plain")
 
-BUFFER: Final = 64  # our default, and every rival's queue
+BUFFER: Final = 64  # crucible_trio's default, and the size of every rival's queue
 
 _LATENCY_GOALS: Final = (
-    # Of the rival that is cheapest: one that is dear and quick is no better for it.
+    # Compared with the rival that uses the least CPU.
     Goal(metric="p50_ms", bound=1.0, rival_by="cpu_us"),
     Goal(metric="p99_ms", bound=1.0, rival_by="cpu_us"),
 )
@@ -33,11 +33,11 @@ def _cpu_goal(bound: float) -> Goal:
     return Goal(metric="cpu_us", bound=bound)
 
 
-def _rate(name: str, label: str, unit: str = "/s") -> Metric:
-    return Metric(name=name, label=label, unit=unit, better="higher")
+def _rate(name: str, label: str) -> Metric:
+    return Metric(name=name, label=label, unit="records/s", better="higher")
 
 
-def _time(name: str, label: str) -> Metric:
+def _milliseconds(name: str, label: str) -> Metric:
     return Metric(name=name, label=label, unit="ms")
 
 
@@ -53,7 +53,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="timers",
-        title="The same with a timer per stream",
+        title="Model pace with one timer per stream",
         run=Pace(kind="timer", streams=200, rate=50),
         metrics=(CPU, P50, P99, RATE),
         goals=(_cpu_goal(1.0), *_LATENCY_GOALS),
@@ -101,10 +101,10 @@ SCENARIOS: Final = (
         title="Resume: reconnect at 0 and in the middle of a log of 10,000 records",
         run=Resume(records=10_000),
         metrics=(
-            _rate("records_per_s", "records, from 0"),
-            _rate("half_records_per_s", "records, from the middle"),
-            _time("whole_ms", "caught up, from 0"),
-            _time("half_ms", "caught up, from the middle"),
+            _rate("records_per_s", "replay from the start"),
+            _rate("half_records_per_s", "replay from the middle"),
+            _milliseconds("whole_ms", "time to catch up from the start"),
+            _milliseconds("half_ms", "time to catch up from the middle"),
         ),
         goals=(Goal(metric="records_per_s", bound=10.0), Goal(metric="half_records_per_s", bound=10.0)),
         servers=_MOST,
@@ -121,13 +121,13 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="first-byte",
-        title="First byte: 100 requests at once, a model that answers at once",
-        run=FirstByte(at_once=100, times=5),
+        title="First byte: 100 simultaneous requests, a model that answers immediately",
+        run=FirstByte(simultaneous=100, times=5),
         metrics=(
-            _time("record_p50_ms", "first record p50"),
-            _time("record_p99_ms", "first record p99"),
-            _time("token_p50_ms", "first token p50"),
-            _time("token_p99_ms", "first token p99"),
+            _milliseconds("record_p50_ms", "first record p50"),
+            _milliseconds("record_p99_ms", "first record p99"),
+            _milliseconds("token_p50_ms", "first token p50"),
+            _milliseconds("token_p99_ms", "first token p99"),
         ),
         goals=tuple(
             Goal(metric=metric, bound=1.0)
@@ -139,11 +139,11 @@ SCENARIOS: Final = (
     Scenario(
         name="cancel",
         title="Cancel: 200 live streams at 50 tokens/s, clients leave one after another",
-        run=Cancel(streams=200, rate=50),
+        run=CancelLatency(streams=200, rate=50),
         metrics=(
-            _time("p50_ms", "until the model sees it, p50"),
-            _time("p99_ms", "until the model sees it, p99"),
-            Metric(name="unseen", label="models that did not within 5 s", unit="of 200"),
+            _milliseconds("p50_ms", "cancel latency p50"),
+            _milliseconds("p99_ms", "cancel latency p99"),
+            Metric(name="unseen", label="models not cancelled within 5 s", unit="of 200"),
         ),
         goals=(Goal(metric="p99_ms", bound=5.0, of="absolute"),),
         servers=_ALL,
@@ -151,11 +151,11 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="stalled",
-        title="Stalled client of a model that never waits",
+        title="Stalled: a client that stops reading, a model that never waits",
         run=Stalled(),
         metrics=(
-            Metric(name="held", label="tokens ahead in the server", unit="tokens"),
-            Metric(name="kernel", label="tokens in the kernel's buffers", unit="tokens"),
+            Metric(name="held", label="buffered in the server", unit="tokens"),
+            Metric(name="kernel", label="buffered in the kernel", unit="tokens"),
         ),
         goals=(Goal(metric="held", bound=2 * BUFFER + 1, of="absolute"),),
         servers=_ALL,
@@ -163,12 +163,12 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="idle",
-        title="Idle: 1,000 and 5,000 open silent streams",
+        title="Idle: 1,000 and 5,000 open streams without tokens",
         run=Idle(few=1000, many=5000),
         metrics=(
-            Metric(name="few_kib", label="memory per stream, 1,000", unit="KiB"),
-            Metric(name="many_kib", label="memory per stream, 5,000", unit="KiB"),
-            Metric(name="cpu_percent", label="CPU at 5,000", unit="% of a core"),
+            Metric(name="few_kib", label="memory per stream (of 1,000)", unit="KiB"),
+            Metric(name="many_kib", label="memory per stream (of 5,000)", unit="KiB"),
+            Metric(name="cpu_percent", label="CPU with 5,000 streams", unit="% of a core"),
         ),
         goals=(
             Goal(metric="few_kib", bound=1.0),
@@ -180,11 +180,14 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="growth-streams",
-        title="Cost as streams grow: 800 tokens/s in all, a timer per stream",
+        title="Cost by number of streams: 800 tokens/s in total, one timer per stream",
         run=GrowingStreams(sizes=(1, 10, 100, 1000), reference=10, total_rate=800),
         metrics=(
-            *(Metric(name=str(size), label=f"CPU per token, {size:,}", unit="µs") for size in (1, 10, 100, 1000)),
-            Metric(name="worst", label="worst, relative to 10", unit="times"),
+            *(
+                Metric(name=str(size), label=f"CPU per token (streams: {size:,})", unit="µs")
+                for size in (1, 10, 100, 1000)
+            ),
+            Metric(name="worst", label="worst, relative to 10 streams", unit="times"),
         ),
         goals=(Goal(metric="worst", bound=1.3, of="absolute"),),
         servers=(*_OURS, "sse-starlette"),
@@ -192,14 +195,14 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="growth-log",
-        title="Cost as a log grows: one stream at 800 tokens/s",
+        title="Cost by length of log: one stream, 800 tokens/s",
         run=GrowingLog(sizes=(100, 1000, 10_000, 100_000), reference=1000, rate=800),
         metrics=(
             *(
-                Metric(name=str(size), label=f"CPU per token, {size:,} records", unit="µs")
+                Metric(name=str(size), label=f"CPU per token (records: {size:,})", unit="µs")
                 for size in (100, 1000, 10_000, 100_000)
             ),
-            Metric(name="worst", label="worst, relative to 1,000", unit="times"),
+            Metric(name="worst", label="worst, relative to 1,000 records", unit="times"),
         ),
         goals=(Goal(metric="worst", bound=1.3, of="absolute"),),
         servers=_OURS,

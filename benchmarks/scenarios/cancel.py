@@ -1,4 +1,4 @@
-"""A client leaves: how soon the model knows."""
+"""How soon the model is cancelled after its client has disconnected."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import time
 from dataclasses import dataclass
 
 from benchmarks.client.load import Load
-from benchmarks.process import Process, running
+from benchmarks.process import ServerProcess, running
 from benchmarks.scenarios.scenario import Figures
-from benchmarks.servers import Server
+from benchmarks.servers import BenchServer
 from benchmarks.spec import Spec
 from benchmarks.stats import percentile
 
-_PATIENCE_SECONDS = 5.0
+_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cancel:
-    """So many live streams at so many tokens per second, closed one after another."""
+class CancelLatency:
+    """The clients of live streams disconnect one after another.
+
+    Attributes:
+        streams: Number of streams.
+        rate: Tokens per second, each.
+        interval: Seconds between two disconnects. Not a divisor of the model's tick.
+    """
 
     streams: int
     rate: float
-    apart: float = 0.007  # seconds, and no divisor of a tick
+    interval: float = 0.007
 
-    def __call__(self, server: Server) -> Figures:
-        """Run it once; a model that never sees it counts with the time it was given."""
+    def __call__(self, server: BenchServer) -> Figures:
+        """Run one round. A model that is not cancelled in time counts with the time that has passed."""
         specs = [Spec(kind="batch", name=f"s{n}", tokens=1_000_000, rate=self.rate) for n in range(self.streams)]
         closed: dict[str, int] = {}
         with running(server) as process, Load(process.port) as load:
@@ -34,7 +40,7 @@ class Cancel:
             for reader in load.readers:
                 closed[reader.name] = time.monotonic_ns()
                 load.close(reader)
-                load.run_for(self.apart)
+                load.run_for(self.interval)
             stopped = _stopped(process, len(closed))
             now = time.monotonic_ns()
         for reader in load.readers:
@@ -47,9 +53,9 @@ class Cancel:
         }
 
 
-def _stopped(process: Process, count: int) -> dict[str, int]:
-    """When each model saw it; those that do not within some seconds are missing."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+def _stopped(process: ServerProcess, count: int) -> dict[str, int]:
+    """When each model was cancelled, by stream name. Models that were not cancelled in time are missing."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
     while True:
         stopped = process.ask("/bench")["stopped"]
         assert isinstance(stopped, dict)

@@ -8,21 +8,28 @@ from benchmarks.client.load import Load
 from benchmarks.process import running
 from benchmarks.scenarios.scenario import Figures
 from benchmarks.scenarios.window import latencies_ms, measure, tokens_in
-from benchmarks.servers import Server
+from benchmarks.servers import BenchServer
 from benchmarks.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class FanOut:
-    """So many readers of one stream with so many tokens per second."""
+    """Many readers follow one stream.
+
+    Attributes:
+        readers: Number of readers.
+        rate: Tokens per second.
+        warm_up: Seconds before the window.
+        window: Seconds that are measured.
+    """
 
     readers: int
     rate: float
     warm_up: float = 1.0
     window: float = 3.0
 
-    def __call__(self, server: Server) -> Figures:
-        """Run it once; every token must arrive at every reader."""
+    def __call__(self, server: BenchServer) -> Figures:
+        """Run one round. Every token must reach every reader."""
         spec = Spec(kind="batch", tokens=int(self.rate * (self.warm_up + self.window + 0.3)), rate=self.rate)
         with running(server) as process, Load(process.port) as load:
             [first] = load.start([spec])

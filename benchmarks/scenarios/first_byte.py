@@ -1,4 +1,4 @@
-"""From the request to the first record and the first token, with a model that answers at once."""
+"""The time from the request to the first record and to the first token, with a model that answers immediately."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from dataclasses import dataclass
 from benchmarks.client.load import Load
 from benchmarks.process import running
 from benchmarks.scenarios.scenario import Figures
-from benchmarks.servers import Server
+from benchmarks.servers import BenchServer
 from benchmarks.spec import Spec
 from benchmarks.stats import percentile
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstByte:
-    """So many requests at once, over connections that are open already, and again."""
+    """Simultaneous requests over connections that are already open.
 
-    at_once: int
+    Attributes:
+        simultaneous: Number of requests.
+        times: How often they are repeated after the warm-up.
+    """
+
+    simultaneous: int
     times: int
 
-    def __call__(self, server: Server) -> Figures:
-        """Run it once."""
+    def __call__(self, server: BenchServer) -> Figures:
+        """Run one round."""
         record_ms: list[float] = []
         token_ms: list[float] = []
         with running(server) as process:
             for turn in range(self.times + 1):
                 with Load(process.port) as load:
-                    specs = [Spec(kind="flood", name=f"s{n}", tokens=1, seconds=60) for n in range(self.at_once)]
+                    specs = [Spec(kind="flood", name=f"s{n}", tokens=1, seconds=60) for n in range(self.simultaneous)]
                     readers = [load.connect_start(spec) for spec in specs]
                     load.run_for(0.05)
                     for reader in readers:
@@ -34,7 +39,7 @@ class FirstByte:
                     load.finish(30.0)
                 for reader in readers:
                     reader.check(1)
-                if turn > 0:  # the first is the warm-up
+                if turn > 0:  # the first time is the warm-up
                     record_ms += [(reader.record_at - reader.asked_at) / 1e6 for reader in readers]
                     token_ms += [(reader.token_at - reader.asked_at) / 1e6 for reader in readers]
         return {

@@ -1,4 +1,4 @@
-"""A model that never waits: how many tokens get through."""
+"""The throughput with a model that never waits."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from benchmarks.client.load import Load, LoadError
 from benchmarks.process import running
 from benchmarks.scenarios.scenario import Figures
 from benchmarks.scenarios.window import measure, tokens_in
-from benchmarks.servers import Server
+from benchmarks.servers import BenchServer
 from benchmarks.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flood:
-    """A load.
+    """Streams from a model that never waits.
 
     Attributes:
-        streams: How many at once.
-        window: Seconds that are measured; each stream floods for longer.
+        streams: Number of streams at the same time.
+        window: Seconds that are measured. Each stream runs longer.
     """
 
     streams: int
     window: float = 1.5
 
-    def __call__(self, server: Server) -> Figures:
-        """Run it once; every token that was made must arrive."""
+    def __call__(self, server: BenchServer) -> Figures:
+        """Run one round. Every generated token must arrive."""
         seconds = self.window + 1.0
         specs = [Spec(kind="flood", name=f"s{n}", tokens=9_000_000, seconds=seconds) for n in range(self.streams)]
         with running(server) as process, Load(process.port) as load:
@@ -36,7 +36,7 @@ class Flood:
             made = process.made
         got = sum(reader.check() for reader in load.readers)
         if got != made:
-            raise LoadError(f"{got} tokens arrived of {made}")
+            raise LoadError(f"{got} of {made} tokens arrived")
         tokens = tokens_in(load.readers, window)
         return {
             "tokens_per_s": tokens / window.seconds,

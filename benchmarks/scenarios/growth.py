@@ -1,4 +1,4 @@
-"""What a token costs as there are more streams, and as a log gets longer."""
+"""The CPU time per token by the number of streams, and by the length of the log."""
 
 from __future__ import annotations
 
@@ -10,23 +10,28 @@ from benchmarks.scenarios.pace import Pace
 from benchmarks.scenarios.resume import filled
 from benchmarks.scenarios.scenario import Figures
 from benchmarks.scenarios.window import measure, tokens_in
-from benchmarks.servers import Server
+from benchmarks.servers import BenchServer
 from benchmarks.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowingStreams:
-    """Each of these numbers of streams, with the same number of tokens per second in all: only the streams grow.
+    """Different numbers of streams with the same total number of tokens per second.
 
-    A timer for each stream, so that a token is one timer and one delivery however many there are.
+    Each stream has a timer, so that a token is one timer and one delivery for any number of streams.
+
+    Attributes:
+        sizes: Numbers of streams.
+        reference: The size that the worst is compared with.
+        total_rate: Tokens per second of all streams together.
     """
 
     sizes: tuple[int, ...]
     reference: int
     total_rate: float
 
-    def __call__(self, server: Server) -> Figures:
-        """Run it once; the figures are CPU µs per token, and the worst of them relative to the reference."""
+    def __call__(self, server: BenchServer) -> Figures:
+        """Run one round. The figures are CPU µs per token, and the ratio of the worst to the reference."""
         figures = {
             str(size): Pace(kind="timer", streams=size, rate=self.total_rate / size, tail=1.5)(server)["cpu_us"]
             for size in self.sizes
@@ -36,18 +41,25 @@ class GrowingStreams:
 
 @dataclass(frozen=True, kw_only=True)
 class GrowingLog:
-    """One stream whose log holds so many records already, and its reader at the log's end."""
+    """One stream with a long log, and a reader at the end of the log.
+
+    Attributes:
+        sizes: Records that the log already has.
+        reference: The size that the worst is compared with.
+        rate: Tokens per second.
+        window: Seconds that are measured.
+    """
 
     sizes: tuple[int, ...]
     reference: int
     rate: float
     window: float = 3.0
 
-    def __call__(self, server: Server) -> Figures:
-        """Run it once; figures as above."""
+    def __call__(self, server: BenchServer) -> Figures:
+        """Run one round. The figures are those of `GrowingStreams`."""
         return _with_worst({str(size): self._cpu_us(server, size) for size in self.sizes}, self.reference)
 
-    def _cpu_us(self, server: Server, size: int) -> float:
+    def _cpu_us(self, server: BenchServer, size: int) -> float:
         spec = Spec(kind="timer", fill=size, rate=self.rate, tokens=int(self.rate * (self.window + 1.0)))
         with running(server) as process, Load(process.port) as load:
             stream = filled(load, process, spec)

@@ -1,4 +1,4 @@
-"""Open streams on which nothing happens."""
+"""Open streams without tokens."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from benchmarks.client.load import Load
 from benchmarks.process import running
 from benchmarks.scenarios.scenario import Figures
 from benchmarks.scenarios.window import measure
-from benchmarks.servers import Server
+from benchmarks.servers import BenchServer
 from benchmarks.spec import Spec
 
-_FIRST = 20  # what they bring in once is no stream's
+_WARM_UP_STREAMS = 20  # so that one-time allocations do not count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Idle:
-    """First so many silent streams, then more; each server sends what keeps a connection alive every 10 s or so."""
+    """Memory and CPU of silent streams. Each server sends a keep-alive about every 10 s.
+
+    Attributes:
+        few: Streams of the first measurement.
+        many: Streams of the second measurement.
+        window: Seconds for which the CPU is measured, long enough for one keep-alive of each stream.
+    """
 
     few: int
     many: int
     window: float = 10.5
 
-    def __call__(self, server: Server) -> Figures:
-        """Run it once."""
+    def __call__(self, server: BenchServer) -> Figures:
+        """Run one round."""
         with running(server) as process, Load(process.port) as load:
-            load.start([Spec(kind="silent")] * _FIRST)
+            load.start([Spec(kind="silent")] * _WARM_UP_STREAMS)
             before = process.memory_bytes()
             load.start([Spec(kind="silent")] * self.few)
             load.run_for(0.5)

@@ -1,4 +1,4 @@
-"""Streams at the pace of a model: what a delivered token costs, and how long it is under way."""
+"""Streams at the pace of a model: the CPU time and the latency of a token."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from benchmarks.client.load import Load
 from benchmarks.process import running
 from benchmarks.scenarios.scenario import Figures, Metric
 from benchmarks.scenarios.window import latencies_ms, measure, tokens_in
-from benchmarks.servers import Server
+from benchmarks.servers import BenchServer
 from benchmarks.spec import Spec
 
 CPU = Metric(name="cpu_us", label="server CPU per token", unit="µs")
 P50 = Metric(name="p50_ms", label="token latency p50", unit="ms")
 P99 = Metric(name="p99_ms", label="token latency p99", unit="ms")
-RATE = Metric(name="tokens_per_s", label="tokens delivered", unit="/s", better="higher")
+RATE = Metric(name="tokens_per_s", label="throughput", unit="tokens/s", better="higher")
 MEMORY = Metric(name="kib_per_stream", label="memory per stream", unit="KiB")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """A load.
+    """Streams with a fixed number of tokens per second.
 
     Attributes:
-        kind: Whose timer.
-        streams: How many at once.
+        kind: One timer for the `batch` of all streams, or a `timer` for each stream.
+        streams: Number of streams at the same time.
         rate: Tokens per second, each.
         warm_up: Seconds before the window.
         window: Seconds that are measured.
-        tail: Seconds of tokens after it: the window ends before any stream does.
-        patience: Seconds that a server which cannot keep the pace has for the rest.
+        tail: Seconds of tokens after the window, so that no stream ends inside it.
+        timeout: Seconds after the window in which a server that fell behind must deliver the rest.
     """
 
     kind: Literal["batch", "timer"] = "batch"
@@ -40,18 +40,18 @@ class Pace:
     warm_up: float = 1.0
     window: float = 3.0
     tail: float = 0.3
-    patience: float = 90.0
+    timeout: float = 90.0
 
     def specs(self) -> list[Spec]:
-        """The streams' work."""
+        """The specification of each stream."""
         count = int(self.rate * (self.warm_up + self.window + self.tail))
         return [
             Spec(kind=self.kind, name=f"s{n}", tokens=count, rate=self.rate, offset=n / self.streams)
             for n in range(self.streams)
         ]
 
-    def __call__(self, server: Server) -> Figures:
-        """Run it once; every token must arrive."""
+    def __call__(self, server: BenchServer) -> Figures:
+        """Run one round. Every token must arrive."""
         specs = self.specs()
         with running(server) as process, Load(process.port) as load:
             before = process.memory_bytes()
@@ -60,7 +60,7 @@ class Pace:
             load.run_for(self.warm_up)
             window = measure(load, process, self.window)
             memory = process.memory_bytes() - before
-            load.finish(self.patience)
+            load.finish(self.timeout)
         for reader, spec in zip(load.readers, specs, strict=True):
             reader.check(spec.tokens)
         tokens = tokens_in(load.readers, window)

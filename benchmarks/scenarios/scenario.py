@@ -1,4 +1,4 @@
-"""What a scenario is: how it is run, what it measures and what is wanted."""
+"""A scenario: how to run it, its metrics and its goals."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from benchmarks.servers import Server
+from benchmarks.servers import BenchServer
 
 Figures: TypeAlias = dict[str, float]
-Run: TypeAlias = Callable[[Server], Figures]
+Run: TypeAlias = Callable[[BenchServer], Figures]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,13 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What our figure must be: over all rounds, by its median.
+    """The goal for crucible_trio's median over all rounds.
 
     Attributes:
-        metric: Of what.
-        bound: At most this where lower is better, at least this where higher is.
-        of: `ratio`: of the best Python rival's figure. `absolute`: in the metric's unit.
-        rival_by: The best Python rival is the best by this metric; None: by the same.
+        metric: The metric's name.
+        bound: The maximum if lower is better, the minimum if higher is better.
+        of: `ratio`: relative to the best Python rival. `absolute`: in the metric's unit.
+        rival_by: The metric that decides which Python rival is the best. None: `metric`.
     """
 
     metric: str
@@ -41,17 +41,17 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """One line of the table.
+    """One scenario.
 
     Attributes:
         name: For the command line.
-        title: For people.
-        run: Starts a server, drives it once and gives the figures of that round.
-        metrics: The figures that are shown, the most telling first.
-        goals: What is wanted.
-        servers: Who takes part.
-        main: Whether a quick run takes it.
-        most_rounds: Where a round takes long and the rounds hardly differ, so many are enough.
+        title: For the report.
+        run: Starts a server, runs one round and returns its figures.
+        metrics: The metrics of the report, the most important first.
+        goals: The goals.
+        servers: The servers that take part.
+        main: Whether a quick run includes it.
+        most_rounds: Maximum number of rounds, for scenarios whose rounds are long and hardly differ.
     """
 
     name: str

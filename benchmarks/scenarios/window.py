@@ -1,4 +1,4 @@
-"""A stretch of time over which a server is measured while its readers read."""
+"""The time for which a server is measured while its readers read."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.client.load import Load, Reader
-from benchmarks.process import Cpu, Process, cpu
+from benchmarks.client.load import Load, LoadReader
+from benchmarks.process import Cpu, ServerProcess, cpu
 from benchmarks.stats import percentile
 from benchmarks.tokens import TOKEN_LENGTH, latencies_ns
 
 
 @dataclass(frozen=True)
 class Window:
-    """Times are `time.monotonic_ns()`.
+    """A measured time. `began` and `ended` are `time.monotonic_ns()`.
 
     Attributes:
-        began: Its first moment.
-        ended: Its last.
-        server: What the server's process used in it.
-        client: What this process used in it.
+        began: The start.
+        ended: The end.
+        server: CPU time of the server's process.
+        client: CPU time of this process.
     """
 
     began: int
@@ -32,13 +32,13 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """How long it was."""
+        """Its length."""
         return (self.ended - self.began) / 1e9
 
     def conditions(self) -> dict[str, float]:
-        """How much of it server and client ran, and waited for their core.
+        """The shares of the window for which server and client ran, and waited for their core.
 
-        The first says whether the client was the limit, the second whether somebody else's work was.
+        A client that always ran was the limit. A process that waited was disturbed by other processes.
         """
         return {
             "server_ran": self.server.used / self.seconds,
@@ -48,10 +48,10 @@ class Window:
         }
 
 
-def measure(load: Load, process: Process, seconds: float) -> Window:
-    """Read for this long, and see what that cost."""
+def measure(load: Load, process: ServerProcess, seconds: float) -> Window:
+    """Read for this many seconds, and measure server and client."""
     gc.collect()
-    gc.disable()  # a collection of the client's would be a latency of the server's
+    gc.disable()  # a garbage collection in the client would count as latency of the server
     try:
         server, client, began = process.cpu(), cpu(os.getpid()), time.monotonic_ns()
         load.run_for(seconds)
@@ -60,8 +60,8 @@ def measure(load: Load, process: Process, seconds: float) -> Window:
         gc.enable()
 
 
-def tokens_in(readers: Iterable[Reader], window: Window) -> int:
-    """How many tokens arrived in it, at all readers together."""
+def tokens_in(readers: Iterable[LoadReader], window: Window) -> int:
+    """The number of tokens that arrived in the window, at all readers together."""
     return sum(
         len(delta) // TOKEN_LENGTH
         for reader in readers
@@ -71,9 +71,9 @@ def tokens_in(readers: Iterable[Reader], window: Window) -> int:
     )
 
 
-def latencies_ms(readers: Iterable[Reader], window: Window) -> tuple[float, float]:
-    """The median and the 99th percentile over the tokens that arrived in it."""
-    under_way = [
+def latencies_ms(readers: Iterable[LoadReader], window: Window) -> tuple[float, float]:
+    """The median and the 99th percentile of the latency, over the tokens that arrived in the window."""
+    latencies = [
         latency
         for reader in readers
         for arrived, deltas in reader.batches
@@ -81,4 +81,4 @@ def latencies_ms(readers: Iterable[Reader], window: Window) -> tuple[float, floa
         for delta in deltas
         for latency in latencies_ns(delta, arrived)
     ]
-    return percentile(under_way, 0.5) / 1e6, percentile(under_way, 0.99) / 1e6
+    return percentile(latencies, 0.5) / 1e6, percentile(latencies, 0.99) / 1e6

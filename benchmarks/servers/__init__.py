@@ -1,8 +1,11 @@
-"""The servers that are measured, one file each; every one is started as a process of its own and prints its port.
+"""The servers that are measured, one file for each. Each runs in a separate process, which prints its port.
 
-All speak the same: `POST /v1/streams` with `{"input": SPEC, "on_disconnect": ...}` answers with the stream,
-`GET /v1/streams/{id}/events` with `Last-Event-ID` follows or resumes it, ids are `{stream}.{seq}`, records are JSON
-with `type`, `seq` and `delta`. `GET /bench` tells what the model did, `GET /bench/go` lets it begin.
+All have the same interface:
+
+- `POST /v1/streams` with `{"input": SPEC, "on_disconnect": ...}` starts a stream and answers with its events.
+- `GET /v1/streams/{id}/events` with `Last-Event-ID` follows or resumes a stream.
+- Event ids are `{stream}.{seq}`. Records are JSON with `type`, `seq` and `delta`.
+- `GET /bench` reports the state of the stand-in model. `GET /bench/go` lets it begin.
 """
 
 from __future__ import annotations
@@ -19,44 +22,44 @@ Side: TypeAlias = Literal["ours", "python", "other"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
-    """One of them.
+class BenchServer:
+    """How to start one server.
 
     Attributes:
-        label: For people.
-        command: What starts it, in the project's folder.
+        label: For tables and plots.
+        command: The command that starts it.
         side: Only `python` rivals count for the goals.
-        folder: The checkout whose code it runs. None is this one.
+        checkout: The project folder whose code the command runs.
     """
 
     label: str
     command: tuple[str, ...]
     side: Side
-    folder: Path | None = None
+    checkout: Path = _HERE.parent.parent
 
 
-SERVERS: Final[dict[str, Server]] = {
-    "crucible": Server(label="crucible_trio", command=(*_PYTHON, "benchmarks.servers.crucible"), side="ours"),
-    "crucible-plain": Server(
-        label="crucible_trio, plain path", command=(*_PYTHON, "benchmarks.servers.crucible", "--plain"), side="ours"
-    ),
-    "sse-starlette": Server(
-        label="sse-starlette, uvicorn", command=(*_PYTHON, "benchmarks.servers.starlette_sse"), side="python"
-    ),
-    "fastapi": Server(
-        label="fastapi.sse, uvicorn", command=(*_PYTHON, "benchmarks.servers.fastapi_sse"), side="python"
-    ),
-    "aiohttp-sse": Server(label="aiohttp-sse", command=(*_PYTHON, "benchmarks.servers.aiohttp_server"), side="python"),
-    "quart-trio": Server(
-        label="quart-trio, hypercorn", command=(*_PYTHON, "benchmarks.servers.quart_naive"), side="python"
-    ),
-    "node": Server(label="Node http", command=("node", str(_HERE / "node_http.mjs")), side="other"),
+def _ours(label: str, *options: str) -> BenchServer:
+    return BenchServer(label=label, command=(*_PYTHON, "benchmarks.servers.crucible", *options), side="ours")
+
+
+def _rival(label: str, module: str) -> BenchServer:
+    return BenchServer(label=label, command=(*_PYTHON, f"benchmarks.servers.{module}"), side="python")
+
+
+SERVERS: Final[dict[str, BenchServer]] = {
+    "crucible": _ours("crucible_trio"),
+    "crucible-plain": _ours("crucible_trio, plain path", "--plain"),
+    "sse-starlette": _rival("sse-starlette, uvicorn", "starlette_sse"),
+    "fastapi": _rival("fastapi.sse, uvicorn", "fastapi_sse"),
+    "aiohttp-sse": _rival("aiohttp-sse", "aiohttp_server"),
+    "quart-trio": _rival("quart-trio, hypercorn", "quart_naive"),
+    "node": BenchServer(label="Node http", command=("node", str(_HERE / "node_http.mjs")), side="other"),
 }
 
 OURS: Final = "crucible"
 PLAIN: Final = "crucible-plain"
 
 
-def bare_form(form: str) -> Server:
-    """The bare form of a server: ready-made frames, no queue and no log."""
-    return Server(label=f"bare {form}", command=(*_PYTHON, "benchmarks.servers.bare", form), side="other")
+def bare_form(form: str) -> BenchServer:
+    """The bare form of a server: prepared frames, no queue and no log."""
+    return BenchServer(label=f"bare {form}", command=(*_PYTHON, "benchmarks.servers.bare", form), side="other")

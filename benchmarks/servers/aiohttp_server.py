@@ -1,4 +1,4 @@
-"""aiohttp-sse on aiohttp with uvloop: queues of 64, a list as log, JSON encoded once."""
+"""aiohttp-sse on aiohttp with uvloop. A queue of 64 for each reader, a list as log, JSON encoded once per record."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import uvloop
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse, sse_response
 
-from benchmarks.servers.asyncio_model import Model
+from benchmarks.servers.asyncio_model import AsyncioModel
 from benchmarks.spec import Spec
 
-model = Model()
-streams: dict[str, Stream] = {}
+model = AsyncioModel()
+streams: dict[str, AiohttpStream] = {}
 Event = tuple[str, str]  # data, id
 
 
-class Stream:
-    """One generation: its log, and a queue for each reader."""
+class AiohttpStream:
+    """One stream: its log, and a queue for each reader."""
 
     def __init__(self, on_disconnect: str) -> None:
         self.id = f"str_{secrets.token_hex(16)}"
@@ -30,7 +30,7 @@ class Stream:
         self.log: list[Event] = []
         self.finished = False
         self.queues: set[asyncio.Queue[Event | None]] = set()
-        self.reader_came = asyncio.Event()
+        self.reader_attached = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
     async def run(self, spec: Spec) -> None:
@@ -42,8 +42,8 @@ class Stream:
 
     async def put(self, text: str) -> None:
         while not self.queues and self.on_disconnect == "pause":
-            self.reader_came.clear()
-            await self.reader_came.wait()
+            self.reader_attached.clear()
+            await self.reader_attached.wait()
         await self.publish("output.delta", delta=text)
 
     async def publish(self, kind: str, **fields: object) -> None:
@@ -62,7 +62,7 @@ class Stream:
             if self.finished:
                 return
             self.queues.add(queue)
-            self.reader_came.set()
+            self.reader_attached.set()
             while (event := await queue.get()) is not None:
                 yield event
         finally:
@@ -70,7 +70,7 @@ class Stream:
 
     def leave(self, queue: asyncio.Queue[Event | None]) -> None:
         self.queues.discard(queue)
-        while not queue.empty():  # whoever waits to put something there goes on
+        while not queue.empty():  # wakes a task that waits in `put`
             queue.get_nowait()
         if not self.queues and self.on_disconnect == "cancel" and not self.finished and self.task is not None:
             self.task.cancel()
@@ -86,11 +86,11 @@ class Stream:
 
 
 async def start(request: web.Request) -> web.StreamResponse:
-    ask = await request.json()
-    stream = Stream(ask.get("on_disconnect", "pause"))
+    body = await request.json()
+    stream = AiohttpStream(body.get("on_disconnect", "pause"))
     streams[stream.id] = stream
     await stream.publish("stream.created", stream=stream.id)
-    stream.task = asyncio.create_task(stream.run(Spec.from_json(ask["input"])))
+    stream.task = asyncio.create_task(stream.run(Spec.from_json(body["input"])))
     return await stream.answer(request, 0)
 
 
@@ -117,7 +117,7 @@ async def main() -> None:
     app.router.add_get("/v1/streams/{stream_id}/events", events)
     app.router.add_get("/bench", bench)
     app.router.add_get("/bench/go", go)
-    # Without `handler_cancellation` a client's leaving is noticed at the next write.
+    # Without `handler_cancellation` aiohttp notices a disconnect only at the next write.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)

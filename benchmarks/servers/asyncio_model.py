@@ -1,6 +1,6 @@
-"""What stands for the model in the asyncio servers; `trio_model.py` is the same for trio.
+"""The stand-in model of the asyncio servers. `trio_model.py` is its counterpart for trio.
 
-This is the benchmark's, not a rival's: what a rival does with a token is in its own file.
+It is part of the benchmark, not of a rival: each rival's file decides how a token is delivered.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from benchmarks.tokens import stamp, token
 Put: TypeAlias = Callable[[str], Awaitable[None]]
 
 
-class _Member:
-    """A stream that the batch gives tokens to."""
+class _AsyncioMember:
+    """A stream of the batch, and its next token."""
 
     def __init__(self, spec: Spec, put: Put) -> None:
         self.put = put
@@ -26,28 +26,28 @@ class _Member:
         self.done = asyncio.Event()
 
 
-class Model:
-    """Makes the tokens of all streams.
+class AsyncioModel:
+    """Generates the tokens of all streams.
 
     Attributes:
-        made: Tokens made so far, all streams together; the one in hand counts.
-        stopped: By name, when a stream's model saw that it was stopped, in `time.monotonic_ns()`.
-        go: What `batch`, `timer` and what follows a `fill` wait for.
+        made: Tokens generated so far in all streams, including one that is still being written.
+        stopped: By stream name, when the cancellation reached the model, in `time.monotonic_ns()`.
+        go: Starts `batch` and `timer` streams, and the tokens after a `fill`.
     """
 
     def __init__(self) -> None:
         self.made = 0
         self.stopped: dict[str, int] = {}
         self.go = asyncio.Event()
-        self._batch: dict[_Member, None] = {}
+        self._batch: dict[_AsyncioMember, None] = {}
         self._ticking: asyncio.Task[None] | None = None
 
     def report(self) -> dict[str, object]:
-        """What `GET /bench` says."""
+        """The answer to `GET /bench`."""
         return {"made": self.made, "stopped": self.stopped}
 
     async def generate(self, spec: Spec, put: Put) -> None:
-        """Make one stream's tokens."""
+        """Generate the tokens of one stream."""
         try:
             for number in range(spec.fill):
                 await self._make(put, stamp(time.monotonic_ns()), number)
@@ -87,7 +87,7 @@ class Model:
             due = max(due + period, time.monotonic())
 
     async def _wait_for_batch(self, spec: Spec, put: Put) -> None:
-        member = _Member(spec, put)
+        member = _AsyncioMember(spec, put)
         self._batch[member] = None
         if self._ticking is None:
             self._ticking = asyncio.create_task(self._tick(1 / spec.rate))
@@ -99,11 +99,11 @@ class Model:
     async def _tick(self, period: float) -> None:
         due = time.monotonic()
         while True:
-            due = max(due + period, time.monotonic())  # a model that was held up does not hurry afterwards
+            due = max(due + period, time.monotonic())  # a delayed model does not catch up
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             stamped = stamp(time.monotonic_ns())
             for member in tuple(self._batch):
-                if member not in self._batch:  # stopped while another one's token was put
+                if member not in self._batch:  # cancelled while another stream's token was written
                     continue
                 self.made += 1
                 await member.put(token(stamped, member.number))

@@ -1,6 +1,6 @@
-"""The bare forms: ready-made frames, no queue, no log, one event per send. They say whether a run can be trusted.
+"""The bare forms: prepared frames, no queue, no log, one event per send. They show whether a run is valid.
 
-`python -m benchmarks.servers.bare FORM`; `GET /` answers with `EVENTS` events.
+`python -m benchmarks.servers.bare FORM` starts one. `GET /` answers with `EVENTS` events.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ async def _frames() -> AsyncIterator[bytes]:
 
 
 def trio_tcp() -> None:
-    """The floor of every trio server: one `send_all` per event."""
+    """The baseline for trio servers: one `send_all` per event."""
     import trio
 
     async def handle(stream: trio.SocketStream) -> None:
@@ -51,7 +51,7 @@ def trio_tcp() -> None:
 
 
 def uvicorn() -> None:
-    """The floor of every ASGI server here: it merges writes."""
+    """The baseline for the ASGI servers here. uvicorn merges writes."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -66,7 +66,7 @@ def uvicorn() -> None:
 
 
 def sse_starlette() -> None:
-    """sse-starlette, given bytes."""
+    """sse-starlette with events that are already bytes."""
     from sse_starlette import EventSourceResponse
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -77,7 +77,7 @@ def sse_starlette() -> None:
 
 
 def fastapi() -> None:
-    """FastAPI's own SSE, given events that are already JSON."""
+    """FastAPI's SSE with events that are already JSON."""
     from fastapi import FastAPI
     from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -93,7 +93,7 @@ def fastapi() -> None:
 
 
 def aiohttp_sse() -> None:
-    """aiohttp-sse, given JSON."""
+    """aiohttp-sse with data that is already JSON."""
     import asyncio
 
     import uvloop

@@ -1,4 +1,4 @@
-"""Ours: the public API, its own server; `--plain` sends through hypercorn's `send` alone."""
+"""crucible_trio: its public API on its own server. `--plain` turns direct writes off."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from functools import partial
 
 import trio
 
-from benchmarks.servers.trio_model import Model
+from benchmarks.servers.trio_model import TrioModel
 from benchmarks.spec import Spec
 from crucible_trio import EngineInfo, Finish, Output, Request, Settings, open_pipeline
 from crucible_trio.server import Config, serve
 from crucible_trio.settings import ServerSettings
 from crucible_trio.web import create_app
 
-# Only caps are raised; what costs time or memory stays at its default.
+# Only limits are raised. Settings that cost time or memory keep their defaults.
 SETTINGS = Settings(
     max_streams=20_000,
     max_readers_per_stream=1_000,
@@ -25,11 +25,11 @@ SETTINGS = Settings(
 
 
 class ModelEngine:
-    """The benchmark's model as an engine."""
+    """The stand-in model as an engine."""
 
     info = EngineInfo(name="benchmark", models=("benchmark",))
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: TrioModel) -> None:
         self._model = model
 
     async def generate(self, request: Request, output: Output) -> Finish:
@@ -39,7 +39,7 @@ class ModelEngine:
 
 
 async def main(*, direct_writes: bool) -> None:
-    model = Model()
+    model = TrioModel()
     config = Config.from_settings(ServerSettings(bind=("127.0.0.1:0",)))
     config.direct_writes = direct_writes
     async with open_pipeline(ModelEngine(model), SETTINGS) as pipeline, trio.open_nursery() as nursery:

@@ -1,4 +1,7 @@
-"""FastAPI's own SSE on uvicorn with uvloop and httptools: queues of 64, a list as log, JSON encoded once."""
+"""FastAPI's SSE on uvicorn with uvloop and httptools.
+
+A queue of 64 for each reader, a list as log, JSON encoded once per record.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,23 @@ from fastapi import FastAPI, Header, HTTPException
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from benchmarks.servers.asyncio_model import Model
+from benchmarks.servers.asyncio_model import AsyncioModel
 from benchmarks.spec import Spec
 
 app = FastAPI()
-model = Model()
-streams: dict[str, Stream] = {}
+model = AsyncioModel()
+streams: dict[str, FastapiStream] = {}
 
 
-class Ask(BaseModel):
-    """What a client asks for."""
+class StartBody(BaseModel):
+    """The body of a request that starts a stream."""
 
     input: str
     on_disconnect: str = "pause"
 
 
-class Stream:
-    """One generation: its log, and a queue for each reader."""
+class FastapiStream:
+    """One stream: its log, and a queue for each reader."""
 
     def __init__(self, on_disconnect: str) -> None:
         self.id = f"str_{secrets.token_hex(16)}"
@@ -39,7 +42,7 @@ class Stream:
         self.log: list[ServerSentEvent] = []
         self.finished = False
         self.queues: set[asyncio.Queue[ServerSentEvent | None]] = set()
-        self.reader_came = asyncio.Event()
+        self.reader_attached = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
     async def run(self, spec: Spec) -> None:
@@ -51,13 +54,13 @@ class Stream:
 
     async def put(self, text: str) -> None:
         while not self.queues and self.on_disconnect == "pause":
-            self.reader_came.clear()
-            await self.reader_came.wait()
+            self.reader_attached.clear()
+            await self.reader_attached.wait()
         await self.publish("output.delta", delta=text)
 
     async def publish(self, kind: str, **fields: object) -> None:
         seq = len(self.log) + 1
-        # `raw_data`: a dict given as `data` would be walked and encoded again for every reader.
+        # `raw_data`, because FastAPI would encode `data` again for every reader.
         data = json.dumps({"type": kind, "seq": seq, **fields})
         event = ServerSentEvent(raw_data=data, id=f"{self.id}.{seq}")
         self.log.append(event)
@@ -73,7 +76,7 @@ class Stream:
             if self.finished:
                 return
             self.queues.add(queue)
-            self.reader_came.set()
+            self.reader_attached.set()
             while (event := await queue.get()) is not None:
                 yield event
         finally:
@@ -81,18 +84,18 @@ class Stream:
 
     def leave(self, queue: asyncio.Queue[ServerSentEvent | None]) -> None:
         self.queues.discard(queue)
-        while not queue.empty():  # whoever waits to put something there goes on
+        while not queue.empty():  # wakes a task that waits in `put`
             queue.get_nowait()
         if not self.queues and self.on_disconnect == "cancel" and not self.finished and self.task is not None:
             self.task.cancel()
 
 
 @app.post("/v1/streams", response_class=EventSourceResponse)
-async def start(ask: Ask) -> AsyncIterator[ServerSentEvent]:
-    stream = Stream(ask.on_disconnect)
+async def start(body: StartBody) -> AsyncIterator[ServerSentEvent]:
+    stream = FastapiStream(body.on_disconnect)
     streams[stream.id] = stream
     await stream.publish("stream.created", stream=stream.id)
-    stream.task = asyncio.create_task(stream.run(Spec.from_json(ask.input)))
+    stream.task = asyncio.create_task(stream.run(Spec.from_json(body.input)))
     async with aclosing(stream.follow(0)) as events:
         async for event in events:
             yield event

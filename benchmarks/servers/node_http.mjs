@@ -1,4 +1,4 @@
-// Node's own http: what is not taken yet waits in the response (16 KiB, then `drain`), an array as log.
+// Node's http module: the response buffers 16 KiB, then waits for `drain`. An array as log.
 import { once } from "node:events";
 import { createServer } from "node:http";
 import { randomBytes } from "node:crypto";
@@ -6,7 +6,7 @@ import { setImmediate as immediate, setTimeout as sleep } from "node:timers/prom
 
 const streams = new Map();
 
-// What stands for the model, as in asyncio_model.py.
+// The stand-in model, as in asyncio_model.py.
 const model = {
   made: 0,
   stopped: {},
@@ -33,7 +33,7 @@ async function generate(spec, put, signal) {
     for (let number = spec.fill; number < end && now() < until && !signal.aborted; number++) {
       model.made++;
       await put(token(stamp(), number));
-      if (number % 64 === 0) await immediate(); // promises alone never let the event loop run: nobody else is accepted
+      if (number % 64 === 0) await immediate(); // promises alone starve the event loop, and no connection is accepted
     }
     return;
   }

@@ -1,4 +1,7 @@
-"""A plain quart-trio route, an async generator, on stock hypercorn's trio worker: channels of 64, a list as log."""
+"""A plain quart-trio route with an async generator, on stock hypercorn's trio worker.
+
+A memory channel of 64 for each reader, a list as log.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ from hypercorn.trio import serve
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from benchmarks.servers.trio_model import Model
+from benchmarks.servers.trio_model import TrioModel
 from benchmarks.spec import Spec
 
 app = QuartTrio(__name__)
-model = Model()
-streams: dict[str, Stream] = {}
+model = TrioModel()
+streams: dict[str, QuartStream] = {}
 
 
-class Stream:
-    """One generation: its log, and a memory channel for each reader."""
+class QuartStream:
+    """One stream: its log, and a memory channel for each reader."""
 
     def __init__(self, on_disconnect: str) -> None:
         self.id = f"str_{secrets.token_hex(16)}"
@@ -31,7 +34,7 @@ class Stream:
         self.log: list[bytes] = []
         self.finished = False
         self.readers: set[trio.MemorySendChannel[bytes]] = set()
-        self.reader_came = trio.Event()
+        self.reader_attached = trio.Event()
         self.scope = trio.CancelScope()
 
     async def run(self, spec: Spec) -> None:
@@ -44,8 +47,8 @@ class Stream:
 
     async def put(self, text: str) -> None:
         while not self.readers and self.on_disconnect == "pause":
-            self.reader_came = trio.Event()
-            await self.reader_came.wait()
+            self.reader_attached = trio.Event()
+            await self.reader_attached.wait()
         await self.publish("output.delta", delta=text)
 
     async def publish(self, kind: str, **fields: object) -> None:
@@ -54,10 +57,10 @@ class Stream:
         event = f"id: {self.id}.{seq}\ndata: {data}\n\n".encode()
         self.log.append(event)
         for reader in tuple(self.readers):
-            try:  # noqa: SIM105 - `suppress` takes a third of a microsecond more
+            try:  # noqa: SIM105 - `suppress` costs a third of a microsecond more
                 await reader.send(event)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # it has left
+                pass  # the reader has left
 
     async def follow(self, after: int) -> AsyncIterator[bytes]:
         send, receive = trio.open_memory_channel[bytes](64)
@@ -68,7 +71,7 @@ class Stream:
             if self.finished:
                 return
             self.readers.add(send)
-            self.reader_came.set()
+            self.reader_attached.set()
             async for event in receive:
                 yield event
         finally:
@@ -78,7 +81,7 @@ class Stream:
                 self.scope.cancel()
 
 
-def event_stream(stream: Stream, after: int) -> Response:
+def event_stream(stream: QuartStream, after: int) -> Response:
     response = Response(stream.follow(after), content_type="text/event-stream")
     response.headers["Cache-Control"] = "no-cache"
     response.timeout = None
@@ -87,11 +90,11 @@ def event_stream(stream: Stream, after: int) -> Response:
 
 @app.post("/v1/streams")
 async def start() -> Response:
-    ask = await request.get_json()
-    stream = Stream(ask.get("on_disconnect", "pause"))
+    body = await request.get_json()
+    stream = QuartStream(body.get("on_disconnect", "pause"))
     streams[stream.id] = stream
     await stream.publish("stream.created", stream=stream.id)
-    app.nursery.start_soon(stream.run, Spec.from_json(ask["input"]))
+    app.nursery.start_soon(stream.run, Spec.from_json(body["input"]))
     return event_stream(stream, 0)
 
 

@@ -1,4 +1,7 @@
-"""sse-starlette on uvicorn with uvloop and httptools: queues of 64, a list as log, events encoded once."""
+"""sse-starlette on uvicorn with uvloop and httptools.
+
+A queue of 64 for each reader, a list as log, each event encoded once.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from benchmarks.servers.asyncio_model import Model
+from benchmarks.servers.asyncio_model import AsyncioModel
 from benchmarks.spec import Spec
 
-model = Model()
-streams: dict[str, Stream] = {}
+model = AsyncioModel()
+streams: dict[str, StarletteStream] = {}
 
 
-class Stream:
-    """One generation: its log, and a queue for each reader."""
+class StarletteStream:
+    """One stream: its log, and a queue for each reader."""
 
     def __init__(self, on_disconnect: str) -> None:
         self.id = f"str_{secrets.token_hex(16)}"
@@ -32,7 +35,7 @@ class Stream:
         self.log: list[bytes] = []
         self.finished = False
         self.queues: set[asyncio.Queue[bytes | None]] = set()
-        self.reader_came = asyncio.Event()
+        self.reader_attached = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
     async def run(self, spec: Spec) -> None:
@@ -44,8 +47,8 @@ class Stream:
 
     async def put(self, text: str) -> None:
         while not self.queues and self.on_disconnect == "pause":
-            self.reader_came.clear()
-            await self.reader_came.wait()
+            self.reader_attached.clear()
+            await self.reader_attached.wait()
         await self.publish("output.delta", delta=text)
 
     async def publish(self, kind: str, **fields: object) -> None:
@@ -65,7 +68,7 @@ class Stream:
             if self.finished:
                 return
             self.queues.add(queue)
-            self.reader_came.set()
+            self.reader_attached.set()
             while (event := await queue.get()) is not None:
                 yield event
         finally:
@@ -73,18 +76,18 @@ class Stream:
 
     def leave(self, queue: asyncio.Queue[bytes | None]) -> None:
         self.queues.discard(queue)
-        while not queue.empty():  # whoever waits to put something there goes on
+        while not queue.empty():  # wakes a task that waits in `put`
             queue.get_nowait()
         if not self.queues and self.on_disconnect == "cancel" and not self.finished and self.task is not None:
             self.task.cancel()
 
 
 async def start(request: Request) -> Response:
-    ask = await request.json()
-    stream = Stream(ask.get("on_disconnect", "pause"))
+    body = await request.json()
+    stream = StarletteStream(body.get("on_disconnect", "pause"))
     streams[stream.id] = stream
     await stream.publish("stream.created", stream=stream.id)
-    stream.task = asyncio.create_task(stream.run(Spec.from_json(ask["input"])))
+    stream.task = asyncio.create_task(stream.run(Spec.from_json(body["input"])))
     return EventSourceResponse(stream.follow(0), ping=10)
 
 

@@ -1,4 +1,4 @@
-"""What stands for the model in the trio servers; `asyncio_model.py` is the same for asyncio."""
+"""The stand-in model of the trio servers. `asyncio_model.py` is its counterpart for asyncio."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from benchmarks.tokens import stamp, token
 
 Put: TypeAlias = Callable[[str], Awaitable[None]]
 
-# Turns of the scheduler after which whoever records a token has done so: the next becomes a record of its own. A sleep
-# would do as well, but takes a whole millisecond.
-_FILL_TURNS = 4
+# Scheduler passes after which a token has been recorded, so that the next token becomes a separate record. A sleep
+# would work too, but takes a whole millisecond.
+_FILL_PASSES = 4
 
 
-class _Member:
-    """A stream that the batch gives tokens to."""
+class _TrioMember:
+    """A stream of the batch, and its next token."""
 
     def __init__(self, spec: Spec, put: Put) -> None:
         self.put = put
@@ -28,38 +28,38 @@ class _Member:
         self.done = trio.Event()
 
 
-class Model:
-    """Makes the tokens of all streams.
+class TrioModel:
+    """Generates the tokens of all streams.
 
     Attributes:
-        made: Tokens made so far, all streams together; the one in hand counts.
-        stopped: By name, when a stream's model saw that it was stopped, in `time.monotonic_ns()`.
-        go: What `batch`, `timer` and what follows a `fill` wait for.
+        made: Tokens generated so far in all streams, including one that is still being written.
+        stopped: By stream name, when the cancellation reached the model, in `time.monotonic_ns()`.
+        go: Starts `batch` and `timer` streams, and the tokens after a `fill`.
     """
 
     def __init__(self) -> None:
         self.made = 0
         self.stopped: dict[str, int] = {}
         self.go = trio.Event()
-        self._batch: dict[_Member, None] = {}
+        self._batch: dict[_TrioMember, None] = {}
         self._period = 0.0
         self._batch_began = trio.Event()
 
     async def run(self) -> None:
-        """Give the batch its tokens, until cancelled."""
+        """Write one token to each stream of the batch at every tick, until cancelled."""
         await self._batch_began.wait()
         due = trio.current_time()
         while True:
-            due = max(due + self._period, trio.current_time())  # a model that was held up does not hurry afterwards
+            due = max(due + self._period, trio.current_time())  # a delayed model does not catch up
             await trio.sleep_until(due)
             stamped = stamp(time.monotonic_ns())
             for member in tuple(self._batch):
-                if member not in self._batch:  # stopped while another one's token was put
+                if member not in self._batch:  # cancelled while another stream's token was written
                     continue
                 self.made += 1
                 try:
                     await member.put(token(stamped, member.number))
-                except trio.ClosedResourceError:  # stopped while its own was
+                except trio.ClosedResourceError:  # cancelled while its own was written
                     self._batch.pop(member, None)
                     continue
                 member.number += 1
@@ -81,11 +81,11 @@ class Model:
         app.add_url_rule("/bench/go", "bench_go", go)
 
     async def generate(self, spec: Spec, put: Put) -> None:
-        """Make one stream's tokens."""
+        """Generate the tokens of one stream."""
         try:
             for number in range(spec.fill):
                 await self._make(put, stamp(time.monotonic_ns()), number)
-                for _ in range(_FILL_TURNS):
+                for _ in range(_FILL_PASSES):
                     await trio.lowlevel.checkpoint()
             if spec.kind == "flood":
                 await self._flood(spec, put)
@@ -122,7 +122,7 @@ class Model:
             due = max(due + period, trio.current_time())
 
     async def _wait_for_batch(self, spec: Spec, put: Put) -> None:
-        member = _Member(spec, put)
+        member = _TrioMember(spec, put)
         self._batch[member] = None
         self._period = 1 / spec.rate
         self._batch_began.set()

@@ -1,10 +1,29 @@
-from benchmarks.compare import row
+"""A comparison alternates the two checkouts and judges the ratio of their medians in the right direction."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.compare import compare, order
+from benchmarks.scenarios.scenario import Metric
+
+CPU = Metric(name="cpu", label="CPU", unit="µs")
+RATE = Metric(name="rate", label="rate", unit="/s", better="higher")
 
 
-def test_the_ratio_is_the_median_of_the_pairs_and_not_the_ratio_of_the_medians() -> None:
-    """A machine that became ten times slower after the first pair does not matter."""
-    assert row("CPU", [1.0, 10.0, 10.0], [2.0, 10.0, 11.0]) == "  CPU: base 10, new 10, ratio 1.100 (1.000 to 2.000)"
+def test_the_order_of_the_sides_alternates() -> None:
+    assert list(order(3)) == ["base", "new", "new", "base", "base", "new"]
 
 
-def test_a_metric_without_a_base_has_no_ratio() -> None:
-    assert row("unseen", [0.0], [3.0]) == "  unseen: base 0, new 3, ratio -"
+@pytest.mark.parametrize(
+    ("factor", "cpu_is_worse", "rate_is_worse"), [(1.0, False, False), (1.06, True, False), (0.94, False, True)]
+)
+def test_a_comparison_judges_medians(factor: float, cpu_is_worse: bool, rate_is_worse: bool) -> None:
+    base = [{"cpu": value, "rate": 10 * value, "other": 0.0} for value in (10.0, 20.0, 900.0)]
+    new = [{"cpu": factor * value, "rate": factor * 10 * value} for value in (10.0, 20.0, 30.0)]
+    cpu, rate = compare((CPU, RATE), {"base": base, "new": new})
+    assert (cpu.ratio, rate.ratio) == (pytest.approx(factor), pytest.approx(factor))
+    assert cpu.pair_ratios == pytest.approx([factor, factor, factor / 30])
+    assert (cpu.is_worse, rate.is_worse) == (cpu_is_worse, rate_is_worse)
+    assert f"base 20 (10 to 900), new {20 * factor:.3g} (" in str(cpu)
+    assert f"ratio {factor:.3f}, pairs {factor:.3f} ({factor / 30:.3f} to {factor:.3f})" in str(cpu)

@@ -1,10 +1,10 @@
-"""The benchmark's own reader of responses gets every delta, however the bytes are cut."""
+"""The benchmark's response parser finds every delta, for chunks of any size."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.client.wire import Wire
+from benchmarks.client.wire import ResponseParser
 from benchmarks.tokens import stamp, token
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -12,7 +12,7 @@ TOKENS = [token(stamp(1_000 + number), number) for number in range(6)]
 
 
 def events(line_end: str, space: str) -> list[bytes]:
-    """A stream of three records with deltas, the second of which holds four tokens."""
+    """A stream with three deltas. The second has four tokens."""
     deltas = [TOKENS[0], "".join(TOKENS[1:5]), TOKENS[5]]
     data = [
         f'{{"type":{space}"stream.created","seq":{space}1}}',
@@ -41,7 +41,7 @@ def response(*, framing: str, line_end: str, space: str) -> bytes:
 @pytest.mark.parametrize("space", ["", " "])
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_every_delta_arrives_once(framing: str, line_end: str, space: str, size: int) -> None:
-    wire = Wire()
+    wire = ResponseParser()
     data = response(framing=framing, line_end=line_end, space=space)
     deltas = [delta for at in range(0, len(data), size) for delta in wire.feed(data[at : at + size])]
     assert b"".join(deltas).decode() == "".join(TOKENS)
@@ -50,8 +50,8 @@ def test_every_delta_arrives_once(framing: str, line_end: str, space: str, size:
     assert wire.ended == (framing != "until closed")
 
 
-def test_an_unfinished_event_gives_nothing() -> None:
-    wire = Wire()
+def test_an_incomplete_event_is_not_parsed() -> None:
+    wire = ResponseParser()
     whole = response(framing="until closed", line_end="\n", space="")
     assert wire.feed(whole[:-1])[-1] == TOKENS[5].encode()
     assert not wire.completed
@@ -59,8 +59,8 @@ def test_an_unfinished_event_gives_nothing() -> None:
     assert wire.completed
 
 
-def test_heartbeats_are_no_records() -> None:
-    wire = Wire()
+def test_heartbeats_do_not_count_as_records() -> None:
+    wire = ResponseParser()
     wire.feed(HEAD + b"\r\n")
     assert wire.feed(b": ping\r\n\r\n") == []
     assert wire.records == 0

@@ -1,0 +1,299 @@
+"""The mutants: one for each mechanism that a guarantee relies on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """An edit that removes one mechanism.
+
+    Attributes:
+        mechanism: What the code does without the edit. docs/guarantees.md has it in a table.
+        file: The edited file, below `crucible_trio`.
+        old: The replaced text. It occurs once in `file`.
+        new: The text instead.
+        tests: The tests that must notice, separated by spaces.
+    """
+
+    mechanism: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        mechanism="the last batch is kept when the channel closes after it",
+        file="generation.py",
+        old="        except (trio.WouldBlock, trio.EndOfChannel):\n",
+        new=("        except trio.EndOfChannel:\n            return []\n        except trio.WouldBlock:\n"),
+        tests="tests/core",
+    ),
+    Mutant(
+        mechanism="the buffer goes into the log when a stream is stopped",
+        file="generation.py",
+        old="rest = self._take_nowait(inf)",
+        new="rest: list[Piece] = []",
+        tests="tests/core/test_cancellation.py tests/core/test_ends.py",
+    ),
+    Mutant(
+        mechanism="the terminal record is appended even without room",
+        file="generation.py",
+        old=("        if self._ending is not None:\n            self._finish()"),
+        new=("        if self._ending is not None and self._has_room:\n            self._finish()"),
+        tests="tests/core",
+    ),
+    Mutant(
+        mechanism="a running engine waits for its furthest reader",
+        file="log/memory.py",
+        old="            return self._furthest >= len(self._frames)",
+        new="            return True",
+        tests="tests/core/test_backpressure.py",
+    ),
+    Mutant(
+        mechanism="the id is the last line of an event",
+        file="sse.py",
+        old='b"data: %b\\nid: %b\\n\\n" % (data, event_id.encode())',
+        new='b"id: %b\\ndata: %b\\n\\n" % (event_id.encode(), data)',
+        tests="tests/web/test_framing.py tests/core/test_records.py",
+    ),
+    Mutant(
+        mechanism="the cursor moves when the write has returned, not when the record was read",
+        file="apis/kit/body.py",
+        old=("            if events := self._dialect.feed(self._reader.take(MESSAGE_BYTES)):\n"),
+        new=(
+            "            events = self._dialect.feed(self._reader.take(MESSAGE_BYTES))\n"
+            "            self._reader.passed(self._reader.taken)\n"
+            "            if events:\n"
+        ),
+        tests="tests/web",
+    ),
+    Mutant(
+        mechanism="the engine is not called before a reader has record 1",
+        file="generation.py",
+        old=(
+            "            if self._waits_for_reader:\n"
+            "                await self.log.wait_read(1)\n"
+            "            if self._ending"
+        ),
+        new="            if self._ending",
+        tests="tests/core tests/server/test_promises.py",
+    ),
+    Mutant(
+        mechanism="stopping a stream cancels its engine",
+        file="generation.py",
+        old=("            self._stopped_at = trio.current_time()\n            self._scope.cancel()"),
+        new="            self._stopped_at = trio.current_time()",
+        tests="tests/core/test_cancellation.py",
+    ),
+    Mutant(
+        mechanism="a single piece does not overtake streams that wait to be recorded",
+        file="batching.py",
+        old="        if self._waiting or perf",
+        new="        if perf",
+        tests="tests/core/test_backpressure.py",
+    ),
+    Mutant(
+        mechanism="the pieces of a burst stay in the buffer and are merged",
+        file="output.py",
+        old="        is_first = self._pass != self._batcher.passes\n",
+        new="        is_first = True\n",
+        tests="tests/core/test_backpressure.py",
+    ),
+    Mutant(
+        mechanism="an engine that never waits lets other tasks run",
+        file="output.py",
+        old="        if not is_first and self._batcher.is_over(self._pieces):",
+        new="        if False:",
+        tests="tests/core/test_output.py",
+    ),
+    Mutant(
+        mechanism="a piece that waits for a reader ends the wait for the engine",
+        file="generation.py",
+        old="        self._clock.piece_came()  # the stream does not wait",
+        new="        # the stream does not wait",
+        tests="tests/core/test_backpressure.py tests/core/test_deadlines.py",
+    ),
+    Mutant(
+        mechanism="an engine's exception ends only its own stream",
+        file="generation.py",
+        old="        except* Exception as group:  # a Cancelled",
+        new="        except* ZeroDivisionError as group:  # a Cancelled",
+        tests="tests/core/test_isolation.py",
+    ),
+    Mutant(
+        mechanism="only its owner finds a stream",
+        file="store/memory.py",
+        old="if owner not in {None, stream.owner} or stream_id not in self._order:",
+        new="if stream_id not in self._order:",
+        tests="tests/core/test_pipeline.py tests/web/test_ownership.py",
+    ),
+    Mutant(
+        mechanism="the application drains before the listeners close",
+        file="store/idempotency.py",
+        old=("        self._claims[owner, key] = _Claim(digest, stream_id)\n"),
+        new="",
+        tests="tests/core/test_idempotency.py",
+    ),
+    Mutant(
+        mechanism="a second start with a key waits for the first",
+        file="store/idempotency.py",
+        old=(
+            "            if claim.is_started:\n"
+            "                return claim.stream_id\n"
+            "            await claim.waiters.park()\n"
+        ),
+        new="            return claim.stream_id\n",
+        tests="tests/core/test_idempotency.py tests/log",
+    ),
+    Mutant(
+        mechanism="a refused start gives its key back",
+        file="pipeline.py",
+        old=("                await self.store.release(owner, key, stream_id)\n"),
+        new="                pass\n",
+        tests="tests/core/test_idempotency.py",
+    ),
+    Mutant(
+        mechanism="the facts of an API count for an idempotency key",
+        file="store/idempotency.py",
+        old="msgspec.json.encode((request, for_apis), ",
+        new="msgspec.json.encode(request, ",
+        tests="tests/openai/test_responses_routes.py tests/openai/test_responses_afterwards.py",
+    ),
+    Mutant(
+        mechanism="record 1 is visible before the engine is called",
+        file="pipeline.py",
+        old="                await generation.log.flushed()\n",
+        new="                pass\n",
+        tests="tests/log",
+    ),
+    Mutant(
+        mechanism="an end that is accepted is not appended again before it is visible",
+        file="generation.py",
+        old="        if self.log.closed:\n",
+        new="        if self.log.finished:\n",
+        tests="tests/log",
+    ),
+    Mutant(
+        mechanism="a tool call that is cut off is not called whole",
+        file="output.py",
+        old="        is_whole = kind is None and not self._has_ended\n",
+        new="        is_whole = True\n",
+        tests="tests/core/test_output.py",
+    ),
+    Mutant(
+        mechanism="the arguments of a tool call are contiguous",
+        file="output.py",
+        old=("        if self._call is not None:\n            raise _call_is_open()\n        if logprobs"),
+        new="        if logprobs",
+        tests="tests/core/test_output.py",
+    ),
+    Mutant(
+        mechanism="after a refused record nothing but the end is recorded",
+        file="recorder.py",
+        old="        if self.full or len(frame) > self._free_bytes:",
+        new="        if len(frame) > self._free_bytes:",
+        tests="tests/core/test_recorder.py",
+    ),
+    Mutant(
+        mechanism="pieces of different kinds are never merged",
+        file="recorder.py",
+        old="        if type(piece) is not type(first) or its_segment",
+        new="        if first is None or its_segment",
+        tests="tests/core/test_recorder.py",
+    ),
+    Mutant(
+        mechanism="a request that needs a missing capability is refused",
+        file="checks.py",
+        old=("        raise InvalidRequestError(message, param)\n    numbers"),
+        new="        pass\n    numbers",
+        tests="tests/core/test_checks.py",
+    ),
+    Mutant(
+        mechanism="an engine that never waits lets other tasks run",
+        file="generation.py",
+        old="        if total > self._token_limit:",
+        new="        if False:",
+        tests="tests/core/test_ends.py",
+    ),
+    Mutant(
+        mechanism="the cursor waits for the rest of a direct write",
+        file="apis/kit/direct.py",
+        old=("        if events and not self._write(events):\n            return before\n"),
+        new="        if events:\n            self._write(events)\n",
+        tests="tests/web/test_direct_writes.py",
+    ),
+    Mutant(
+        mechanism="the rest of a direct write is sent before the next write",
+        file="server/connection.py",
+        old="memoryview(self._unsent + data)",
+        new="memoryview(data + self._unsent)",
+        tests="tests/server/test_direct_writes.py",
+    ),
+    Mutant(
+        mechanism="the application drains before the listeners close",
+        file="server/connection.py",
+        old="            and not self._writers\n",
+        new="",
+        tests="tests/server/test_direct_writes.py",
+    ),
+    Mutant(
+        mechanism="a direct write goes only into its own response",
+        file="server/connection.py",
+        old=("            protocol.stream is request\n            and not self._unsent"),
+        new="            not self._unsent",
+        tests="tests/server/test_direct_writes.py",
+    ),
+    Mutant(
+        mechanism="every write has a deadline",
+        file="server/connection.py",
+        old="with trio.fail_after(self._config.write_timeout):",
+        new="if True:",
+        tests="tests/server/test_stalls.py",
+    ),
+    Mutant(
+        mechanism="nothing is sent after a write that was cut short",
+        file="server/connection.py",
+        old="                self.close(reset=True)",
+        new="                pass",
+        tests="tests/server/test_stalls.py",
+    ),
+    Mutant(
+        mechanism="a connection's exception ends only that connection",
+        file="server/connection.py",
+        old="        except* Exception as group:",
+        new="        except* ZeroDivisionError.__class__ as group:",
+        tests="tests/server/test_containment.py",
+    ),
+    Mutant(
+        mechanism="the server does not switch to HTTP/2",
+        file="server/http1.py",
+        old='        """Switch to no other protocol."""',
+        new="        await super()._check_protocol(event)",
+        tests="tests/server/test_containment.py",
+    ),
+    Mutant(
+        mechanism="an incomplete response ends with a reset, also on HTTP/1.0",
+        file="server/connection.py",
+        old='sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))',
+        new="pass",
+        tests="tests/server/test_connections.py",
+    ),
+    Mutant(
+        mechanism="a request that is ending is not cancelled",
+        file="web/connection.py",
+        old="        if not self._is_ending:\n",
+        new="        if True:\n",
+        tests="tests/server/test_connections.py",
+    ),
+    Mutant(
+        mechanism="the application drains before the listeners close",
+        file="server/serving.py",
+        old=("                    if drain is not None:\n                        await drain()\n"),
+        new="",
+        tests="tests/server/test_drain.py",
+    ),
+]
