@@ -81,7 +81,7 @@ class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text
 
     text: str
     annotations: tuple[str, ...] = ()
-    logprobs: tuple[str, ...] = ()
+    logprobs: tuple[object, ...] = ()
 
 
 @final
