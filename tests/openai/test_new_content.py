@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import trio
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
 from trio.testing import MockClock
 
 from crucible_trio.content import Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.engine import Finish
+from crucible_trio.errors import EngineError
+from crucible_trio.output import Output
 from crucible_trio.records import Usage
 from crucible_trio.request import Request
 
@@ -32,6 +36,8 @@ REFUSAL = (Refusal("I can"), 1, Refusal("not."))
 LOGPROBS = [{"token": token, "logprob": -0.5, "bytes": [108], "top_logprobs": []} for token in ("Hel", "lo", "!")]
 LOGPROBS_TEXT = (Text("Hel", LOGPROBS[:1]), 1, Text("lo!", LOGPROBS[1:]))
 MIXED = (Reasoning("Hm", 0), 1, "Let me see. ", 1, *WEATHER, *TIME, *REFUSAL, Reasoning("So", 1), 1, "Done.")
+
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def engine(*steps: Any) -> Callable[[Request], AsyncIterator[Any]]:
@@ -159,3 +165,227 @@ async def test_log_probabilities_come_with_their_text_in_a_chat_completion(open_
         whole = (await api.chat()).json
         ChatCompletion.model_validate(whole, strict=True)
         assert whole["choices"][0]["logprobs"]["content"] == LOGPROBS
+
+
+# Responses
+
+
+async def events_of(api: Any, *, response_id: str | None = None, starting_after: int | None = None) -> list[Any]:
+    """The events of a new response, or of one that exists. Checks every event against the SDK's types."""
+    if response_id is None:
+        exchange = await api.post("/v1/responses", {"input": "Why?", "stream": True, "background": True})
+    else:
+        after = "" if starting_after is None else f"&starting_after={starting_after}"
+        exchange = await api.get(f"/v1/responses/{response_id}?stream=true{after}")
+    events = exchange.events
+    for event in events:
+        EVENT.validate_python(with_listed_values(event))
+    return events
+
+
+def with_listed_values(event: Any) -> Any:
+    """The event with OpenAI's values for the two fields that have values of our own."""
+    response = event.get("response", {})
+    changed = {
+        name: ({"reason": "max_output_tokens"} if name == "incomplete_details" else value | {"code": "server_error"})
+        for name, value in response.items()
+        if name in {"incomplete_details", "error"} and value is not None
+    }
+    return event | {"response": response | changed} if response else event
+
+
+def names_of(events: list[Any]) -> list[str]:
+    return [event["type"].removeprefix("response.") for event in events]
+
+
+def call_item(status: str, arguments: str, call_id: str = "call_1", name: str = "weather") -> Any:
+    """A function call item, without its own id."""
+    return {"type": "function_call", "status": status, "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def without_id(item: Any) -> Any:
+    return {name: value for name, value in item.items() if name != "id"}
+
+
+async def test_the_events_of_a_tool_call_come_in_order(open_api, autojump_clock: MockClock) -> None:
+    async with open_api(engine=engine(*WEATHER, Finish(usage=USAGE))) as api:
+        events = await events_of(api)
+        response_id = events[0]["response"]["id"]
+        shown = (await api.get(f"/v1/responses/{response_id}")).json
+    assert names_of(events) == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
+        "completed",
+    ]
+    _, _, added, first, second, arguments, done, end = events
+    assert without_id(added["item"]) == call_item("in_progress", "")
+    assert [first["delta"], second["delta"], arguments["arguments"]] == ['{"city":', '"Oslo"}', '{"city":"Oslo"}']
+    assert without_id(done["item"]) == call_item("completed", '{"city":"Oslo"}')
+    assert end["response"]["output"] == [done["item"]]
+    assert shown == end["response"]
+    item_id = added["item"]["id"]
+    assert item_id == f"fc_{response_id.removeprefix('resp_')}_0"
+    assert [event["item_id"] for event in (first, second, arguments)] == [item_id] * 3
+    assert [event["output_index"] for event in events[2:-1]] == [0] * 5
+
+
+async def test_several_tool_calls_are_items_one_after_another(open_api, autojump_clock: MockClock) -> None:
+    async with open_api(engine=engine("Let me see.", *WEATHER, *TIME, *NO_ARGUMENTS)) as api:
+        events = await events_of(api)
+    output = events[-1]["response"]["output"]
+    assert [item["type"] for item in output] == ["message", "function_call", "function_call", "function_call"]
+    assert [without_id(item) for item in output[1:]] == [
+        call_item("completed", '{"city":"Oslo"}'),
+        call_item("completed", "{}", "call_2", "time"),
+        call_item("completed", "", "call_3", "now"),
+    ]
+    assert len({item["id"] for item in output}) == 4
+    done = [event for event in events if event["type"] == "response.function_call_arguments.done"]
+    assert [(event["output_index"], event["arguments"]) for event in done] == [
+        (1, '{"city":"Oslo"}'),
+        (2, "{}"),
+        (3, ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "end", "reason"),
+    [
+        pytest.param(CUT, "incomplete", "incomplete_tool_call", id="the engine ends"),
+        pytest.param((*CUT, Finish("length")), "incomplete", "max_output_tokens", id="a limit"),
+        pytest.param((*CUT, EngineError("broken", "It broke.")), "failed", None, id="the engine fails"),
+        pytest.param((*CUT, 10_000), "incomplete", "idle_deadline", id="a deadline"),
+    ],
+)
+async def test_a_call_that_broke_off_has_no_done_event_and_is_incomplete(
+    steps: tuple[Any, ...], end: str, reason: str | None, open_api, autojump_clock: MockClock
+) -> None:
+    async with open_api(engine=engine(*TIME, *steps)) as api:
+        events = await events_of(api)
+        shown = (await api.get(f"/v1/responses/{events[0]['response']['id']}")).json
+    assert names_of(events)[-4:] == [
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.delta",
+        end,
+    ]
+    response = events[-1]["response"]
+    assert response["status"] == end
+    assert response["incomplete_details"] == (None if reason is None else {"reason": reason})
+    assert [without_id(item) for item in response["output"]] == [
+        call_item("completed", "{}", "call_2", "time"),
+        call_item("incomplete", '{"city":"Oslo"}'),
+    ]
+    assert shown == response
+
+
+async def test_a_cancelled_response_shows_its_call_as_incomplete(open_api, autojump_clock: MockClock) -> None:
+    body = {"input": "Why?", "stream": True, "background": True}
+    async with open_api(engine=engine(*CUT, 10_000)) as api, api.open("POST", "/v1/responses", body) as exchange:
+        await exchange.until_event(5)
+        response_id = exchange.events[0]["response"]["id"]
+        running = (await api.get(f"/v1/responses/{response_id}")).json
+        assert [without_id(item) for item in running["output"]] == [call_item("in_progress", '{"city":"Oslo"}')]
+        cancelled = (await api.post(f"/v1/responses/{response_id}/cancel")).json
+        await exchange.until(lambda exchange: exchange.ended)
+    assert cancelled["status"] == "cancelled"
+    assert [without_id(item) for item in cancelled["output"]] == [call_item("incomplete", '{"city":"Oslo"}')]
+    assert names_of(exchange.events)[-1] == "incomplete"
+    assert exchange.events[-1]["response"] == cancelled
+    assert not any("done" in name for name in names_of(exchange.events))
+
+
+async def test_text_after_a_call_that_broke_off_does_not_make_the_answer_whole(
+    open_api, autojump_clock: MockClock
+) -> None:
+    async def model(request: Request, output: Output) -> Finish:
+        async with output.tool_call("call_1", "weather") as call:
+            await call.arguments("{")
+            call.cut()
+        await output.delta("Never mind.")
+        return Finish()
+
+    async with open_api(engine=model) as api:
+        events = await events_of(api)
+        whole = (await api.chat()).json["choices"][0]
+        chunks = choices_in((await api.chat(stream=True)).events)
+    assert names_of(events)[2:6] == [
+        "output_item.added",
+        "function_call_arguments.delta",
+        "output_item.added",
+        "content_part.added",
+    ]
+    response = events[-1]["response"]
+    assert [item["status"] for item in response["output"]] == ["incomplete", "completed"]
+    assert response["status"] == "incomplete"
+    assert response["incomplete_details"] == {"reason": "incomplete_tool_call"}
+    assert whole["message"] == {"role": "assistant", "content": "Never mind.", "refusal": None}
+    assert whole["finish_reason"] == chunks[-1]["finish_reason"] == "length"
+
+
+async def test_a_refusal_is_a_message_with_a_refusal_part(open_api, autojump_clock: MockClock) -> None:
+    async with open_api(engine=engine("Well. ", 1, *REFUSAL)) as api:
+        events = await events_of(api)
+    assert names_of(events)[8:] == [
+        "output_item.added",
+        "content_part.added",
+        "refusal.delta",
+        "refusal.delta",
+        "refusal.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    added, part, first, second, refusal, part_done, done, end = events[8:]
+    whole = {"type": "refusal", "refusal": "I cannot."}
+    assert (added["item"]["content"], part["part"]) == ([], {"type": "refusal", "refusal": ""})
+    assert [first["delta"], second["delta"], refusal["refusal"]] == ["I can", "not.", "I cannot."]
+    assert part_done["part"] == whole
+    assert done["item"] == end["response"]["output"][1]
+    assert (done["item"]["status"], done["item"]["content"]) == ("completed", [whole])
+    assert [event["content_index"] for event in events[9:14]] == [0] * 5
+    assert {event["output_index"] for event in events[8:-1]} == {1}
+
+
+async def test_log_probabilities_come_with_their_text_in_a_response(open_api, autojump_clock: MockClock) -> None:
+    async with open_api(engine=engine(*LOGPROBS_TEXT, 1, "?")) as api:
+        events = await events_of(api)
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [(event["delta"], event["logprobs"]) for event in deltas] == [
+        ("Hel", LOGPROBS[:1]),
+        ("lo!", LOGPROBS[1:]),
+        ("?", []),
+    ]
+    text, part, item = events[-4:-1]
+    assert text["logprobs"] == part["part"]["logprobs"] == item["item"]["content"][0]["logprobs"] == LOGPROBS
+    assert events[-1]["response"]["output"] == [item["item"]]
+
+
+@pytest.mark.parametrize("end", [Finish(usage=USAGE), ToolCallStart("call_4", "never ended")])
+async def test_a_response_resumes_after_every_event_with_the_same_events(
+    end: Any, open_api, autojump_clock: MockClock
+) -> None:
+    async with open_api(engine=engine(*MIXED, end)) as api:
+        whole = await events_of(api)
+        assert [event["sequence_number"] for event in whole] == list(range(len(whole)))
+        response_id = whole[0]["response"]["id"]
+        body = (await api.get(f"/v1/responses/{response_id}?stream=true")).body
+        for number in range(len(whole) - 1):
+            resumed = await api.get(f"/v1/responses/{response_id}?stream=true&starting_after={number}")
+            assert body.endswith(resumed.body)
+            assert resumed.events == whole[number + 1 :]
+    assert [item["type"] for item in whole[-1]["response"]["output"]] == [
+        "reasoning",
+        "message",
+        "function_call",
+        "function_call",
+        "message",
+        "reasoning",
+        "message",
+        *(["function_call"] if isinstance(end, ToolCallStart) else []),
+    ]
