@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import openai
 import pytest
 import trio
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -389,3 +390,178 @@ async def test_a_response_resumes_after_every_event_with_the_same_events(
         "message",
         *(["function_call"] if isinstance(end, ToolCallStart) else []),
     ]
+
+
+# The SDK, on sockets
+
+
+def quick(*steps: Any) -> Callable[[Request], AsyncIterator[Any]]:
+    """The same engine with pauses for real time."""
+    return engine(*(0.005 if isinstance(step, int) else step for step in steps))
+
+
+CHAT: dict[str, Any] = {"model": "model", "messages": [{"role": "user", "content": "Why?"}]}
+RESPONSE: dict[str, Any] = {"model": "model", "input": "Why?"}
+
+
+def check_calls(completion: Any) -> None:
+    type(completion).model_validate(completion.model_dump(), strict=True)
+    [choice] = completion.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me see.")
+    calls = [(call.id, call.type, call.function.name, call.function.arguments) for call in choice.message.tool_calls]
+    assert calls == [
+        ("call_1", "function", "weather", '{"city":"Oslo"}'),
+        ("call_2", "function", "time", "{}"),
+    ]
+
+
+def check_call_chunks(chunks: list[Any]) -> None:
+    parts = [part for chunk in chunks for part in chunk.choices[0].delta.tool_calls or []]
+    assert [(part.index, part.id, part.function.name, part.function.arguments) for part in parts] == [
+        (0, "call_1", "weather", ""),
+        (0, None, None, '{"city":'),
+        (0, None, None, '"Oslo"}'),
+        (1, "call_2", "time", ""),
+        (1, None, None, "{}"),
+    ]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def check_call_helper(events: list[Any], completion: Any) -> None:
+    deltas = [event for event in events if event.type == "tool_calls.function.arguments.delta"]
+    assert [(event.index, event.name, event.arguments) for event in deltas] == [
+        (0, "weather", ""),
+        (0, "weather", '{"city":'),
+        (0, "weather", '{"city":"Oslo"}'),
+        (1, "time", ""),
+        (1, "time", "{}"),
+    ]
+    done = [event for event in events if event.type == "tool_calls.function.arguments.done"]
+    assert [(event.index, event.name, event.arguments) for event in done] == [
+        (0, "weather", '{"city":"Oslo"}'),
+        (1, "time", "{}"),
+    ]
+    check_calls(completion)
+
+
+async def test_the_sync_sdk_reads_tool_calls_of_a_chat_completion(serving, with_sync_client) -> None:
+    def use(client: Any) -> None:
+        check_call_chunks(list(client.chat.completions.create(**CHAT, stream=True)))
+        with client.chat.completions.stream(**CHAT) as helper:
+            check_call_helper(list(helper), helper.get_final_completion())
+        check_calls(client.chat.completions.create(**CHAT))
+
+    async with serving(quick("Let me see.", 1, *WEATHER, *TIME)) as served:
+        await with_sync_client(served, use)
+
+
+async def test_the_async_sdk_reads_tool_calls_of_a_chat_completion(serving, with_async_client) -> None:
+    async def use(client: Any) -> None:
+        check_call_chunks([chunk async for chunk in await client.chat.completions.create(**CHAT, stream=True)])
+        async with client.chat.completions.stream(**CHAT) as helper:
+            check_call_helper([event async for event in helper], await helper.get_final_completion())
+        check_calls(await client.chat.completions.create(**CHAT))
+
+    async with serving(quick("Let me see.", 1, *WEATHER, *TIME)) as served:
+        await with_async_client(served, use)
+
+
+async def test_the_sdk_sees_that_a_call_of_a_chat_completion_broke_off(serving, with_sync_client) -> None:
+    def use(client: Any) -> None:
+        assert list(client.chat.completions.create(**CHAT, stream=True))[-1].choices[0].finish_reason == "length"
+        with client.chat.completions.stream(**CHAT) as helper:
+            with pytest.raises(openai.LengthFinishReasonError):
+                helper.get_final_completion()
+        [choice] = client.chat.completions.create(**CHAT).choices
+        assert (choice.finish_reason, choice.message.tool_calls) == ("length", None)
+
+    async with serving(quick(*CUT)) as served:
+        await with_sync_client(served, use)
+
+
+async def test_the_sdk_reads_a_refusal_and_log_probabilities_of_a_chat_completion(serving, with_sync_client) -> None:
+    def use(client: Any) -> None:
+        with client.chat.completions.stream(**CHAT) as helper:
+            events = list(helper)
+            streamed = helper.get_final_completion()
+        kinds = [event.type for event in events]
+        assert [event.refusal for event in events if event.type == "refusal.done"] == ["I cannot."]
+        assert kinds.count("refusal.delta") == kinds.count("logprobs.content.delta") == 2
+        for completion in (streamed, client.chat.completions.create(**CHAT)):
+            [choice] = completion.choices
+            assert (choice.message.content, choice.message.refusal) == ("Hello!", "I cannot.")
+            assert [entry.token for entry in choice.logprobs.content] == ["Hel", "lo", "!"]
+            assert choice.finish_reason == "stop"
+
+    async with serving(quick(*LOGPROBS_TEXT, 1, *REFUSAL)) as served:
+        await with_sync_client(served, use)
+
+
+def check_response(response: Any) -> None:
+    message, weather, time, refusal = response.output
+    assert response.status == "completed"
+    assert response.output_text == message.content[0].text == "Hello!"
+    assert [entry.token for entry in message.content[0].logprobs] == ["Hel", "lo", "!"]
+    assert (weather.type, weather.call_id, weather.name) == ("function_call", "call_1", "weather")
+    assert (weather.arguments, weather.status) == ('{"city":"Oslo"}', "completed")
+    assert (time.call_id, time.arguments) == ("call_2", "{}")
+    assert (refusal.content[0].type, refusal.content[0].refusal) == ("refusal", "I cannot.")
+
+
+def check_response_events(events: list[Any]) -> None:
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    arguments = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
+    assert arguments == '{"city":"Oslo"}{}'
+    done = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert [event.arguments for event in done] == ['{"city":"Oslo"}', "{}"]
+    assert "".join(event.delta for event in events if event.type == "response.refusal.delta") == "I cannot."
+    check_response(events[-1].response)
+
+
+CONTENT = (*LOGPROBS_TEXT, 1, *WEATHER, *TIME, *REFUSAL)
+
+
+async def test_the_sync_sdk_reads_the_new_items_of_a_response(serving, with_sync_client) -> None:
+    def use(client: Any) -> None:
+        check_response_events(list(client.responses.create(**RESPONSE, stream=True)))
+        with client.responses.stream(**RESPONSE) as helper:
+            events = list(helper)
+            check_response(helper.get_final_response())
+        snapshots = [event.snapshot for event in events if event.type == "response.function_call_arguments.delta"]
+        assert snapshots == ['{"city":', '{"city":"Oslo"}', "{}"]
+        response = client.responses.create(**RESPONSE)
+        check_response(response)
+        assert client.responses.retrieve(response.id) == response
+
+    async with serving(quick(*CONTENT)) as served:
+        await with_sync_client(served, use)
+
+
+async def test_the_async_sdk_reads_the_new_items_of_a_response(serving, with_async_client) -> None:
+    async def use(client: Any) -> None:
+        events = [event async for event in await client.responses.create(**RESPONSE, stream=True)]
+        check_response_events(events)
+        async with client.responses.stream(**RESPONSE) as helper:
+            check_response(await helper.get_final_response())
+        response_id = events[0].response.id
+        for number in (3, 9, 13):
+            again = client.responses.stream(response_id=response_id, starting_after=number)
+            async with again as helper:
+                assert [event.sequence_number async for event in helper] == list(range(number + 1, len(events)))
+                check_response(await helper.get_final_response())
+
+    async with serving(quick(*CONTENT)) as served:
+        await with_async_client(served, use)
+
+
+async def test_the_sdk_sees_that_a_call_of_a_response_broke_off(serving, with_sync_client) -> None:
+    def use(client: Any) -> None:
+        *_, last = client.responses.create(**RESPONSE, stream=True)
+        with client.responses.stream(**RESPONSE) as helper:
+            *_, end = helper
+        for response in (last.response, end.response, client.responses.create(**RESPONSE)):
+            assert (response.status, response.incomplete_details.reason) == ("incomplete", "incomplete_tool_call")
+            assert [item.status for item in response.output] == ["completed", "incomplete"]
+
+    async with serving(quick(*TIME, *CUT)) as served:
+        await with_sync_client(served, use)
