@@ -185,7 +185,7 @@ async def events_of(api: Any, *, response_id: str | None = None, starting_after:
 
 
 def with_listed_values(event: Any) -> Any:
-    """The event with OpenAI's values for the two fields that have values of our own."""
+    """The event with a value that OpenAI lists in the two fields where this server adds values."""
     response = event.get("response", {})
     changed = {
         name: ({"reason": "max_output_tokens"} if name == "incomplete_details" else value | {"code": "server_error"})
@@ -469,9 +469,8 @@ async def test_the_async_sdk_reads_tool_calls_of_a_chat_completion(serving, with
 async def test_the_sdk_sees_that_a_call_of_a_chat_completion_broke_off(serving, with_sync_client) -> None:
     def use(client: Any) -> None:
         assert list(client.chat.completions.create(**CHAT, stream=True))[-1].choices[0].finish_reason == "length"
-        with client.chat.completions.stream(**CHAT) as helper:
-            with pytest.raises(openai.LengthFinishReasonError):
-                helper.get_final_completion()
+        with client.chat.completions.stream(**CHAT) as helper, pytest.raises(openai.LengthFinishReasonError):
+            helper.get_final_completion()
         [choice] = client.chat.completions.create(**CHAT).choices
         assert (choice.finish_reason, choice.message.tool_calls) == ("length", None)
 
