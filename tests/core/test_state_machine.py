@@ -736,7 +736,7 @@ def length_of(records: list[AnyRecord]) -> int:
 
 
 def assert_trace_is_closed(log: list[AnyRecord]) -> None:
-    """Every run of trace records is followed by a `reasoning.done` with its segments, and there is no other one."""
+    """A `reasoning.done` closes every run of trace records, counts its segments, and comes nowhere else."""
     for is_trace, run in groupby(log, lambda record: isinstance(record, ReasoningDelta | ReasoningDone)):
         if is_trace:
             *trace, last = run

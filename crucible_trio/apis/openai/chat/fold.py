@@ -6,7 +6,7 @@ not streamed. Chunks have no numbers, so this wire has no cursor: a cut stream i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, final
 
 import msgspec
@@ -152,7 +152,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     index: int
     message: CompletionMessage
     finish_reason: str
-    logprobs: None = None
+    logprobs: TokenLogprobs | None = None
 
 
 @final
@@ -246,12 +246,13 @@ class ChatDialect(OpenAIDialect):
         return sse.encode_line(encode_json(chunk))
 
 
-def chat_completion(snapshot: Snapshot, terminal: Terminal) -> ChatCompletion:
+def chat_completion(snapshot: Snapshot, terminal: Terminal, logprobs: list[object]) -> ChatCompletion:
     """Make one object of a stream that ended well.
 
     Args:
         snapshot: The stream.
         terminal: Its last record, for which `error_of` has no error.
+        logprobs: The log probabilities of the whole answer (`logprobs_in`).
     """
     trace = "".join(snapshot.trace) if snapshot.trace else UNSET
     whole = [call for call in snapshot.tool_calls if call.complete]
@@ -272,9 +273,20 @@ def chat_completion(snapshot: Snapshot, terminal: Terminal) -> ChatCompletion:
         object="chat.completion",
         created=int(snapshot.created_at),
         model=snapshot.model,
-        choices=(CompletionChoice(0, message, reason),),
+        choices=(CompletionChoice(0, message, reason, TokenLogprobs(logprobs) if logprobs else None),),
         usage=UNSET if usage is None else usage,
     )
+
+
+def logprobs_in(frames: Iterable[bytes]) -> list[object]:
+    """All log probabilities in the records of a log."""
+    logprobs: list[object] = []
+    for frame in frames:
+        if b'"logprobs":' in frame:  # nearly no frame has any, and decoding is expensive
+            record = decode_frame(frame)
+            if isinstance(record, OutputDelta):
+                logprobs += record.logprobs or ()
+    return logprobs
 
 
 def _finish_reason(terminal: Terminal, *, whole_calls: int, open_calls: int) -> str:

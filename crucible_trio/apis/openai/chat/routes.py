@@ -26,7 +26,7 @@ from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body
 from crucible_trio.apis.kit.replies import error_response, json_response, name_stream
-from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion
+from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion, logprobs_in
 from crucible_trio.apis.openai.chat.requests import read_request
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, error_of, failure_answer
 from crucible_trio.apis.openai.request_builder import RequestBuilder
@@ -74,4 +74,5 @@ class ChatApi:
         assert stream.terminal is not None
         if error_of(stream.terminal) is not None:
             return error_response(failure_answer(stream.terminal, repeatable=not has_key), OPENAI_ERRORS)
-        return json_response(chat_completion(stream.snapshot(), stream.terminal))
+        logprobs = logprobs_in(stream.log.read(0))
+        return json_response(chat_completion(stream.snapshot(), stream.terminal, logprobs))

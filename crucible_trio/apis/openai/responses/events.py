@@ -128,7 +128,7 @@ class OutputTextDone(_InContent, tag="response.output_text.done", kw_only=True):
     """A message's whole text."""
 
     text: str
-    logprobs: tuple[str, ...] = ()
+    logprobs: Sequence[object] = ()
 
 
 @final

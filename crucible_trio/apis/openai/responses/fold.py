@@ -71,7 +71,7 @@ from crucible_trio.records import (
 # A finish reason that an engine may pass on from its upstream. The text was cut, and must not look complete.
 _CONTENT_FILTER: Final = "content_filter"
 
-# Of a stream that completed in the middle of a tool call: a call that broke off must not look whole.
+# Of a stream that completed with a tool call that broke off: a client must not take such a call for whole.
 _CALL_BROKE_OFF: Final = "incomplete_tool_call"
 
 _EVENTS: Final[dict[ResponseStatus, type[TerminalEvent]]] = {
@@ -98,6 +98,7 @@ class ResponseFold:
         self._response: ResponseObject | None = None  # without its output, which grows
         self._finished: list[OutputItem] = []
         self._open: OpenItem | None = None
+        self._has_broken_call = False
 
     def feed(self, record: AnyRecord) -> list[ResponsesEvent]:
         """Fold the next record.
@@ -165,15 +166,16 @@ class ResponseFold:
             item, self._open = self._open, None
             if isinstance(item, OpenFunctionCall) and not item.is_whole:
                 status = "incomplete"
+                self._has_broken_call = True
             yield from item.finish(status)
             self._finished.append(item.item(status))
 
     def _end(self, record: Terminal) -> Iterator[ResponsesEvent]:
         assert self._response is not None
         status, reason = _outcome(record)
-        if status == "completed" and isinstance(self._open, OpenFunctionCall):
-            status, reason = "incomplete", _CALL_BROKE_OFF
         yield from self._finish_item("completed" if status == "completed" else "incomplete")
+        if status == "completed" and self._has_broken_call:
+            status, reason = "incomplete", _CALL_BROKE_OFF
         error = ResponseError(record.error.code, record.error.message) if isinstance(record, StreamFailed) else None
         self._response = msgspec.structs.replace(
             self._response,

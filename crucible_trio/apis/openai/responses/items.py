@@ -98,6 +98,7 @@ class OpenMessage:
         self._id = item_id
         self._index = output_index
         self._pieces: list[str] = []
+        self._logprobs: list[object] = []
 
     def begin(self) -> Iterator[ResponsesEvent]:
         """The events that open it."""
@@ -107,18 +108,22 @@ class OpenMessage:
     def add(self, delta: str, logprobs: Sequence[object] = ()) -> Iterator[ResponsesEvent]:
         """The event for the next piece."""
         self._pieces.append(delta)
+        self._logprobs += logprobs
         yield OutputTextDelta(item_id=self._id, output_index=self._index, delta=delta, logprobs=logprobs)
 
     def finish(self, status: ItemStatus) -> Iterator[ResponsesEvent]:
         """The events that close it."""
-        part = OutputText("".join(self._pieces))
-        yield OutputTextDone(item_id=self._id, output_index=self._index, text=part.text)
+        part = self._part()
+        yield OutputTextDone(item_id=self._id, output_index=self._index, text=part.text, logprobs=part.logprobs)
         yield ContentPartDone(item_id=self._id, output_index=self._index, part=part)
         yield OutputItemDone(output_index=self._index, item=self.item(status))
 
     def item(self, status: ItemStatus) -> MessageItem:
         """The item with its text so far."""
-        return MessageItem(self._id, status, [OutputText("".join(self._pieces))])
+        return MessageItem(self._id, status, [self._part()])
+
+    def _part(self) -> OutputText:
+        return OutputText("".join(self._pieces), logprobs=tuple(self._logprobs))
 
 
 @final

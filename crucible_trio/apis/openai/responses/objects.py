@@ -2,9 +2,9 @@
 
 The response has all fields that OpenAI's SDK requires. Fields of features that this server does not have (tools,
 conversations) have the value that says so. Two fields have values that OpenAI does not list, because none of the listed
-values is true: `incomplete_details.reason` (the reasons of the log, and `cancelled`) and `error.code` (the codes of the
-engine). The SDKs do not check these values. But an SDK that finds no reason in an incomplete response takes it for a
-complete one.
+values is true: `incomplete_details.reason` (the reasons of the log, `cancelled` and `incomplete_tool_call`) and
+`error.code` (the codes of the engine). The SDKs do not check these values. But an SDK that finds no reason in an
+incomplete response takes it for a complete one.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text
 
     text: str
     annotations: tuple[str, ...] = ()
-    logprobs: tuple[str, ...] = ()
+    logprobs: tuple[object, ...] = ()
 
 
 @final
