@@ -1,8 +1,8 @@
 """The settings of a pipeline. Units are in the names.
 
 A cap refuses, and never drops anything. Every number that an attacker could use has a cap, and its docstring says why.
-The engines, the APIs and the server have settings of their own. `crucible_trio.settings` has those and loads them all
-from options, environment and file.
+The settings of the engines, the APIs and the server are in `crucible_trio.settings`, which loads all of them from
+options, environment and file.
 """
 
 from __future__ import annotations

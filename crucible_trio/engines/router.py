@@ -22,7 +22,7 @@ class RouterEngine:
         name: For logs.
 
     Raises:
-        ValueError: There is no engine, or two engines have one name, which would mix their metrics.
+        ValueError: The list is empty, or two engines have one name, which would mix their metrics.
     """
 
     def __init__(self, engines: Sequence[Engine], *, name: str = "router") -> None:
@@ -59,6 +59,6 @@ class RouterEngine:
         raise LookupError(message)
 
     def generate(self, request: Request, output: Output) -> Awaitable[Finish]:
-        """Let the engine that has the model generate; see `Engine.generate`."""
+        """Let the engine that has the model generate (`Engine.generate`)."""
         assert request.model is not None  # a pipeline fills it in
         return self.engine_of(request.model).generate(request, output)

@@ -42,7 +42,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How much faster than recorded the replay runs. `inf` never waits."""
 
     def __post_init__(self) -> None:
-        """Check that the engine has what it needs."""
+        """Check that the upstream engine has an address."""
         if self.engine == "upstream" and self.upstream_base_url is None:
             message = "engine 'upstream' needs upstream_base_url (--base-url)"
             raise ConfigError(message)

@@ -81,7 +81,7 @@ def conversation(*messages: Message) -> Request:
     return Request((Message("user", "q"), *messages))
 
 
-# A request, the capability that it needs, the field that a refusal names, and what the model does not support.
+# A request, the capability that it needs, the field that a refusal names, and the missing feature.
 NEEDS = [
     (Request("q", parameters=Parameters(tools=(Tool("weather"),))), {"tools": True}, "parameters.tools", "tools"),
     (

@@ -288,7 +288,7 @@ async def test_the_servers_token_limit_applies_to_a_request_that_sets_none(
 async def test_pieces_are_not_tokens(
     pause: float, end_of: Callable, scripted: Callable, autojump_clock: MockClock
 ) -> None:
-    """An upstream may send one character per chunk: 50 pieces can be 10 tokens. A burst is no different."""
+    """An upstream may send one character per chunk: 50 pieces can be 10 tokens. The same holds for a burst."""
     engine = scripted(*[step for _ in range(50) for step in ("x", pause)])
     terminal, text = await end_of(engine, max_output_tokens=10)
     assert isinstance(terminal, StreamCompleted)

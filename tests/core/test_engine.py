@@ -203,7 +203,7 @@ def test_an_object_that_is_not_an_engine_is_refused(source: object) -> None:
 
 
 async def generated(*pieces: object) -> list[Piece]:
-    """What a generator that yields these pieces writes."""
+    """The output of a generator that yields these pieces."""
 
     async def generator(request: Request) -> AsyncIterator[object]:
         for piece in pieces:

@@ -23,7 +23,7 @@ def log() -> MemoryLog:
 
 
 class LogAlone:
-    """What a reader attaches to, here without a stream.
+    """The target of a reader, here without a stream.
 
     Attributes:
         left: For each reader that has left, how many readers were attached after that.
@@ -225,6 +225,6 @@ async def test_a_transports_listener_is_called_for_an_append_while_the_reader_wa
         assert reader.is_waiting
         log.append_nowait(frames(5, 5))
         assert writer.calls == 1
-        assert reader.is_waiting  # everything was written, so there was no reason to wake the reader
+        assert reader.is_waiting  # everything was written, so the reader was not woken
         reader.wake()
         assert not reader.is_waiting

@@ -1,4 +1,4 @@
-"""What a request can say, in a program and in JSON."""
+"""The fields of a request, in a program and in JSON."""
 
 import msgspec
 import pytest

@@ -51,7 +51,7 @@ def _fails_instead_of_hanging(test: Callable[..., Awaitable[None]]) -> Callable[
 class DelayedLog:
     """A log that commits later, as one on a disk or in another process does. See `crucible_trio.log.contract.Log`.
 
-    It keeps what it has accepted until `commit` is called. The visible part is a `MemoryLog`.
+    It keeps accepted frames until `commit` is called. The visible part is a `MemoryLog`.
     """
 
     def __init__(self, committer: Committer, *, room_without_readers: bool, account: ByteAccount | None = None) -> None:

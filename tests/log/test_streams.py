@@ -1,4 +1,4 @@
-"""Whole streams over each kind of log: what a stream promises does not depend on when its log commits."""
+"""Whole streams over each kind of log: the promises of a stream do not depend on when its log commits."""
 
 from __future__ import annotations
 

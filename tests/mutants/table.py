@@ -10,7 +10,7 @@ class Mutant:
     """An edit that removes one mechanism.
 
     Attributes:
-        mechanism: What the code does without the edit. docs/guarantees.md has it in a table.
+        mechanism: The behaviour that the edit removes. docs/guarantees.md lists it in a table.
         file: The edited file, below `crucible_trio`.
         old: The replaced text. It occurs once in `file`.
         new: The text instead.

@@ -423,7 +423,7 @@ class Api:
         return await self.post(body=body or {"input": "Why?"}, **headers)
 
     def number(self, name: str, **labels: str) -> float:
-        """One of the pipeline's metrics; 0 when it has never been counted."""
+        """The value of one of the pipeline's metrics, or 0 if it was never counted."""
         samples = [sample for family in PipelineCollector(self.pipeline).collect() for sample in family.samples]
         return sum(
             sample.value
