@@ -154,8 +154,8 @@ SCENARIOS: Final = (
         title="Stalled: a client that stops reading, a model that never waits",
         run=Stalled(),
         metrics=(
-            Metric(name="held", label="buffered in the server", unit="tokens"),
-            Metric(name="kernel", label="buffered in the kernel", unit="tokens"),
+            Metric(name="held", label="server buffer", unit="tokens"),
+            Metric(name="kernel", label="kernel buffer", unit="tokens"),
         ),
         goals=(Goal(metric="held", bound=2 * BUFFER + 1, of="absolute"),),
         servers=_ALL,
@@ -187,7 +187,7 @@ SCENARIOS: Final = (
                 Metric(name=str(size), label=f"CPU per token (streams: {size:,})", unit="µs")
                 for size in (1, 10, 100, 1000)
             ),
-            Metric(name="worst", label="worst, relative to 10 streams", unit="times"),
+            Metric(name="worst", label="worst ratio to 10 streams", unit="times"),
         ),
         goals=(Goal(metric="worst", bound=1.3, of="absolute"),),
         servers=(*_OURS, "sse-starlette"),
@@ -202,7 +202,7 @@ SCENARIOS: Final = (
                 Metric(name=str(size), label=f"CPU per token (records: {size:,})", unit="µs")
                 for size in (100, 1000, 10_000, 100_000)
             ),
-            Metric(name="worst", label="worst, relative to 1,000 records", unit="times"),
+            Metric(name="worst", label="worst ratio to 1,000 records", unit="times"),
         ),
         goals=(Goal(metric="worst", bound=1.3, of="absolute"),),
         servers=_OURS,

@@ -78,7 +78,7 @@ async function tick(period) {
   }
 }
 
-class Stream {
+class NodeStream {
   constructor(onDisconnect) {
     this.id = "str_" + randomBytes(16).toString("hex");
     this.onDisconnect = onDisconnect;
@@ -148,7 +148,7 @@ const server = createServer(async (request, response) => {
     let body = "";
     for await (const piece of request) body += piece;
     const ask = JSON.parse(body);
-    const stream = new Stream(ask.on_disconnect ?? "pause");
+    const stream = new NodeStream(ask.on_disconnect ?? "pause");
     await stream.publish({ type: "stream.created", stream: stream.id });
     await stream.follow(response, 0);
     stream.run(JSON.parse(ask.input));

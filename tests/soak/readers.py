@@ -1,4 +1,4 @@
-"""The clients of a soak: each reads one stream in its own way and holds what came against what had to come."""
+"""The clients of a soak test. Each kind reads one stream in a different way and checks the records."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ from crucible_trio.client import Client, ClientStream
 from crucible_trio.records import TERMINAL, AnyRecord, StreamCancelled, StreamFailed, parse_event_id
 from crucible_trio.sse import Decoder
 
-# Far over the server's write deadline; it may be busy with hundreds of others.
+# Far more than the server's write deadline: the server may be busy with hundreds of other streams.
 FROZEN_SECONDS = 60.0
 
 
 @dataclass
 class Tally:
-    """What has gone wrong, and what has been seen."""
+    """Errors found, and numbers of streams, records and connections."""
 
     lost: int = 0
     repeated: int = 0
     reordered: int = 0
-    wrong: list[str] = field(default_factory=list)  # everything else, in words
+    wrong: list[str] = field(default_factory=list)  # a message for each error
     streams: int = 0
     records: int = 0
     connections: int = 0
     reconnects: int = 0
-    compared: int = 0  # streams that an uncut reader read along
-    gone: int = 0  # readers that a server which was told to stop has left behind, with a beginning of the text
-    closed_at: dict[str, float] = field(default_factory=dict)  # by prompt, in time.monotonic()
+    compared: int = 0  # streams that a control reader read too
+    cut_at_shutdown: int = 0  # readers that had only the beginning of the text when the server exited
+    closed_at: dict[str, float] = field(default_factory=dict)  # by prompt, a time.monotonic()
 
     def count(self, seqs: list[int], after: int, who: str) -> None:
-        """Records as they came, on one connection or handed out by a client: `after + 1` and on, one by one."""
+        """Check the numbers of records in the order of arrival: `after + 1`, `after + 2` and so on."""
         seen: set[int] = set()
         last = after
         for seq in seqs:
             if seq in seen or seq <= after:
                 self.repeated += 1
-                self.wrong.append(f"{who}: record {seq} came again, after {last}")
+                self.wrong.append(f"{who}: record {seq} came again after record {last}")
             elif seq < last:
                 self.reordered += 1
-                self.wrong.append(f"{who}: record {seq} came after {last}")
+                self.wrong.append(f"{who}: record {seq} came after record {last}")
             elif seq > last + 1:
                 self.lost += seq - last - 1
-                self.wrong.append(f"{who}: record {seq} came after {last}")
+                self.wrong.append(f"{who}: record {seq} came after record {last}")
             seen.add(seq)
             last = max(last, seq)
 
     def check(self, prompt: str, records: list[AnyRecord], who: str) -> None:
-        """A whole reading: its numbers, its text and its end."""
+        """Check all records of a stream that was read to its end: numbers, text and terminal record."""
         self.streams += who != "control"
         script = script_for(prompt)
         text, end = text_of(records), records[-1]
@@ -69,10 +69,10 @@ class Tally:
             self.wrong.append(f"{who} {prompt!r}: {first_difference(text, script.text)}")
         code = end.error.code if isinstance(end, StreamFailed) else None
         if (type(end).__name__, code) != script.end or sum(isinstance(record, TERMINAL) for record in records) != 1:
-            self.wrong.append(f"{who} {prompt!r}: it ended with {end!r}")
+            self.wrong.append(f"{who} {prompt!r}: ended with {end!r}")
 
     def check_beginning(self, prompt: str, records: list[AnyRecord], who: str) -> None:
-        """A reading without its end: what came is a beginning."""
+        """Check the records of a stream that was not read to its end."""
         self.streams += 1
         self.records += len(records)
         self.count([record.seq for record in records], 0, f"{who} {prompt!r}")
@@ -85,17 +85,18 @@ def text_of(records: list[AnyRecord]) -> str:
 
 
 def is_beginning(text: str, expected: str) -> bool:
-    # Where a stream is stopped inside a character, what it had of that is a replacement character.
+    # A stream that is stopped inside a character ends with a replacement character.
     return expected.startswith(text.removesuffix("\N{REPLACEMENT CHARACTER}"))
 
 
 def first_difference(text: str, expected: str) -> str:
     at = next((n for n, (one, other) in enumerate(zip(text, expected, strict=False)) if one != other), len(text))
-    return f"{len(text)} of {len(expected)} characters, at {at} {text[at : at + 20]!r} for {expected[at : at + 20]!r}"
+    got, wanted = text[at : at + 20], expected[at : at + 20]
+    return f"{len(text)} of {len(expected)} characters, at {at} {got!r} instead of {wanted!r}"
 
 
-class Tap(httpx.AsyncBaseTransport):
-    """Listens on a client's wire: the client drops what comes twice, so it cannot say that it did."""
+class WireTap(httpx.AsyncBaseTransport):
+    """Checks the records on a client's connections. The client itself drops repeated records without telling."""
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
@@ -107,14 +108,14 @@ class Tap(httpx.AsyncBaseTransport):
             last_id = request.headers.get("Last-Event-ID")
             after = parse_event_id(last_id)[1] if last_id else 0
             assert isinstance(response.stream, httpx.AsyncByteStream)
-            response.stream = _Tapped(response.stream, self._tally, after)
+            response.stream = _TappedStream(response.stream, self._tally, after)
         return response
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
 
-class _Tapped(httpx.AsyncByteStream):
+class _TappedStream(httpx.AsyncByteStream):
     def __init__(self, inner: httpx.AsyncByteStream, tally: Tally, after: int) -> None:
         self._inner = inner
         self._tally = tally
@@ -129,49 +130,49 @@ class _Tapped(httpx.AsyncByteStream):
                 yield data
         finally:
             self._tally.connections += 1
-            self._tally.count(seqs, self._after, "on the wire")
+            self._tally.count(seqs, self._after, "on a connection")
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
 
 @dataclass
-class Found:
-    """One stream that is read by a client that is cut, and perhaps by another that is not."""
+class SoakStream:
+    """One stream. Its client is cut, and a control client may read it without cuts."""
 
     prompt: str
-    started: trio.Event = field(default_factory=trio.Event)  # or never will be, when there is no id
-    attached: trio.Event = field(default_factory=trio.Event)  # the one that is not cut, or never will be
+    started: trio.Event = field(default_factory=trio.Event)  # there is an id, or the start has failed
+    control_attached: trio.Event = field(default_factory=trio.Event)  # or the start has failed
     stream_id: str | None = None
     records: list[AnyRecord] = field(default_factory=list)
     control: list[AnyRecord] = field(default_factory=list)
 
 
-async def read(client: Client, found: Found, tally: Tally) -> None:
-    """Read to the end, whatever happens to the connections; cancel halfway what is there to be cancelled."""
+async def read(client: Client, target: SoakStream, tally: Tally) -> None:
+    """Read to the end, over any number of connections. Cancel a `cancels` stream at its 20th record."""
     try:
-        async with client.start(request_for(found.prompt)) as stream:
-            found.stream_id = stream.id
-            found.started.set()
-            await _read_into(found.records, stream, cancel_at=20 if found.prompt.startswith("cancels") else None)
+        async with client.start(request_for(target.prompt)) as stream:
+            target.stream_id = stream.id
+            target.started.set()
+            await _read_into(target.records, stream, cancel_at=20 if target.prompt.startswith("cancels") else None)
     finally:
-        found.started.set()
+        target.started.set()
     tally.reconnects += stream.reconnects
-    tally.check(found.prompt, found.records, "reader")
+    tally.check(target.prompt, target.records, "reader")
 
 
-async def read_along(client: Client, found: Found, tally: Tally) -> None:
-    """The measure: read the same stream, and have nothing happen to the connection."""
-    await found.started.wait()
-    if found.stream_id is None:
-        found.attached.set()  # never will be
+async def read_control(client: Client, target: SoakStream, tally: Tally) -> None:
+    """The control: read the same stream over a connection without faults."""
+    await target.started.wait()
+    if target.stream_id is None:
+        target.control_attached.set()
         return
-    async with client.read(found.stream_id) as stream:
-        found.attached.set()
-        await _read_into(found.control, stream)
+    async with client.read(target.stream_id) as stream:
+        target.control_attached.set()
+        await _read_into(target.control, stream)
     if stream.reconnects:
-        tally.wrong.append(f"control {found.prompt!r}: cut {stream.reconnects} times, by nobody")
-    tally.check(found.prompt, found.control, "control")
+        tally.wrong.append(f"control {target.prompt!r}: its connection broke {stream.reconnects} times without a fault")
+    tally.check(target.prompt, target.control, "control")
 
 
 async def _read_into(records: list[AnyRecord], stream: ClientStream, *, cancel_at: int | None = None) -> None:
@@ -182,12 +183,12 @@ async def _read_into(records: list[AnyRecord], stream: ClientStream, *, cancel_a
 
 
 class RawStream:
-    """One connection as bytes, so that it can be read slowly, or not at all."""
+    """One connection as bytes. It can be read slowly, or not at all."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self.records: list[AnyRecord] = []
-        self.whole = False  # the body has ended as HTTP says
+        self.whole = False  # the body has ended according to HTTP
         self._h11 = h11.Connection(h11.CLIENT)
         self._decoder = Decoder()
 
@@ -205,7 +206,7 @@ class RawStream:
         return raw
 
     async def receive(self, limit: int) -> bool:
-        """Take some bytes; False when there are no more."""
+        """Receive at most `limit` bytes. Returns False at the end of the body."""
         data = bytes(await self.stream.receive_some(limit))
         self._h11.receive_data(data)
         while (event := self._h11.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
@@ -228,54 +229,54 @@ class RawStream:
 
 
 async def read_slowly(port: int, client: Client, prompt: str, tally: Tally) -> None:
-    """Read little at a time and late; where that was too slow for the server, come back for the rest."""
+    """Read slowly in small chunks. Reconnect for the rest if that was too slow for the server."""
     raw = await RawStream.start(port, prompt)
     try:
         while await raw.receive(8192):
             await trio.sleep(0.005)
     except trio.BrokenResourceError:
-        await _come_back(raw, client, tally)
+        await _reconnect(raw, client, tally)
     finally:
         raw.close()
     tally.check(prompt, raw.records, "slow")
 
 
 async def freeze(port: int, client: Client, prompt: str, tally: Tally) -> None:
-    """Stop reading until the server has given up, take what is still on the way, and come back for the rest."""
+    """Stop reading until the server resets the connection. Read the buffered bytes, then reconnect for the rest."""
     raw = await RawStream.start(port, prompt)
-    given_up = select.poll()
-    given_up.register(raw.stream.socket.fileno(), 0)  # errors alone: a reset is one
+    reset_poll = select.poll()
+    reset_poll.register(raw.stream.socket.fileno(), 0)  # only errors, such as a reset
     try:
         while len(raw.records) < 2:
             await raw.receive(4096)
         with trio.move_on_after(FROZEN_SECONDS) as frozen:
-            while not given_up.poll(0):
+            while not reset_poll.poll(0):
                 await trio.sleep(0.05)
         if frozen.cancelled_caught:
-            tally.wrong.append(f"frozen {prompt!r}: the server did not give up")
+            tally.wrong.append(f"frozen {prompt!r}: the server did not reset the connection")
         while await raw.receive(65536):
             pass
     except trio.BrokenResourceError:
-        await _come_back(raw, client, tally)
+        await _reconnect(raw, client, tally)
     finally:
         raw.close()
     tally.check(prompt, raw.records, "frozen")
 
 
-async def _come_back(raw: RawStream, client: Client, tally: Tally) -> None:
+async def _reconnect(raw: RawStream, client: Client, tally: Tally) -> None:
     tally.reconnects += 1
     async with client.read(raw.records[0].stream, after=raw.records[-1].seq) as stream:
         await _read_into(raw.records, stream)
 
 
 async def leave(port: int, prompt: str, tally: Tally) -> None:
-    """Go away from a stream that ends with its reader, and remember when."""
+    """Disconnect from a stream with the policy `cancel`, and note the time."""
     raw = await RawStream.start(port, prompt)
     script = script_for(prompt)
     try:
-        while text_of(raw.records) != script.text:  # now the engine stalls
+        while text_of(raw.records) != script.text:  # after this text the engine stalls
             if not await raw.receive(4096):
-                tally.wrong.append(f"leaver {prompt!r}: the body ended before it left")
+                tally.wrong.append(f"leaver {prompt!r}: the body ended before the client left")
                 break
     finally:
         raw.close(reset=random.Random(prompt).random() < 0.5)

@@ -1,6 +1,6 @@
-"""The server of a soak, in a process of its own, so that what it holds can be told from what the clients hold.
+"""The server of a soak test, in a separate process, so that its memory and files are counted without the clients'.
 
-It prints its port, then answers each line of its standard input with a line of JSON. SIGTERM ends it in good order.
+It prints its port, then answers each line of its standard input with a line of JSON. SIGTERM drains and ends it.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ SETTINGS = load_settings(
     heartbeat_seconds=0.5,
     write_timeout_seconds=WRITE_TIMEOUT,
     drain_seconds=30.0,
-    flush_seconds=1.0,  # shorter than the streams that run when it is told to stop: only draining saves those
+    flush_seconds=1.0,  # less than the streams at SIGTERM need: only the drain lets them finish
 )
 
 
 class TimedEngine:
-    """A scripted engine that remembers when the streams of those who leave had let go, in `time.monotonic()`."""
+    """A scripted engine. It notes when the engine of a `leaves` stream ended, in `time.monotonic()`."""
 
     def __init__(self) -> None:
         self.scripted = ScriptedEngine(lambda request: script_for(request.input).steps, keep_runs=0)
         self.info = self.scripted.info
-        self.let_go: dict[str, float] = {}
+        self.ended_at: dict[str, float] = {}
 
     async def generate(self, request: Request, output: Output) -> Finish:
         prompt = str(request.input)
@@ -52,18 +52,18 @@ class TimedEngine:
             return await self.scripted.generate(request, output)
         finally:
             if kind_of(prompt) == "leaves":
-                self.let_go[prompt] = time.monotonic()
+                self.ended_at[prompt] = time.monotonic()
 
 
 def held() -> dict[str, float]:
-    """What this process holds just now."""
+    """Tasks, files, objects and memory of this process."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later is no leak
+    ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps for later is not a leak
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
     return {
         "tasks": trio.lowlevel.current_statistics().tasks_living,
-        "files": len(os.listdir("/proc/self/fd")) - 1,  # without the one that lists them
+        "files": len(os.listdir("/proc/self/fd")) - 1,  # without the descriptor that lists them
         "kept": sum(isinstance(thing, Stream | HttpConnection) for thing in gc.get_objects()),
         "blocks": sys.getallocatedblocks(),
         "mib": pages * resource.getpagesize() / 2**20,
@@ -83,7 +83,7 @@ async def answer_commands(engine: TimedEngine, pipeline: Pipeline) -> None:
                 case b"forget":
                     answer = {"forgotten": await _forget_all(pipeline)}
                 case _:
-                    answer, engine.let_go = engine.let_go, {}
+                    answer, engine.ended_at = engine.ended_at, {}
             print(msgspec.json.encode(answer).decode(), flush=True)
 
 
@@ -120,6 +120,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    # What fails on purpose is not worth a line; what is not on purpose comes from elsewhere.
+    # Engines fail on purpose here. Unexpected errors come from other loggers.
     logging.getLogger("crucible_trio.endings").setLevel(logging.CRITICAL)
     trio.run(main)

@@ -1,12 +1,13 @@
-"""Load and faults on the real server, for a while; then nothing may be lost, and nothing left.
+"""The soak test: load and faults on the real server. No record may be lost, and no memory or file leaked.
 
     python tests/soak/soak.py [--seconds 180] [--clients 200] [--controls 20] [--seed N]
 
-Each round starts as many streams as there are clients. Most are read through a proxy that cuts, stalls, throttles and
-resets; some are read along by a client that nothing happens to; others are read slowly, or not at all, are cancelled,
-left, or fail. In the last round the server is told to stop in the middle. Exit code 0: everything came once and in
-order, and server and client hold what they held before. Everything happens on 127.0.0.1 and is bounded in number and
-time; the printed line repeats a run.
+Each round starts one stream for each client. Most are read through a proxy that cuts, stalls, throttles and resets.
+Some of these are also read by a control client without faults. Other streams are read slowly or not at all, are
+cancelled, are abandoned, or fail. In the last round the server gets SIGTERM in the middle.
+
+Exit code 0: every record came once and in order, and server and clients have the same resources as before. Everything
+happens on 127.0.0.1 and is bounded in number and time. The first printed line has the command that repeats the run.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import msgspec
 import readers
 import server
 import trio
-from readers import Found, Tally
+from readers import SoakStream, Tally
 from workload import kind_of, prompts
 
 from crucible_trio.client import Client, open_client
@@ -35,25 +36,26 @@ from crucible_trio.errors import ServerRefusedError, StreamLostError
 from crucible_trio.records import TERMINAL
 from crucible_trio.testing import RandomChaos, open_chaos_proxy
 
-ROUND_SECONDS = 120.0  # a round that takes longer hangs
-SETTLE_SECONDS = 20.0  # for what ends by itself after its client has gone
+ROUND_SECONDS = 120.0  # a longer round counts as hanging
+SETTLE_SECONDS = 20.0  # until streams and connections without clients have ended
 
-# What is printed. `kept` are streams and connections, `blocks` live objects of all kinds.
+# The printed numbers. `kept` counts streams and connections, `blocks` live objects of all kinds.
 HELD = ("tasks", "files", "kept", "blocks", "mib")
-# Some error or frame may hold the last one that went through it.
+# An exception or a frame may still refer to the last stream that it handled.
 SLACK_KEPT = 10
-# What may stay of a stream that is gone, in objects: its id, its idempotency key with the request, and an alarm that
-# was cancelled are kept until their time, some 10 to 30 in all; and what a fault leaves behind when it is met first.
+# Objects that may remain of a deleted stream: its id, its idempotency key with the request, and a cancelled timer stay
+# until they expire, together 10 to 30 objects. The first occurrence of a fault allocates some more.
 SLACK_BLOCKS, SLACK_BLOCKS_PER_STREAM = 5000, 60
-# For the whole, over what those take: the allocator does not find the same holes in every round.
+# For the process, beyond those objects: memory fragments differently in every round.
 SLACK_MIB = 16.0
-# Failures in a row after which a client gives up: never while there is a server, in seconds when there is none.
+# Failures in a row after which a client gives up: too many to happen while there is a server, and a few seconds
+# without one.
 PATIENT, BRIEF = 30, 6
-MAX_LINES = 50  # of what is wrong; the rest is seldom of another kind
+MAX_LINES = 50  # printed errors, because the rest is rarely of another kind
 
 
-class Process:
-    """The server, as its parent sees it."""
+class SoakServer:
+    """The server process."""
 
     def __init__(self, process: trio.Process) -> None:
         self.process = process
@@ -65,7 +67,7 @@ class Process:
         while b"\n" not in self._received:
             data = await self.process.stdout.receive_some()
             if not data:
-                raise SystemExit("the server has gone")
+                raise SystemExit("the server process has ended")
             self._received += data
         line, _, self._received = self._received.partition(b"\n")
         return line
@@ -77,35 +79,35 @@ class Process:
 
 
 @asynccontextmanager
-async def open_server(path: str) -> AsyncIterator[Process]:
+async def open_server(path: str) -> AsyncIterator[SoakServer]:
     async with trio.open_nursery() as nursery:
         command = [sys.executable, "-W", "error", str(Path(__file__).with_name("server.py")), path]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        process = Process(await nursery.start(partial(trio.run_process, command, check=False, **pipes)))
+        process = SoakServer(await nursery.start(partial(trio.run_process, command, check=False, **pipes)))
         process.port = int(await process.line())
         yield process
         nursery.cancel_scope.cancel()
 
 
 class Round:
-    """One round: its clients, and what they found."""
+    """One round: its clients, and their checks."""
 
-    def __init__(self, process: Process, seed: int, tally: Tally) -> None:
+    def __init__(self, process: SoakServer, seed: int, tally: Tally) -> None:
         self.process = process
         self.seed = seed
         self.tally = tally
-        self.stopping = False  # the server has been told to
+        self.stopping = False  # the server has got SIGTERM
 
-    async def run(self, names: list[str], controls: int, *, stop_in_the_middle: bool = False) -> None:
-        """Have all these streams read at once; `controls` of them by two."""
-        # Half of the connections are left alone: a client gives up after so many failures in a row, as it should.
+    async def run(self, names: list[str], controls: int, *, sigterm_in_the_middle: bool = False) -> None:
+        """Read all these streams at the same time, and `controls` of them also with a control client."""
+        # Half of the connections have no fault, because a client rightly gives up after several failures in a row.
         chaos = RandomChaos(seed=self.seed, untouched=0.5)
-        attempts = BRIEF if stop_in_the_middle else PATIENT
+        attempts = BRIEF if sigterm_in_the_middle else PATIENT
         patience: dict[str, Any] = {"retry_seconds": 0.01, "max_attempts": attempts, "max_first_attempts": attempts}
         port = self.process.port
-        tap = partial(readers.Tap, self.tally)
-        streams = [Found(name) for name in names]
-        along = [found for found in streams if kind_of(found.prompt) in {"reads", "fails", "drains"}][:controls]
+        tap = partial(readers.WireTap, self.tally)
+        streams = [SoakStream(name) for name in names]
+        controlled = [target for target in streams if kind_of(target.prompt) in {"reads", "fails", "drains"}][:controls]
         async with (
             open_chaos_proxy(port, chaos) as proxy,
             open_client(proxy.url, silence_seconds=3.0, transport=tap(), **patience) as cut,
@@ -113,36 +115,41 @@ class Round:
         ):
             with trio.move_on_after(ROUND_SECONDS) as scope:
                 async with trio.open_nursery() as nursery:
-                    for found in streams:
-                        nursery.start_soon(self._read, found, cut, uncut)
-                    for found in along:
-                        nursery.start_soon(self._read_along, found, uncut)
-                    if stop_in_the_middle:
-                        for found in along:
-                            await found.attached.wait()
+                    for target in streams:
+                        nursery.start_soon(self._read, target, cut, uncut)
+                    for target in controlled:
+                        nursery.start_soon(self._read_control, target, uncut)
+                    if sigterm_in_the_middle:
+                        for target in controlled:
+                            await target.control_attached.wait()
                         if not (await self.process.ask("held"))["engines"]:
-                            self.tally.wrong.append("nothing ran any more when the server was told to stop")
+                            self.tally.wrong.append("no engine was running when the server got SIGTERM")
                         self.stopping = True
                         self.process.process.send_signal(signal.SIGTERM)
             if scope.cancelled_caught:
                 self.tally.wrong.append(f"a round took more than {ROUND_SECONDS:g} s\n{proxy.report()}")
-        for found in along:
-            if not found.control:
-                self.tally.wrong.append(f"control {found.prompt!r}: got nothing")
-            elif found.records and isinstance(found.records[-1], TERMINAL):
+        for target in controlled:
+            if not target.control:
+                self.tally.wrong.append(f"control {target.prompt!r}: got no records")
+            elif target.records and isinstance(target.records[-1], TERMINAL):
                 self.tally.compared += 1
-                if found.records != found.control:
-                    self.tally.wrong.append(f"{found.prompt!r}: one reader was cut and one was not, and they differ")
+                if target.records != target.control:
+                    self.tally.wrong.append(
+                        f"{target.prompt!r}: the records of the cut client and of the control differ"
+                    )
 
-    async def _read_along(self, found: Found, uncut: Client) -> None:
+    async def _read_control(self, target: SoakStream, uncut: Client) -> None:
         try:
-            await readers.read_along(uncut, found, self.tally)
-        except (StreamLostError, ServerRefusedError) as error:  # also when it has been told to stop: nothing excuses it
+            await readers.read_control(uncut, target, self.tally)
+        except (
+            StreamLostError,
+            ServerRefusedError,
+        ) as error:  # an error even at shutdown, because the drain lets it finish
             self.tally.lost += 1
-            self.tally.wrong.append(f"control {found.prompt!r}: {error}")
+            self.tally.wrong.append(f"control {target.prompt!r}: {error}")
 
-    async def _read(self, found: Found, cut: Client, uncut: Client) -> None:
-        port, name = self.process.port, found.prompt
+    async def _read(self, target: SoakStream, cut: Client, uncut: Client) -> None:
+        port, name = self.process.port, target.prompt
         try:
             match kind_of(name):
                 case "slow":
@@ -152,18 +159,18 @@ class Round:
                 case "leaves":
                     await readers.leave(port, name, self.tally)
                 case _:
-                    await readers.read(cut, found, self.tally)
+                    await readers.read(cut, target, self.tally)
         except (StreamLostError, ServerRefusedError) as error:
-            if self.stopping:  # it starts nothing new any more, and waits for nobody once all streams have ended
-                self.tally.gone += 1
-                self.tally.check_beginning(name, found.records, "left behind")
+            if self.stopping:  # a draining server refuses new streams, and exits once all streams have ended
+                self.tally.cut_at_shutdown += 1
+                self.tally.check_beginning(name, target.records, "cut at shutdown")
             else:
                 self.tally.lost += 1
                 self.tally.wrong.append(f"{name!r}: {error}")
 
 
-async def settled(process: Process, tally: Tally, before: dict[str, float] | None = None) -> dict[str, float]:
-    """What the server holds once nothing moves any more: no engine, no reader, and what it held before."""
+async def settled(process: SoakServer, tally: Tally, before: dict[str, float] | None = None) -> dict[str, float]:
+    """The server's resources, once it has no engines, no readers, and as many tasks and files as `before`."""
     held = await process.ask("held")
     with trio.move_on_after(SETTLE_SECONDS) as scope:
         while True:
@@ -173,28 +180,30 @@ async def settled(process: Process, tally: Tally, before: dict[str, float] | Non
                 break
             await trio.sleep(0.1)
     if scope.cancelled_caught:
-        tally.wrong.append(f"the server still holds {held}, and held {before}")
+        tally.wrong.append(f"the server still has {held}, and had {before} before")
     return held
 
 
-async def let_go(process: Process, tally: Tally) -> list[float]:
-    """For each client that has left, the seconds until its engine had been cancelled."""
+async def cancel_latencies(process: SoakServer, tally: Tally) -> list[float]:
+    """For each client that has disconnected, the seconds until its engine had been cancelled."""
     seconds: list[float] = []
     with trio.move_on_after(SETTLE_SECONDS):
         while tally.closed_at:
-            for prompt, moment in (await process.ask("let go")).items():
-                if prompt in tally.closed_at:  # not one that was late for the last round
+            for prompt, moment in (await process.ask("engine ends")).items():
+                if prompt in tally.closed_at:  # not one of an earlier round
                     seconds.append(moment - tally.closed_at.pop(prompt))
             await trio.sleep(0.05)
-    tally.wrong += [f"{prompt!r}: the client has left and the engine runs on" for prompt in tally.closed_at]
+    tally.wrong += [
+        f"{prompt!r}: the engine still runs although its client has disconnected" for prompt in tally.closed_at
+    ]
     tally.closed_at.clear()
     return seconds
 
 
 async def soak(*, seconds: float, clients: int, controls: int, warm_up: int, seed: int, path: str) -> Tally:
-    """Run it and print what came of it."""
+    """Run the soak test and print the result."""
     tally = Tally()
-    seconds_to_let_go: list[float] = []
+    cancel_seconds: list[float] = []
     rounds = 0
     async with open_server(path) as process:
 
@@ -203,7 +212,7 @@ async def soak(*, seconds: float, clients: int, controls: int, warm_up: int, see
             rounds += 1
             begin = trio.current_time()
             await Round(process, seed * 1000 + rounds, tally).run(prompts(seed, rounds, clients), controls)
-            seconds_to_let_go.extend(await let_go(process, tally))
+            cancel_seconds.extend(await cancel_latencies(process, tally))
             await settled(process, tally)
             await process.ask("forget")
             mib = (await process.ask("held"))["mib"]
@@ -220,11 +229,11 @@ async def soak(*, seconds: float, clients: int, controls: int, warm_up: int, see
         after, own_after = await settled(process, tally, before), server.held()
 
         names = [f"drains {seed} {clients} {number}" for number in range(clients)]
-        await Round(process, seed * 1000, tally).run(names, controls, stop_in_the_middle=True)
+        await Round(process, seed * 1000, tally).run(names, controls, sigterm_in_the_middle=True)
         with trio.move_on_after(SETTLE_SECONDS):
             await process.process.wait()
         if process.process.returncode != 0:
-            tally.wrong.append(f"after SIGTERM the server ended with {process.process.returncode}")
+            tally.wrong.append(f"the server's exit code after SIGTERM is {process.process.returncode}")
 
     for name, one, other in (("server", before, after), ("clients", own_before, own_after)):
         print(f"{name}:", ", ".join(f"{what} {one[what]:.5g} -> {other[what]:.5g}" for what in HELD))
@@ -234,26 +243,24 @@ async def soak(*, seconds: float, clients: int, controls: int, warm_up: int, see
         blocks = other["blocks"] - one["blocks"]
         more = more or blocks > SLACK_BLOCKS + SLACK_BLOCKS_PER_STREAM * measured_streams
         if more or other["mib"] - one["mib"] > SLACK_MIB:
-            tally.wrong.append(f"{name}: it holds more than before")
+            tally.wrong.append(f"{name}: more resources than before, see the numbers above")
     print(
-        f"{rounds} rounds, {tally.streams} streams, {tally.records} records, {tally.connections} connections tapped, "
-        f"{tally.reconnects} times reconnected, {tally.compared} streams compared with an uncut reader, "
-        f"{tally.gone} readers without a server after SIGTERM"
+        f"{rounds} rounds, {tally.streams} streams, {tally.records} records, {tally.connections} connections checked, "
+        f"{tally.reconnects} reconnects, {tally.compared} streams compared with an uncut reader, "
+        f"{tally.cut_at_shutdown} readers cut at shutdown"
     )
-    longest = max(seconds_to_let_go, default=math.nan) * 1000
-    print(f"from client close to engine cancelled: {longest:.1f} ms at the longest, of {len(seconds_to_let_go)}")
-    print(
-        f"lost {tally.lost}, repeated {tally.repeated}, reordered {tally.reordered}, otherwise wrong {len(tally.wrong)}"
-    )
+    longest = max(cancel_seconds, default=math.nan) * 1000
+    print(f"from disconnect to engine cancelled: at most {longest:.1f} ms, of {len(cancel_seconds)} disconnects")
+    print(f"lost {tally.lost}, repeated {tally.repeated}, reordered {tally.reordered}, other errors {len(tally.wrong)}")
     return tally
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Load and faults on the real server.")
+    parser = argparse.ArgumentParser(description="Soak test: load and faults on the real server.")
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--controls", type=int, default=20)
-    # What is imported, cached or allocated once, in the first rounds, is no leak.
+    # The first rounds import modules and fill caches. That is not a leak.
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before the first measurement")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--path", choices=["direct", "plain"], default="direct", help="how the server writes")

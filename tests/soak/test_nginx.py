@@ -1,4 +1,4 @@
-"""Behind Debian's nginx, whose upstream speaks HTTP/1.0 by default: a body there ends by closing its connection."""
+"""Streams through Debian's nginx. By default it requests HTTP/1.0, where closing the connection ends a body."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from crucible_trio.sse import Decoder
 from crucible_trio.testing import Gate, RandomChaos, Repeat, ScriptedEngine, open_chaos_proxy, split_text
 from crucible_trio.web import create_app
 
-# No daemon, so that a test can end it: a master and one worker. Every path lies in its prefix, which is private to
-# whoever runs the test: the worker must be the same user.
+# Not a daemon, so that a test can end it. It has a master and one worker. All its paths are in the prefix, which only
+# the current user can read, so the worker must run as this user.
 CONFIGURATION = """
 %(user)s
 daemon off;
@@ -65,18 +65,18 @@ http {
 """
 
 TEXT = "Grüße, 🦊 naïve 🏳️\u200d🌈 \u2028\x85\n\nid: forged "
-NOT_HELD_BACK = ["default", "unbuffered", "gzip", "http11"]
+UNBUFFERED = ["default", "unbuffered", "gzip", "http11"]
 
 
 @dataclass
-class Answer:
-    """A response through the proxy, as far as it has come."""
+class ProxiedResponse:
+    """The part of a response that has arrived through the proxy."""
 
     stream: trio.SocketStream
     body: bytes = b""
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    whole: bool = False  # the body has ended as HTTP says
+    whole: bool = False  # the body has ended according to HTTP
 
     def __post_init__(self) -> None:
         self._h11 = h11.Connection(h11.CLIENT)
@@ -89,7 +89,7 @@ class Answer:
         await self.stream.send_all(b"".join(parts))
 
     async def receive(self) -> bool:
-        """Take what is there; False after the end. A reset raises `trio.BrokenResourceError`."""
+        """Receive the next bytes. Returns False after the end. A reset raises `trio.BrokenResourceError`."""
         self._h11.receive_data(bytes(await self.stream.receive_some(65536)))
         while (event := self._h11.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
             match event:
@@ -123,27 +123,29 @@ class Answer:
 
 @dataclass
 class Behind:
-    """Our server behind nginx."""
+    """The crucible server behind nginx."""
 
     pipeline: Pipeline
-    port: int  # of nginx
+    port: int  # nginx's
     server: trio.CancelScope
-    answers: list[Answer] = field(default_factory=list)
+    responses: list[ProxiedResponse] = field(default_factory=list)
 
-    async def start(self, location: str, *lines: tuple[str, str], receive_buffer: int = 65536, **ask: str) -> Answer:
+    async def start(
+        self, location: str, *lines: tuple[str, str], receive_buffer: int = 65536, **ask: str
+    ) -> ProxiedResponse:
         sock = trio.socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        answer = Answer(trio.SocketStream(sock))
-        self.answers.append(answer)
+        response = ProxiedResponse(trio.SocketStream(sock))
+        self.responses.append(response)
         await sock.connect(("127.0.0.1", self.port))
         body = msgspec.json.encode({"input": "x", "mode": "deep"} | ask)
-        await answer.ask(f"/{location}/v1/streams", body, *lines)
-        return answer
+        await response.ask(f"/{location}/v1/streams", body, *lines)
+        return response
 
 
 @pytest.fixture
 def behind_nginx(need_program: Callable[[str], str], tmp_path: Path) -> Callable[..., AsyncIterator[Behind]]:
-    """`async with behind_nginx(engine) as behind`; `chaos`, if any, sits between nginx and the server."""
+    """`async with behind_nginx(engine) as behind`. `chaos` adds a chaos proxy between nginx and the server."""
     nginx = need_program("nginx")
 
     @asynccontextmanager
@@ -164,12 +166,12 @@ def behind_nginx(need_program: Callable[[str], str], tmp_path: Path) -> Callable
                 [url] = await nursery.start(run, create_app(pipeline, settings.apis))
                 port, server = listener.getsockname()[1], int(url.rsplit(":", 1)[1])
                 async with open_chaos_proxy(server, chaos) as proxy:
-                    server = proxy.port if chaos else server  # its buffers would count in what is measured
+                    server = proxy.port if chaos else server  # the proxy's buffers would add to the measurement
                     file = tmp_path / "nginx.conf"
                     user = "user root;" if os.geteuid() == 0 else ""
                     file.write_text(CONFIGURATION % {"user": user, "port": port, "server": server})
                     command = [nginx, "-p", f"{tmp_path}/", "-e", "stderr", "-c", str(file)]
-                    # A listening socket that it inherits, as at an upgrade: no port is free for a moment only.
+                    # nginx inherits a listening socket, as in an upgrade, so no other process can take the port.
                     environment = os.environ | {"NGINX": f"{listener.fileno()};"}
                     options = {"pass_fds": [listener.fileno()], "env": environment, "stderr": subprocess.PIPE}
                     process = await nursery.start(partial(trio.run_process, command, check=False, **options))
@@ -177,8 +179,8 @@ def behind_nginx(need_program: Callable[[str], str], tmp_path: Path) -> Callable
                     try:
                         yield behind
                     finally:
-                        for answer in behind.answers:
-                            answer.stream.socket.close()
+                        for response in behind.responses:
+                            response.stream.socket.close()
                         process.terminate()
                         with trio.CancelScope(shield=True):
                             await process.wait()
@@ -187,75 +189,75 @@ def behind_nginx(need_program: Callable[[str], str], tmp_path: Path) -> Callable
     return opened
 
 
-@pytest.mark.parametrize("location", NOT_HELD_BACK)
+@pytest.mark.parametrize("location", UNBUFFERED)
 async def test_each_record_arrives_while_the_engine_waits_for_it(behind_nginx, location) -> None:
     gates = [Gate(), Gate()]
     engine = ScriptedEngine(gates[0], Reasoning("hm "), gates[1], split_text(TEXT * 20, 50, seed=3))
     async with behind_nginx(engine) as behind:
-        answer = await behind.start(location, ("Accept-Encoding", "gzip"))
-        await answer.read_until("stream.created")
+        response = await behind.start(location, ("Accept-Encoding", "gzip"))
+        await response.read_until("stream.created")
         assert engine.written == []
         gates[0].open()
-        await answer.read_until("reasoning.delta")
+        await response.read_until("reasoning.delta")
         assert engine.written == ["hm "]
         gates[1].open()
-        await answer.read_to_end()
-        assert answer.whole
-        assert answer.text == "hm " + TEXT * 20
-        assert (answer.headers.get("content-encoding") == "gzip") == (location == "gzip")
-        assert [event["seq"] for event in answer.events] == list(range(1, len(answer.events) + 1))
+        await response.read_to_end()
+        assert response.whole
+        assert response.text == "hm " + TEXT * 20
+        assert (response.headers.get("content-encoding") == "gzip") == (location == "gzip")
+        assert [event["seq"] for event in response.events] == list(range(1, len(response.events) + 1))
 
 
-async def test_a_proxy_that_buffers_in_spite_of_us_delays_and_loses_nothing(behind_nginx) -> None:
+async def test_a_buffering_proxy_delays_records_and_loses_none(behind_nginx) -> None:
     async with behind_nginx(ScriptedEngine(Reasoning("hm "), split_text(TEXT * 500, 300, seed=3))) as behind:
-        answer = await behind.start("buffered")
-        await answer.read_to_end()
-        assert answer.whole
-        assert answer.text == "hm " + TEXT * 500
+        response = await behind.start("buffered")
+        await response.read_to_end()
+        assert response.whole
+        assert response.text == "hm " + TEXT * 500
 
 
-@pytest.mark.parametrize("location", NOT_HELD_BACK[:2])
+@pytest.mark.parametrize("location", UNBUFFERED[:2])
 async def test_a_stalled_client_stops_the_engine_once_the_proxy_is_full(
     behind_nginx, location, record_property
 ) -> None:
     piece = "x" * 1000
     engine = ScriptedEngine(Repeat(piece))
     async with behind_nginx(engine) as behind:
-        answer = await behind.start(location, receive_buffer=4096)
-        await answer.read_until("output.delta")
+        response = await behind.start(location, receive_buffer=4096)
+        await response.read_until("output.delta")
         before = -1
         [run] = engine.runs
-        while len(run.written) != before:  # until it stands still
+        while len(run.written) != before:  # until the engine waits
             before = len(run.written)
             await trio.sleep(0.4)
         mib = before * len(piece) / 2**20
         record_property("engine_ahead_mib", mib)
         print(f"{location}: the engine stopped {mib:.2f} MiB ahead of a client that stopped reading")
         [stream] = await behind.pipeline.list()
-        assert stream.status == "running"  # held back, not ended by a cap
+        assert stream.status == "running"  # waiting, not ended by a limit
         assert stream.log.readers == 1
 
 
-@pytest.mark.parametrize("location", [*NOT_HELD_BACK, "buffered"])
-async def test_a_body_that_the_server_breaks_off_never_looks_whole(behind_nginx, location) -> None:
+@pytest.mark.parametrize("location", [*UNBUFFERED, "buffered"])
+async def test_a_body_that_the_server_cuts_never_looks_complete(behind_nginx, location) -> None:
     gate = Gate()
     async with behind_nginx(ScriptedEngine("x" * 9000, gate)) as behind:
-        answer = await behind.start(location)
+        response = await behind.start(location)
         await gate.wait_reached()
-        await answer.read_until("stream.created")
-        behind.server.cancel()  # resets every connection
+        await response.read_until("stream.created")
+        behind.server.cancel()  # resets all connections
         with pytest.raises((trio.BrokenResourceError, h11.RemoteProtocolError)):
-            await answer.read_to_end()
-        assert not answer.whole
+            await response.read_to_end()
+        assert not response.whole
 
 
-async def test_a_client_that_leaves_the_proxy_stops_the_engine(behind_nginx) -> None:
+async def test_a_client_that_disconnects_from_the_proxy_cancels_the_engine(behind_nginx) -> None:
     gate = Gate()
     engine = ScriptedEngine("x", gate)
     async with behind_nginx(engine) as behind:
-        answer = await behind.start("default", on_disconnect="cancel")
-        await answer.read_until("output.delta")
-        answer.stream.socket.close()
+        response = await behind.start("default", on_disconnect="cancel")
+        await response.read_until("output.delta")
+        response.stream.socket.close()
         await engine.runs[0].ended.wait()
         assert engine.runs[0].end == "cancelled"
 

@@ -1,4 +1,4 @@
-"""What the streams of a soak are made of: a prompt says everything, to the server and to whoever checks it."""
+"""The streams of a soak test. The prompt determines the stream, for the server and for the check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 from crucible_trio import EngineError, Finish, Reasoning, Request, Usage
 from crucible_trio.testing import Step, split_text
 
-# Share of each kind among the clients.
+# How many clients of each kind, out of their sum.
 KINDS = {"reads": 10, "fails": 2, "cancels": 2, "leaves": 2, "slow": 2, "frozen": 2}
 
 WORDS = (
@@ -29,13 +29,13 @@ WORDS = (
 
 
 @dataclass(frozen=True)
-class Script:
+class SoakScript:
     """One stream.
 
     Attributes:
         steps: For the scripted engine.
-        text: Trace and answer as a client must get them; of what is cancelled it gets a beginning.
-        end: The type of the terminal record, and the code of its error.
+        text: The trace and the answer that a client must get. Of a cancelled stream it gets the beginning.
+        end: The type of the terminal record, and its error code.
     """
 
     steps: list[Step]
@@ -44,7 +44,7 @@ class Script:
 
 
 def prompts(seed: int, part: int, count: int) -> list[str]:
-    """So many prompts, the kinds well mixed; those of another part of the run differ."""
+    """`count` prompts of mixed kinds. Another `part` of the run has other prompts."""
     kinds = [kind for kind, share in KINDS.items() for _ in range(share)]
     return [f"{kinds[number * 7 % len(kinds)]} {seed} {part} {number}" for number in range(count)]
 
@@ -54,15 +54,15 @@ def kind_of(prompt: str) -> str:
 
 
 def request_for(prompt: str) -> Request:
-    """What a client sends; both modes, because they differ in what happens while nobody reads."""
+    """The request of a client. Both modes occur, because their default policies without a reader differ."""
     policies = {"leaves": "cancel", "cancels": "continue"}
     mode = "deep" if random.Random(prompt).random() < 0.5 else "standard"
     return Request(prompt, mode=mode, on_disconnect=policies.get(kind_of(prompt)))
 
 
 @lru_cache(maxsize=10)
-def script_for(prompt: str) -> Script:
-    """The script that this prompt starts; its text is like no other prompt's."""
+def script_for(prompt: str) -> SoakScript:
+    """The script for this prompt. Each prompt has a different text."""
     dice = random.Random(prompt)
     pieces: list[Step]
     match kind_of(prompt):
@@ -71,28 +71,28 @@ def script_for(prompt: str) -> Script:
             giant = str(dice.getrandbits(64)) * 5000 if dice.random() < 0.1 else ""
             pieces = [Reasoning(part, number) for number, part in enumerate(trace)]
             pieces += [*split_text(answer, dice.randint(20, 100), seed=dice.getrandbits(32)), giant]
-            # Some are to last while others start: the more there are, the longer.
+            # Streams last while other streams start. The more there are, the longer.
             pauses = [0.0, 0.002, 0.02, 0.1] if kind == "reads" else [0.001 * int(prompt.split()[2])]
             steps = [step for piece in pieces for step in (piece, dice.choice(pauses)) if step or dice.random() < 0.3]
             usage = Usage(output_tokens=len(pieces))
-            return Script([*steps, Finish("stop", usage)], "".join(trace) + answer + giant)
+            return SoakScript([*steps, Finish("stop", usage)], "".join(trace) + answer + giant)
         case "fails":
             answer = _text(dice, 600)
             error = dice.choice([EngineError("soaked", "On purpose.", retryable=True), RuntimeError("on purpose")])
             code = error.code if isinstance(error, EngineError) else "engine_error"
-            return Script([*split_text(answer, 30, seed=1), 0.05, error], answer, ("StreamFailed", code))
+            return SoakScript([*split_text(answer, 30, seed=1), 0.05, error], answer, ("StreamFailed", code))
         case "cancels":
             answer = _text(dice, 4000)
             steps = [step for piece in split_text(answer, 1000) for step in (piece, 0.01)]
-            return Script([*steps, math.inf], answer, ("StreamCancelled", None))
+            return SoakScript([*steps, math.inf], answer, ("StreamCancelled", None))
         case "leaves":
             answer = _text(dice, 200)
-            return Script([*split_text(answer, 10), math.inf], answer, ("StreamCancelled", None))
-        case _:  # slow, frozen: more than all buffers on the way hold
-            # Made of one block: the time of the machine belongs to the server.
+            return SoakScript([*split_text(answer, 10), math.inf], answer, ("StreamCancelled", None))
+        case _:  # slow, frozen: more text than all buffers between engine and client hold
+            # One repeated block, so that making the text takes no CPU time from the server.
             block = _text(dice, 1000)
             pieces = [f"{number:05} {block}" for number in range(400)]
-            return Script(pieces, "".join(map(str, pieces)))
+            return SoakScript(pieces, "".join(map(str, pieces)))
 
 
 def _text(dice: random.Random, length: int) -> str:
