@@ -19,11 +19,14 @@ from crucible_trio.records import (
     AnyRecord,
     OutputDelta,
     ReasoningDelta,
+    RefusalDelta,
     StreamCancelled,
     StreamCompleted,
     StreamFailed,
     StreamIncomplete,
     Terminal,
+    ToolCallDelta,
+    ToolCallStarted,
 )
 from crucible_trio.request import Request
 from crucible_trio.settings import ServiceSettings
@@ -69,7 +72,7 @@ async def ask_server(request: Request, url: str, key: str | None) -> int:
 
     Cancellation: closes the connection. The stream goes on as its `on_disconnect` says.
     """
-    notes = Console(stderr=True, highlight=False)
+    notes = Console(stderr=True, highlight=False, markup=False)
 
     def report_reconnect(last_seq: int) -> None:
         notes.print(f"\nreconnected, resuming after record {last_seq}", style="yellow")
@@ -141,7 +144,7 @@ class _AnswerPrinter:
 
     def __init__(self) -> None:
         self._out = _PipeConsole(highlight=False)
-        self._notes = Console(stderr=True, highlight=False)
+        self._notes = Console(stderr=True, highlight=False, markup=False)
         self._terminal: Terminal | None = None
         self._has_trace = False
         self._has_answer = False
@@ -153,10 +156,18 @@ class _AnswerPrinter:
                     self._out.out("Reasoning", style="bold dim")
                 self._has_trace = True
                 self._write(delta, "dim")
-            case OutputDelta(delta=delta):
+            case OutputDelta(delta=delta) | RefusalDelta(delta=delta):
                 if self._has_trace and not self._has_answer:
                     self._out.out("\n\nAnswer", style="bold")
                 self._has_answer = True
+                self._write(delta, None)
+            case ToolCallStarted(name=name):
+                self._out.out(
+                    "\n\nTool call " if self._has_trace or self._has_answer else "Tool call ", end="", style="bold"
+                )
+                self._has_answer = True
+                self._write(f"{name} ", None)
+            case ToolCallDelta(delta=delta):
                 self._write(delta, None)
             case StreamCompleted() | StreamIncomplete() | StreamFailed() | StreamCancelled():
                 self._terminal = record
