@@ -22,6 +22,7 @@ from crucible_trio.errors import trace_without_text
 from crucible_trio.server.app_tasks import AppTasks
 from crucible_trio.server.config import Config
 from crucible_trio.server.http1 import Http1Protocol
+from crucible_trio.server.read_pause import MAX_READ_AHEAD, ReadPause
 from crucible_trio.timers import Timer, Timers
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class HttpConnection:
             server=parse_socket_addr(sock.family, sock.getsockname()),
             send=self._send,
         )
+        self._protocol.can_read = ReadPause(self)
+        self._ahead = b""  # read while the protocol was paused
 
     async def run(self) -> None:
         """Serve requests until either side closes the connection.
@@ -111,16 +114,29 @@ class HttpConnection:
         sock = self._stream.socket
         while sock.fileno() != -1:
             try:
-                # A connection waits here nearly all the time. Waiting in `receive_some` takes 1.5 KiB more.
-                await trio.lowlevel.wait_readable(sock)
-                data = await self._stream.receive_some(MAX_RECV)
+                data, self._ahead = self._ahead, b""
+                if not data:
+                    # A connection waits here nearly all the time. Waiting in `receive_some` takes 1.5 KiB more.
+                    await trio.lowlevel.wait_readable(sock)
+                    data = bytes(await self._stream.receive_some(MAX_RECV))
+                if not self._is_lingering:
+                    await self._protocol.handle(RawData(data))
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 break
-            if not self._is_lingering:
-                await self._protocol.handle(RawData(bytes(data)))
             if not data:
                 break
         await self._protocol.handle(Closed())
+
+    async def wait_closed_by_client(self) -> None:
+        """Read ahead until the client has closed the connection (`PausableConnection`)."""
+        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            while len(self._ahead) < MAX_READ_AHEAD:
+                await trio.lowlevel.wait_readable(self._stream.socket)
+                data = await self._stream.receive_some(MAX_RECV)
+                if not data:
+                    return
+                self._ahead += data
+            await trio.sleep_forever()
 
     async def _send(self, event: Event) -> None:
         match event:

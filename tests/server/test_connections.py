@@ -143,6 +143,41 @@ async def test_pipelined_bytes_do_not_hide_a_disconnect_for_longer_than_a_heartb
                 await trio.sleep(0.02)
 
 
+@pytest.mark.parametrize(
+    ("headers", "behind"),
+    [
+        (("Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"), b""),
+        (("Upgrade: TLS/1.2", "Connection: Upgrade"), b""),
+        ((), b"\r\n"),
+        ((), b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        ((), b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100),
+    ],
+    ids=["h2c", "TLS", "CRLF", "pipelined", "pipelined often"],
+)
+async def test_a_client_that_leaves_during_a_silent_response_stops_the_engine(serving, headers, behind) -> None:
+    """Some HTTP clients send `Upgrade` with every request. The response is not streamed, so no write can fail."""
+    async with serving(silent) as served:
+        client = await served.connect()
+        body = b'{"messages": [{"role": "user", "content": "Why?"}]}'
+        await client.request(
+            "POST",
+            "/v1/chat/completions",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            *headers,
+        )
+        await client.stream.send_all(body + behind)
+        with trio.fail_after(10):
+            while not (streams := await served.pipeline.list()) or not streams[0].log.readers:
+                await trio.sleep(0.02)
+        [stream] = streams
+        await client.stream.aclose()
+        with trio.fail_after(5):
+            await stream.log.wait_finished()
+        assert stream.terminal.by == "disconnect"
+        assert await served.is_alive()
+
+
 async def test_a_half_closed_client_counts_as_gone(serving, kind) -> None:
     async with serving(silent, kind=kind) as served:
         client = await served.connect()
