@@ -296,4 +296,11 @@ MUTANTS = [
         new="",
         tests="tests/server/test_drain.py",
     ),
+    Mutant(
+        mechanism="a client that leaves is noticed while its connection is paused",
+        file="server/connection.py",
+        old="        self._protocol.can_read = ReadPause(self)\n",
+        new="",
+        tests="tests/server/test_connections.py",
+    ),
 ]
