@@ -136,6 +136,19 @@ class Decoder:
             raise EventTooLargeError(self._max_event_length)
         return events
 
+    def finish(self) -> ServerSentEvent | None:
+        """End the body, and return the event that lacks only its end.
+
+        By the standard such an event is dropped, because a cut may have torn it. Use it only if its data proves that
+        it is whole. Some servers leave out the last blank line.
+        """
+        line = "".join(self._pieces)
+        self._pieces.clear()
+        self._pieces_length = 0
+        if line:
+            self._take_line(line)
+        return self._dispatch()
+
     def _take_line(self, line: str) -> ServerSentEvent | None:
         if not line:
             return self._dispatch()

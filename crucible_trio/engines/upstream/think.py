@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Final, Literal, TypeAlias, final
 
+from crucible_trio.errors import ConfigError
+
 THINK_TAGS: Final[Mapping[str, str]] = {"<think>": "</think>"}
 """From opening to closing tag."""
 
@@ -112,6 +114,18 @@ class ThinkSplitter:
         if text:
             self._skip_space = False
             pieces.append((part, text))
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Check tags before the first stream.
+
+    Raises:
+        ConfigError: A tag is empty, or an opening tag begins with white space and so could never be found.
+    """
+    for opening, closing in tags.items():
+        if not opening or not closing or opening[0].isspace():
+            message = f"upstream_think_tags: {opening!r} = {closing!r} has an empty tag or begins with white space"
+            raise ConfigError(message)
 
 
 def _partial_tag(text: str, tag: str) -> int:

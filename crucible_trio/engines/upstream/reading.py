@@ -1,0 +1,160 @@
+"""Read the bytes of one response as a completion, to its judged end. No trio: nothing here waits.
+
+Easy to get wrong:
+
+* The end of the body does not mean success. A body without a finish was cut, however cleanly it ended.
+* Text held back must come out before a failure is reported.
+* A completed stream with an empty answer, of which something was skipped, has lost its text.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from crucible_trio.content import Piece
+from crucible_trio.engine import Finish
+from crucible_trio.engines.upstream.chunks import decode_data
+from crucible_trio.engines.upstream.completion import DONE, UpstreamCompletion
+from crucible_trio.engines.upstream.failures import error_in_chunk, to_engine_error
+from crucible_trio.engines.upstream.skipped import SkippedFields
+from crucible_trio.engines.upstream.think import ThinkSplitter
+from crucible_trio.errors import EngineError, EventTooLargeError
+from crucible_trio.sse import Decoder, ServerSentEvent
+
+# Bytes of a body without events that are kept, to find an error in it.
+_MAX_HEAD: Final = 16 * 1024
+_LINE_BEGINNINGS: Final = (":", "data:", "event:", "id:", "retry:")
+
+
+@final
+class CompletionReader:
+    """Turns the bytes of a body into pieces, then into a `Finish` or a failure.
+
+    Args:
+        splitter: Separates a trace inside the content.
+        skipped: Counts what is skipped.
+        max_event_length: Characters of one event.
+    """
+
+    def __init__(self, splitter: ThinkSplitter | None, skipped: SkippedFields, max_event_length: int) -> None:
+        self._completion = UpstreamCompletion(skipped, splitter)
+        self._skipped = skipped
+        self._decoder = Decoder(max_event_length=max_event_length)
+        self._head = b""  # of a body without events so far
+        self._has_events = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing that may still come can change the result."""
+        completion = self._completion
+        return completion.failure is not None or (completion.done and completion.finish_reason is None)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the completion is whole even if nothing more comes. Later text can withdraw this."""
+        return self._completion.is_final
+
+    @property
+    def is_done(self) -> bool:
+        """Whether only the end of the body can still come."""
+        return self._completion.done
+
+    def feed(self, data: bytes) -> list[Piece]:
+        """Take the next bytes. Returns the decided pieces in order, none of them empty."""
+        try:
+            events = self._decoder.feed(data)
+        except EventTooLargeError:
+            self._completion.fail(_not_an_event_stream())
+            return []
+        if not self._has_events:
+            self._has_events = bool(events)
+            self._head = b"" if events else (self._head + data)[:_MAX_HEAD]
+        if len(events) == 1:
+            return self._completion.feed(events[0])
+        return [piece for event in events for piece in self._completion.feed(event)]
+
+    def end(self, *, was_cut: bool, as_promised: bool = False) -> list[Piece]:
+        """End the body. Then `finish` has the result. Returns the pieces held back.
+
+        Args:
+            was_cut: The connection was lost.
+            as_promised: The body's length or its last chunk says that it has ended.
+        """
+        pieces: list[Piece] = []
+        event = self._decoder.finish()
+        if event is not None and _is_complete(event):
+            self._has_events = True
+            pieces = self._completion.feed(event)
+        if self._completion.failure is None:
+            is_whole = self._completion.is_whole(ended_as_promised=as_promised and not was_cut)
+            if not is_whole:
+                self._completion.failure = self._not_whole(was_cut=was_cut)
+            elif self._completion.is_empty and self._skipped.may_hold_text:
+                message = "The upstream server sent no text that crucible_trio understands. The log names the fields."
+                self._completion.failure = EngineError("upstream_invalid_response", message)
+        return pieces + self._completion.flush()
+
+    def finish(self) -> Finish:
+        """The result, after `end`.
+
+        Raises:
+            EngineError: The completion has failed or is not whole.
+        """
+        if self._completion.failure is not None:
+            raise self._completion.failure
+        return Finish(self._completion.finish_reason or "stop", self._completion.usage)
+
+    def _not_whole(self, *, was_cut: bool) -> EngineError:
+        if not self._has_events and (error := self._error_without_events()) is not None:
+            return error
+        if not self._has_events and self._head and not was_cut and not _may_begin_events(self._head):
+            return _not_an_event_stream()
+        if was_cut:
+            return _lost_connection()
+        if not self._head and not self._has_events:
+            return EngineError("upstream_ended_early", "The upstream server sent an empty response.", retryable=True)
+        if not self._completion.has_chunks and self._skipped.total:
+            message = "The upstream server's events are not chat completion chunks."
+            return EngineError("upstream_invalid_response", message)
+        if self._completion.finish_reason is not None:
+            message = "The upstream server's response ended early: nothing confirms its finish_reason."
+            return EngineError("upstream_ended_early", message, retryable=True)
+        message = "The upstream server's response ended without a finish_reason."
+        return EngineError("upstream_ended_early", message, retryable=True)
+
+    def _error_without_events(self) -> EngineError | None:
+        """The error in a body that is JSON: some servers report one under status 200."""
+        try:
+            body = decode_data(self._head.decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            return None
+        error = error_in_chunk(body) if isinstance(body, dict) else None
+        return None if error is None else to_engine_error(None, error)
+
+
+def _is_complete(event: ServerSentEvent) -> bool:
+    """Whether an event without its end is whole: a torn one is no JSON."""
+    data = event.data or ""
+    if event.event == "error" or data.strip() == DONE:
+        return True
+    try:
+        return isinstance(decode_data(data), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _may_begin_events(body: bytes) -> bool:
+    """Whether a body without a whole event was an event stream: only comments, or cut inside its first event."""
+    *lines, last = body.decode("utf-8", "replace").splitlines() or [""]
+    return all(not line or line.startswith(_LINE_BEGINNINGS) for line in lines) and (
+        last.startswith(_LINE_BEGINNINGS) or any(beginning.startswith(last) for beginning in _LINE_BEGINNINGS)
+    )
+
+
+def _lost_connection() -> EngineError:
+    message = "The connection to the upstream server was lost before the completion ended."
+    return EngineError("upstream_ended_early", message, retryable=True)
+
+
+def _not_an_event_stream() -> EngineError:
+    return EngineError("upstream_invalid_response", "The upstream server's response is not an event stream.")
