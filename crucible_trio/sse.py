@@ -102,6 +102,11 @@ class Decoder:
         self._event = ""
         self._id: str | None = None
 
+    @property
+    def unfinished_length(self) -> int:
+        """Characters held of the unfinished event."""
+        return self._lines_length + self._pieces_length
+
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Take the next bytes of the body, in order.
 
@@ -132,7 +137,7 @@ class Decoder:
         if rest:
             self._pieces.append(rest)
             self._pieces_length += len(rest)
-        if self._lines_length + self._pieces_length > self._max_event_length:
+        if self.unfinished_length > self._max_event_length:
             raise EventTooLargeError(self._max_event_length)
         return events
 

@@ -6,8 +6,9 @@ has ended is checked:
 * `finish_reason` says that the model has ended. `[DONE]` alone does not: a proxy writes it after a crash, too.
 * Some servers send a `finish_reason` too early, or with every chunk. Text behind it withdraws it. From then on only
   `[DONE]` confirms a finish.
-* A finish without any earlier text may be such an early one. It needs `[DONE]`, or a body that ended as its length or
-  its chunks promised.
+* A finish for tool calls that did not come is an early one: the server calls its own tools and goes on.
+* A finish with the first text may be such an early one. It needs `[DONE]`, or a body that ended as its length or its
+  last chunk promised. A finish without any text needs `[DONE]`.
 * Nothing behind a final finish fails a whole answer.
 * A failure inside a stream comes under status 200. Text that came before it, or with it, is kept.
 """
@@ -38,6 +39,9 @@ _LENGTH_FINISH: Final = frozenset(
     {"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"}
 )
 _FILTER_FINISH: Final = frozenset({"content_filter", "sensitive", "safety", "blocklist", "prohibited_content", "spii"})
+
+# Behind these a server that calls its own tools goes on with text.
+_CALL_FINISH: Final = frozenset({"tool_calls", "function_call"})
 
 # Data that no torn chunk can be, such as `ping` or `: KEEP-ALIVE`.
 _WORDS: Final = re.compile(r"[\w .:-]{1,64}", re.ASCII)
@@ -75,7 +79,8 @@ class UpstreamCompletion:
         self._chunks = ChunkReader(self._skipped)
         self._splitter = splitter  # None: the server separates the trace
         self._has_plain_output = False  # output in a chunk without a finish reason
-        self._was_withdrawn = False
+        self._has_calls = False
+        self._needs_done = False  # a finish reason was too early, or may be
         self._failure_behind_finish: EngineError | None = None
         self._cutter: SegmentCutter | None = None  # set while the trace runs
         self._first_segment = 0  # of the cutter
@@ -86,7 +91,7 @@ class UpstreamCompletion:
         """Whether the finish reason needs no confirmation by the end of the body."""
         if self.finish_reason is None:
             return False
-        return self.done or (self._has_plain_output and not self._was_withdrawn)
+        return self.done or (self._has_plain_output and not self._needs_done)
 
     def is_whole(self, *, ended_as_promised: bool) -> bool:
         """Whether the completion is whole if nothing more comes.
@@ -94,7 +99,10 @@ class UpstreamCompletion:
         Args:
             ended_as_promised: The body's length or its last chunk says that it has ended.
         """
-        return self.is_final or (self.finish_reason is not None and not self._was_withdrawn and ended_as_promised)
+        if self.is_final:
+            return True
+        has_text = not self.is_empty and not self._needs_done
+        return self.finish_reason is not None and ended_as_promised and has_text
 
     def feed(self, event: ServerSentEvent) -> list[Piece]:
         """Take the next event. A failure is in `failure` afterwards, and the text before it in the result.
@@ -156,8 +164,9 @@ class UpstreamCompletion:
         has_output = bool(chunk.parts) or chunk.has_tool_calls
         if has_output and self.finish_reason is not None:
             self.finish_reason = None
-            self._was_withdrawn = True
+            self._needs_done = True
             self.failure = self._failure_behind_finish
+        self._has_calls = self._has_calls or chunk.has_tool_calls
         for kind, text in chunk.parts:
             self._append_part(kind, text, pieces)
         for usage in chunk.usage:
@@ -180,6 +189,7 @@ class UpstreamCompletion:
             self.finish_reason = "content_filter"
         elif self.finish_reason is None:  # a repetition as `stop` must not hide that the text was cut
             self.finish_reason = "stop"
+            self._needs_done = self._needs_done or (reason in _CALL_FINISH and not self._has_calls)
 
     def _append_part(self, kind: PartKind, text: str, pieces: list[Piece]) -> None:
         self.is_empty = False

@@ -9,6 +9,9 @@ Easy to get wrong:
 
 from __future__ import annotations
 
+import re
+import sys
+from codecs import BOM_UTF8
 from typing import Final, final
 
 from crucible_trio.content import Piece
@@ -18,12 +21,14 @@ from crucible_trio.engines.upstream.completion import DONE, UpstreamCompletion
 from crucible_trio.engines.upstream.failures import error_in_chunk, to_engine_error
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
-from crucible_trio.errors import EngineError, EventTooLargeError
+from crucible_trio.errors import EngineError
 from crucible_trio.sse import Decoder, ServerSentEvent
 
 # Bytes of a body without events that are kept, to find an error in it.
 _MAX_HEAD: Final = 16 * 1024
-_LINE_BEGINNINGS: Final = (":", "data:", "event:", "id:", "retry:")
+_LINE_END: Final = re.compile(r"[\r\n]")
+# A line of an event stream: a comment, or a field. Neither HTML nor JSON.
+_FIELD_LINE: Final = re.compile(r"[A-Za-z_-]*(?::.*)?")
 
 
 @final
@@ -39,15 +44,18 @@ class CompletionReader:
     def __init__(self, splitter: ThinkSplitter | None, skipped: SkippedFields, max_event_length: int) -> None:
         self._completion = UpstreamCompletion(skipped, splitter)
         self._skipped = skipped
-        self._decoder = Decoder(max_event_length=max_event_length)
+        self._decoder = Decoder(max_event_length=sys.maxsize)  # would raise before it returns earlier events
+        self._max_event_length = max_event_length
         self._head = b""  # of a body without events so far
         self._has_events = False
+        self._is_readable = True
 
     @property
     def is_over(self) -> bool:
         """Whether nothing that may still come can change the result."""
         completion = self._completion
-        return completion.failure is not None or (completion.done and completion.finish_reason is None)
+        has_failed = completion.failure is not None or not self._is_readable
+        return has_failed or (completion.done and completion.finish_reason is None)
 
     @property
     def is_final(self) -> bool:
@@ -61,17 +69,15 @@ class CompletionReader:
 
     def feed(self, data: bytes) -> list[Piece]:
         """Take the next bytes. Returns the decided pieces in order, none of them empty."""
-        try:
-            events = self._decoder.feed(data)
-        except EventTooLargeError:
-            self._completion.fail(_not_an_event_stream())
-            return []
+        events = self._decoder.feed(data)
         if not self._has_events:
             self._has_events = bool(events)
             self._head = b"" if events else (self._head + data)[:_MAX_HEAD]
-        if len(events) == 1:
-            return self._completion.feed(events[0])
-        return [piece for event in events for piece in self._completion.feed(event)]
+        pieces = [piece for event in events for piece in self._completion.feed(event)]
+        if self._decoder.unfinished_length > self._max_event_length:
+            self._is_readable = False
+            self._completion.fail(_not_an_event_stream())
+        return pieces
 
     def end(self, *, was_cut: bool, as_promised: bool = False) -> list[Piece]:
         """End the body. Then `finish` has the result. Returns the pieces held back.
@@ -81,14 +87,14 @@ class CompletionReader:
             as_promised: The body's length or its last chunk says that it has ended.
         """
         pieces: list[Piece] = []
-        event = self._decoder.finish()
+        event = self._decoder.finish() if self._is_readable else None
         if event is not None and _is_complete(event):
             self._has_events = True
             pieces = self._completion.feed(event)
         if self._completion.failure is None:
             is_whole = self._completion.is_whole(ended_as_promised=as_promised and not was_cut)
             if not is_whole:
-                self._completion.failure = self._not_whole(was_cut=was_cut)
+                self._completion.failure = self._not_whole(was_cut=was_cut, as_promised=as_promised)
             elif self._completion.is_empty and self._skipped.may_hold_text:
                 message = "The upstream server sent no text that crucible_trio understands. The log names the fields."
                 self._completion.failure = EngineError("upstream_invalid_response", message)
@@ -104,7 +110,7 @@ class CompletionReader:
             raise self._completion.failure
         return Finish(self._completion.finish_reason or "stop", self._completion.usage)
 
-    def _not_whole(self, *, was_cut: bool) -> EngineError:
+    def _not_whole(self, *, was_cut: bool, as_promised: bool) -> EngineError:
         if not self._has_events and (error := self._error_without_events()) is not None:
             return error
         if not self._has_events and self._head and not was_cut and not _may_begin_events(self._head):
@@ -113,7 +119,7 @@ class CompletionReader:
             return _lost_connection()
         if not self._head and not self._has_events:
             return EngineError("upstream_ended_early", "The upstream server sent an empty response.", retryable=True)
-        if not self._completion.has_chunks and self._skipped.total:
+        if not self._completion.has_chunks and self._skipped.may_hold_text and as_promised:
             message = "The upstream server's events are not chat completion chunks."
             return EngineError("upstream_invalid_response", message)
         if self._completion.finish_reason is not None:
@@ -145,10 +151,9 @@ def _is_complete(event: ServerSentEvent) -> bool:
 
 def _may_begin_events(body: bytes) -> bool:
     """Whether a body without a whole event was an event stream: only comments, or cut inside its first event."""
-    *lines, last = body.decode("utf-8", "replace").splitlines() or [""]
-    return all(not line or line.startswith(_LINE_BEGINNINGS) for line in lines) and (
-        last.startswith(_LINE_BEGINNINGS) or any(beginning.startswith(last) for beginning in _LINE_BEGINNINGS)
-    )
+    if BOM_UTF8.startswith(body):
+        return True
+    return all(_FIELD_LINE.fullmatch(line) for line in _LINE_END.split(body.decode("utf-8-sig", "replace")))
 
 
 def _lost_connection() -> EngineError:
