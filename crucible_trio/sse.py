@@ -102,6 +102,11 @@ class Decoder:
         self._event = ""
         self._id: str | None = None
 
+    @property
+    def unfinished_length(self) -> int:
+        """Characters held of the unfinished event."""
+        return self._lines_length + self._pieces_length
+
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Take the next bytes of the body, in order.
 
@@ -132,9 +137,22 @@ class Decoder:
         if rest:
             self._pieces.append(rest)
             self._pieces_length += len(rest)
-        if self._lines_length + self._pieces_length > self._max_event_length:
+        if self.unfinished_length > self._max_event_length:
             raise EventTooLargeError(self._max_event_length)
         return events
+
+    def finish(self) -> ServerSentEvent | None:
+        """End the body, and return the event that lacks only its end.
+
+        By the standard such an event is dropped, because a cut may have torn it. Use it only if its data proves that
+        it is whole. Some servers leave out the last blank line.
+        """
+        line = "".join(self._pieces)
+        self._pieces.clear()
+        self._pieces_length = 0
+        if line:
+            self._take_line(line)
+        return self._dispatch()
 
     def _take_line(self, line: str) -> ServerSentEvent | None:
         if not line:

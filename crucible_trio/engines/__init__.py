@@ -38,6 +38,8 @@ async def open_engine(settings: EngineSettings, *, progress: DownloadProgress | 
             thinking=settings.upstream_thinking or THINKING,
             extra_body=settings.upstream_extra_body,
             limit_field=settings.upstream_limit_field,
+            think_tags=settings.upstream_think_tags,
+            starts_in_trace=settings.upstream_starts_in_trace,
         ) as upstream:
             yield upstream
     else:

@@ -32,12 +32,20 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Sent to the upstream server as `Authorization: Bearer`."""
     upstream_thinking: dict[Literal["standard", "deep"], dict[str, Any]] | None = None
     """Per mode, the fields of the upstream request body that turn thinking on or off. Default:
-    `chat_template_kwargs.enable_thinking`, which vLLM and llama.cpp understand. In the environment, JSON."""
+    `chat_template_kwargs.enable_thinking`, which vLLM and llama.cpp understand. Where the server refuses the default
+    field, requests are sent without it. In the environment, JSON."""
     upstream_extra_body: dict[str, Any] = {}
     """Fields added to every request to the upstream server. In the environment, JSON."""
     upstream_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The upstream server's name for `max_output_tokens`. OpenAI's own reasoning models need
     `max_completion_tokens`."""
+    upstream_think_tags: dict[str, str] = msgspec.field(default_factory=lambda: {"<think>": "</think>"})
+    """The tags around a trace inside the upstream server's text, from opening to closing tag. An opening tag counts
+    only at the beginning of the text. Empty: the text is never searched for a trace. In the environment, JSON."""
+    upstream_starts_in_trace: tuple[Literal["standard", "deep"], ...] = ()
+    """Modes in which the upstream server's text begins inside the trace, without an opening tag, because the chat
+    template has written it. DeepSeek's and some of Qwen's templates do this: set it to `deep`. In the environment,
+    comma-separated."""
     replay_speed: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     """How much faster than recorded the replay runs. `inf` never waits."""
 

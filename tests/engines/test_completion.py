@@ -4,37 +4,48 @@ import json
 
 import pytest
 
-from crucible_trio.engines.upstream.completion import UpstreamCompletion, UpstreamPiece, find_error, to_engine_error
-from crucible_trio.errors import EngineError
+from crucible_trio.content import Piece, Reasoning, Refusal, Text
+from crucible_trio.engines.upstream.completion import UpstreamCompletion
+from crucible_trio.engines.upstream.skipped import SkippedFields
+from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.records import Usage
 from crucible_trio.sse import ServerSentEvent
 
 
-def chunk(finish_reason: str | None = None, **delta: object) -> str:
+def chunk(finish_reason: object = None, **delta: object) -> str:
     return json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]})
 
 
-def feed(completion: UpstreamCompletion, *chunks: str) -> list[UpstreamPiece]:
+def make(skipped: SkippedFields | None = None) -> UpstreamCompletion:
+    return UpstreamCompletion(skipped, ThinkSplitter())
+
+
+def feed(completion: UpstreamCompletion, *chunks: str) -> list[Piece]:
     return [piece for data in chunks for piece in completion.feed(ServerSentEvent(data=data))]
 
 
-def run(*chunks: str) -> list[UpstreamPiece]:
-    completion = UpstreamCompletion()
-    return feed(completion, *chunks) + completion.flush()
+def run(*chunks: str) -> list[Piece]:
+    completion = make()
+    pieces = feed(completion, *chunks) + completion.flush()
+    assert completion.failure is None
+    return pieces
 
 
-def join(pieces: list[UpstreamPiece]) -> list[UpstreamPiece]:
-    joined: list[UpstreamPiece] = []
-    for segment, text in pieces:
-        before = joined.pop()[1] if joined and joined[-1][0] == segment else ""
-        joined.append((segment, before + text))
+def join(pieces: list[Piece]) -> list[tuple[int | str | None, str]]:
+    """Text by segment (of the trace), None (the answer) or "refusal", neighbours joined."""
+    joined: list[tuple[int | str | None, str]] = []
+    for piece in pieces:
+        assert isinstance(piece, Text | Reasoning | Refusal)
+        place = piece.segment if isinstance(piece, Reasoning) else "refusal" if isinstance(piece, Refusal) else None
+        before = joined.pop()[1] if joined and joined[-1][0] == place else ""
+        joined.append((place, before + piece.text))
     return joined
 
 
 def test_pieces_pass_unchanged() -> None:
     assert run(chunk(role="assistant", content=None), chunk(content="Hel"), chunk(content="lo"), chunk("stop")) == [
-        (None, "Hel"),
-        (None, "lo"),
+        Text("Hel"),
+        Text("lo"),
     ]
 
 
@@ -45,7 +56,7 @@ def test_reasoning_fields_become_the_trace(field: str) -> None:
 
 
 def test_a_trace_sent_under_both_names_is_written_once() -> None:
-    assert run(chunk(reasoning="Sky", reasoning_content="Sky")) == [(0, "Sky")]
+    assert run(chunk(reasoning="Sky", reasoning_content="Sky")) == [Reasoning("Sky", 0)]
 
 
 def test_a_trace_inside_the_content_is_separated_however_it_is_split() -> None:
@@ -54,7 +65,7 @@ def test_a_trace_inside_the_content_is_separated_however_it_is_split() -> None:
 
 
 def test_tags_are_text_if_the_server_sends_the_trace_separately() -> None:
-    assert run(chunk(reasoning_content="Hm"), chunk(content="<think>")) == [(0, "Hm"), (None, "<think>")]
+    assert run(chunk(reasoning_content="Hm"), chunk(content="<think>")) == [Reasoning("Hm", 0), Text("<think>")]
 
 
 def test_a_trace_is_cut_at_its_numbered_steps() -> None:
@@ -75,7 +86,7 @@ def test_a_trace_that_resumes_begins_a_new_segment() -> None:
 
 def test_a_character_split_over_two_chunks_is_kept() -> None:
     pieces = run('{"choices":[{"delta":{"content":"\\ud83d"}}]}', '{"choices":[{"delta":{"content":"\\ude00"}}]}')
-    assert pieces == [(None, "\ud83d"), (None, "\ude00")]
+    assert pieces == [Text("\ud83d"), Text("\ude00")]
 
 
 TOO_DEEP = '{"x":' + "[" * 100_000
@@ -83,13 +94,13 @@ HALF_AND_TOO_DEEP = '{"x":"\\ud83d","y":' + "[" * 100_000
 
 
 @pytest.mark.parametrize(
-    "data",
-    ["{", "[]", '"x"', "null", "", '{"choices":{}}', chunk(content=["x"]), "[" * 10_000, TOO_DEEP, HALF_AND_TOO_DEEP],
+    "data", ["{", '{"choices":[{"delta":{"content":"Bl', "[" * 10_000, TOO_DEEP, HALF_AND_TOO_DEEP]
 )
-def test_an_event_that_is_not_a_chunk_is_an_invalid_response(data: str) -> None:
-    with pytest.raises(EngineError) as caught:
-        run(data)
-    assert (caught.value.code, caught.value.retryable) == ("upstream_invalid_response", False)
+def test_an_event_that_is_not_json_is_an_invalid_response(data: str) -> None:
+    completion = make()
+    assert feed(completion, chunk(content="a"), data, chunk(content="b"), chunk("stop")) == [Text("a")]
+    assert completion.failure is not None
+    assert (completion.failure.code, completion.failure.retryable) == ("upstream_invalid_response", False)
 
 
 @pytest.mark.parametrize("data", ["{}", '{"choices":[]}', '{"choices":null,"error":null}', '{"type":"ping"}'])
@@ -99,30 +110,49 @@ def test_chunks_without_a_choice_are_ignored(data: str) -> None:
 
 def test_further_choices_are_ignored() -> None:
     assert run('{"choices":[{"index":1,"delta":{"content":"no"}},{"index":0,"delta":{"content":"yes"}}]}') == [
-        (None, "yes")
+        Text("yes")
     ]
 
 
 @pytest.mark.parametrize(
     ("reason", "expected"),
-    [("stop", "stop"), ("length", "length"), ("content_filter", "content_filter"), ("eos_token", "stop"), ("", None)],
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("content_filter", "content_filter"),
+        ("eos_token", "stop"),
+        ("", None),
+        ("null", None),
+        ("None", None),
+        ("STOP", "stop"),
+        ("MAX_TOKENS", "length"),
+        ("model_length", "length"),
+        ("tool_calls", "stop"),
+        ("sensitive", "content_filter"),
+        (None, None),
+        (0, None),
+        ({"a": 1}, None),
+        (["stop"], None),
+    ],
 )
-def test_an_unknown_finish_reason_counts_as_stop(reason: str, expected: str | None) -> None:
-    completion = UpstreamCompletion()
+def test_each_finish_reason_has_its_meaning(reason: object, expected: str | None) -> None:
+    completion = make()
     feed(completion, chunk(reason))
     assert completion.finish_reason == expected
 
 
 def test_done_without_a_finish_reason_is_not_a_finish() -> None:
-    completion = UpstreamCompletion()
+    completion = make()
     assert feed(completion, "[DONE]") == []
     assert completion.done
     assert completion.finish_reason is None
 
 
 def test_a_finish_reason_for_a_failure_fails() -> None:
-    with pytest.raises(EngineError, match="upstream_error"):
-        run(chunk("abort"))
+    completion = make()
+    assert feed(completion, chunk("abort", content="Bl")) == [Text("Bl")]
+    assert completion.failure is not None
+    assert completion.failure.code == "upstream_error"
 
 
 @pytest.mark.parametrize(
@@ -140,68 +170,20 @@ def test_a_finish_reason_for_a_failure_fails() -> None:
     ],
 )
 def test_usage_is_the_servers_and_is_never_guessed(usage: object, expected: Usage) -> None:
-    completion = UpstreamCompletion()
+    completion = make()
     feed(completion, json.dumps({"choices": [], "usage": usage}))
     assert completion.usage == expected
 
 
 def test_a_null_does_not_erase_usage() -> None:
-    completion = UpstreamCompletion()
+    completion = make()
     feed(completion, '{"usage":{"prompt_tokens":3}}', '{"usage":null}')
     assert completion.usage == Usage(3)
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "retryable"),
-    [
-        ({"message": "boom", "code": 500}, "upstream_error", True),
-        ("boom", "upstream_error", True),
-        ({"code": 400, "message": "too long"}, "upstream_rejected", False),
-        ({"code": "context_length_exceeded"}, "upstream_error", True),
-        ({"code": 429}, "upstream_refused", True),
-    ],
-)
-def test_an_error_inside_the_stream_fails(error: object, code: str, retryable: bool) -> None:
-    with pytest.raises(EngineError) as caught:
-        run(json.dumps({"error": error}))
-    assert (caught.value.code, caught.value.retryable) == (code, retryable)
-
-
 def test_an_error_event_fails_with_any_data() -> None:
-    for data in ("boom", '{"message":"boom"}', "{}"):
-        with pytest.raises(EngineError, match="upstream_error"):
-            UpstreamCompletion().feed(ServerSentEvent(event="error", data=data))
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "retryable"),
-    [
-        (301, "upstream_rejected", False),
-        (400, "upstream_rejected", False),
-        (401, "upstream_rejected", False),
-        (404, "upstream_rejected", False),
-        (408, "upstream_error", True),
-        (429, "upstream_refused", True),
-        (500, "upstream_error", True),
-        (502, "upstream_error", True),
-        (503, "upstream_refused", True),
-    ],
-)
-def test_each_status_has_its_code(status: int, code: str, retryable: bool) -> None:
-    error = to_engine_error(status, None)
-    assert (error.code, error.retryable) == (code, retryable)
-    assert f"HTTP {status}" in error.message
-
-
-def test_only_the_identifier_of_an_error_reaches_the_client() -> None:
-    body = b'{"error":{"code":"invalid_api_key","type":"x y","message":"Incorrect API key provided: sk-1234"}}'
-    assert to_engine_error(401, find_error(body)).message == (
-        "The upstream server rejected the request (HTTP 401, invalid_api_key)."
-    )
-    body = b'{"error":{"code":"sk-1234","type":"the prompt was: hello"}}'
-    assert to_engine_error(401, find_error(body)).message == "The upstream server rejected the request (HTTP 401)."
-
-
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"x"', b"\xff", b"[" * 10_000])
-def test_an_error_body_need_not_be_json(body: bytes) -> None:
-    assert to_engine_error(500, find_error(body)).message == "The upstream server failed (HTTP 500)."
+    for data in ("boom", '{"message":"boom"}', "{}", ""):
+        completion = make()
+        completion.feed(ServerSentEvent(event="error", data=data))
+        assert completion.failure is not None
+        assert completion.failure.code == "upstream_error"

@@ -71,3 +71,58 @@ def test_only_text_that_may_become_a_tag_is_held_back() -> None:
     assert splitter.feed("</think>\n") == []
     assert splitter.feed("Blue") == [("answer", "Blue")]
     assert splitter.feed(" <") == [("answer", " <")]
+
+
+def split_with(tags: dict[str, str], text: str, *, starts_inside: bool = False) -> tuple[str, str]:
+    """The trace and the answer of a text in one piece, which must be those of its single characters."""
+    results = []
+    for pieces in ([text], list(text)):
+        splitter = ThinkSplitter(tags, starts_inside=starts_inside)
+        out = [part for piece in pieces for part in splitter.feed(piece)] + splitter.flush()
+        results.append(
+            tuple("".join(text for kind, text in out if kind == wanted) for wanted in ("trace", "answer")),
+        )
+    assert results[0] == results[1]
+    return results[0]
+
+
+CHANNELS = {"<|channel|>analysis<|message|>": "<|end|><|start|>assistant<|channel|>final<|message|>"}
+SEVERAL = {"<think>": "</think>", "<thought>": "</thought>", "[THINK]": "[/THINK]"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "text", "trace", "answer"),
+    [
+        (SEVERAL, "<thought>why</think></thought>because", "why</think>", "because"),
+        (SEVERAL, "[THINK]why[/THINK] because", "why", "because"),
+        (SEVERAL, "<think>why</think>because", "why", "because"),
+        (SEVERAL, "<thou", "", "<thou"),
+        (CHANNELS, f"{next(iter(CHANNELS))}why{CHANNELS[next(iter(CHANNELS))]}because", "why", "because"),
+        ({"<a>": "</a>", "<a>b": "/b"}, "<a>bx</a>/by", "x</a>", "y"),
+        ({"<a>": "</a>", "<a>b": "/b"}, "<a>x/b</a>y", "x/b", "y"),
+        ({}, "<think>why</think>because", "", "<think>why</think>because"),
+    ],
+)
+def test_other_tags(tags: dict[str, str], text: str, trace: str, answer: str) -> None:
+    assert split_with(tags, text) == (trace, answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "trace", "answer"),
+    [
+        ("Okay, far.\n</think>\n\nBlue.", "Okay, far.\n", "Blue."),
+        ("<think>\nOkay.</think>Blue.", "Okay.", "Blue."),
+        ("\n\nOkay.</thought>Blue.", "Okay.", "Blue."),
+        ("</think>Blue.", "", "Blue."),
+        ("Okay.", "Okay.", ""),
+        ("<thi", "<thi", ""),
+        ("\n" * 100 + "<think>x</think>y", "<think>x", "y"),
+        ("<thought>a</think>b</thought>c", "a</think>b", "c"),
+    ],
+)
+def test_a_text_can_start_inside_the_trace(text: str, trace: str, answer: str) -> None:
+    assert split_with(SEVERAL, text, starts_inside=True) == (trace, answer)
+
+
+def test_without_tags_no_text_starts_inside_the_trace() -> None:
+    assert split_with({}, "Blue.", starts_inside=True) == ("", "Blue.")

@@ -25,6 +25,7 @@ from crucible_trio.engines import open_engine
 from crucible_trio.engines.upstream import engine as upstream
 from crucible_trio.engines.upstream import open_upstream, retries
 from crucible_trio.engines.upstream import response as upstream_response
+from crucible_trio.engines.upstream.peer_faults import explain_fault
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.output import Output
 from crucible_trio.records import Usage
@@ -338,9 +339,11 @@ async def test_a_refused_connection_is_unreachable(caplog: pytest.LogCaptureFixt
 def test_the_log_names_the_cause_of_a_failed_connection_and_does_not_quote_other_errors() -> None:
     refused = httpx.ConnectError("")
     refused.__cause__ = OSError("certificate verify failed")
-    assert upstream._explain(refused) == "ConnectError, certificate verify failed"
-    assert upstream._explain(httpx.ConnectError("")) == "ConnectError"
-    assert upstream._explain(httpx.RemoteProtocolError("illegal status line: secret")) == "RemoteProtocolError"
+    assert explain_fault(refused) == "ConnectError, certificate verify failed"
+    assert explain_fault(httpx.ConnectError("")) == "ConnectError"
+    quoting = httpx.RemoteProtocolError("illegal status line: secret")
+    assert explain_fault(quoting) == "RemoteProtocolError, illegal status line"
+    assert explain_fault(httpx.RemoteProtocolError("secret")) == "RemoteProtocolError"
 
 
 async def test_a_connection_that_takes_too_long_is_a_timeout() -> None:

@@ -1,235 +1,233 @@
-"""Interpret the chunks of an OpenAI-style chat completion. No trio: nothing here waits.
+"""Fold the events of a chat completion into pieces, and judge whether it is whole. No trio: nothing here waits.
 
-Servers agree on `choices[0].delta.content` and on little else:
+Reading is tolerant and the end is judged strictly. A value that nobody understands is skipped. What says that the model
+has ended is checked:
 
-* The trace comes as `reasoning_content`, as `reasoning`, or between `<think>` tags inside `content`.
-* The role chunk's `content` may be null. Usage may be missing, null, or in a chunk without choices.
 * `finish_reason` says that the model has ended. `[DONE]` alone does not: a proxy writes it after a crash, too.
-* A failure inside a stream is a chunk `{"error": ...}` under status 200.
+* Some servers send a `finish_reason` too early, or with every chunk. Text behind it withdraws it. From then on only
+  `[DONE]` confirms a finish.
+* A finish for tool calls that did not come is an early one: the server calls its own tools and goes on.
+* A finish with the first text may be such an early one. It needs `[DONE]`, or a body that ended as its length or its
+  last chunk promised. A finish without any text needs `[DONE]`.
+* Nothing behind a final finish fails a whole answer.
+* A failure inside a stream comes under status 200. Text that came before it, or with it, is kept.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
-import msgspec
-
+from crucible_trio.content import Piece, Reasoning, Refusal, Text
 from crucible_trio.engines.segments import SegmentCutter
+from crucible_trio.engines.upstream.chunks import ChunkReader, PartKind, UpstreamChunk, decode_data
+from crucible_trio.engines.upstream.failures import find_error, to_engine_error
+from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkPart, ThinkSplitter
+from crucible_trio.engines.upstream.usage import merge_usage
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.sse import ServerSentEvent
 
-UpstreamPiece: TypeAlias = tuple[int | None, str]
-"""The segment of the trace (None: the answer) and the text."""
+DONE: Final = "[DONE]"
 
-_DONE = "[DONE]"
+# Finish reasons by meaning, in lower case. Any other counts as `stop`. Sources: the documentation of vLLM (abort,
+# error), DeepSeek (insufficient_system_resource), Z.AI (network_error, sensitive, model_context_window_exceeded),
+# Mistral (model_length, error), Anthropic (max_tokens) and Gemini (max_tokens, safety and the like).
+_FAILED_FINISH: Final = frozenset({"abort", "error", "insufficient_system_resource", "network_error"})
+_LENGTH_FINISH: Final = frozenset(
+    {"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"}
+)
+_FILTER_FINISH: Final = frozenset({"content_filter", "sensitive", "safety", "blocklist", "prohibited_content", "spii"})
 
-# Finish reasons with which a server reports that generation failed (vLLM: abort, error).
-_FAILED_FINISH: Final = frozenset({"abort", "error"})
-# Passed on unchanged. Any other finish reason counts as `stop`.
-_KNOWN_FINISH: Final = frozenset({"stop", "length", "content_filter"})
+# Behind these a server that calls its own tools goes on with text.
+_CALL_FINISH: Final = frozenset({"tool_calls", "function_call"})
 
-# A server's identifier for an error, such as exceed_context_size_error. The server's sentence may quote the prompt or
-# the key, an identifier does not.
-_IDENTIFIER = re.compile(r"[a-zA-Z][a-zA-Z_]{2,63}")
-
-
-class _UpstreamDelta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class _UpstreamChoice(msgspec.Struct):
-    index: int = 0
-    delta: _UpstreamDelta | None = None
-    finish_reason: str | None = None
-
-
-class _UpstreamChunk(msgspec.Struct):
-    choices: list[_UpstreamChoice] | None = None
-    usage: object = None
-    error: object = None
-
-
-class _UpstreamUsageDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
-
-
-class _UpstreamUsage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    completion_tokens_details: _UpstreamUsageDetails | None = None
-
-
-_decoder = msgspec.json.Decoder(_UpstreamChunk)
+# Data that no torn chunk can be, such as `ping` or `: KEEP-ALIVE`.
+_WORDS: Final = re.compile(r"[\w .:-]{1,64}", re.ASCII)
 
 
 @final
 class UpstreamCompletion:
-    """Folds the events of one stream into pieces of trace and answer.
+    """Folds the events of one stream into pieces of trace, answer and refusal.
 
     A trace is cut into segments at its numbered steps. A trace that resumes after a piece of the answer begins a new
     segment.
 
+    Args:
+        skipped: Counts what is skipped.
+        splitter: Separates a trace inside the content. None: the content is answer.
+
     Attributes:
-        finish_reason: `stop`, `length` or `content_filter` once the model has ended, None before.
-        done: Whether the server has sent `[DONE]`.
+        finish_reason: `stop`, `length` or `content_filter` while the model has ended. None before, and after text
+            that came behind a finish reason.
+        done: Whether the server has sent `[DONE]`. Anything behind it is skipped.
+        failure: Why the stream has failed. Anything behind the failure is skipped.
         usage: The server's token counts.
+        has_chunks: Whether any event was a chunk of a completion.
+        is_empty: Whether no text has come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, skipped: SkippedFields | None = None, splitter: ThinkSplitter | None = None) -> None:
         self.finish_reason: str | None = None
         self.done = False
+        self.failure: EngineError | None = None
         self.usage = Usage()
-        self._splitter: ThinkSplitter | None = ThinkSplitter()  # None: the server separates the trace
+        self.has_chunks = False
+        self.is_empty = True
+        self._skipped = skipped or SkippedFields()
+        self._chunks = ChunkReader(self._skipped)
+        self._splitter = splitter  # None: the server separates the trace
+        self._has_plain_output = False  # output in a chunk without a finish reason
+        self._has_calls = False
+        self._needs_done = False  # a finish reason was too early, or may be
+        self._failure_behind_finish: EngineError | None = None
         self._cutter: SegmentCutter | None = None  # set while the trace runs
         self._first_segment = 0  # of the cutter
         self._last_segment = -1
 
-    def feed(self, event: ServerSentEvent) -> list[UpstreamPiece]:
-        """Take the next event.
+    @property
+    def is_final(self) -> bool:
+        """Whether the finish reason needs no confirmation by the end of the body."""
+        if self.finish_reason is None:
+            return False
+        return self.done or (self._has_plain_output and not self._needs_done)
+
+    def is_whole(self, *, ended_as_promised: bool) -> bool:
+        """Whether the completion is whole if nothing more comes.
+
+        Args:
+            ended_as_promised: The body's length or its last chunk says that it has ended.
+        """
+        if self.is_final:
+            return True
+        has_text = not self.is_empty and not self._needs_done
+        return self.finish_reason is not None and ended_as_promised and has_text
+
+    def feed(self, event: ServerSentEvent) -> list[Piece]:
+        """Take the next event. A failure is in `failure` afterwards, and the text before it in the result.
 
         Returns:
             The decided pieces in order, none of them empty.
-
-        Raises:
-            EngineError: `upstream_error` or `upstream_rejected` when the server reports a failure,
-                `upstream_invalid_response` when the event is not a chunk.
         """
-        data = event.data or ""
-        if data.strip() == _DONE:
-            self.done = True
+        data = (event.data or "").strip()
+        name = f"event {event.event}" if event.event else "event"
+        if self.done or self.failure is not None:
+            if data:
+                self._skipped.add(name)
             return []
-        if event.event == "error":  # its data need not be JSON
-            raise to_engine_error(None, find_error(data))
-        chunk = _decode(data)
-        if chunk.error:
-            raise to_engine_error(None, chunk.error)
-        if chunk.usage is not None:
-            self.usage = _read_usage(chunk.usage)
-        pieces: list[UpstreamPiece] = []
-        for choice in chunk.choices or ():
-            if choice.index == 0:  # the request asked for one choice
-                self._feed_choice(choice, pieces)
-        return pieces
+        if data == DONE:
+            self.done = True
+        elif event.event == "error":  # its data need not be JSON
+            self.fail(to_engine_error(None, find_error(data)))
+        elif data:
+            return self._feed_data(data, event.event, name)
+        return []
 
-    def flush(self) -> list[UpstreamPiece]:
+    def fail(self, error: EngineError) -> None:
+        """The stream has failed. Behind a final finish that does not matter, unless text follows."""
+        if self.is_final:
+            self._failure_behind_finish = error
+            self._skipped.add("error")
+        else:
+            self.failure = error
+
+    def flush(self) -> list[Piece]:
         """End the text and return the text held back. Call it after a failure, too."""
-        pieces: list[UpstreamPiece] = []
+        pieces: list[Piece] = []
         self._stop_splitting(pieces)
         self._end_trace(pieces)
         return pieces
 
-    def _feed_choice(self, choice: _UpstreamChoice, pieces: list[UpstreamPiece]) -> None:
-        delta = choice.delta or _UpstreamDelta()
-        trace = delta.reasoning_content or delta.reasoning  # some servers send the same text as both
-        if trace:
-            self._stop_splitting(pieces)
-            self._append("trace", trace, pieces)
-        if delta.content:
-            if self._splitter is None:
-                self._append("answer", delta.content, pieces)
+    def _feed_data(self, data: str, event_type: str, name: str) -> list[Piece]:
+        try:
+            value = decode_data(data)
+        except (ValueError, RecursionError):
+            if event_type in {"", "message"} and not _WORDS.fullmatch(data):
+                message = "The upstream server sent an event that is not a chat completion chunk."
+                self.fail(EngineError("upstream_invalid_response", message))
             else:
-                for part, text in self._splitter.feed(delta.content):
-                    self._append(part, text, pieces)
-        if choice.finish_reason in _FAILED_FINISH:
-            message = f"The upstream server ended the completion with finish_reason {choice.finish_reason!r}."
-            raise EngineError("upstream_error", message, retryable=True)
-        if choice.finish_reason:
-            self.finish_reason = choice.finish_reason if choice.finish_reason in _KNOWN_FINISH else "stop"
+                self._skipped.add(name)
+            return []
+        if not isinstance(value, dict):
+            self._skipped.add(name, may_hold_text=bool(value))
+            return []
+        chunk = self._chunks.read(value)
+        if chunk.is_completion:
+            self.has_chunks = True
+        elif chunk.error is None and value:
+            self._skipped.add(name, may_hold_text=True)
+        return self._feed_chunk(chunk)
 
-    def _stop_splitting(self, pieces: list[UpstreamPiece]) -> None:
+    def _feed_chunk(self, chunk: UpstreamChunk) -> list[Piece]:
+        pieces: list[Piece] = []
+        has_output = bool(chunk.parts) or chunk.has_tool_calls
+        if has_output and self.finish_reason is not None:
+            self.finish_reason = None
+            self._needs_done = True
+            self.failure = self._failure_behind_finish
+        self._has_calls = self._has_calls or chunk.has_tool_calls
+        for kind, text in chunk.parts:
+            self._append_part(kind, text, pieces)
+        for usage in chunk.usage:
+            self.usage = merge_usage(self.usage, usage)
+        if chunk.error is not None:
+            self.fail(to_engine_error(None, chunk.error))
+        elif chunk.finish is not None:
+            self._finish(chunk.finish)
+        elif has_output:
+            self._has_plain_output = True
+        return pieces
+
+    def _finish(self, reason: str) -> None:
+        if reason in _FAILED_FINISH:
+            message = f"The upstream server ended the completion with finish_reason {reason!r}."
+            self.fail(EngineError("upstream_error", message, retryable=True))
+        elif reason in _LENGTH_FINISH:
+            self.finish_reason = "length"
+        elif reason in _FILTER_FINISH:
+            self.finish_reason = "content_filter"
+        elif self.finish_reason is None:  # a repetition as `stop` must not hide that the text was cut
+            self.finish_reason = "stop"
+            self._needs_done = self._needs_done or (reason in _CALL_FINISH and not self._has_calls)
+
+    def _append_part(self, kind: PartKind, text: str, pieces: list[Piece]) -> None:
+        self.is_empty = False
+        if kind == "trace":
+            self._stop_splitting(pieces)
+            self._append("trace", text, pieces)
+        elif kind == "refusal":
+            self._stop_splitting(pieces)
+            self._end_trace(pieces)
+            pieces.append(Refusal(text))
+        elif self._splitter is None:
+            self._append("answer", text, pieces)
+        else:
+            for part, split in self._splitter.feed(text):
+                self._append(part, split, pieces)
+
+    def _stop_splitting(self, pieces: list[Piece]) -> None:
         if self._splitter is not None:
             for part, text in self._splitter.flush():
                 self._append(part, text, pieces)
             self._splitter = None
 
-    def _append(self, part: ThinkPart, text: str, pieces: list[UpstreamPiece]) -> None:
+    def _append(self, part: ThinkPart, text: str, pieces: list[Piece]) -> None:
         if part == "answer":
             self._end_trace(pieces)
-            pieces.append((None, text))
+            pieces.append(Text(text))
             return
         if self._cutter is None:
             self._cutter = SegmentCutter()
             self._first_segment = self._last_segment + 1
         self._append_segments(self._cutter.feed(text), pieces)
 
-    def _end_trace(self, pieces: list[UpstreamPiece]) -> None:
+    def _end_trace(self, pieces: list[Piece]) -> None:
         if self._cutter is not None:
             self._append_segments(self._cutter.flush(), pieces)
             self._cutter = None
 
-    def _append_segments(self, cut: list[tuple[int, str]], pieces: list[UpstreamPiece]) -> None:
+    def _append_segments(self, cut: list[tuple[int, str]], pieces: list[Piece]) -> None:
         for segment, text in cut:
             self._last_segment = self._first_segment + segment
-            pieces.append((self._last_segment, text))
-
-
-def _decode(data: str) -> _UpstreamChunk:
-    try:
-        return _decoder.decode(data)
-    except msgspec.ValidationError as error:
-        raise _not_a_chunk() from error
-    except msgspec.DecodeError:
-        # A character beyond U+FFFF can be split over two chunks, as two escapes of half a character each. msgspec
-        # refuses such halves. `json` keeps them and the recorder joins them.
-        try:
-            return msgspec.convert(json.loads(data), _UpstreamChunk)
-        except (ValueError, RecursionError) as error:
-            raise _not_a_chunk() from error
-    except RecursionError as error:
-        raise _not_a_chunk() from error
-
-
-def _not_a_chunk() -> EngineError:
-    message = "The upstream server sent an event that is not a chat completion chunk."
-    return EngineError("upstream_invalid_response", message)
-
-
-def _read_usage(value: object) -> Usage:
-    try:
-        usage = msgspec.convert(value, _UpstreamUsage)
-    except msgspec.ValidationError:  # an invalid count must not lose the answer
-        return Usage()
-    details = usage.completion_tokens_details or _UpstreamUsageDetails()
-    return Usage(usage.prompt_tokens, usage.completion_tokens, details.reasoning_tokens)
-
-
-def find_error(body: str | bytes) -> object:
-    """Find the error in a body: the value of `error`, or the whole object, as vLLM sent it.
-
-    Returns:
-        None if the body is not a JSON object.
-    """
-    try:
-        value = msgspec.json.decode(body)
-    except (ValueError, RecursionError):
-        return None
-    return value.get("error", value) if isinstance(value, dict) else None
-
-
-def to_engine_error(status: int | None, error: object) -> EngineError:
-    """Translate a server's error into the error that the client gets.
-
-    Args:
-        status: The HTTP status. None for a failure inside a stream, where the error's `code` counts.
-        error: What `find_error` returned.
-    """
-    fields = error if isinstance(error, dict) else {}
-    words = [fields.get("code"), fields.get("type")]
-    known = f"HTTP {status}" if status is not None else None
-    name = next((word for word in words if isinstance(word, str) and _IDENTIFIER.fullmatch(word)), None)
-    facts = ", ".join(fact for fact in (known, name) if fact)
-    suffix = f" ({facts})." if facts else "."
-    if status is None:
-        code = fields.get("code")
-        status = code if isinstance(code, int) else 500
-    if status in {429, 503}:
-        return EngineError("upstream_refused", f"The upstream server is overloaded{suffix}", retryable=True)
-    if 300 <= status < 500 and status != 408:
-        return EngineError("upstream_rejected", f"The upstream server rejected the request{suffix}")
-    return EngineError("upstream_error", f"The upstream server failed{suffix}", retryable=True)
+            pieces.append(Reasoning(text, self._last_segment))

@@ -5,13 +5,15 @@ Easy to get wrong:
 * A silent server has not failed. The stream's deadlines limit how long a model may think, so only connecting has a
   timeout here.
 * A request is sent again only while the server has not begun a stream. A later retry could repeat text.
+* Some servers refuse fields that they do not know. After such an answer the request is sent again without the fields
+  that this engine adds.
 
 The codes a stream can fail with, and whether a new stream may succeed:
 
 ============================ ====================================================================================
 `upstream_unreachable`       no connection (yes)
 `upstream_timeout`           connecting took too long (yes)
-`upstream_refused`           status 429 or 503 (yes)
+`upstream_refused`           status 429, 503 or 529, or the server reported one inside its stream (yes)
 `upstream_rejected`          another status below 500, such as for a wrong key or a prompt that is too long (no)
 `upstream_error`             status 5xx or 408, or the server reported a failure inside its stream (yes). A report that
                              blames the request is `upstream_rejected`
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from typing import Final, Literal, final
 
@@ -32,9 +34,18 @@ import httpx
 import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
+from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
 from crucible_trio.engines.upstream.discovery import check_key, join_url, list_models, parse_base_url, without_query
-from crucible_trio.engines.upstream.response import open_upstream_body, read_error_response, relay_completion
+from crucible_trio.engines.upstream.peer_faults import explain_fault
+from crucible_trio.engines.upstream.response import (
+    UpstreamBody,
+    open_upstream_body,
+    read_error_response,
+    relay_completion,
+)
 from crucible_trio.engines.upstream.retries import RetrySchedule
+from crucible_trio.engines.upstream.skipped import SkippedFields
+from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
 from crucible_trio.errors import EngineError
 from crucible_trio.httpx_bodies import RequestContent
 from crucible_trio.output import Output
@@ -67,6 +78,8 @@ async def open_upstream(
     thinking: Mapping[Mode, Mapping[str, object]] = THINKING,
     extra_body: Mapping[str, object] | None = None,
     limit_field: LimitField = "max_tokens",
+    think_tags: Mapping[str, str] = THINK_TAGS,
+    starts_in_trace: Collection[Mode] = (),
 ) -> AsyncIterator[UpstreamEngine]:
     """Open an engine that relays a server's streams. Its connections close with the context.
 
@@ -75,14 +88,18 @@ async def open_upstream(
         model: The model's name on the server, which is then not asked and need not be up yet. None: ask the server for
             its models. The first one it lists is the default.
         key: Sent as `Authorization: Bearer`.
-        thinking: Per mode, fields for the request's body that make the server think, or not.
+        thinking: Per mode, fields for the request's body that make the server think, or not. The default fields are
+            left out for a model for which the server refuses them.
         extra_body: Fields for every request's body. `thinking` and the request's fields win over them.
         limit_field: The field for `max_output_tokens`. OpenAI's reasoning models need `max_completion_tokens`.
+        think_tags: The tags around a trace inside the content, from opening to closing tag. Empty: there are none.
+        starts_in_trace: Modes in which the content begins inside the trace, without an opening tag.
 
     Raises:
-        ConfigError: The URL or the key is invalid, or the server does not list a model.
+        ConfigError: The URL, the key or a tag is invalid, or the server does not list a model.
     """
     url = parse_base_url(base_url)
+    check_tags(think_tags)
     # A server that compresses holds tokens back.
     headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
     if key is not None:
@@ -107,6 +124,8 @@ async def open_upstream(
             thinking=thinking,
             extra_body=extra_body or {},
             limit_field=limit_field,
+            think_tags=think_tags,
+            starts_in_trace=starts_in_trace,
         )
 
 
@@ -116,6 +135,7 @@ class UpstreamEngine:
 
     Attributes:
         info: The engine's models and the sampling fields it honours.
+        skipped_fields: Values and events of the server's streams that were skipped, since the start.
     """
 
     def __init__(
@@ -127,13 +147,23 @@ class UpstreamEngine:
         thinking: Mapping[Mode, Mapping[str, object]],
         extra_body: Mapping[str, object],
         limit_field: LimitField,
+        think_tags: Mapping[str, str],
+        starts_in_trace: Collection[Mode],
     ) -> None:
         self.info = info
+        self.skipped_fields = 0
         self._client = client
         self._url = url
         self._thinking = thinking
         self._extra_body = extra_body
         self._limit_field = limit_field
+        self._think_tags = think_tags
+        self._starts_in_trace = frozenset(starts_in_trace)
+        modes = {name for fields in thinking.values() for name in fields}
+        defaults = modes if thinking == THINKING else set()
+        # Fields that the operator has chosen are never left out.
+        self._configured = (modes - defaults) | extra_body.keys()
+        self._added = AddedFields((defaults | {"stream_options"}) - self._configured)
 
     async def generate(self, request: Request, output: Output) -> Finish:
         """Send the request to the server and relay its stream.
@@ -143,20 +173,30 @@ class UpstreamEngine:
         Raises:
             EngineError: With one of this module's codes.
         """
-        content = json.dumps(self._body(request)).encode()
+        model = request.model or self.info.models[0]
+        left_out = self._added.refused(model)
         schedule = RetrySchedule()
         while True:
+            fields = self._body(request, model, left_out)
             is_overloaded = False
             try:
-                response = await self._send(content)
+                response = await self._send(json.dumps(fields).encode())
             except httpx.RequestError as error:
-                logger.warning("no response from the upstream server: %s", _explain(error))
+                logger.warning("no response from the upstream server: %s", explain_fault(error))
                 failure, delay = _no_response(error), schedule.after_no_response()
             else:
                 async with open_upstream_body(response) as body:
                     if response.is_success:
-                        return await relay_completion(body, output)
-                    failure = await read_error_response(response, body)
+                        self._remember(model, left_out)
+                        return await self._relay(body, request, output)
+                    failure, content = await read_error_response(response, body)
+                if refused := self._added.refused_by(response.status_code, content, fields):
+                    left_out |= refused
+                    logger.warning("%s: sending the request again without %s", failure, ", ".join(sorted(refused)))
+                    continue
+                if response.status_code in {400, 422} and (named := named_in(content, self._configured)):
+                    names = ", ".join(sorted(named))
+                    logger.warning("the upstream server's error names fields of the settings: %s", names)
                 delay, is_overloaded = schedule.after_error_response(response), True
             if delay is None:
                 logger.warning("%s", failure)
@@ -166,21 +206,35 @@ class UpstreamEngine:
             async with output.queued() if is_overloaded else nullcontext():
                 await trio.sleep(delay)
 
-    def _body(self, request: Request) -> dict[str, object]:
+    async def _relay(self, body: UpstreamBody, request: Request, output: Output) -> Finish:
+        splitter = ThinkSplitter(self._think_tags, starts_inside=request.mode in self._starts_in_trace)
+        skipped = SkippedFields()
+        try:
+            return await relay_completion(body, output, splitter, skipped)
+        finally:
+            self.skipped_fields += skipped.total
+
+    def _remember(self, model: str, left_out: frozenset[str]) -> None:
+        if self._added.remember(model, left_out):
+            names = ", ".join(sorted(left_out))
+            logger.warning("requests for model %s are sent without %s from now on", ascii(model), names)
+
+    def _body(self, request: Request, model: str, left_out: frozenset[str]) -> dict[str, object]:
         sampling = {name: getattr(request.sampling, name) for name in sorted(request.sampling.given)}
         limit: dict[str, object] = {}
         if request.max_output_tokens is not None:
             limit[self._limit_field] = request.max_output_tokens
-        return {
+        fields = {
             **self._extra_body,
             **self._thinking.get(request.mode, {}),
             **sampling,
             **limit,
-            "model": request.model or self.info.models[0],
+            "model": model,
             "messages": [{"role": message.role, "content": message.text} for message in request.messages],
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        return {name: value for name, value in fields.items() if name not in left_out}
 
     async def _send(self, content: bytes) -> httpx.Response:
         request = self._client.build_request(
@@ -197,17 +251,9 @@ def _no_response(error: httpx.RequestError) -> EngineError:
             return EngineError("upstream_timeout", message, retryable=True)
         case httpx.ConnectError() | httpx.ProxyError():
             return EngineError("upstream_unreachable", "The upstream server is unreachable.", retryable=True)
+        case httpx.RemoteProtocolError() if not str(error).startswith("Server disconnected"):
+            message = "The upstream server's response is not valid HTTP."
+            return EngineError("upstream_ended_early", message, retryable=True)
         case _:
             message = "The upstream server closed the connection without a response."
             return EngineError("upstream_ended_early", message, retryable=True)
-
-
-def _explain(error: httpx.RequestError) -> str:
-    """Name the kind of an error for the log, and for a failed connection the root cause, such as a certificate."""
-    root: BaseException = error
-    if isinstance(error, httpx.ConnectError):  # other errors may quote the server, which must not be logged
-        while (cause := root.__cause__ or root.__context__) is not None:
-            root = cause
-        if isinstance(root, BaseExceptionGroup):  # one error per address of the host
-            root = root.exceptions[0]
-    return type(root).__name__ if root is error else f"{type(error).__name__}, {root}"

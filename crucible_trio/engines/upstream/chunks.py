@@ -1,0 +1,225 @@
+"""Read one chunk of a chat completion, whatever its server makes of the form. No trio: nothing here waits.
+
+Servers agree on `choices[0].delta.content` and on little else:
+
+* The trace comes as `reasoning_content`, as `reasoning`, as a part of a list in `content`, or as a list of details.
+* `message` (a whole message) or `text` can stand in place of `delta`. Some servers send both, and `message` then holds
+  the text so far.
+* `content` may be null, a list of parts, or an object. `index` may be null or a text.
+* `finish_reason` may be missing, null, empty, or the text "null". Usage may be in the choice.
+
+A value of an unexpected type is skipped and counted, because it must not be the reason that other text is lost. An
+empty value carries nothing, so it is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias, final
+
+import msgspec
+
+from crucible_trio.engines.upstream.failures import error_in_chunk
+from crucible_trio.engines.upstream.skipped import SkippedFields
+
+PartKind: TypeAlias = Literal["content", "trace", "refusal"]
+"""`content` may hold a trace between tags."""
+
+# The first one with text counts: some servers send the same trace under several names.
+_TRACE_FIELDS: Final = ("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks")
+_CALL_FIELDS: Final = ("tool_calls", "function_call")
+# All other fields of a delta may hold text that we do not understand, so an operator should hear of them.
+_KNOWN_FIELDS: Final = frozenset(
+    {*_TRACE_FIELDS, *_CALL_FIELDS, "content", "refusal", "finish_reason", "usage", "role", "name"}
+)
+
+# The fields of a part that hold its text, and the kind of text they stand for. None: the kind of the part.
+_PART_FIELDS: Final[Mapping[str, PartKind | None]] = {
+    "text": None,
+    "thinking": "trace",
+    "reasoning": "trace",
+    "summary": "trace",
+    "refusal": "refusal",
+    "content": None,
+    "value": None,
+}
+# Parts inside parts: Mistral's thinking parts hold a list of text parts.
+_MAX_DEPTH: Final = 4
+
+_NO_FINISH: Final = frozenset({"", "null", "none"})
+
+
+@final
+class UpstreamChunk(msgspec.Struct):
+    """What one chunk says.
+
+    Attributes:
+        parts: Its pieces of text in order, none of them empty.
+        has_tool_calls: Whether it holds a piece of a tool call.
+        finish: Its finish reason in lower case.
+        usage: Its reports of token counts.
+        error: The error that it reports.
+        is_completion: Whether it has the form of a chunk at all.
+    """
+
+    parts: list[tuple[PartKind, str]]
+    has_tool_calls: bool = False
+    finish: str | None = None
+    usage: list[dict[str, Any]] = []
+    error: object = None
+    is_completion: bool = True
+
+
+def decode_data(data: str) -> object:
+    """Decode the data of one event.
+
+    Raises:
+        ValueError, RecursionError: It is not JSON, or nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        # `json` also accepts: half of a character beyond U+FFFF, which is split over two chunks as two escapes (the
+        # recorder joins the halves), NaN and Infinity in log probabilities, and control characters in strings.
+        return json.loads(data, strict=False)
+
+
+@final
+class ChunkReader:
+    """Reads the chunks of one stream.
+
+    Args:
+        skipped: Counts what is skipped.
+    """
+
+    def __init__(self, skipped: SkippedFields) -> None:
+        self._skipped = skipped
+        self._delta_has_text = False  # so far in the stream
+
+    def read(self, fields: dict[str, Any]) -> UpstreamChunk:
+        """Read the next chunk."""
+        chunk = UpstreamChunk([], usage=[], error=error_in_chunk(fields))
+        choices = fields.get("choices")
+        if isinstance(choices, list):
+            for choice in choices:
+                self._read_choice(choice, chunk)
+        elif isinstance(choices, dict):
+            self._read_choice(choices, chunk)
+        elif choices:
+            self._skipped.add("choices", may_hold_text=True)
+        self._read_usage(fields.get("usage"), "usage", chunk)
+        if isinstance(groq := fields.get("x_groq"), dict):
+            self._read_usage(groq.get("usage"), "x_groq.usage", chunk)
+        if chunk.finish is None:
+            chunk.finish = self._read_finish(fields.get("finish_reason"), "finish_reason")
+        chunk.is_completion = "choices" in fields or bool(chunk.usage)
+        return chunk
+
+    def _read_choice(self, choice: object, chunk: UpstreamChunk) -> None:
+        if not isinstance(choice, dict):
+            if choice:
+                self._skipped.add("choices", may_hold_text=True)
+            return
+        if not self._is_first(choice.get("index")):
+            self._skipped.add("choices.index")
+            return
+        delta = choice.get("delta")
+        if isinstance(delta, dict):
+            self._read_delta(delta, "delta", chunk)
+        elif isinstance(delta, str):
+            self._add_text(delta, "content", "delta", chunk)
+        elif delta:
+            self._skipped.add("delta", may_hold_text=True)
+        self._delta_has_text = self._delta_has_text or bool(chunk.parts)
+        if not self._delta_has_text:
+            self._read_in_place_of_delta(choice, chunk)
+        self._read_usage(choice.get("usage"), "choices.usage", chunk)
+        chunk.finish = self._read_finish(choice.get("finish_reason"), "finish_reason") or chunk.finish
+        if chunk.error is None and choice.get("error"):
+            chunk.error = choice["error"]
+
+    def _is_first(self, index: object) -> bool:
+        """Whether a choice is the one that the request asked for. An index that says nothing does not say otherwise."""
+        if isinstance(index, str) and index.isascii() and index.isdigit():
+            return not index.strip("0")
+        if isinstance(index, (int, float)) and not isinstance(index, bool):
+            return index == 0
+        if index:
+            self._skipped.add("choices.index")
+        return True
+
+    def _read_in_place_of_delta(self, choice: dict[str, Any], chunk: UpstreamChunk) -> None:
+        message = choice.get("message")
+        if isinstance(message, dict):
+            self._read_delta(message, "message", chunk)
+        else:
+            self._add_text(message, "content", "message", chunk)
+        if not chunk.parts:
+            self._add_text(choice.get("text"), "content", "text", chunk)
+
+    def _read_delta(self, delta: dict[str, Any], path: str, chunk: UpstreamChunk) -> None:
+        for name in _TRACE_FIELDS:
+            if (value := delta.get(name)) and self._add_text(value, "trace", f"{path}.{name}", chunk):
+                break
+        if content := delta.get("content"):
+            self._add_text(content, "content", f"{path}.content", chunk)
+        if refusal := delta.get("refusal"):
+            self._add_text(refusal, "refusal", f"{path}.refusal", chunk)
+        for name, value in delta.items():
+            if value and name not in _KNOWN_FIELDS:
+                self._skipped.add(f"{path}.{name}", may_hold_text=isinstance(value, (str, list, dict)))
+        for name in _CALL_FIELDS:
+            if delta.get(name):
+                chunk.has_tool_calls = True
+                self._skipped.add(f"{path}.{name}", may_hold_text=True)
+        self._read_usage(delta.get("usage"), f"{path}.usage", chunk)
+        chunk.finish = self._read_finish(delta.get("finish_reason"), f"{path}.finish_reason") or chunk.finish
+
+    def _add_text(self, value: object, kind: PartKind, path: str, chunk: UpstreamChunk, depth: int = 0) -> bool:
+        """Add the text in a value: a text, a part, or a list of them. Returns whether there was any."""
+        if not value:
+            return False
+        if isinstance(value, str):
+            chunk.parts.append((kind, value))
+            return True
+        if depth < _MAX_DEPTH:
+            if isinstance(value, list):
+                before = len(chunk.parts)
+                for item in value:
+                    self._add_text(item, kind, path, chunk, depth + 1)
+                return len(chunk.parts) > before
+            if isinstance(value, dict):
+                names = [name for name in _PART_FIELDS if name in value]
+                for name in names:
+                    own = kind if kind == "trace" else _PART_FIELDS[name] or _kind_of_part(value, kind)
+                    if self._add_text(value[name], own, f"{path}.{name}", chunk, depth + 1):
+                        return True
+                if names:
+                    return False
+        self._skipped.add(path, may_hold_text=True)
+        return False
+
+    def _read_usage(self, value: object, path: str, chunk: UpstreamChunk) -> None:
+        if isinstance(value, dict):
+            chunk.usage.append(value)
+        elif value:
+            self._skipped.add(path)
+
+    def _read_finish(self, value: object, path: str) -> str | None:
+        if isinstance(value, str):
+            word = value.strip().lower()
+            return None if word in _NO_FINISH else word
+        if value:
+            self._skipped.add(path)
+        return None
+
+
+def _kind_of_part(part: Mapping[str, Any], kind: PartKind) -> PartKind:
+    name = part.get("type")
+    if isinstance(name, str):
+        if "think" in name or "reason" in name:
+            return "trace"
+        if "refus" in name:
+            return "refusal"
+    return kind

@@ -1,0 +1,130 @@
+"""Find the error in what an upstream server sends, and translate it. No trio: nothing here waits.
+
+Servers report a failure inside a stream in many forms, all of them under status 200:
+
+* `{"error": ...}`, as text or as an object. Some put it into the choice.
+* The object of the error without a frame: `{"object": "error", ...}`, `{"type": "error", ...}`, `{"detail": ...}`,
+  `{"error_type": ..., "error_message": ...}`, `{"code": 400, "message": ...}`.
+* `code` is an HTTP status as a number or as text, or an identifier.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from crucible_trio.errors import EngineError
+
+# A server's identifier for an error, such as exceed_context_size_error. The server's sentence may quote the prompt or
+# the key, an identifier does not.
+_IDENTIFIER: Final = re.compile(r"[a-zA-Z][a-zA-Z_]{2,63}")
+
+_CODE_FIELDS: Final = ("code", "status", "status_code", "error_code")
+_WORD_FIELDS: Final = ("code", "error_code", "type", "error_type", "status")
+# Fields that say by their presence that an object without choices is an error.
+_ERROR_FIELDS: Final = ("error_type", "error_message", "error_code", "errors", "detail")
+# Values of a code or status with which a server says that all is well.
+_SUCCESS: Final = (0, 200, "0", "200", "ok", "success")
+
+# Identifiers that say as much as a status. In lower case. Sources: the API references of OpenAI, Anthropic and Gemini,
+# and the servers of vLLM and llama.cpp.
+_STATUS_OF_WORD: Final[Mapping[str, int]] = {
+    "invalid_request_error": 400,
+    "invalid_request": 400,
+    "invalid_argument": 400,
+    "badrequesterror": 400,
+    "bad_request": 400,
+    "context_length_exceeded": 400,
+    "exceed_context_size_error": 400,
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "permission_error": 403,
+    "permission_denied": 403,
+    "not_found_error": 404,
+    "notfounderror": 404,
+    "model_not_found": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "resource_exhausted": 429,
+    "overloaded_error": 503,
+    "unavailable": 503,
+    "unavailable_error": 503,
+}
+
+
+def find_error(body: str | bytes) -> object:
+    """Find the error in a body: the value of `error`, or the whole object, as vLLM sent it.
+
+    Returns:
+        None if the body is not a JSON object.
+    """
+    try:
+        value = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    return value["error"] if _says_something(value.get("error")) else value
+
+
+def error_in_chunk(chunk: Mapping[str, Any]) -> object:
+    """Find the error that an object in a stream reports. None: it reports none."""
+    if _says_something(error := chunk.get("error")):
+        return error
+    if chunk.get("object") == "error" or chunk.get("type") == "error":
+        return chunk
+    if chunk.get("choices"):
+        return None
+    if any(_says_something(chunk.get(name)) for name in _ERROR_FIELDS):
+        return chunk
+    if chunk.get("message") and ((_status_in(chunk) or 0) >= 400 or _says_something(chunk.get("code"))):
+        return chunk
+    return None
+
+
+def to_engine_error(status: int | None, error: object) -> EngineError:
+    """Translate a server's error into the error that the client gets.
+
+    Args:
+        status: The HTTP status. None for a failure inside a stream, where the error's `code` counts.
+        error: What `find_error` or `error_in_chunk` returned.
+    """
+    fields = error if isinstance(error, dict) else {}
+    words = [word for name in _WORD_FIELDS if isinstance(word := fields.get(name), str) and _IDENTIFIER.fullmatch(word)]
+    facts = words[:1]
+    if status is not None:
+        facts.insert(0, f"HTTP {status}")
+    elif (number := _status_in(fields)) is not None:
+        facts.insert(0, f"code {number}")
+        status = number
+    else:
+        status = next((_STATUS_OF_WORD[word.lower()] for word in words if word.lower() in _STATUS_OF_WORD), 500)
+    suffix = f" ({', '.join(facts)})." if facts else "."
+    if status in {429, 503, 529}:  # 529: Anthropic
+        return EngineError("upstream_refused", f"The upstream server is overloaded{suffix}", retryable=True)
+    if 300 <= status < 500 and status != 408:
+        return EngineError("upstream_rejected", f"The upstream server rejected the request{suffix}")
+    return EngineError("upstream_error", f"The upstream server failed{suffix}", retryable=True)
+
+
+def _says_something(value: object) -> bool:
+    """Whether a field of an error reports one. Servers also send empty objects, and codes that mean success."""
+    if isinstance(value, dict):
+        return any(bool(part) and part not in _SUCCESS for part in value.values())
+    word = value.lower() if isinstance(value, str) else value
+    return bool(word) and word not in _SUCCESS
+
+
+def _status_in(fields: Mapping[str, Any]) -> int | None:
+    for name in _CODE_FIELDS:
+        value = fields.get(name)
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) == 3:
+            value = int(value)
+        if isinstance(value, (int, float)) and 100 <= value < 600:
+            return int(value)
+    return None
