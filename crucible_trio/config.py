@@ -13,6 +13,9 @@ import msgspec
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Secret = Annotated[str, msgspec.Meta(min_length=1, extra={"secret": True})]
+"""Text that no message quotes."""
 
 
 @final

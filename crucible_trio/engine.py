@@ -70,12 +70,14 @@ class EngineInfo:
         models: The models that a request may name. The first is the default.
         capabilities: Those of its models.
         by_model: Those of single models, by name, where they differ.
+        notice: A sentence for users, such as that the engine is not a model. The start log and the page show it.
     """
 
     name: str
     models: tuple[str, ...]
     capabilities: Capabilities = _NONE
     by_model: Mapping[str, Capabilities] = field(default_factory=dict)
+    notice: str = ""
 
     def capabilities_of(self, model: str) -> Capabilities:
         """The capabilities of one of the models."""

@@ -16,7 +16,15 @@ class CrucibleError(Exception):
 
 @final
 class ConfigError(CrucibleError, ValueError):
-    """A setting is wrong, or the program lacks something it needs. The command exits with code 2."""
+    """A setting is wrong, or the program lacks something it needs. The command exits with code 2.
+
+    Attributes:
+        settings: The settings at fault, whose sources the commands add to the message. Empty if there are none.
+    """
+
+    def __init__(self, message: str, *settings: str) -> None:
+        super().__init__(message)
+        self.settings = settings
 
 
 @final

@@ -101,9 +101,11 @@ def _takes(schema: dict[str, object]) -> str:
         "string": "text",
         "boolean": "`true`, `false`",
         "array": "list of texts",
-        "object": "table of texts" if schema.get("additionalProperties") == {"type": "string"} else "table",
+        "object": "table of texts" if "'string'" in str(schema.get("additionalProperties")) else "table",
     }
     kind = kinds[str(schema["type"])]
+    if "maximum" in schema:
+        return f"{kind}, {schema['minimum']} to {schema['maximum']}"
     if "minimum" in schema:
         return f"{kind}, {schema['minimum']} or more"
     return f"{kind}, more than {schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else kind

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import click
 import trio
@@ -21,6 +21,12 @@ from crucible_trio.settings.loading import CLIENT_KEY_VARIABLE, ServiceSettings,
 
 Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., object])
+
+
+# The options that are settings. `load_settings` checks their values, so that all errors read alike.
+_OPTION_NAMES: Final = {"upstream_base_url": "--base-url"} | {
+    name: f"--{name.replace('_', '-')}" for name in ("engine", "model", "replay_speed", "bind", "allow_open")
+}
 
 
 class _CannotStart(click.ClickException):
@@ -39,7 +45,7 @@ def _engine_options(command: Command) -> Command:
     options = [
         click.option(
             "--engine",
-            type=click.Choice(["local", "upstream", "replay"]),
+            metavar="local|upstream|replay",
             help="The source of the output: a small model in this process, an OpenAI-compatible server, or a "
             "recording. [default: local, or upstream with --base-url]",
         ),
@@ -52,12 +58,15 @@ def _engine_options(command: Command) -> Command:
             "--base-url", "upstream_base_url", help="URL of the upstream server, such as http://127.0.0.1:8080/v1."
         ),
         click.option(
-            "--replay-speed", type=float, help="Speed of the replay relative to the recording. inf does not wait."
+            "--replay-speed",
+            metavar="FACTOR",
+            help="Speed of the replay relative to the recording. inf does not wait.",
         ),
         click.option(
             "--config",
             "config_file",
-            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            type=click.Path(path_type=Path),
             help="A TOML file with settings. Options override CRUCIBLE_... variables, which override the file.",
         ),
     ]
@@ -224,7 +233,7 @@ def _settings(**options: object) -> ServiceSettings:
     if options.get("upstream_base_url") is not None and options.get("engine") is None:
         options["engine"] = "upstream"
     try:
-        return load_settings(os.environ, **options)  # type: ignore[arg-type]  # config_file is a Path, click checks it
+        return load_settings(os.environ, option_names=_OPTION_NAMES, **options)  # type: ignore[arg-type]  # a Path
     except ConfigError as error:
         raise _CannotStart(str(error)) from error
 

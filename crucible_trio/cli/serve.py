@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import signal
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from errno import EADDRINUSE
 from functools import partial
 
 import trio
 
 from crucible_trio.apis.kit.access import host_name, is_loopback
 from crucible_trio.cli.progress import fetch_progress
+from crucible_trio.engine import EngineInfo
 from crucible_trio.engines import open_engine
 from crucible_trio.errors import ConfigError
 from crucible_trio.pipeline import open_pipeline
@@ -33,16 +36,19 @@ async def serve(settings: ServiceSettings) -> bool:
 
     Cancellation: running streams end as cancelled, and open connections are reset.
     """
-    _refuse_open_server(settings)
+    with settings.errors_name_origins():
+        _refuse_open_server(settings)
     is_complete = False
     async with AsyncExitStack() as stack:
-        with fetch_progress() as progress:
+        with fetch_progress() as progress, settings.errors_name_origins():
             engine = await stack.enter_async_context(open_engine(settings.engine, progress=progress))
         pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
+        with settings.errors_name_origins():
+            app = create_app(pipeline, settings.apis)
         stopping = trio.Event()
         server = partial(
             serve_app,
-            create_app(pipeline, settings.apis),
+            app,
             Config.from_settings(settings.server, settings.pipeline),
             drain=pipeline.drain,
             shutdown=stopping.wait,
@@ -50,12 +56,23 @@ async def serve(settings: ServiceSettings) -> bool:
         async with trio.open_nursery() as watching:
             await watching.start(_watch_signals, stopping, watching.cancel_scope)
             async with trio.open_nursery() as serving:
-                urls: list[str] = await serving.start(server)
-                info = engine.info
-                logger.info("serving %s (engine %s) on %s", ", ".join(info.models), info.name, ", ".join(urls))
+                with settings.errors_name_origins(), _port_hint():
+                    urls: list[str] = await serving.start(server)
+                logger.info("%s", start_message(urls, engine.info, has_keys=bool(settings.apis.keys)))
             is_complete = True
             watching.cancel_scope.cancel()
     return is_complete
+
+
+@contextmanager
+def _port_hint() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == EADDRINUSE:
+            message = f"{error}, choose another port with --bind 127.0.0.1:8001 or make serve PORT=8001"
+            raise ConfigError(message, *error.settings) from error
+        raise
 
 
 async def _watch_signals(
@@ -83,5 +100,18 @@ def _refuse_open_server(settings: ServiceSettings) -> None:
                 f"other machines can connect to {address}, but no keys are configured: "
                 "set CRUCIBLE_KEYS=owner:key, or use --allow-open"
             )
-            raise ConfigError(message)
-    logger.warning("no keys are configured: all clients share one anonymous owner")
+            raise ConfigError(message, "bind")
+
+
+def start_message(urls: Sequence[str], info: EngineInfo, *, has_keys: bool) -> str:
+    """The last message of a start, over several lines: what to open, what answers, and how to stop it."""
+    lines = [
+        f"serving on {', '.join(urls)}",
+        *(f"    open   {url.replace('//0.0.0.0:', '//127.0.0.1:').replace('//[::]:', '//[::1]:')}" for url in urls),
+        f"    model  {', '.join(info.models)} (engine {info.name})",
+        "    keys   required" if has_keys else "    keys   none, so all clients share one anonymous owner",
+        "    stop   Ctrl-C",
+    ]
+    if info.notice:
+        lines.insert(-2, f"           {info.notice}")
+    return "\n".join(lines)

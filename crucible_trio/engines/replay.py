@@ -24,6 +24,7 @@ from crucible_trio.request import Request
 logger = logging.getLogger(__name__)
 
 MODEL_NAME: Final = "recorded"
+_NOTICE: Final = "This is a recording, not a model: every prompt gets the same text."
 _MODES: Final[tuple[Mode, ...]] = ("standard", "deep")
 
 
@@ -67,7 +68,7 @@ class ReplayEngine:
         if any(line is not None and line < 0 for line in (fail_at, stall_at)):
             message = "fail_at and stall_at must not be negative: they count lines from 0"
             raise ValueError(message)
-        self.info = EngineInfo(name="replay", models=(MODEL_NAME,))
+        self.info = EngineInfo(name="replay", models=(MODEL_NAME,), notice=_NOTICE)
         self._speed = speed
         self._fail_at = fail_at
         self._stall_at = stall_at

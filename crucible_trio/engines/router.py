@@ -44,7 +44,8 @@ class RouterEngine:
             info = engine.info
             for model in info.models:
                 by_model.setdefault(model, info.capabilities_of(model))
-        return EngineInfo(name=self._name, models=tuple(by_model), by_model=by_model)
+        notices = dict.fromkeys(engine.info.notice for engine in self.engines if engine.info.notice)
+        return EngineInfo(name=self._name, models=tuple(by_model), by_model=by_model, notice=" ".join(notices))
 
     def engine_of(self, model: str) -> Engine:
         """The first engine that has a model.

@@ -6,10 +6,12 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
+from copy import copy
 from functools import partial
 from typing import Final
 
 import trio
+from hypercorn.config import SocketTypeError
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.typing import AppWrapper, ASGIFramework, LifespanState
 from hypercorn.utils import repr_socket_addr, wrap_app
@@ -21,6 +23,7 @@ from crucible_trio.server.connection import HttpConnection, ServerState
 # The kernel drops a client that acknowledges nothing this long after the write deadline would have. A much shorter time
 # cuts clients that do read: 2 s cut one that read 20 KB/s.
 _USER_TIMEOUT_MARGIN_SECONDS: Final = 5.0
+_LARGEST_USER_TIMEOUT: Final = 2**31 - 1  # milliseconds, in an int of the kernel
 _LIFESPAN_SECONDS: Final = 10.0
 
 
@@ -107,18 +110,28 @@ async def _lifespan(app: AppWrapper, config: Config, state: LifespanState) -> As
 
 
 def _listen(config: Config, stack: ExitStack) -> list[trio.SocketListener]:
-    try:
-        sockets = config.create_sockets().insecure_sockets
-    except OSError as error:
-        message = f"cannot listen on {', '.join(config.bind)}: {error.strerror or error}"
-        raise ConfigError(message) from error
-    user_timeout = int((config.write_timeout + _USER_TIMEOUT_MARGIN_SECONDS) * 1000)
+    sockets = [stack.enter_context(sock) for address in config.bind for sock in _bind(config, address)]
+    if not sockets:
+        message = "there is no address to listen on"
+        raise ConfigError(message, "bind")
+    user_timeout = (config.write_timeout + _USER_TIMEOUT_MARGIN_SECONDS) * 1000
     for sock in sockets:
-        stack.enter_context(sock)
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout)  # accepted sockets inherit it
+            # Accepted sockets inherit it.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(user_timeout, _LARGEST_USER_TIMEOUT)))
         sock.listen(config.backlog)
     return [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+
+
+def _bind(config: Config, address: str) -> list[socket.socket]:
+    one = copy(config)  # hypercorn binds all addresses in one call, and its errors do not say which of them failed
+    one.bind = [address]
+    try:
+        return one.create_sockets().insecure_sockets
+    except (OSError, OverflowError, ValueError, SocketTypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this is not an address"
+        message = f"cannot listen on {address}: {reason}"
+        raise ConfigError(message, "bind") from error
 
 
 def _url(listener: trio.SocketListener) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias, final
+import re
+from typing import Annotated, Final, Literal, TypeAlias, final
 
 import msgspec
 
-from crucible_trio.config import Count
+from crucible_trio.config import Count, Secret, Text
 from crucible_trio.errors import ConfigError
+from crucible_trio.settings.server import HOST_NAME
+from crucible_trio.settings.values import quote
 
 Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """OpenAI's `reasoning_effort`."""
+
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
 
 @final
@@ -24,10 +29,10 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How long a browser waits before it reconnects. Without this line it waits 3 s."""
     max_request_bytes: Count = 256 * 1024
     """Size limit of a request body."""
-    keys: dict[str, str] = {}
+    keys: dict[Text, Secret] = {}
     """From owner to key. In the environment `alice:key1,bob:key2`. Without keys there is one anonymous owner, and only
     this machine can connect."""
-    token_secret: str | None = None
+    token_secret: Secret | None = None
     """Signs the stream tokens. Default: a random secret for each process."""
     allowed_origins: tuple[str, ...] = ()
     """Foreign pages that may call this server, as `https://host[:port]`. In the environment, comma-separated."""
@@ -41,15 +46,26 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     openai_deep_suffix: str = ":deep"
     """A model name with this suffix means that model in mode `deep`. This is for clients that let the user choose only
     a model name. Empty: no such names."""
-    openai_models: dict[str, str] = {}
+    openai_models: dict[Text, Text] = {}
     """Other names for models, for clients with a built-in name. The target may have the suffix: `{"o3":
     "smollm2-135m:deep"}`. In the environment, JSON."""
 
     def __post_init__(self) -> None:
-        """Check the keys. No message quotes a key."""
-        if len(set(self.keys.values())) != len(self.keys):
-            message = "keys: two owners have the same key"
-            raise ConfigError(message)
+        """Check the keys, the origins and the names. No message quotes a key."""
         if not all(self.keys) or not all(self.keys.values()):
-            message = "keys: an owner or a key is empty"
-            raise ConfigError(message)
+            message = "keys must be a table from owners to keys, but an owner or a key is empty"
+            raise ConfigError(message, "keys")
+        if len(set(self.keys.values())) != len(self.keys):
+            message = "keys must be different, but two owners have the same key"
+            raise ConfigError(message, "keys")
+        for origin in self.allowed_origins:
+            if not _ORIGIN.fullmatch(origin):
+                message = (
+                    "allowed_origins must hold origins like https://chat.example.org, in lower case and without a path,"
+                    f" not {quote(origin)}"
+                )
+                raise ConfigError(message, "allowed_origins")
+        for name in self.server_names:
+            if not HOST_NAME.fullmatch(name):
+                message = f"server_names must hold host names like chat.example.org, without a port, not {quote(name)}"
+                raise ConfigError(message, "server_names")

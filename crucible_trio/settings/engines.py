@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Any, Literal, TypeAlias, final
 
 import msgspec
 
-from crucible_trio.config import Count
+from crucible_trio.config import Secret, Text
 from crucible_trio.errors import ConfigError
+
+# llama.cpp counts slots, threads and tokens in 32 bits, and multiplies the first and the last.
+_Slots: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+_Threads: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1024)]
+_ContextTokens: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1024 * 1024)]
+
+_Url: TypeAlias = Secret  # it may hold a password
 
 
 @final
@@ -17,18 +24,18 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     # The engine.
     engine: Literal["local", "upstream", "replay"] = "local"
     """Where the output comes from."""
-    model: str | None = None
+    model: Text | None = None
     """`local`: path of a GGUF file. Default: the small model, which is downloaded once. `upstream`: the model's name
     there. Default: the first one that the server lists."""
-    local_slots: Count = 4
+    local_slots: _Slots = 4
     """Streams that the local model works on at the same time. Other streams stay open and wait for a slot."""
-    local_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    local_threads: _Threads = 0
     """Threads that the local model computes with. 0 means one fewer than there are cores."""
-    local_context_tokens: Count = 2048
+    local_context_tokens: _ContextTokens = 2048
     """Context size of each slot of the local model, for prompt and answer together."""
-    upstream_base_url: str | None = None
+    upstream_base_url: _Url | None = None
     """Base URL of an OpenAI-compatible server, such as `http://127.0.0.1:8080/v1`."""
-    upstream_key: str | None = None
+    upstream_key: Secret | None = None
     """Sent to the upstream server as `Authorization: Bearer`."""
     upstream_thinking: dict[Literal["standard", "deep"], dict[str, Any]] | None = None
     """Per mode, the fields of the upstream request body that turn thinking on or off. Default:
@@ -39,7 +46,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     upstream_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The upstream server's name for `max_output_tokens`. OpenAI's own reasoning models need
     `max_completion_tokens`."""
-    upstream_think_tags: dict[str, str] = msgspec.field(default_factory=lambda: {"<think>": "</think>"})
+    upstream_think_tags: dict[Text, Text] = msgspec.field(default_factory=lambda: {"<think>": "</think>"})
     """The tags around a trace inside the upstream server's text, from opening to closing tag. An opening tag counts
     only at the beginning of the text. Empty: the text is never searched for a trace. In the environment, JSON."""
     upstream_starts_in_trace: tuple[Literal["standard", "deep"], ...] = ()
@@ -52,5 +59,5 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def __post_init__(self) -> None:
         """Check that the upstream engine has an address."""
         if self.engine == "upstream" and self.upstream_base_url is None:
-            message = "engine 'upstream' needs upstream_base_url (--base-url)"
-            raise ConfigError(message)
+            message = "engine 'upstream' needs the URL of a server: set upstream_base_url (--base-url)"
+            raise ConfigError(message, "engine")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar, final
+from typing import Final, final
 
 import msgspec
 
@@ -17,6 +17,7 @@ from crucible_trio.errors import ConfigError
 from crucible_trio.settings.apis import ApiSettings
 from crucible_trio.settings.engines import EngineSettings
 from crucible_trio.settings.server import ServerSettings
+from crucible_trio.settings.values import did_you_mean, make_struct, name_in_path, read_toml
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,8 @@ _IN_JSON: Final = frozenset({"upstream_thinking", "upstream_extra_body", "upstre
 _LISTS: Final = frozenset(
     {"allowed_origins", "server_names", "bind", "openai_deep_efforts", "upstream_starts_in_trace"}
 )
-_PATH: Final = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
-Group = TypeVar("Group", bound=msgspec.Struct)
+_NAMES: Final = tuple(name for group in GROUPS for name in group.__struct_fields__)
 
 
 @final
@@ -46,76 +46,95 @@ class ServiceSettings:
         pipeline: The limits and defaults of its streams.
         apis: Those of the HTTP APIs.
         server: Those of the server.
+        origins: Where each setting came from that is not a default, such as `variable CRUCIBLE_BIND`.
     """
 
     engine: EngineSettings
     pipeline: Settings
     apis: ApiSettings
     server: ServerSettings
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @contextmanager
+    def errors_name_origins(self) -> Iterator[None]:
+        """Add to a `ConfigError` of the body where its setting came from."""
+        try:
+            yield
+        except ConfigError as error:
+            raise _with_origin(error, self.origins) from error
 
 
 def load_settings(
-    environment: Mapping[str, str], *, config_file: Path | None = None, **options: object
+    environment: Mapping[str, str],
+    *,
+    config_file: Path | None = None,
+    option_names: Mapping[str, str] | None = None,
+    **options: object,
 ) -> ServiceSettings:
     """Load all settings. Options win over the environment, the environment over the file, the file over the defaults.
 
     Args:
         environment: Usually `os.environ`. A variable is `CRUCIBLE_` and the name of its setting in capitals.
         config_file: A TOML file with settings by name. The default is the file that `CRUCIBLE_CONFIG` names, if any.
+        option_names: For messages, the names that options have on the command line: `{"bind": "--bind"}`.
         options: Settings by name. None counts as absent.
 
     Raises:
         ConfigError: A file, name or value is wrong. The message names the setting and where it came from.
     """
-    if config_file is None and CONFIG_FILE_VARIABLE in environment:
-        config_file = Path(environment[CONFIG_FILE_VARIABLE])
+    option_names = option_names or {}
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
     sources = [
-        *(_from_file(config_file) if config_file is not None else ()),
+        *_from_file(environment, config_file),
         *_from_environment(environment),
-        *((name, value, "option") for name, value in options.items() if value is not None),
+        *(
+            (name, value, f"option {option_names[name]}" if name in option_names else f"argument {name}")
+            for name, value in options.items()
+            if value is not None
+        ),
     ]
     for name, value, origin in sources:
-        if not _is_setting(name):
-            message = f"unknown setting {name!r} ({origin})"
+        if name not in _NAMES:
+            message = f"unknown setting {name_in_path(name)} ({origin}){did_you_mean(name, _NAMES)}"
             raise ConfigError(message)
         values[name] = value
         origins[name] = origin
-    return ServiceSettings(
-        engine=_convert(values, origins, EngineSettings),
-        pipeline=_convert(values, origins, Settings),
-        apis=_convert(values, origins, ApiSettings),
-        server=_convert(values, origins, ServerSettings),
-    )
-
-
-def _convert(values: Mapping[str, object], origins: Mapping[str, str], group: type[Group]) -> Group:
-    own = {name: value for name, value in values.items() if name in group.__struct_fields__}
     try:
-        # Not strict, because the environment holds only strings.
-        return msgspec.convert(own, group, strict=False)
-    except msgspec.ValidationError as error:
-        found = _PATH.search(str(error))
-        path = found["path"] if found is not None else ""
-        name = re.split(r"[.\[]", path)[0]
-        reason = _PATH.sub("", str(error))
-        message = f"{path} ({origins[name]}): {reason}" if name in origins else reason
-        raise ConfigError(message) from error
+        return ServiceSettings(
+            engine=make_struct(EngineSettings, values),
+            pipeline=make_struct(Settings, values),
+            apis=make_struct(ApiSettings, values),
+            server=make_struct(ServerSettings, values),
+            origins=origins,
+        )
+    except ConfigError as error:
+        raise _with_origin(error, origins) from error
 
 
-def _is_setting(name: str) -> bool:
-    return any(name in group.__struct_fields__ for group in GROUPS)
+def _with_origin(error: ConfigError, origins: Mapping[str, str]) -> ConfigError:
+    places = [
+        origins[name] if re.search(rf"\b{name}\b", str(error)) else f"{name}, {origins[name]}"
+        for name in error.settings
+        if name in origins
+    ]
+    if error.settings and not places:
+        places = ["default"]
+    return ConfigError(f"{error} ({', '.join(places)})") if places else error
 
 
-def _from_file(path: Path) -> Iterator[tuple[str, object, str]]:
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
-        message = f"cannot read the settings in {path}: {error}"
-        raise ConfigError(message) from error
-    for name, value in values.items():
-        yield name, value, str(path)
+def _from_file(environment: Mapping[str, str], path: Path | None) -> Iterator[tuple[str, object, str]]:
+    origin = "option --config"
+    if path is None:
+        if CONFIG_FILE_VARIABLE not in environment:
+            return
+        origin = f"variable {CONFIG_FILE_VARIABLE}"
+        path = Path(environment[CONFIG_FILE_VARIABLE])
+    if path == Path():
+        message = f"the name of the settings file is missing ({origin})"
+        raise ConfigError(message)
+    for name, value in read_toml(path, "settings file", f" ({origin})").items():
+        yield name, value, f"file {path}"
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, object, str]]:
@@ -123,17 +142,18 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, obj
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable in {CONFIG_FILE_VARIABLE, CLIENT_KEY_VARIABLE}:
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if not _is_setting(name):
+        origin = f"variable {variable}"
+        if name not in _NAMES:
             # Not an error: an orchestrator may name a service "crucible" and set CRUCIBLE_SERVICE_HOST for it.
-            logger.warning("ignoring unknown setting %s", variable)
+            logger.warning("ignoring unknown setting %s%s", variable, did_you_mean(name, _NAMES))
         elif name == "keys":
-            yield name, _keys(text), variable
+            yield name, _keys(text), origin
         elif name in _IN_JSON:
-            yield name, _json(variable, text), variable
+            yield name, _json(name, text, origin), origin
         elif name in _LISTS:
-            yield name, [part.strip() for part in text.split(",") if part.strip()], variable
+            yield name, [part.strip() for part in text.split(",") if part.strip()], origin
         else:
-            yield name, text, variable
+            yield name, text, origin
 
 
 def _keys(text: str) -> dict[str, str]:
@@ -141,15 +161,15 @@ def _keys(text: str) -> dict[str, str]:
     for pair in text.split(","):
         owner, colon, key = pair.strip().partition(":")
         if not colon or owner in keys:
-            message = "CRUCIBLE_KEYS must be owner:key,owner:key with each owner once"  # never quotes a key
+            message = "keys must be owner:key,owner:key with each owner once (variable CRUCIBLE_KEYS)"  # quotes no key
             raise ConfigError(message)
         keys[owner] = key
     return keys
 
 
-def _json(variable: str, text: str) -> object:
+def _json(name: str, text: str, origin: str) -> object:
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        message = f"{variable} is not JSON: {error}"
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        message = f"{name} must be JSON, and it is not ({origin})"
         raise ConfigError(message) from error

@@ -57,7 +57,7 @@ def _serve(*arguments: str, **environment: str):
 
 
 async def _url(server: Running) -> str:
-    match = await server.read_stderr_until(rb"serving .* on (http://127\.0\.0\.1:\d+)")
+    match = await server.read_stderr_until(rb"serving on (http://127\.0\.0\.1:\d+)")
     return match[1].decode()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from crucible_trio.config import Settings
 from crucible_trio.errors import ConfigError
-from crucible_trio.settings import load_settings
+from crucible_trio.settings import ServerSettings, load_settings
 from crucible_trio.settings.loading import GROUPS
 
 
@@ -151,14 +151,128 @@ def test_the_groups_share_no_name() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_an_error_says_where_the_value_came_from(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("max_streams = 'many'", "max_streams must be a whole number of 1 or more, not 'many' (file {})"),
+        ("max_streams = 0", "max_streams must be a whole number of 1 or more, not 0 (file {})"),
+        ("replay_speed = -1", "replay_speed must be a number greater than 0, not -1 (file {})"),
+        ("local_slots = 1025", "local_slots must be a whole number from 1 to 1024, not 1025 (file {})"),
+        ("allow_open = 'perhaps'", "allow_open must be true or false, not 'perhaps' (file {})"),
+        ("engine = 'magic'", "engine must be one of local, upstream, replay, not 'magic' (file {})"),
+        ("engin = 'local'", "unknown setting engin (file {}), did you mean engine?"),
+        ("'a b' = 1", "unknown setting 'a b' (file {})"),
+        ("model = ''", "model must be text that is not empty, but it is empty (file {})"),
+        ("bind = '127.0.0.1:80'", "bind must be a list, not '127.0.0.1:80' (file {})"),
+        ("server_names = [5]", "server_names[0] must be text, not 5 (file {})"),
+        ("openai_models = 'o3'", "openai_models must be a table, not 'o3' (file {})"),
+        ("[openai_models]\no3 = 5", "openai_models.o3 must be text that is not empty, not 5 (file {})"),
+        ("[openai_models]\n'' = 'x'", "openai_models has an entry without a name (file {})"),
+        ("[keys]\nbob = 5", "keys.bob must be text that is not empty (file {})"),
+        ("[upstream_thinking.deep]\n[upstream_thinking.fast]", "upstream_thinking has the unknown key 'fast': "
+         "a key must be one of standard, deep (file {})"),
+        ("upstream_base_url = 5", "upstream_base_url must be text that is not empty (file {})"),
+        ("openai_deep_efforts = ['huge']", "openai_deep_efforts[0] must be one of none, minimal, low, medium, high, "
+         "xhigh, max, not 'huge' (file {})"),
+        ("allowed_origins = ['https://a.example/']", "allowed_origins must hold origins like https://chat.example.org, "
+         "in lower case and without a path, not 'https://a.example/' (file {})"),
+        ("server_names = ['a.example:80']", "server_names must hold host names like chat.example.org, without a port, "
+         "not 'a.example:80' (file {})"),
+        ("max_streams = ", "cannot read the settings file {}: it is not TOML: Invalid value (at end of document) "
+         "(option --config)"),
+    ],
+)  # fmt: skip
+def test_an_error_is_a_plain_sentence_with_the_setting_and_its_source(
+    content: str, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "crucible.toml"
-    path.write_text('max_streams = "many"\n[openai_models]\no3 = 5\n')
-    with pytest.raises(ConfigError, match=r"max_streams \(.*crucible\.toml\): Expected `int`, got `str`"):
+    path.write_text(content)
+    with pytest.raises(ConfigError) as refusal:
         load({}, config_file=path)
-    with pytest.raises(ConfigError, match=r"max_streams \(CRUCIBLE_MAX_STREAMS\): Expected `int` >= 1"):
-        load({"CRUCIBLE_MAX_STREAMS": "0"})
-    with pytest.raises(ConfigError, match=r"replay_speed \(option\): "):
-        load({}, replay_speed=-1.0)
-    with pytest.raises(ConfigError, match=r"openai_models.* \(.*crucible\.toml\): Expected `str`, got `int`"):
-        load({}, config_file=path, max_streams=5)
+    assert str(refusal.value) == message.format(path)
+
+
+def test_an_error_names_the_source_that_won(tmp_path: Path) -> None:
+    path = tmp_path / "crucible.toml"
+    path.write_text("max_streams = 0")
+    environment = {"CRUCIBLE_CONFIG": str(path), "CRUCIBLE_MAX_STREAMS": "-1"}
+    with pytest.raises(ConfigError, match=r"not '-1' \(variable CRUCIBLE_MAX_STREAMS\)$"):
+        load(environment)
+    with pytest.raises(ConfigError, match=r"not -2 \(argument max_streams\)$"):
+        load(environment, max_streams=-2)
+    with pytest.raises(ConfigError, match=r"not -2 \(option --max\)$"):
+        load(environment, max_streams=-2, option_names={"max_streams": "--max"})
+    assert load(environment, max_streams=5).max_streams == 5
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"CRUCIBLE_CONFIG": ""}, "the name of the settings file is missing (variable CRUCIBLE_CONFIG)"),
+        ({"CRUCIBLE_CONFIG": "/"}, "cannot read the settings file /: Is a directory (variable CRUCIBLE_CONFIG)"),
+        (
+            {"CRUCIBLE_OPENAI_MODELS": "{"},
+            "openai_models must be JSON, and it is not (variable CRUCIBLE_OPENAI_MODELS)",
+        ),
+        (
+            {"CRUCIBLE_KEYS": "alice"},
+            "keys must be owner:key,owner:key with each owner once (variable CRUCIBLE_KEYS)",
+        ),
+        ({"CRUCIBLE_MODEL": "\udcff"}, "model must be UTF-8 text (variable CRUCIBLE_MODEL)"),
+        (
+            {"CRUCIBLE_ENGINE": "upstream"},
+            "engine 'upstream' needs the URL of a server: set upstream_base_url (--base-url) "
+            "(variable CRUCIBLE_ENGINE)",
+        ),
+        ({"CRUCIBLE_BIND": ""}, "bind must name at least one address, such as 127.0.0.1:8000 (variable CRUCIBLE_BIND)"),
+    ],
+)
+def test_an_error_in_the_environment_names_the_variable(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load(environment)
+    assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("", "the port is missing"),
+        ("127.0.0.1", "the port is missing"),
+        ("localhost", "the port is missing"),
+        ("[::1]", "the port is missing"),
+        ("127.0.0.1:", "the port must be"),
+        ("127.0.0.1:99999", "the port must be"),
+        ("127.0.0.1:-1", "the port must be"),
+        ("127.0.0.1:http", "the port must be"),
+        ("127.0.0.1:٨", "the port must be"),
+        (":8000", "the host is missing"),
+        ("::1:8000", "the host is neither"),
+        ("[127.0.0.1]:80", "the host is neither"),
+        ("[::1:80", "the host is neither"),
+        ("256.0.0.1:80", "the host is neither"),
+        ("9000:80", "the host is neither"),
+        ("a..b:80", "the host is neither"),
+        ("-a:80", "the host is neither"),
+        ("a b:80", "the host is neither"),
+        (f"{'a' * 64}:80", "the host is neither"),
+        ("http://127.0.0.1:80", "the host is neither"),
+        ("unix:", "the path of the socket is missing"),
+    ],
+)
+def test_a_wrong_address_is_refused_with_its_problem(address: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        ServerSettings(bind=(address,))
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:0", "localhost:65535", "[::1]:80", "[fe80::1%lo]:80", "my_host.example.:80", "unix:/run/x"]
+)
+def test_an_address_may_be_a_name_an_ipv4_or_ipv6_address_or_a_socket(address: str) -> None:
+    assert ServerSettings(bind=(address,)).bind == (address,)
+
+
+def test_an_unknown_variable_is_compared_with_the_known_ones(caplog: pytest.LogCaptureFixture) -> None:
+    load({"CRUCIBLE_ENGIN": "replay"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "ignoring unknown setting CRUCIBLE_ENGIN, did you mean engine?"
+    ]

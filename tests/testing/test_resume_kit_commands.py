@@ -92,7 +92,7 @@ async def test_the_command_reports_a_server_that_it_cannot_check(open_small_serv
     code, said = await crucible("check", "https://localhost", cwd=wire_file.parent)
     assert (code, "not an http:// URL" in said) == (2, True)
     code, said = await crucible("check", server.url, "--wire", "nowhere.toml", cwd=wire_file.parent)
-    assert (code, "cannot read the wire" in said) == (2, True)
+    assert (code, "cannot read the wire file" in said) == (2, True)
 
 
 async def test_pytest_makes_a_test_of_each_url(open_small_server: Any, wire_file: Path) -> None:

@@ -51,8 +51,8 @@ class RequestBuilder:
             try:
                 self.resolve(name)
             except ModelNotFoundError as error:
-                message = f"openai_models: {name!r}: {error}"
-                raise ConfigError(message) from error
+                message = f"openai_models.{name} must be a model of the engine: {error}"
+                raise ConfigError(message, "openai_models") from error
 
     def resolve(self, name: str | None, effort: Effort | None = None, *, thinking: bool = False) -> tuple[str, Mode]:
         """Find the engine's model that a request names, and the mode: `deep` if any of the three arguments asks for it.

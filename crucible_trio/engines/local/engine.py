@@ -82,7 +82,7 @@ async def open_local(
     and waits for them.
     """
     if find_spec("xllamacpp") is None:  # checked before the model is downloaded
-        raise ConfigError(_NO_RUNTIME.format(reason="it is not installed"))
+        raise ConfigError(_NO_RUNTIME.format(reason="it is not installed"), "engine")
     weights = await find_weights(model, cache_folder=cache_folder, progress=progress)
     threads = threads or max(1, (os.cpu_count() or 1) - 1)
     began = trio.current_time()
@@ -109,7 +109,7 @@ def _load(weights: Weights, slots: int, threads: int, context_tokens: int) -> Mo
     try:
         runtime = importlib.import_module("xllamacpp")
     except ImportError as error:
-        raise ConfigError(_NO_RUNTIME.format(reason=error)) from error
+        raise ConfigError(_NO_RUNTIME.format(reason=error), "engine") from error
     settings = runtime.CommonParams()
     settings.model.path = str(weights.path)
     settings.n_parallel = slots
@@ -137,8 +137,9 @@ def _load(weights: Weights, slots: int, threads: int, context_tokens: int) -> Mo
     except RuntimeError as error:  # the same error for every reason
         message = (
             f"the model file {weights.path} cannot be loaded: it is not a valid model, or there is too little memory"
+            f" for {slots} slots of {context_tokens} tokens"
         )
-        raise ConfigError(message) from error
+        raise ConfigError(message, "model", "local_slots", "local_context_tokens") from error
     return server
 
 

@@ -134,10 +134,10 @@ def _check_user_file(path: Path) -> Weights:
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
         message = f"cannot read the model file {path}: {error.strerror}"
-        raise ConfigError(message) from error
+        raise ConfigError(message, "model") from error
     if beginning != _GGUF_MAGIC or size < _SMALLEST_GGUF_BYTES:
         message = f"the model file {path} is not a GGUF file"
-        raise ConfigError(message)
+        raise ConfigError(message, "model")
     return Weights(path, path.stem)
 
 

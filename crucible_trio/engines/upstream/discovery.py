@@ -40,18 +40,18 @@ async def list_models(client: httpx.AsyncClient, url: httpx.URL) -> tuple[str, .
         response = await client.get(url, headers={"Accept": "application/json"}, timeout=LIST_TIMEOUT)
     except httpx.RequestError as error:
         message = f"cannot get the list of models from {shown} ({type(error).__name__}): start the server, or {hint}"
-        raise ConfigError(message) from error
+        raise ConfigError(message, "upstream_base_url") from error
     if not response.is_success:
         message = f"{shown} returned status {response.status_code} instead of a list of models: {hint}"
-        raise ConfigError(message)
+        raise ConfigError(message, "upstream_base_url")
     try:
         models = tuple(model.id for model in msgspec.json.decode(response.content, type=_ModelList).data)
     except (ValueError, RecursionError) as error:
         message = f"{shown} returned an invalid list of models: {hint}"
-        raise ConfigError(message) from error
+        raise ConfigError(message, "upstream_base_url") from error
     if not models:
         message = f"{shown} lists no models: {hint}"
-        raise ConfigError(message)
+        raise ConfigError(message, "upstream_base_url")
     return models
 
 
@@ -68,7 +68,7 @@ def parse_base_url(text: str) -> httpx.URL:
     if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
         # httpx logs URLs, so a password must not be in one. The message does not quote it either.
         message = "the base URL of the upstream must look like http://127.0.0.1:8080/v1, without a user or password"
-        raise ConfigError(message)
+        raise ConfigError(message, "upstream_base_url")
     return url
 
 
@@ -80,7 +80,7 @@ def check_key(key: str) -> str:
     """
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         message = "the upstream's key is empty or holds a character that an HTTP header cannot carry"
-        raise ConfigError(message)
+        raise ConfigError(message, "upstream_key")
     return key
 
 

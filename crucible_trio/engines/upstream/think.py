@@ -125,7 +125,7 @@ def check_tags(tags: Mapping[str, str]) -> None:
     for opening, closing in tags.items():
         if not opening or not closing or opening[0].isspace():
             message = f"upstream_think_tags: {opening!r} = {closing!r} has an empty tag or begins with white space"
-            raise ConfigError(message)
+            raise ConfigError(message, "upstream_think_tags")
 
 
 def _partial_tag(text: str, tag: str) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, final
@@ -17,6 +16,7 @@ import msgspec
 
 from crucible_trio import sse
 from crucible_trio.errors import ConfigError
+from crucible_trio.settings.values import did_you_mean, make_struct, name_in_path, read_toml
 
 PROMPT: Final = "How do I make a cup of tea? Think in short numbered steps, and call it thé or 茶 once."
 
@@ -198,10 +198,15 @@ def load_wire(path: Path) -> WireFormat:
     Raises:
         ConfigError: The file cannot be read, or a name or value in it is invalid.
     """
+    values = read_toml(path, "wire file")
+    names = WireFormat.__struct_fields__
+    if unknown := next((name for name in values if name not in names), None):
+        message = f"unknown name {name_in_path(unknown)} (wire file {path}){did_you_mean(unknown, names)}"
+        raise ConfigError(message)
     try:
-        return msgspec.convert(tomllib.loads(path.read_text("utf-8")), WireFormat)
-    except (OSError, UnicodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        message = f"cannot read the wire in {path}: {error}"
+        return make_struct(WireFormat, values)
+    except ConfigError as error:
+        message = f"{error} (wire file {path})"
         raise ConfigError(message) from error
 
 
