@@ -126,6 +126,15 @@ class CountsAbandonedThreads(Protocol):
         """Threads whose stream ended before them, since the start."""
 
 
+@runtime_checkable
+class CountsSkippedFields(Protocol):
+    """An engine that reads another server's streams, and skips what it does not understand."""
+
+    @property
+    def skipped_fields(self) -> int:
+        """Values and events skipped, since the start."""
+
+
 def engine_of(engine: Engine, model: str) -> Engine:
     """The engine that generates for a model: `engine`, or the one that it routes the model to."""
     return engine_of(engine.engine_of(model), model) if isinstance(engine, RoutesModels) else engine

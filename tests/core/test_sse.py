@@ -170,6 +170,23 @@ def test_the_length_limit_counts_an_event_over_its_chunks_and_resets_after_it() 
         decoder.feed(b"d")
 
 
+@pytest.mark.parametrize(
+    ("chunk", "event"),
+    [
+        (b"", None),
+        (b"id: 7\n", None),
+        (b"data: x\n\n", None),
+        (b"data: x", ServerSentEvent(data="x")),
+        (b"data: x\nevent: y\nid: 7\r", ServerSentEvent(data="x", event="y", id="7")),
+        (b"data: x\n\ndata: y\ndata: z", ServerSentEvent(data="y\nz")),
+    ],
+)
+def test_the_unfinished_event_can_be_had_at_the_end_of_the_body(chunk: bytes, event: ServerSentEvent | None) -> None:
+    decoder = Decoder()
+    decoder.feed(chunk)
+    assert (decoder.finish(), decoder.unfinished_length) == (event, 0)
+
+
 def test_the_id_is_the_last_line_of_an_event() -> None:
     assert encode_line(b'{"seq":1}', "str_1.1") == b'data: {"seq":1}\nid: str_1.1\n\n'
     assert encode_line(b'{"seq":1}') == b'data: {"seq":1}\n\n'

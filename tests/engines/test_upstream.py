@@ -19,8 +19,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio import httpx_bodies
-from crucible_trio.content import Piece
-from crucible_trio.engine import Engine, Finish
+from crucible_trio.content import Piece, Refusal
+from crucible_trio.engine import CountsSkippedFields, Engine, Finish
 from crucible_trio.engines import open_engine
 from crucible_trio.engines.upstream import engine as upstream
 from crucible_trio.engines.upstream import open_upstream, retries
@@ -325,7 +325,198 @@ async def test_the_fields_that_make_a_server_think_can_be_changed(server: Script
     assert "authorization" not in server.headers[0]
 
 
+# Odd streams. Their many forms are tested without a socket, in test_reading.py
+# and test_response.py
+
+
+@pytest.mark.parametrize("head", [CHUNKED, HEAD + b"Content-Length: %d\r\n\r\n", OPEN_ENDED], ids=repr)
+async def test_a_finish_with_the_first_text_needs_a_body_with_a_promised_end(
+    server: ScriptedServer, head: bytes
+) -> None:
+    body = chunk("stop", content="Blue")
+    answer = CHUNKED + part(body) + END if head == CHUNKED else (head % len(body) if b"%d" in head else head) + body
+    server.answers = [answer]
+    if head == OPEN_ENDED:  # its end looks like a cut
+        error, pieces = await failure_of(server.url)
+        assert error.code == "upstream_ended_early"
+    else:
+        async with open_upstream(server.url, model="m") as engine:
+            pieces, _ = await ask(engine)
+    assert pieces == [(None, "Blue")]
+
+
+async def test_a_refusal_is_written_as_a_refusal(server: ScriptedServer) -> None:
+    server.answers = [stream(ROLE, chunk(refusal="I can"), chunk(refusal="not."), chunk("stop"))]
+    send, receive = trio.open_memory_channel[Piece](math.inf)
+    async with open_upstream(server.url, model="m") as engine:
+        assert await engine.generate(ASK, Output(send)) == Finish("stop")
+    assert [receive.receive_nowait() for _ in range(2)] == [Refusal("I can"), Refusal("not.")]
+
+
+async def test_a_trace_can_start_without_an_opening_tag(server: ScriptedServer) -> None:
+    server.answers = [stream(chunk(content="Okay, far.\n</thought>\n\nBlue."), chunk("stop"))]
+    tags = {"<thought>": "</thought>"}
+    async with open_upstream(server.url, model="m", think_tags=tags, starts_in_trace=("deep",)) as engine:
+        assert (await ask(engine, Request("Hi", mode="deep")))[0] == [(0, "Okay, far.\n"), (None, "Blue.")]
+        assert (await ask(engine, Request("Hi")))[0] == [(None, "Okay, far.\n</thought>\n\nBlue.")]
+
+
+@pytest.mark.parametrize("tags", [{"": "</a>"}, {"<a>": ""}, {" <a>": "</a>"}])
+async def test_an_invalid_tag_is_rejected(tags: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="upstream_think_tags"):
+        async with open_upstream("http://127.0.0.1:1/v1", model="m", think_tags=tags):
+            pass
+
+
+async def test_what_is_skipped_is_counted_and_logged_by_name(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = chunk(content="Blue", secret="sk-1", **{"x\ny": ["sk-2"]}) + event('{"sk":"sk-3"}')
+    server.answers = [stream(odd, odd, chunk("stop")), stream(odd), GOOD]
+    with caplog.at_level(logging.INFO):
+        async with open_upstream(server.url, model="m") as engine:
+            assert isinstance(engine, CountsSkippedFields)
+            await ask(engine)
+            assert engine.skipped_fields == 6
+            with pytest.raises(EngineError):
+                await ask(engine)
+            assert engine.skipped_fields == 9
+            caplog.clear()
+            await ask(engine)
+            assert "skipped" not in caplog.text
+            assert engine.skipped_fields == 9
+
+
+async def test_the_log_names_what_was_skipped_once_a_stream(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = chunk(content="Blue", secret="sk-1", **{"x\ny": ["sk-2"]}) + event('{"sk":"sk-3"}')
+    server.answers = [stream(odd, odd, chunk("stop"))]
+    with caplog.at_level(logging.INFO):
+        async with open_upstream(server.url, model="m") as engine:
+            await ask(engine)
+    lines = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert lines == ["skipped 6 values of the upstream server's stream, among them: delta.secret, delta.x\\ny, event"]
+
+
+# Fields that a server does not know
+
+UNKNOWN_FIELD = {"error": {"message": "Unrecognized request argument supplied: chat_template_kwargs", "param": None}}
+EXTRA_FIELD = {
+    "object": "error",
+    "message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "chat_template_kwargs"]}]},
+}
+
+
+def refusing(number: int, body: object) -> bytes:
+    return status(number, body=json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        refusing(400, UNKNOWN_FIELD),
+        refusing(422, EXTRA_FIELD),
+        refusing(400, {"detail": "Extra inputs are not permitted"}),
+        refusing(400, {"error": {"message": "Unknown parameter", "param": ""}}),
+    ],
+)
+async def test_fields_that_the_server_refuses_are_left_out_from_then_on(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture, refusal: bytes
+) -> None:
+    server.answers = [refusal, GOOD]
+    async with open_upstream(server.url, model="m") as engine:
+        for _ in range(3):
+            assert (await ask(engine, Request("Hi", mode="deep")))[0] == GOOD_PIECES
+    bodies = [json.loads(body) for body in server.bodies]
+    assert ["chat_template_kwargs" in body for body in bodies] == [True, False, False, False]
+    lines = [record.getMessage() for record in caplog.records if "chat_template_kwargs" in record.getMessage()]
+    assert len(lines) == 2
+    assert all("without chat_template_kwargs" in line for line in lines)
+
+
+async def test_refused_fields_are_remembered_for_each_model(server: ScriptedServer) -> None:
+    server.answers = [status(200, body=b'{"data":[{"id":"a"},{"id":"b"}]}'), refusing(400, UNKNOWN_FIELD), GOOD]
+    async with open_upstream(server.url) as engine:
+        await ask(engine, Request("Hi", model="a"))
+        await ask(engine, Request("Hi", model="b"))
+    assert "chat_template_kwargs" in json.loads(server.bodies[-1])
+
+
+async def test_a_request_that_fails_without_the_fields_too_is_not_remembered(server: ScriptedServer) -> None:
+    too_long = refusing(400, {"error": {"message": "too long", "code": "context_length_exceeded"}})
+    server.answers = [refusing(400, UNKNOWN_FIELD), too_long, GOOD]
+    async with open_upstream(server.url, model="m") as engine:
+        with pytest.raises(EngineError, match="upstream_rejected"):
+            await ask(engine)
+        assert len(server.bodies) == 2
+        await ask(engine)
+    assert "chat_template_kwargs" in json.loads(server.bodies[-1])
+
+
+async def test_both_added_fields_can_be_refused_one_after_the_other(server: ScriptedServer) -> None:
+    server.answers = [
+        refusing(400, UNKNOWN_FIELD),
+        refusing(400, {"error": {"message": "Unknown parameter: 'stream_options'.", "param": "stream_options"}}),
+        GOOD,
+    ]
+    async with open_upstream(server.url, model="m") as engine:
+        await ask(engine)
+        await ask(engine)
+    last = [set(json.loads(body)) & {"chat_template_kwargs", "stream_options"} for body in server.bodies]
+    assert last == [{"chat_template_kwargs", "stream_options"}, {"stream_options"}, set(), set()]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        refusing(400, {"error": {"message": "too long", "code": "context_length_exceeded"}}),
+        refusing(400, {"error": {"message": "Unsupported parameter: 'seed'", "param": "seed"}}),
+        refusing(400, {"error": {"message": "bad request"}}),
+        refusing(404, UNKNOWN_FIELD),
+        status(400, body=b"\xff" * 1000),
+        status(400, body=b"[" * 10_000),
+    ],
+)
+async def test_a_request_is_not_sent_again_after_another_error(server: ScriptedServer, refusal: bytes) -> None:
+    server.answers = [refusal, GOOD]
+    error, _ = await failure_of(server.url)
+    assert error.code == "upstream_rejected"
+    assert len(server.bodies) == 1
+
+
+async def test_fields_of_the_settings_are_never_left_out(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answers = [refusing(400, UNKNOWN_FIELD)]
+    thinking = {"standard": {"chat_template_kwargs": {"enable_thinking": False, "x": 1}}}
+    async with open_upstream(server.url, model="m", thinking=thinking) as engine:
+        with pytest.raises(EngineError, match="upstream_rejected"):
+            await ask(engine)
+    async with open_upstream(server.url, model="m", extra_body={"chat_template_kwargs": {}}) as engine:
+        with pytest.raises(EngineError, match="upstream_rejected"):
+            await ask(engine)
+    assert len(server.bodies) == 2
+    assert caplog.text.count("names fields of the settings: chat_template_kwargs") == 2
+
+
 # Failures: the code of each, and none hangs
+
+
+async def test_the_log_says_what_is_wrong_with_a_response(
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    twice = CHUNKED.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+    server.answers = [twice + part(chunk("stop", content="Blue")) + END]
+    error, _ = await failure_of(server.url)
+    assert (error.code, error.message) == ("upstream_ended_early", "The upstream server's response is not valid HTTP.")
+    assert "RemoteProtocolError, multiple Transfer-Encoding headers" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        server.answers = [BEGUN + b"zz secret\r\n"]
+        await failure_of(server.url)
+    assert "RemoteProtocolError, illegal chunk header" in caplog.text
+    assert "secret" not in caplog.text
 
 
 async def test_a_refused_connection_is_unreachable(caplog: pytest.LogCaptureFixture) -> None:
@@ -770,8 +961,15 @@ async def test_with_a_model_the_server_need_not_be_up() -> None:
 
 async def test_the_settings_open_the_upstream_engine(server: ScriptedServer) -> None:
     server.answers = [GOOD]
-    settings = EngineSettings(engine="upstream", upstream_base_url=server.url, upstream_key=KEY, model="m")
+    settings = EngineSettings(
+        engine="upstream",
+        upstream_base_url=server.url,
+        upstream_key=KEY,
+        model="m",
+        upstream_think_tags={"<a>": "</a>"},
+        upstream_starts_in_trace=("standard",),
+    )
     async with open_engine(settings) as engine:
         assert engine.info.name == "upstream"
-        assert (await ask(engine))[0] == GOOD_PIECES
+        assert (await ask(engine))[0] == [(0, "Blue"), (0, ".")]
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"

@@ -86,7 +86,7 @@ class OpenAIExchange:
     @property
     def events(self) -> list[Any]:
         """The data of the complete events, with `[DONE]` as text. Checks the shape of every line."""
-        assert self.headers["content-type"] == "text/event-stream"
+        assert self.headers["content-type"] == "text/event-stream; charset=utf-8"
         *blocks, _ = self.body.replace(b":\n", b"").decode().split("\n\n")
         events = []
         for block in blocks:

@@ -33,7 +33,7 @@ async def test_a_stream_has_the_documented_bytes(open_api, autojump_clock: MockC
         answer = await api.chat(stream=True, reasoning_effort="high", stream_options={"include_usage": True})
         stream = (await api.pipeline.list())[0]
     assert answer.status == 200
-    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.headers["crucible-stream"] == stream.id
     assert answer.headers["location"] == f"/v1/streams/{stream.id}"
     assert "crucible-replayed" not in answer.headers

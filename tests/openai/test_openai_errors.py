@@ -30,6 +30,7 @@ KEYS = {"keys": {"alice": "a-key", "bob": "b-key"}}
         (b'{"messages": []}', {}, 400, "invalid_request"),
         (b'{"messages": ' + b"[" * 100_000, {}, 400, "invalid_request"),
         (b"{}", {"Content_Type": "text/plain"}, 415, "unsupported_media_type"),
+        (b"\x28\xb5", {"Content_Encoding": "zstd"}, 415, "unsupported_media_type"),
         (b"x" * 2000, {}, 413, "body_too_large"),
     ],
 )

@@ -47,7 +47,7 @@ async def test_every_resume_is_the_tail_of_the_whole_and_the_last_is_empty(open_
         for number in range(len(blocks)):
             answer = await api.get(f"{PATH}/{response_id}?stream=true&starting_after={number}")
             assert answer.status == 200
-            assert answer.headers["content-type"] == "text/event-stream"
+            assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
             assert answer.body == b"".join(blocks[number + 1 :])
 
 

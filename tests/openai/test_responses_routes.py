@@ -31,7 +31,7 @@ async def test_a_stream_has_only_events_numbered_without_gaps(open_api, autojump
     async with open_api(*DEEP) as api:
         answer = await api.post(PATH, LIVE)
     assert answer.status == 200
-    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.headers["cache-control"] == "no-store, no-transform"
     lines = {line.partition(b":")[0] for line in answer.body.split(b"\n")}
     assert lines == {b"event", b"data", b""}  # no id and no retry, because these clients use neither
@@ -46,7 +46,7 @@ async def test_the_body_alone_decides_whether_it_streams(open_api, autojump_cloc
     async with open_api("Hi") as api:
         events = await api.post(PATH, LIVE, Accept="application/json")
         whole = await api.post(PATH, ASK, Accept="text/event-stream")
-    assert events.headers["content-type"] == "text/event-stream"
+    assert events.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert whole.headers["content-type"] == "application/json"
 
 

@@ -255,6 +255,24 @@ async def test_a_body_of_another_type_is_415(open_api, content_type, autojump_cl
         assert answer.error["code"] == "unsupported_media_type"
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "zstd", "br", "x\x1b[0m", "identity, gzip", "y" * 1000])
+async def test_a_compressed_body_is_415_and_the_error_names_the_encoding(
+    open_api, encoding, autojump_clock: MockClock
+) -> None:
+    async with open_api("a") as api:
+        error = await refused(api, b"\x1f\x8b\x08\x00", 415, Content_Encoding=encoding)
+        assert error["code"] == "unsupported_media_type"
+        assert ascii(encoding)[1:-1][:64] in error["message"]
+        assert len(error["message"]) < 150
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "Identity"])
+async def test_a_body_without_compression_may_say_so(open_api, encoding, autojump_clock: MockClock) -> None:
+    async with open_api("a") as api:
+        headers = {"Content_Type": "application/json", "Content_Encoding": encoding}
+        assert (await api.post(body=b'{"input":"a"}', **headers)).status == 201
+
+
 @pytest.mark.parametrize("content_type", ["application/json", "Application/JSON", "application/json; charset=utf-8"])
 async def test_json_may_have_parameters(open_api, content_type, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:

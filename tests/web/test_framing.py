@@ -145,7 +145,7 @@ async def test_every_body_begins_with_retry_and_has_the_headers_of_the_protocol(
             for name in ("location", "crucible-replayed"):
                 headers.pop(name, None)
             assert headers == {
-                "content-type": "text/event-stream",
+                "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-store, no-transform",
                 "x-accel-buffering": "no",
                 "x-content-type-options": "nosniff",

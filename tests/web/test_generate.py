@@ -14,7 +14,7 @@ async def test_generate_starts_a_stream_that_an_event_source_can_open(
         target = "/v1/generate?prompt=Why%20%C3%A4%3F&mode=deep&idempotency_key=k"
         answer = await api.get(target)
         assert answer.status == 200
-        assert answer.header("content-type") == "text/event-stream"
+        assert answer.header("content-type") == "text/event-stream; charset=utf-8"
         assert answer.header("location") == f"/v1/streams/{answer.stream_id}"
         assert answer.types == ["stream.created", "output.delta", "stream.completed"]
         assert (engine.requests[0].input, engine.requests[0].mode) == ("Why ä?", "deep")
@@ -75,7 +75,7 @@ async def test_head_on_generate_starts_nothing(open_api, scripted, autojump_cloc
         head = await api.ask("HEAD", "/v1/generate?prompt=x")
         assert (head.status, head.body) == (200, b"")
         assert head.headers == [
-            ("content-type", "text/event-stream"),
+            ("content-type", "text/event-stream; charset=utf-8"),
             ("cache-control", "no-store, no-transform"),
             ("x-accel-buffering", "no"),
             ("x-content-type-options", "nosniff"),

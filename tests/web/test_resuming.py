@@ -10,7 +10,7 @@ from crucible_trio.content import Reasoning
 from crucible_trio.records import new_stream_id
 
 BODY = {"input": "Why?"}
-SSE = "text/event-stream"
+SSE = "text/event-stream; charset=utf-8"
 HEAD_OF_FIVE = 5  # created, reasoning.delta, reasoning.done, output.delta, completed
 
 
@@ -81,6 +81,7 @@ async def test_an_empty_last_event_id_counts_as_absent(open_api, scripted, autoj
         for target, header in (
             (f"/v1/streams/{stream}/events", ""),
             (f"/v1/streams/{stream}/events?last_event_id=", ""),
+            (f"/v1/streams/{stream}/events?lastEventId=&_", ""),
         ):
             assert (await api.get(target, Last_Event_Id=header)).body == body
         rest = await api.get(f"/v1/streams/{stream}/events?last_event_id={stream}.4", Last_Event_Id="")
@@ -100,6 +101,10 @@ async def test_events_begin_after_the_header_else_the_query_else_at_record_1(
             expected = b"retry: 1000\n" + rest_of(body, after)
             assert (await api.get(url, Last_Event_Id=position)).body == expected
             assert (await api.get(f"{url}?last_event_id={position}")).body == expected
+            # As polyfills of EventSource ask: with a name of their own, and a value that no cache has.
+            assert (await api.get(f"{url}?lastEventId={position}&_=123")).body == expected
+            assert (await api.get(f"{url}?last_event_id={stream}.1&lastEventId={position}")).body == expected
+            assert (await api.get(f"/v1/generate?prompt=x&_=5&lastEventId={position}")).body == expected
             both = await api.get(f"{url}?last_event_id={stream}.1", Last_Event_Id=position)
             assert both.body == expected
         assert (await api.get(url)).body == b"retry: 1000\n" + body

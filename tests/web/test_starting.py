@@ -28,7 +28,7 @@ async def test_an_accept_that_names_the_event_stream_gets_one_from_record_1(
     async with open_api("a") as api:
         answer = await api.post(body=BODY, Accept=accept)
         assert answer.status == 200
-        assert answer.header("content-type") == SSE
+        assert answer.header("content-type") == f"{SSE}; charset=utf-8"
         assert answer.header("location") == f"/v1/streams/{answer.stream_id}"
         assert answer.header("crucible-stream") == answer.events[0]["stream"]
         assert not answer.has_header("crucible-replayed")

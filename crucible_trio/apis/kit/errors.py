@@ -42,10 +42,18 @@ class ForbiddenError(CrucibleError):
 
 @final
 class UnsupportedMediaTypeError(CrucibleError):
-    """The body is not JSON."""
+    """The body is not JSON, or has an encoding that the server does not read.
 
-    def __init__(self) -> None:
-        super().__init__("the body must be application/json")
+    Attributes:
+        encoding: The value of `Content-Encoding`. None if the type is at fault.
+    """
+
+    def __init__(self, encoding: str | None = None) -> None:
+        message = "the body must be application/json"
+        if encoding is not None:
+            message = f"the body has the content encoding {encoding[:64]!a}: send it without one"
+        super().__init__(message)
+        self.encoding = encoding
 
 
 @final

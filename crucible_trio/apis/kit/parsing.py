@@ -36,12 +36,15 @@ async def read_body(request: Request, limit: int) -> bytearray:
         limit: The largest body to accept, in bytes.
 
     Raises:
-        UnsupportedMediaTypeError: The content type is not JSON.
+        UnsupportedMediaTypeError: The content type is not JSON, or the body is compressed.
         BodyTooLargeError: The body is larger than the limit.
         RequestTimeout: The body took longer than `BODY_SECONDS`.
 
     Cancellation: safe.
     """
+    encoding = request.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise UnsupportedMediaTypeError(encoding)
     if request.mimetype != "application/json":
         raise UnsupportedMediaTypeError
     if (request.content_length or 0) > limit:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 from quart import Response
 from quart.wrappers.response import ResponseBody
@@ -11,6 +13,9 @@ from crucible_trio import sse
 from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorShape, answer_to_http_error
 from crucible_trio.engine import Engine, engine_of
 from crucible_trio.stream import Stream
+
+# An event stream is always UTF-8. Some clients, such as Python's `requests`, read Latin-1 unless the type says so.
+_EVENT_STREAM: Final = f"{sse.MEDIA_TYPE}; charset=utf-8"
 
 
 def json_response(value: object, status: int = 200) -> Response:
@@ -35,7 +40,7 @@ def event_response(body: ResponseBody | bytes, stream: Stream | None = None) -> 
         body: Its events. Empty bytes for an answer to HEAD.
         stream: The stream that is read. None if HEAD asks before there is a stream.
     """
-    response = Response(body, content_type=sse.MEDIA_TYPE)
+    response = Response(body, content_type=_EVENT_STREAM)
     response.timeout = None  # Quart's RESPONSE_TIMEOUT would cut a healthy stream without an error
     response.headers.update(
         {

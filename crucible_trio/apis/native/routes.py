@@ -26,7 +26,8 @@ from crucible_trio.stream import Stream
 
 _TRACES: Final[dict[str, Trace]] = {"segments": "segments", "final": "final", "none": "none"}
 _START_PARAMETERS: Final = frozenset({"trace", "done"})
-_EVENTS_PARAMETERS: Final = _START_PARAMETERS | {"last_event_id", "token"}
+# `lastEventId` is the name that polyfills of EventSource use. `_` keeps caches from answering, and means nothing.
+_EVENTS_PARAMETERS: Final = _START_PARAMETERS | {"last_event_id", "lastEventId", "token", "_"}
 _GENERATE_PARAMETERS: Final = _EVENTS_PARAMETERS | {"prompt", "mode", "idempotency_key"}
 
 _request_decoder = msgspec.json.Decoder(EngineRequest)
@@ -215,7 +216,9 @@ def _accepts_events(request: Request) -> bool:
 
 
 def _last_event_id(request: Request) -> str | None:
-    return request.headers.get("Last-Event-ID") or request.args.get("last_event_id") or None
+    # A polyfill adds `lastEventId` to a URL that may already have an older `last_event_id`.
+    args = request.args
+    return request.headers.get("Last-Event-ID") or args.get("lastEventId") or args.get("last_event_id") or None
 
 
 def _check_view(request: Request) -> None:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from crucible_trio.engine import CountsAbandonedThreads, Engine, engine_of
+from crucible_trio.engine import CountsAbandonedThreads, CountsSkippedFields, Engine, engine_of
 from crucible_trio.metrics import Histogram
 from crucible_trio.pipeline import Pipeline
 
@@ -58,6 +58,15 @@ class PipelineCollector(Collector):
             abandoned = engine.abandoned_threads if isinstance(engine, CountsAbandonedThreads) else 0
             threads.add_metric([engine.info.name], abandoned)
         yield threads
+        skipped = CounterMetricFamily(
+            "crucible_upstream_skipped",
+            "Values and events of an upstream server's streams that were skipped",
+            labels=["engine"],
+        )
+        for engine in _engines_of(pipeline):
+            if isinstance(engine, CountsSkippedFields):
+                skipped.add_metric([engine.info.name], engine.skipped_fields)
+        yield skipped
         refused = CounterMetricFamily("crucible_requests_refused", "Requests answered with an error", labels=["code"])
         for code, number in pipeline.metrics.refused.items():
             refused.add_metric([code], number)

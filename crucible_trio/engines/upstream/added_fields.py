@@ -14,6 +14,9 @@ import msgspec
 
 _REFUSED_STATUS: Final = frozenset({400, 422})
 
+# Names of fields that are also words of an error's sentence or form.
+_IN_EVERY_ERROR: Final = frozenset({"model", "messages", "stream", "stop"})
+
 # How servers say that a field is unknown, without naming one: OpenAI, Pydantic (vLLM, Mistral), JSON schemas, serde.
 _UNKNOWN_FIELD: Final = re.compile(
     r"(?:unknown|unrecogni[sz]ed|unexpected|unsupported)\W+(?:\w+\W+)?(?:parameter|field|argument|propert|key)"
@@ -46,19 +49,20 @@ class AddedFields:
         return is_new
 
     def refused_by(self, status: int, body: bytes, sent: Iterable[str]) -> frozenset[str]:
-        """The fields that an error response refuses: those that it names, or all if it names none at all.
+        """The fields that an error response refuses: those that it names, or all if it names no field.
 
         Args:
             status: The status of the response.
             body: The beginning of its body.
             sent: The fields of the request.
         """
-        ours = self._names.intersection(sent)
+        fields = frozenset(sent)
+        ours = self._names & fields
         if status not in _REFUSED_STATUS or not ours:
             return frozenset()
-        named = named_in(body, ours)
+        named = named_in(body, fields - _IN_EVERY_ERROR)
         if named or not _UNKNOWN_FIELD.search(body.decode("utf-8", "replace")) or _names_a_field(body):
-            return named
+            return named & ours
         return ours
 
 

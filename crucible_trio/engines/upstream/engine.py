@@ -192,7 +192,8 @@ class UpstreamEngine:
                     failure, content = await read_error_response(response, body)
                 if refused := self._added.refused_by(response.status_code, content, fields):
                     left_out |= refused
-                    logger.warning("%s: sending the request again without %s", failure, ", ".join(sorted(refused)))
+                    names = ", ".join(sorted(refused))
+                    logger.warning("status %d: sending the request again without %s", response.status_code, names)
                     continue
                 if response.status_code in {400, 422} and (named := named_in(content, self._configured)):
                     names = ", ".join(sorted(named))
