@@ -55,6 +55,7 @@ class Generation:
     Attributes:
         facts: The stream's facts.
         log: Its records.
+        metrics: The numbers of the engine that had the model when the stream started.
         pieces: Pieces recorded so far.
         terminal: Its last record, once that has been accepted by the log.
     """
@@ -79,7 +80,7 @@ class Generation:
         self.terminal: Terminal | None = None
         self._engine = engine
         self._settings = settings
-        self._metrics = metrics
+        self.metrics = metrics
         self._accepted_at = trio.current_time()
         self._first_piece_at: float | None = None
         self._starts_with_reader = starts_with_reader
@@ -175,7 +176,7 @@ class Generation:
             self._decide(endings.cancelled("shutdown"))  # nothing has decided: the task was cancelled from outside
             self._send.close()
             if self._stopped_at is not None:
-                self._metrics.cancel_seconds.observe(trio.current_time() - self._stopped_at)
+                self.metrics.cancel_seconds.observe(trio.current_time() - self._stopped_at)
 
     def fail_internally(self) -> None:
         """End the log after an internal error. Without an end its readers would wait forever."""
@@ -276,9 +277,9 @@ class Generation:
     def _count(self, batch: list[Piece]) -> None:
         if batch and self._first_piece_at is None:
             self._first_piece_at = trio.current_time()
-            self._metrics.first_token_seconds.observe(self._first_piece_at - self._accepted_at)
+            self.metrics.first_token_seconds.observe(self._first_piece_at - self._accepted_at)
         self.pieces += len(batch)
-        self._metrics.pieces[self.facts.request.mode] += len(batch)
+        self.metrics.pieces[self.facts.request.mode] += len(batch)
 
     def _make_terminal(self, seq: int) -> Terminal:
         assert self._ending is not None

@@ -5,7 +5,8 @@ The JSON body of `POST /v1/streams` is a `Request`. Source of the shapes: docs/r
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias, final
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal, TypeAlias, final
 
 import msgspec
 
@@ -17,6 +18,8 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
 ToolName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+# How deep free JSON may be nested. JSON near Python's recursion limit could be decoded, and not be encoded again.
+MAX_DEPTH: Final = 100
 _Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
@@ -268,10 +271,41 @@ class Request(_RequestFields, frozen=True, forbid_unknown_fields=True, omit_defa
     """
 
     def __post_init__(self) -> None:
-        """Check a request that a program has built. msgspec itself checks the requests that it decodes."""
+        """Check the nesting, and a request that a program has built. msgspec itself checks those that it decodes.
+
+        The wording is msgspec's, so that parsing finds the field's name.
+        """
+        for path, value in self._unchecked():
+            if _is_deeper(value, MAX_DEPTH):
+                message = f"More than {MAX_DEPTH} levels deep - at `$.{path}`"
+                raise ValueError(message)
         msgspec.convert(msgspec.to_builtins(self), _RequestFields)
+
+    def _unchecked(self) -> Iterator[tuple[str, object]]:
+        """The fields that hold any JSON, with the path of each."""
+        if self.extra:
+            yield "extra", self.extra
+        for index, tool in enumerate(self.parameters.tools):
+            yield f"parameters.tools[{index}].parameters", tool.parameters
+        if isinstance(self.parameters.response_format, JsonSchemaFormat):
+            yield "parameters.response_format.schema", self.parameters.response_format.schema
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The conversation. A plain prompt is one user message."""
         return (Message("user", self.input),) if isinstance(self.input, str) else self.input
+
+
+def _is_deeper(value: object, limit: int) -> bool:
+    """Whether lists and dicts are nested deeper than `limit` levels. Does not recurse."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list | tuple)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True

@@ -29,7 +29,8 @@ GROUPS: Final[tuple[type[msgspec.Struct], ...]] = (EngineSettings, Settings, Api
 
 _IN_JSON: Final = frozenset({"upstream_thinking", "upstream_extra_body", "openai_models"})
 _LISTS: Final = frozenset({"allowed_origins", "server_names", "bind", "openai_deep_efforts"})
-_PATH: Final = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+# For the name of a field in a dict, msgspec says ``... - at `key` in `$.a` ``.
+_PATH: Final = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 
 Group = TypeVar("Group", bound=msgspec.Struct)
 
@@ -109,7 +110,7 @@ def _is_setting(name: str) -> bool:
 def _from_file(path: Path) -> Iterator[tuple[str, object, str]]:
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         message = f"cannot read the settings in {path}: {error}"
         raise ConfigError(message) from error
     for name, value in values.items():
@@ -148,6 +149,6 @@ def _keys(text: str) -> dict[str, str]:
 def _json(variable: str, text: str) -> object:
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         message = f"{variable} is not JSON: {error}"
         raise ConfigError(message) from error

@@ -162,3 +162,19 @@ def test_an_error_says_where_the_value_came_from(tmp_path: Path) -> None:
         load({}, replay_speed=-1.0)
     with pytest.raises(ConfigError, match=r"openai_models.* \(.*crucible\.toml\): Expected `str`, got `int`"):
         load({}, config_file=path, max_streams=5)
+
+
+def test_a_wrong_name_in_a_table_names_the_setting_and_its_origin(tmp_path: Path) -> None:
+    file = tmp_path / "crucible.toml"
+    file.write_text("upstream_thinking = {fast = {}}")
+    with pytest.raises(ConfigError, match=r"upstream_thinking .*crucible.toml.*'fast'"):
+        load_settings({}, config_file=file)
+
+
+def test_endless_nesting_is_a_wrong_setting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="CRUCIBLE_OPENAI_MODELS"):
+        load_settings({"CRUCIBLE_OPENAI_MODELS": "[" * 5000})
+    file = tmp_path / "crucible.toml"
+    file.write_text("bind = " + "[" * 5000)
+    with pytest.raises(ConfigError, match=r"crucible\.toml"):
+        load_settings({}, config_file=file)
