@@ -24,6 +24,7 @@ from crucible_trio.content import (
     ToolCallEnd,
     ToolCallStart,
 )
+from crucible_trio.records import MAX_DEPTH, is_deeper
 from crucible_trio.timers import Timers
 
 # Both go into one record of at most 16 KiB, where a character can take six bytes.
@@ -269,7 +270,11 @@ def _copied(logprobs: object) -> list[object]:
     if not isinstance(logprobs, list | tuple):
         message = f"log probabilities are a list or a tuple, not {type(logprobs).__name__}"
         raise TypeError(message)
-    return msgspec.json.decode(msgspec.json.encode(logprobs), type=list[object])
+    copied = msgspec.json.decode(msgspec.json.encode(logprobs), type=list[object])
+    if is_deeper(copied):
+        message = f"log probabilities are more than {MAX_DEPTH} levels deep"
+        raise ValueError(message)
+    return copied
 
 
 class _BufferOnly:

@@ -6,11 +6,11 @@ The JSON body of `POST /v1/streams` is a `Request`. Source of the shapes: docs/r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Final, Literal, TypeAlias, final
+from typing import Annotated, Literal, TypeAlias, final
 
 import msgspec
 
-from crucible_trio.records import Mode
+from crucible_trio.records import MAX_DEPTH, Mode, is_deeper
 
 Trace: TypeAlias = Literal["segments", "final", "none"]
 OnDisconnect: TypeAlias = Literal["pause", "continue", "cancel"]
@@ -18,8 +18,6 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
 ToolName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-# How deep free JSON may be nested. JSON near Python's recursion limit could be decoded, and not be encoded again.
-MAX_DEPTH: Final = 100
 _Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
@@ -276,7 +274,7 @@ class Request(_RequestFields, frozen=True, forbid_unknown_fields=True, omit_defa
         The wording is msgspec's, so that parsing finds the field's name.
         """
         for path, value in self._unchecked():
-            if _is_deeper(value, MAX_DEPTH):
+            if is_deeper(value):
                 message = f"More than {MAX_DEPTH} levels deep - at `$.{path}`"
                 raise ValueError(message)
         msgspec.convert(msgspec.to_builtins(self), _RequestFields)
@@ -294,18 +292,3 @@ class Request(_RequestFields, frozen=True, forbid_unknown_fields=True, omit_defa
     def messages(self) -> tuple[Message, ...]:
         """The conversation. A plain prompt is one user message."""
         return (Message("user", self.input),) if isinstance(self.input, str) else self.input
-
-
-def _is_deeper(value: object, limit: int) -> bool:
-    """Whether lists and dicts are nested deeper than `limit` levels. Does not recurse."""
-    level = [value]
-    for _ in range(limit + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list | tuple)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return False
-    return True

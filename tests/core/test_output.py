@@ -552,3 +552,15 @@ async def test_a_piece_that_gave_way_to_another_tasks_call_is_refused(
         kinds = [type(piece) for piece in written(receive)]
         start, end = kinds.index(ToolCallStart), kinds.index(ToolCallEnd)
         assert set(kinds[start + 1 : end]) == {ToolCallArguments}
+
+
+async def test_log_probabilities_may_be_a_hundred_levels_deep(autojump_clock: MockClock) -> None:
+    """Near Python's recursion limit the output could encode them, and the recorder could not."""
+    output, receive, _ = open_output(8)
+    logprobs: list[object] = []
+    for _ in range(99):
+        logprobs = [logprobs]
+    await output.delta("a", logprobs)
+    assert written(receive) == [Text("a", logprobs)]
+    with pytest.raises(ValueError, match="levels deep"):
+        await output.delta("a", [logprobs])
