@@ -20,6 +20,9 @@ def check_request(request: Request, info: EngineInfo, settings: Settings) -> Non
     if request.model is not None and request.model not in info.models:
         message = f"there is no model {request.model!r}. Available: {', '.join(info.models)}"
         raise InvalidRequestError(message, "model")
+    if not info.models:
+        message = "the engine has no model now"
+        raise InvalidRequestError(message, "model")
     model = request.model or info.models[0]
     for param, feature in _unsupported(request, info.capabilities_of(model)):
         message = f"the model {model!r} does not support {feature}"

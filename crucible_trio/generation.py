@@ -17,6 +17,7 @@ rest of the buffer and the terminal record go into the log in one append.
 
 from __future__ import annotations
 
+import logging
 from math import inf
 from typing import final
 
@@ -29,6 +30,7 @@ from crucible_trio.content import Piece
 from crucible_trio.deadlines import DeadlineClock
 from crucible_trio.endings import Ending
 from crucible_trio.engine import Engine
+from crucible_trio.errors import trace_without_text
 from crucible_trio.log.contract import Log
 from crucible_trio.metrics import EngineMetrics
 from crucible_trio.output import Output
@@ -36,6 +38,8 @@ from crucible_trio.recorder import Recorder
 from crucible_trio.records import CancelledBy, StreamCompleted, StreamIncomplete, Terminal, Timings, encode_frame
 from crucible_trio.stream import StreamFacts
 from crucible_trio.timers import Timer, Timers
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -55,6 +59,7 @@ class Generation:
     Attributes:
         facts: The stream's facts.
         log: Its records.
+        metrics: The numbers of the engine that had the model when the stream started.
         pieces: Pieces recorded so far.
         terminal: Its last record, once that has been accepted by the log.
     """
@@ -79,7 +84,7 @@ class Generation:
         self.terminal: Terminal | None = None
         self._engine = engine
         self._settings = settings
-        self._metrics = metrics
+        self.metrics = metrics
         self._accepted_at = trio.current_time()
         self._first_piece_at: float | None = None
         self._starts_with_reader = starts_with_reader
@@ -175,7 +180,7 @@ class Generation:
             self._decide(endings.cancelled("shutdown"))  # nothing has decided: the task was cancelled from outside
             self._send.close()
             if self._stopped_at is not None:
-                self._metrics.cancel_seconds.observe(trio.current_time() - self._stopped_at)
+                self.metrics.cancel_seconds.observe(trio.current_time() - self._stopped_at)
 
     def fail_internally(self) -> None:
         """End the log after an internal error. Without an end its readers would wait forever."""
@@ -185,6 +190,11 @@ class Generation:
             self._timer.cancel()
             self._receive.close()
             self.log.append_nowait([encode_frame(self.facts.id, self._make_terminal(seq))], last=True)
+
+    def _recording_failed(self, error: Exception) -> None:
+        logger.error("stream %s: internal error while recording\n%s", self.facts.id, trace_without_text(error))
+        self._scope.cancel()
+        self.fail_internally()
 
     def _engine_ended(self, ending: Ending) -> None:
         # An engine that swallows its Cancelled, or answers it with another error, was still cancelled.
@@ -201,15 +211,18 @@ class Generation:
         self._is_marked = False
         if self.log.closed:
             return
-        while self._ending is None and self._has_room:
-            batch = self._take_nowait(self._settings.buffer_tokens)
-            if not batch:
-                self._clock.wait_begins(trio.current_time(), self._output.queued_seconds)
-                self._set_timer()
-                break
-            self._append(batch)
-        if self._ending is not None:
-            self._finish()
+        try:
+            while self._ending is None and self._has_room:
+                batch = self._take_nowait(self._settings.buffer_tokens)
+                if not batch:
+                    self._clock.wait_begins(trio.current_time(), self._output.queued_seconds)
+                    self._set_timer()
+                    break
+                self._append(batch)
+            if self._ending is not None:
+                self._finish()
+        except Exception as error:  # the caller may be a reader, and the pieces in hand are lost
+            self._recording_failed(error)
 
     def record_now(self, piece: Piece) -> bool:
         """Record a piece that came alone to an empty buffer (`PieceSink`)."""
@@ -218,7 +231,11 @@ class Generation:
         if self._ending is not None or not self.log.has_room or not self._batcher.may_record_now():
             return False
         has_timer = self._clock.idle_is_running  # the next deadline is later: the timer comes early and is set again
-        self._append([piece])
+        try:
+            self._append([piece])
+        except Exception as error:
+            self._recording_failed(error)
+            return True
         if self.log.has_room:
             self._clock.wait_begins(trio.current_time(), self._output.queued_seconds)
             if not has_timer:
@@ -276,9 +293,9 @@ class Generation:
     def _count(self, batch: list[Piece]) -> None:
         if batch and self._first_piece_at is None:
             self._first_piece_at = trio.current_time()
-            self._metrics.first_token_seconds.observe(self._first_piece_at - self._accepted_at)
+            self.metrics.first_token_seconds.observe(self._first_piece_at - self._accepted_at)
         self.pieces += len(batch)
-        self._metrics.pieces[self.facts.request.mode] += len(batch)
+        self.metrics.pieces[self.facts.request.mode] += len(batch)
 
     def _make_terminal(self, seq: int) -> Terminal:
         assert self._ending is not None

@@ -24,6 +24,7 @@ from crucible_trio.content import (
     ToolCallEnd,
     ToolCallStart,
 )
+from crucible_trio.records import MAX_DEPTH, is_deeper
 from crucible_trio.timers import Timers
 
 # Both go into one record of at most 16 KiB, where a character can take six bytes.
@@ -88,7 +89,7 @@ class Output:
         if self._call is not None:
             raise _call_is_open()
         if logprobs is not None:
-            msgspec.json.encode(logprobs)  # raises here, like a text that is not a `str`, if JSON cannot hold them
+            logprobs = _copied(logprobs)
         await self._write(Text(text, logprobs), text)
 
     async def reasoning(self, text: str, segment: int) -> None:
@@ -171,9 +172,12 @@ class Output:
 
     async def _write(self, piece: Piece, text: str) -> None:
         """Record a piece, or put it into the buffer. `text` is its text, or for a mark any other of its fields."""
-        if not isinstance(text, str):  # raised here it ends the stream as `failed`, in the recorder it would be our bug
-            message = f"a piece of text is a str, not {type(text).__name__}"
-            raise TypeError(message)
+        if type(text) is not str:  # raised here it ends the stream as `failed`, in the recorder it would be our bug
+            if not isinstance(text, str):
+                message = f"a piece of text is a str, not {type(text).__name__}"
+                raise TypeError(message)
+            piece = msgspec.structs.replace(piece, text=str.__str__(text))  # JSON does not take a subclass
+        call = self._call
         if not text and not (isinstance(piece, Text) and piece.logprobs):
             # Carries nothing, but an engine relies on its call as a place where it can be cancelled.
             await trio.lowlevel.checkpoint()
@@ -184,6 +188,9 @@ class Output:
             self._pieces = 0  # in a new pass, and still the same burst
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
+        # At the checkpoint, another task of the engine may have opened or left a tool call.
+        if self._call is not call or (call is not None and call._has_ended and isinstance(piece, ToolCallArguments)):
+            raise _call_is_open() if call is None else _call_has_ended()
         self._pieces = 1 if is_first else self._pieces + 1
         self._pass = self._batcher.passes
         if is_first and self._sink.record_now(piece):
@@ -230,8 +237,7 @@ class ToolCallOutput:
             trio.ClosedResourceError: The stream has ended.
         """
         if self._output._call is not self or self._has_ended:
-            message = "the tool call has ended"
-            raise RuntimeError(message)
+            raise _call_has_ended()
         await self._output._write(ToolCallArguments(text), text)
 
     def cut(self) -> None:
@@ -253,6 +259,22 @@ class ToolCallOutput:
 def _call_is_open() -> RuntimeError:
     # The arguments of a call are contiguous in the log: clients take a call for done when something else begins.
     return RuntimeError("a tool call is open: leave its block before writing anything else")
+
+
+def _call_has_ended() -> RuntimeError:
+    return RuntimeError("the tool call has ended")
+
+
+def _copied(logprobs: object) -> list[object]:
+    """A copy, because the engine may change its own while the piece waits. Raises here if JSON cannot hold it."""
+    if not isinstance(logprobs, list | tuple):
+        message = f"log probabilities are a list or a tuple, not {type(logprobs).__name__}"
+        raise TypeError(message)
+    copied = msgspec.json.decode(msgspec.json.encode(logprobs), type=list[object])
+    if is_deeper(copied):
+        message = f"log probabilities are more than {MAX_DEPTH} levels deep"
+        raise ValueError(message)
+    return copied
 
 
 class _BufferOnly:

@@ -192,20 +192,22 @@ class Pipeline:
             for_apis=facts,
         )
         self._check_takes_streams()
+        # Asked once: while the stream runs, a router's engine may lose the model.
+        metrics = self._engine_metrics(stream_facts)
         log = await self.store.create(stream_facts)
         generation = Generation(
             self.engine,
             stream_facts,
             log,
             self.settings,
-            self._engine_metrics(stream_facts),
+            metrics,
             self.timers,
             self.batcher,
             starts_with_reader=starts_with_reader,
         )
         stream = Stream(stream_facts, log, generation, self.metrics, max_readers=self.settings.max_readers_per_stream)
         self._running.add(generation)
-        self._engine_metrics(stream_facts).started[request.mode] += 1
+        metrics.started[request.mode] += 1
         try:
             await self._publish(generation, stream, key)
         except BaseException:
@@ -316,7 +318,7 @@ class Pipeline:
         terminal = generation.terminal  # not the stream's: it may not be visible yet
         assert terminal is not None
         status = status_of(terminal)
-        self._engine_metrics(stream.facts).ended[status] += 1
+        generation.metrics.ended[status] += 1
         logger.info(
             "stream %s ended: mode=%s status=%s pieces=%d first_token_ms=%s total_ms=%s",
             stream.id,

@@ -199,6 +199,10 @@ Control: TypeAlias = ServerDraining | ServerBusy
 TERMINAL: Final = (StreamCompleted, StreamIncomplete, StreamFailed, StreamCancelled)
 CONTROL: Final = (ServerDraining, ServerBusy)
 
+# How deep the JSON of others may be nested. Near Python's recursion limit it could be decoded in one place, and not be
+# encoded again in another.
+MAX_DEPTH: Final = 100
+
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
 _event_decoder: msgspec.json.Decoder[AnyRecord | Control] = msgspec.json.Decoder(AnyRecord | Control)
@@ -214,6 +218,21 @@ def encode_json(value: msgspec.Struct) -> bytes:
     if encoded.isascii():
         return encoded
     return _BREAKS_LINES.sub(lambda match: rb"\u%04x" % ord(match[0].decode()), encoded)
+
+
+def is_deeper(value: object) -> bool:
+    """Whether lists and dicts are nested deeper than `MAX_DEPTH` levels. Does not recurse."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list | tuple)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def encode_frame(stream_id: str, record: AnyRecord) -> bytes:

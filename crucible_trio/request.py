@@ -5,11 +5,12 @@ The JSON body of `POST /v1/streams` is a `Request`. Source of the shapes: docs/r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, TypeAlias, final
 
 import msgspec
 
-from crucible_trio.records import Mode
+from crucible_trio.records import MAX_DEPTH, Mode, is_deeper
 
 Trace: TypeAlias = Literal["segments", "final", "none"]
 OnDisconnect: TypeAlias = Literal["pause", "continue", "cancel"]
@@ -268,8 +269,24 @@ class Request(_RequestFields, frozen=True, forbid_unknown_fields=True, omit_defa
     """
 
     def __post_init__(self) -> None:
-        """Check a request that a program has built. msgspec itself checks the requests that it decodes."""
+        """Check the nesting, and a request that a program has built. msgspec itself checks those that it decodes.
+
+        The wording is msgspec's, so that parsing finds the field's name.
+        """
+        for path, value in self._unchecked():
+            if is_deeper(value):
+                message = f"More than {MAX_DEPTH} levels deep - at `$.{path}`"
+                raise ValueError(message)
         msgspec.convert(msgspec.to_builtins(self), _RequestFields)
+
+    def _unchecked(self) -> Iterator[tuple[str, object]]:
+        """The fields that hold any JSON, with the path of each."""
+        if self.extra:
+            yield "extra", self.extra
+        for index, tool in enumerate(self.parameters.tools):
+            yield f"parameters.tools[{index}].parameters", tool.parameters
+        if isinstance(self.parameters.response_format, JsonSchemaFormat):
+            yield "parameters.response_format.schema", self.parameters.response_format.schema
 
     @property
     def messages(self) -> tuple[Message, ...]:

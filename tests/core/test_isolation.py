@@ -1,13 +1,14 @@
 """Promise 5: an exception ends only its own stream, and its text reaches neither the client nor the server's log."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
+from crucible_trio.content import Piece, Text
 from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.generation import Generation
@@ -15,7 +16,7 @@ from crucible_trio.output import Output
 from crucible_trio.pipeline import open_pipeline
 from crucible_trio.recorder import Recorder
 from crucible_trio.records import ErrorInfo, StreamCompleted, StreamFailed
-from crucible_trio.request import Message, Request
+from crucible_trio.request import Message, OnDisconnect, Request
 
 PROMPT = "my secret diary"
 
@@ -158,3 +159,39 @@ async def test_an_internal_error_after_the_end_changes_no_record(
         assert isinstance(records[-1], StreamCompleted)
         assert pipeline.store.running == 0
         assert await read_to_end(stream) == records
+
+
+@pytest.mark.parametrize("pause", [0.0, 1.0])  # a burst goes through the buffer, a piece alone does not
+@pytest.mark.parametrize("on_disconnect", ["pause", "continue"])
+async def test_an_error_while_recording_ends_its_stream_alone(
+    monkeypatch: pytest.MonkeyPatch, pause: float, on_disconnect: OnDisconnect, autojump_clock: MockClock
+) -> None:
+    """The recorder runs in the call of whoever makes room. That may be a reader, and the pieces in hand are lost."""
+    add = Recorder.add
+
+    def fail(recorder: Recorder, pieces: Sequence[Piece]) -> list[bytes]:
+        frames = add(recorder, pieces)
+        if Text("bad") in pieces:
+            raise RuntimeError
+        return frames
+
+    async def engine(request: Request, output: Output) -> Finish:
+        for text in ("a", "bad", "c"):
+            await output.delta(text)
+            if pause:
+                await trio.sleep(pause)
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(Recorder, "add", fail)
+    async with open_pipeline(engine) as pipeline:
+        stream = await pipeline.start(Request("q"), on_disconnect=on_disconnect)
+        if on_disconnect == "continue":
+            await trio.sleep(10)
+        async with stream.attach() as reader:
+            records = [record async for record in reader]
+        await trio.sleep(1)
+        assert [record.seq for record in records] == list(range(1, len(records) + 1))
+        assert isinstance(records[-1], StreamFailed)
+        assert records[-1].error.code == "internal_error"
+        assert pipeline.store.running == 0

@@ -496,3 +496,71 @@ async def test_without_a_sink_everything_stays_in_the_buffer(autojump_clock: Moc
     output.count_tokens(1)
     await output.refusal("b")
     assert written(receive) == [Text("a"), Refusal("b")]
+
+
+class Label(str):
+    """A text of a library that has its own class for it."""
+
+
+async def test_a_text_of_a_subclass_is_written_as_a_plain_text(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(8)
+    await output.delta(Label("a"))
+    await output.reasoning(Label("b"), 0)
+    assert written(receive) == [Text("a"), Reasoning("b", 0)]
+    await output.refusal(Label("c"))
+    [piece] = written(receive)
+    assert isinstance(piece, Refusal)
+    assert type(piece.text) is str
+
+
+async def test_log_probabilities_are_copied(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(8)
+    logprobs: list[object] = [{"token": "a"}]
+    await output.delta("a", logprobs)
+    logprobs[0] = object()
+    assert written(receive) == [Text("a", [{"token": "a"}])]
+
+
+@pytest.mark.parametrize("logprobs", [5, "text", {"a": 1}])
+async def test_log_probabilities_that_are_no_list_are_refused(logprobs: object, autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(8)
+    with pytest.raises(TypeError, match="log probabilities"):
+        await output.delta("a", logprobs)  # type: ignore[arg-type]
+    assert not written(receive)
+
+
+async def test_a_piece_that_gave_way_to_another_tasks_call_is_refused(
+    batcher: Batcher, autojump_clock: MockClock
+) -> None:
+    output, receive, _ = open_output(1000, batcher)
+
+    async def write() -> None:
+        with suppress(RuntimeError):
+            for _ in range(65):  # the last lets other tasks run first
+                await output.delta("t")
+
+    async def call() -> None:
+        async with output.tool_call("call_1", "weather") as opened:
+            await opened.arguments("{")
+            await trio.lowlevel.checkpoint()
+            await opened.arguments("}")
+
+    for _ in range(40):  # the scheduler picks at random who comes first
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            nursery.start_soon(call)
+        kinds = [type(piece) for piece in written(receive)]
+        start, end = kinds.index(ToolCallStart), kinds.index(ToolCallEnd)
+        assert set(kinds[start + 1 : end]) == {ToolCallArguments}
+
+
+async def test_log_probabilities_may_be_a_hundred_levels_deep(autojump_clock: MockClock) -> None:
+    """Near Python's recursion limit the output could encode them, and the recorder could not."""
+    output, receive, _ = open_output(8)
+    logprobs: list[object] = []
+    for _ in range(99):
+        logprobs = [logprobs]
+    await output.delta("a", logprobs)
+    assert written(receive) == [Text("a", logprobs)]
+    with pytest.raises(ValueError, match="levels deep"):
+        await output.delta("a", [logprobs])

@@ -95,3 +95,42 @@ def test_a_router_needs_engines_with_different_names(engines: list[ScriptedEngin
 def test_an_unknown_model_is_a_lookup_error(router: RouterEngine) -> None:
     with pytest.raises(LookupError, match="lost"):
         router.engine_of("lost")
+
+
+class Changing:
+    """An engine whose models come and go."""
+
+    def __init__(self, name: str, *models: str) -> None:
+        self.name = name
+        self.models = models
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(name=self.name, models=self.models)
+
+    async def generate(self, request: Request, output: Output) -> Finish:
+        await output.delta("a")
+        await trio.sleep(1)
+        await output.delta("b")
+        return Finish()
+
+
+async def test_a_model_may_go_while_its_stream_runs(autojump_clock: MockClock) -> None:
+    leaving = Changing("leaving", "old")
+    async with open_pipeline(RouterEngine([Changing("staying", "new"), leaving])) as pipeline:
+        streams = [
+            await pipeline.start(Request("q", model=model), on_disconnect="continue") for model in ("new", "old")
+        ]
+        await trio.sleep(0.5)
+        leaving.models = ()
+        await trio.sleep(1)
+        assert [stream.status for stream in streams] == ["completed", "completed"]
+        assert pipeline.metrics.engine("leaving").ended["completed"] == 1
+        assert pipeline.store.running == 0
+
+
+async def test_without_any_model_a_start_is_refused(autojump_clock: MockClock) -> None:
+    async with open_pipeline(RouterEngine([Changing("empty")])) as pipeline:
+        with pytest.raises(InvalidRequestError) as refusal:
+            await pipeline.start(Request("q"))
+        assert refusal.value.param == "model"

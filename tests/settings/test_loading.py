@@ -276,3 +276,19 @@ def test_an_unknown_variable_is_compared_with_the_known_ones(caplog: pytest.LogC
     assert [record.getMessage() for record in caplog.records] == [
         "ignoring unknown setting CRUCIBLE_ENGIN, did you mean engine?"
     ]
+
+
+def test_a_wrong_name_in_a_table_names_the_setting_and_its_origin(tmp_path: Path) -> None:
+    file = tmp_path / "crucible.toml"
+    file.write_text("upstream_thinking = {fast = {}}")
+    with pytest.raises(ConfigError, match=r"upstream_thinking .*crucible.toml.*'fast'"):
+        load_settings({}, config_file=file)
+
+
+def test_endless_nesting_is_a_wrong_setting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="CRUCIBLE_OPENAI_MODELS"):
+        load_settings({"CRUCIBLE_OPENAI_MODELS": "[" * 5000})
+    file = tmp_path / "crucible.toml"
+    file.write_text("bind = " + "[" * 5000)
+    with pytest.raises(ConfigError, match=r"crucible\.toml"):
+        load_settings({}, config_file=file)

@@ -18,7 +18,8 @@ from crucible_trio.settings.loading import GROUPS
 
 SEEDS = range(3000)
 MAY_BE_EMPTY = {"openai_deep_suffix"}  # an empty text turns the suffix off
-NO_ITEMS = {"allowed_origins", "server_names", "openai_deep_efforts", "upstream_starts_in_trace"}  # an empty list means none
+# An empty list means none.
+NO_ITEMS = {"allowed_origins", "server_names", "openai_deep_efforts", "upstream_starts_in_trace"}
 IN_JSON = {"upstream_thinking", "upstream_extra_body", "upstream_think_tags", "openai_models"}
 SECRET = "s3cret"
 

@@ -346,3 +346,28 @@ async def test_a_host_that_is_not_a_host_name_is_400(open_api, host, path, autoj
             assert (answer.status, answer.error["code"]) == (400, "bad_request")
             assert answer.ended
             assert not answer.cut_its_own_end
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency_Key": "key"}])
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ('"extra":%s', "extra"),
+        ('"parameters":{"tools":[{"name":"a"},{"name":"b","parameters":%s}]}', "parameters.tools[1].parameters"),
+        (
+            '"parameters":{"response_format":{"type":"json_schema","name":"a","schema":%s}}',
+            "parameters.response_format.schema",
+        ),
+    ],
+)
+async def test_free_json_may_be_a_hundred_levels_deep(
+    open_api, field: str, param: str, headers: dict[str, str], autojump_clock: MockClock
+) -> None:
+    """Near Python's recursion limit a request could be decoded, and not be encoded again for its digest: 500."""
+    async with open_api() as api:
+        for depth in (101, *range(940, 1000)):
+            value = '{"a":' * depth + "1" + "}" * depth
+            answer = await api.post(body=b'{"input":"a",%s}' % (field % value).encode(), **(JSON | headers))
+            assert answer.status == 400
+            if depth < 900:
+                assert answer.error["param"] == param

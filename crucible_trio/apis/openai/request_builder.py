@@ -71,8 +71,9 @@ class RequestBuilder:
         """
         mode: Mode = "deep" if thinking or effort in self._settings.openai_deep_efforts else "standard"
         models = self._engine.info.models
-        if name is None:
+        if name is None and models:
             return models[0], mode
+        name = name or ""
         model = self._settings.openai_models.get(name, name)
         if model in models:
             return model, mode
