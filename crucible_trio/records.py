@@ -223,16 +223,14 @@ def encode_json(value: msgspec.Struct) -> bytes:
 def is_deeper(value: object) -> bool:
     """Whether lists and dicts are nested deeper than `MAX_DEPTH` levels. Does not recurse."""
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [
             inner
             for outer in level
             if isinstance(outer, dict | list | tuple)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-        if not level:
-            return False
-    return True
+    return any(isinstance(value, dict | list | tuple) for value in level)
 
 
 def encode_frame(stream_id: str, record: AnyRecord) -> bytes:
