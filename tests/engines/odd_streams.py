@@ -32,11 +32,11 @@ _WORDS: Final = (
     " ",
 )
 
-# Values that carry nothing, whatever the field is.
+# Empty values of any type.
 _NOTHING: Final = (None, "", [], {}, False, 0)
 # Values that no field of text can be read from.
 _ODD: Final = (*_NOTHING, 7, True, 1.5, [7], [None], [[]], {"x": 7}, [{"type": "image", "url": 3}])
-# Values of fields that nobody needs.
+# Values of unneeded fields.
 _ANY: Final = (*_ODD, "x", ["x"], {"x": "y"}, -1, 10**30, math.nan, -math.inf)
 _NO_INDEX: Final = (0, None, "0", "00", 0.0, "x", [], {}, [1], {"a": 1}, True, False, "")
 _NO_FINISH: Final = (None, "", "null", "None", " NULL ", False, 0, [], {}, ["stop"], {"a": "stop"}, 5)

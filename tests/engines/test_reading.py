@@ -60,7 +60,7 @@ def answer(text: str) -> Parts:
         R + A + B + S + S + USAGE + D,
     ],
 )
-def test_text_behind_a_finish_is_not_lost(body: bytes) -> None:
+def test_text_after_a_finish_is_not_lost(body: bytes) -> None:
     text, end = read(body, as_promised=False)
     assert text == answer("ab")
     assert isinstance(end, Finish)
@@ -95,7 +95,7 @@ EARLY = chunk("stop", role="assistant", content="")
         D,
     ],
 )
-def test_a_cut_behind_an_early_finish_is_an_early_end(body: bytes, was_cut: bool, as_promised: bool) -> None:
+def test_a_cut_after_an_early_finish_is_an_early_end(body: bytes, was_cut: bool, as_promised: bool) -> None:
     _, end = read(body, was_cut=was_cut, as_promised=as_promised and not was_cut)
     assert isinstance(end, EngineError)
     assert (end.code, end.retryable) == ("upstream_ended_early", True)
@@ -334,14 +334,14 @@ def test_events_that_say_nothing_are_skipped(noise: bytes) -> None:
         b"data: " + b"x" * 200_000 + b"\n\n",
     ],
 )
-def test_nothing_behind_a_final_finish_fails_a_whole_answer(behind: bytes) -> None:
+def test_nothing_after_a_final_finish_fails_a_whole_answer(behind: bytes) -> None:
     for whole in (R + A + S, R + A + S + D):
         assert read(whole + behind) == (answer("a"), STOP)
         assert read(whole + behind, cuts=[len(whole)]) == (answer("a"), STOP)
         assert read(whole + behind, cuts=[len(whole) + 1, len(whole) + 100, len(whole + behind) - 1])[1] == STOP
 
 
-def test_anything_behind_done_is_skipped() -> None:
+def test_anything_after_done_is_skipped() -> None:
     for behind in (A, S, D, chunk("error"), event("{torn"), event("boom", "error")):
         assert read(R + A + S + D + behind) == (answer("a"), STOP)
 
@@ -354,7 +354,7 @@ def test_an_error_between_a_finish_and_more_text_fails() -> None:
 
 
 @pytest.mark.parametrize("early", [b"", EARLY, chunk("stop", content="a")])
-def test_an_error_behind_an_early_finish_fails(early: bytes) -> None:
+def test_an_error_after_an_early_finish_fails(early: bytes) -> None:
     _, end = read(early + event({"error": {"code": 429}}) + D, as_promised=True)
     assert isinstance(end, EngineError)
     assert end.code == "upstream_refused"
@@ -432,7 +432,7 @@ def test_text_held_back_comes_out_at_the_end() -> None:
     assert read(R + chunk(content="<think>2"))[0] == [("trace", "2")]
 
 
-# What was skipped
+# Skipped values
 
 
 def test_what_was_skipped_is_counted_and_named_without_its_content() -> None:

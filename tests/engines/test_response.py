@@ -59,7 +59,7 @@ async def relay(*script: tuple[float, bytes | Exception | None]) -> tuple[Parts,
     return join(pieces), end, trio.current_time() - begin
 
 
-async def test_text_behind_an_early_finish_is_not_lost_however_late_it_comes(autojump_clock: MockClock) -> None:
+async def test_text_after_an_early_finish_is_not_lost_however_late_it_comes(autojump_clock: MockClock) -> None:
     words = [(1.0, chunk(content="a"))] * 7
     assert (await relay((0, EARLY), *words, (1, S), (0, D)))[:2] == (answer("aaaaaaa"), Finish("stop"))
     assert (await relay((0, EARLY), (7, A), (1000, B), (0, S + D)))[:2] == (answer("ab"), Finish("stop"))
@@ -69,7 +69,7 @@ async def test_text_behind_an_early_finish_is_not_lost_however_late_it_comes(aut
     assert (await relay((0, R + A + S), (7, B), (1000, A), (0, S + D)))[0] == answer("aba")
 
 
-async def test_a_cut_behind_an_early_finish_is_an_early_end(autojump_clock: MockClock) -> None:
+async def test_a_cut_after_an_early_finish_is_an_early_end(autojump_clock: MockClock) -> None:
     for script in (
         [(0, EARLY), (1, A), (1, CUT)],
         [(0, EARLY), (1, A)],

@@ -443,6 +443,25 @@ async def test_refused_fields_are_remembered_for_each_model(server: ScriptedServ
     assert "chat_template_kwargs" in json.loads(server.bodies[-1])
 
 
+async def test_a_request_that_began_earlier_does_not_undo_what_was_learnt(server: ScriptedServer) -> None:
+    has_learnt = trio.Event()
+
+    async def wait(connection: ScriptedConnection) -> None:
+        await has_learnt.wait()
+        await connection.send(GOOD)
+
+    server.answers = [wait, refusing(400, UNKNOWN_FIELD), GOOD]
+    async with open_upstream(server.url, model="m") as engine:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, engine)
+            while not server.bodies:
+                await trio.lowlevel.checkpoint()
+            await ask(engine)
+            has_learnt.set()
+        await ask(engine)
+    assert ["chat_template_kwargs" in json.loads(body) for body in server.bodies] == [True, True, False, False]
+
+
 async def test_a_request_that_fails_without_the_fields_too_is_not_remembered(server: ScriptedServer) -> None:
     too_long = refusing(400, {"error": {"message": "too long", "code": "context_length_exceeded"}})
     server.answers = [refusing(400, UNKNOWN_FIELD), too_long, GOOD]

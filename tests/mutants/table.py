@@ -42,8 +42,8 @@ MUTANTS = [
     Mutant(
         mechanism="the terminal record is appended even without room",
         file="generation.py",
-        old=("        if self._ending is not None:\n            self._finish()"),
-        new=("        if self._ending is not None and self._has_room:\n            self._finish()"),
+        old=("            if self._ending is not None:\n                self._finish()"),
+        new=("            if self._ending is not None and self._has_room:\n                self._finish()"),
         tests="tests/core",
     ),
     Mutant(

@@ -43,10 +43,9 @@ class AddedFields:
 
     def remember(self, model: str, left_out: frozenset[str]) -> bool:
         """A request without these fields has succeeded. Returns whether this is new."""
-        is_new = left_out != self.refused(model)
-        if is_new:
-            self._refused[model] = left_out
-        return is_new
+        known = self.refused(model)
+        self._refused[model] = known | left_out  # another request may have learnt of fields meanwhile
+        return not left_out <= known
 
     def refused_by(self, status: int, body: bytes, sent: Iterable[str]) -> frozenset[str]:
         """The fields that an error response refuses: those that it names, or all if it names no field.

@@ -1,9 +1,9 @@
-"""Read one chunk of a chat completion, whatever its server makes of the form. No trio: nothing here waits.
+"""Read one chunk of a chat completion, in any of the forms that servers use. No trio: nothing here waits.
 
 Servers agree on `choices[0].delta.content` and on little else:
 
 * The trace comes as `reasoning_content`, as `reasoning`, as a part of a list in `content`, or as a list of details.
-* `message` (a whole message) or `text` can stand in place of `delta`. Some servers send both, and `message` then holds
+* `message` (a whole message) or `text` can take the place of `delta`. Some servers send both, and `message` then holds
   the text so far.
 * `content` may be null, a list of parts, or an object. `index` may be null or a text.
 * `finish_reason` may be missing, null, empty, or the text "null". Usage may be in the choice.
@@ -52,7 +52,7 @@ _NO_FINISH: Final = frozenset({"", "null", "none"})
 
 @final
 class UpstreamChunk(msgspec.Struct):
-    """What one chunk says.
+    """The content of one chunk.
 
     Attributes:
         parts: Its pieces of text in order, none of them empty.
@@ -90,7 +90,7 @@ class ChunkReader:
     """Reads the chunks of one stream.
 
     Args:
-        skipped: Counts what is skipped.
+        skipped: Counts the skipped values.
     """
 
     def __init__(self, skipped: SkippedFields) -> None:

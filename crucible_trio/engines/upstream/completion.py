@@ -1,15 +1,15 @@
 """Fold the events of a chat completion into pieces, and judge whether it is whole. No trio: nothing here waits.
 
-Reading is tolerant and the end is judged strictly. A value that nobody understands is skipped. What says that the model
-has ended is checked:
+Reading is tolerant and the end is judged strictly. Unknown values are skipped. The signs that the
+model has ended are checked:
 
 * `finish_reason` says that the model has ended. `[DONE]` alone does not: a proxy writes it after a crash, too.
-* Some servers send a `finish_reason` too early, or with every chunk. Text behind it withdraws it. From then on only
+* Some servers send a `finish_reason` too early, or with every chunk. Text after it withdraws it. From then on only
   `[DONE]` confirms a finish.
 * A finish for tool calls that did not come is an early one: the server calls its own tools and goes on.
 * A finish with the first text may be such an early one. It needs `[DONE]`, or a body that ended as its length or its
   last chunk promised. A finish without any text needs `[DONE]`.
-* Nothing behind a final finish fails a whole answer.
+* Nothing after a final finish fails a whole answer.
 * A failure inside a stream comes under status 200. Text that came before it, or with it, is kept.
 """
 
@@ -40,7 +40,7 @@ _LENGTH_FINISH: Final = frozenset(
 )
 _FILTER_FINISH: Final = frozenset({"content_filter", "sensitive", "safety", "blocklist", "prohibited_content", "spii"})
 
-# Behind these a server that calls its own tools goes on with text.
+# After these, a server that calls its own tools goes on with text.
 _CALL_FINISH: Final = frozenset({"tool_calls", "function_call"})
 
 # Data that no torn chunk can be, such as `ping` or `: KEEP-ALIVE`.
@@ -55,14 +55,14 @@ class UpstreamCompletion:
     segment.
 
     Args:
-        skipped: Counts what is skipped.
+        skipped: Counts the skipped values.
         splitter: Separates a trace inside the content. None: the content is answer.
 
     Attributes:
         finish_reason: `stop`, `length` or `content_filter` while the model has ended. None before, and after text
-            that came behind a finish reason.
-        done: Whether the server has sent `[DONE]`. Anything behind it is skipped.
-        failure: Why the stream has failed. Anything behind the failure is skipped.
+            that came after a finish reason.
+        done: Whether the server has sent `[DONE]`. Anything after it is skipped.
+        failure: Why the stream has failed. Anything after the failure is skipped.
         usage: The server's token counts.
         has_chunks: Whether any event was a chunk of a completion.
         is_empty: Whether no text has come.
@@ -81,7 +81,7 @@ class UpstreamCompletion:
         self._has_plain_output = False  # output in a chunk without a finish reason
         self._has_calls = False
         self._needs_done = False  # a finish reason was too early, or may be
-        self._failure_behind_finish: EngineError | None = None
+        self._failure_after_finish: EngineError | None = None
         self._cutter: SegmentCutter | None = None  # set while the trace runs
         self._first_segment = 0  # of the cutter
         self._last_segment = -1
@@ -125,9 +125,9 @@ class UpstreamCompletion:
         return []
 
     def fail(self, error: EngineError) -> None:
-        """The stream has failed. Behind a final finish that does not matter, unless text follows."""
+        """The stream has failed. After a final finish that does not matter, unless text follows."""
         if self.is_final:
-            self._failure_behind_finish = error
+            self._failure_after_finish = error
             self._skipped.add("error")
         else:
             self.failure = error
@@ -165,7 +165,7 @@ class UpstreamCompletion:
         if has_output and self.finish_reason is not None:
             self.finish_reason = None
             self._needs_done = True
-            self.failure = self._failure_behind_finish
+            self.failure = self._failure_after_finish
         self._has_calls = self._has_calls or chunk.has_tool_calls
         for kind, text in chunk.parts:
             self._append_part(kind, text, pieces)

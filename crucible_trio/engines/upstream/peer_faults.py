@@ -1,7 +1,6 @@
-"""Say for the log what was wrong with a connection or with a response's framing.
+"""Explain a failed connection or an invalid response, for the log.
 
-An error of httpx or h11 may quote what the server sent, which must not be logged. So only fixed texts are taken from
-them.
+An error of httpx or h11 may quote the server, and such a quote must not be logged. So only known fixed texts are used.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from typing import Final
 
 import httpx
 
-# What h11 and httpcore say about a response that breaks HTTP, without what they quote.
+# How the errors of h11 and httpcore begin when a response breaks HTTP. A quote may follow.
 _FAULTS: Final = (
     "multiple Transfer-Encoding headers",
     "Only Transfer-Encoding: chunked is supported",

@@ -37,7 +37,7 @@ class CompletionReader:
 
     Args:
         splitter: Separates a trace inside the content.
-        skipped: Counts what is skipped.
+        skipped: Counts the skipped values.
         max_event_length: Characters of one event.
     """
 
@@ -139,7 +139,7 @@ class CompletionReader:
 
 
 def _is_complete(event: ServerSentEvent) -> bool:
-    """Whether an event without its end is whole: a torn one is no JSON."""
+    """Whether an event without its end is whole: a torn one is not JSON."""
     data = event.data or ""
     if event.event == "error" or data.strip() == DONE:
         return True

@@ -4,7 +4,7 @@ Easy to get wrong:
 
 * Backpressure: while the buffer is full, nothing is read and the upstream's socket fills. So a slow client slows the
   upstream down.
-* A finish reason starts a timeout. Text behind it withdraws both.
+* A finish reason starts a timeout. Text after it withdraws both.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from crucible_trio.output import Output
 
 logger = logging.getLogger(__name__)
 
-# Seconds. Behind a final finish only usage and `[DONE]` are missing. A server that never sends them must not hold back
-# the end of a complete answer. The time is long because a server that calls its own tools pauses behind a finish
-# reason, and then goes on with text. Behind `[DONE]` only the end of the body is missing, which makes the connection
+# Seconds. After a final finish only usage and `[DONE]` are missing. A server that never sends them must not hold back
+# the end of a complete answer. The time is long because a server that calls its own tools pauses after a finish
+# reason, and then goes on with text. After `[DONE]` only the end of the body is missing, which makes the connection
 # reusable.
 USAGE_TIMEOUT: Final = 30.0
 END_TIMEOUT: Final = 0.5
@@ -92,7 +92,7 @@ async def relay_completion(
         body: The body.
         output: Takes the pieces.
         splitter: Separates a trace inside the content.
-        skipped: Counts what is skipped.
+        skipped: Counts the skipped values.
 
     Raises:
         EngineError: `upstream_ended_early`, `upstream_invalid_response`, `upstream_error`, `upstream_rejected`,

@@ -1,4 +1,4 @@
-"""Count and name what the parser of an upstream's stream skipped. No trio: nothing here waits.
+"""Count and name the values that the parser of a stream skipped. No trio: nothing here waits.
 
 A name comes from the upstream server, so it is escaped and cut. A value is never kept: it may be a part of the answer.
 """
@@ -14,7 +14,7 @@ MAX_NAME_LENGTH: Final = 64
 
 @final
 class SkippedFields:
-    """What was skipped in one stream. An empty value carries nothing and does not count.
+    """The skipped values of one stream. An empty value carries nothing and does not count.
 
     Attributes:
         total: The number of values and events skipped so far.
