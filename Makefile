@@ -13,7 +13,7 @@ CORE := $(subst $(SPACE),$(COMMA),$(wildcard crucible_trio/*.py crucible_trio/lo
 .PHONY: serve test soak mutants bench bench-quick lint docs clean
 
 serve: $(VENV)/.installed-serve
-	$(BIN)/crucible serve
+	$(BIN)/crucible serve $(if $(PORT),--bind 127.0.0.1:$(PORT))
 
 # Lint and types first: they are quick and find most mistakes.
 test: lint

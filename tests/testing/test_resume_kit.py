@@ -138,7 +138,7 @@ async def test_every_client_passes_on_our_server_live_and_from_the_log() -> None
             report = await check(url, OWN, log_cuts=30, live_cuts=30, stage=stage, seed=1)
     assert report.ok, str(report)
     assert [(row.phase, row.client, row.checked) for row in report.rows] == [
-        (phase, client, 30) for client in ("eventsource", "httpx-sse", "fetch") for phase in ("log", "live")
+        (phase, client, 30) for phase in ("log", "live") for client in ("eventsource", "httpx-sse", "fetch")
     ]
 
 

@@ -76,9 +76,11 @@ async def check(
         if await checking.begin():
             turns = len(chosen) if take_turns else 1
             picked = LIVE_CUTS if live_cuts is None and stage is None else live_cuts
-            for number, kind in enumerate(CLIENTS[name] for name in chosen):
-                if "log" in phases:
+            kinds = list(enumerate(CLIENTS[name] for name in chosen))
+            if "log" in phases:  # for all clients first, because the server may delete the stream while others run
+                for number, kind in kinds:
                     await run_log(checking, kind, Cuts(cuts, log_cuts, number % turns, turns))
-                if "live" in phases:
+            if "live" in phases:
+                for number, kind in kinds:
                     await run_live(checking, kind, Cuts(cuts, picked, number % turns, turns))
         return checking.report
