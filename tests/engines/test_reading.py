@@ -7,6 +7,7 @@ import json
 import pytest
 
 from crucible_trio.engine import Finish
+from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
@@ -155,6 +156,8 @@ def test_a_finish_reason_is_found_wherever_it_is(body: bytes) -> None:
             [("trace", "Hm"), *answer("Blue")],
         ),
         (chunk(content=[{"type": "reasoning", "text": "Hm"}]), [("trace", "Hm")]),
+        (chunk(content=[{"thinking": "Hm"}, {"refusal": "no"}]), [("trace", "Hm"), ("refusal", "no")]),
+        (chunk(reasoning=[{"type": "refusal", "text": "H"}, {"refusal": "m"}]), [("trace", "Hm")]),
         (chunk(content=[{"type": "text", "text": "Bl"}, {"type": "reference", "ids": [1]}, "ue"]), answer("Blue")),
         (chunk(content={"type": "text", "text": "Blue"}), answer("Blue")),
         (chunk(content=[{"type": "text", "text": {"value": "Blue"}}]), answer("Blue")),
@@ -469,11 +472,20 @@ def test_an_ordinary_stream_skips_nothing() -> None:
 def test_names_are_escaped_and_limited() -> None:
     skipped = SkippedFields()
     name = "\x1b[31m\n\r é\u2028" + "x" * 1000
-    read(chunk(**{name: "secret"}) + A, skipped=skipped)
+    read(chunk(**{name: "secret"}) * 2 + A, skipped=skipped)
     (shown,) = skipped.names
     assert shown.startswith("delta.\\x1b[31m\\n\\r \\xe9\\u2028xxx")
     assert len(shown) == 64
     for number in range(20):
         read(chunk(**{f"field{number}": 1}) + A, skipped=skipped)
     assert len(skipped.names) == 8
-    assert skipped.total == 21
+    assert skipped.total == 22
+
+
+def test_after_too_long_an_event_nothing_more_is_read() -> None:
+    for body in (R + A, R + A + S):
+        reader = CompletionReader(None, SkippedFields(), 1000)
+        reader.feed(body + b"data: " + b"x" * 990)
+        assert not reader.is_over
+        reader.feed(b"x" * 20)
+        assert reader.is_over

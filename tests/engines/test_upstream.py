@@ -19,6 +19,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio import httpx_bodies
+from crucible_trio.apis.operations.prometheus import render
+from crucible_trio.config import Settings
 from crucible_trio.content import Piece, Refusal
 from crucible_trio.engine import CountsSkippedFields, Engine, Finish
 from crucible_trio.engines import open_engine
@@ -28,6 +30,7 @@ from crucible_trio.engines.upstream import response as upstream_response
 from crucible_trio.engines.upstream.peer_faults import explain_fault
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.output import Output
+from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import Usage
 from crucible_trio.request import Message, Request, Sampling
 from crucible_trio.settings import EngineSettings
@@ -385,6 +388,16 @@ async def test_what_is_skipped_is_counted_and_logged_by_name(
             await ask(engine)
             assert "skipped" not in caplog.text
             assert engine.skipped_fields == 9
+
+
+async def test_the_metric_of_skipped_values_has_the_engine_as_its_only_label(server: ScriptedServer) -> None:
+    server.answers = [stream(chunk(content="Blue", secret="sk-1"), chunk("stop"))]
+    async with open_upstream(server.url, model="m") as engine:
+        await ask(engine)
+        lines = render(Pipeline(engine, Settings())).decode().splitlines()
+    assert [line for line in lines if line.startswith("crucible_upstream_skipped")] == [
+        'crucible_upstream_skipped_total{engine="upstream"} 1.0'
+    ]
 
 
 async def test_the_log_names_what_was_skipped_once_a_stream(

@@ -1,7 +1,7 @@
 """Fold the events of a chat completion into pieces, and judge whether it is whole. No trio: nothing here waits.
 
-Reading is tolerant and the end is judged strictly. Unknown values are skipped. The signs that the
-model has ended are checked:
+Reading is tolerant and the end is judged strictly. Unknown values are skipped. The signs that the model has ended are
+checked:
 
 * `finish_reason` says that the model has ended. `[DONE]` alone does not: a proxy writes it after a crash, too.
 * Some servers send a `finish_reason` too early, or with every chunk. Text after it withdraws it. From then on only
@@ -31,9 +31,9 @@ from crucible_trio.sse import ServerSentEvent
 
 DONE: Final = "[DONE]"
 
-# Finish reasons by meaning, in lower case. Any other counts as `stop`. Sources: the documentation of vLLM (abort,
-# error), DeepSeek (insufficient_system_resource), Z.AI (network_error, sensitive, model_context_window_exceeded),
-# Mistral (model_length, error), Anthropic (max_tokens) and Gemini (max_tokens, safety and the like).
+# Finish reasons by meaning, in lower case. Any other counts as `stop`. Those that OpenAI does not have come from vLLM
+# (abort, error), DeepSeek (insufficient_system_resource), Z.AI (network_error, sensitive,
+# model_context_window_exceeded), Mistral (model_length, error), Anthropic (max_tokens) and Gemini (safety and others).
 _FAILED_FINISH: Final = frozenset({"abort", "error", "insufficient_system_resource", "network_error"})
 _LENGTH_FINISH: Final = frozenset(
     {"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"}
