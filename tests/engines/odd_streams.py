@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from random import Random
 from typing import Final, Literal, TypeAlias
 
@@ -211,6 +212,9 @@ def _odd_fields(build: Builder, delta: dict[str, object]) -> None:
     for name in ("role", "name", "audio", "annotations", "x"):
         if build.chance(0.15):
             delta[name] = random.choice(_ANY)
+    for name in ("tool_calls", "function_call"):
+        if build.chance(0.1):
+            delta[name] = random.choice(_NOTHING)
 
 
 def _choice(build: Builder, place: str, kind: Kind | None, text: str) -> dict[str, object]:
@@ -291,6 +295,7 @@ def _usage(build: Builder) -> tuple[object, Usage]:
     return value, Usage(*counts)
 
 
+@cache
 def make_stream(seed: int) -> OddStream:
     """The stream of a seed."""
     random = Random(seed)
@@ -363,6 +368,8 @@ def make_stream(seed: int) -> OddStream:
                 build.event(random.choice(('{"error":{"code":500,"message":"x"}}', "{torn", "boom!", '{"x":')))
             elif is_final and build.chance(0.2):
                 build.event("boom", name="error")
+            elif build.chance(0.2):
+                build.event(build.dump(_chunk(build, {"delta": {}, "finish_reason": random.choice((final, "stop"))})))
     if is_done:
         is_open = build.chance(0.1)
         at = build.event("[DONE]", blank=not is_open)

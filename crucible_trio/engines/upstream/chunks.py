@@ -108,11 +108,12 @@ class ChunkReader:
             self._read_choice(choices, chunk)
         elif choices:
             self._skipped.add("choices", may_hold_text=True)
-        self._read_usage(fields.get("usage"), "usage", chunk)
+        if usage := fields.get("usage"):
+            self._read_usage(usage, "usage", chunk)
         if isinstance(groq := fields.get("x_groq"), dict):
             self._read_usage(groq.get("usage"), "x_groq.usage", chunk)
-        if chunk.finish is None:
-            chunk.finish = self._read_finish(fields.get("finish_reason"), "finish_reason")
+        if chunk.finish is None and "finish_reason" in fields:
+            chunk.finish = self._read_finish(fields["finish_reason"], "finish_reason")
         chunk.is_completion = "choices" in fields or bool(chunk.usage)
         return chunk
 
@@ -121,7 +122,7 @@ class ChunkReader:
             if choice:
                 self._skipped.add("choices", may_hold_text=True)
             return
-        if not self._is_first(choice.get("index")):
+        if (index := choice.get("index")) is not None and not self._is_first(index):
             self._skipped.add("choices.index")
             return
         delta = choice.get("delta")
@@ -134,8 +135,10 @@ class ChunkReader:
         self._delta_has_text = self._delta_has_text or bool(chunk.parts)
         if not self._delta_has_text:
             self._read_in_place_of_delta(choice, chunk)
-        self._read_usage(choice.get("usage"), "choices.usage", chunk)
-        chunk.finish = self._read_finish(choice.get("finish_reason"), "finish_reason") or chunk.finish
+        if usage := choice.get("usage"):
+            self._read_usage(usage, "choices.usage", chunk)
+        if reason := choice.get("finish_reason"):
+            chunk.finish = self._read_finish(reason, "finish_reason") or chunk.finish
         if chunk.error is None and choice.get("error"):
             chunk.error = choice["error"]
 
@@ -159,6 +162,9 @@ class ChunkReader:
             self._add_text(choice.get("text"), "content", "text", chunk)
 
     def _read_delta(self, delta: dict[str, Any], path: str, chunk: UpstreamChunk) -> None:
+        if len(delta) == 1 and isinstance(content := delta.get("content"), str):  # nearly every chunk
+            self._add_text(content, "content", path, chunk)
+            return
         for name in _TRACE_FIELDS:
             if (value := delta.get(name)) and self._add_text(value, "trace", f"{path}.{name}", chunk):
                 break
@@ -173,8 +179,10 @@ class ChunkReader:
             if delta.get(name):
                 chunk.has_tool_calls = True
                 self._skipped.add(f"{path}.{name}", may_hold_text=True)
-        self._read_usage(delta.get("usage"), f"{path}.usage", chunk)
-        chunk.finish = self._read_finish(delta.get("finish_reason"), f"{path}.finish_reason") or chunk.finish
+        if usage := delta.get("usage"):
+            self._read_usage(usage, f"{path}.usage", chunk)
+        if reason := delta.get("finish_reason"):
+            chunk.finish = self._read_finish(reason, f"{path}.finish_reason") or chunk.finish
 
     def _add_text(self, value: object, kind: PartKind, path: str, chunk: UpstreamChunk, depth: int = 0) -> bool:
         """Add the text in a value: a text, a part, or a list of them. Returns whether there was any."""
