@@ -70,9 +70,9 @@ def convert(setting: str, value: object, annotation: object) -> object:
         _refuse_undecodable(setting, value)
         return msgspec.convert(value, annotation, strict=False)
     except msgspec.ValidationError as error:
-        problem = next(_problems(setting, value, annotation), None)
-        # A type that `_problems` does not look into.
-        raise ConfigError(problem or f"{setting} must be {expectation(annotation)}", setting) from error
+        # If every part has the right type, a struct has refused the whole.
+        problem = next(_problems(setting, value, annotation), None) or f"{setting}: {error.__cause__}"
+        raise ConfigError(problem, setting) from error
     except RecursionError as error:
         message = f"{setting} is nested too deeply"
         raise ConfigError(message, setting) from error

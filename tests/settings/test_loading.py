@@ -8,7 +8,7 @@ import pytest
 
 from crucible_trio.config import Settings
 from crucible_trio.errors import ConfigError
-from crucible_trio.settings import ServerSettings, load_settings
+from crucible_trio.settings import ApiSettings, ServerSettings, load_settings
 from crucible_trio.settings.loading import GROUPS
 
 
@@ -292,3 +292,27 @@ def test_endless_nesting_is_a_wrong_setting(tmp_path: Path) -> None:
     file.write_text("bind = " + "[" * 5000)
     with pytest.raises(ConfigError, match=r"crucible\.toml"):
         load_settings({}, config_file=file)
+
+
+def test_later_errors_name_the_sources_of_their_settings() -> None:
+    settings = load_settings({"CRUCIBLE_MODEL": "m"}, local_slots=2)
+    for error, message in [
+        (ConfigError("model m is wrong", "model"), "model m is wrong (variable CRUCIBLE_MODEL)"),
+        (ConfigError("the file m is wrong", "model"), "the file m is wrong (model, variable CRUCIBLE_MODEL)"),
+        (
+            ConfigError("too little memory", "model", "local_slots", "local_threads"),
+            "too little memory (model, variable CRUCIBLE_MODEL, local_slots, argument local_slots)",
+        ),
+        (ConfigError("127.0.0.1:8000 is in use", "bind"), "127.0.0.1:8000 is in use (default)"),
+        (ConfigError("no network"), "no network"),
+    ]:
+        with pytest.raises(ConfigError) as refusal, settings.errors_name_origins():
+            raise error
+        assert str(refusal.value) == message
+
+
+def test_settings_made_in_a_program_are_checked_too() -> None:
+    with pytest.raises(ConfigError, match="an owner or a key is empty"):
+        ApiSettings(keys={"alice": ""})
+    with pytest.raises(ConfigError, match="two owners have the same key"):
+        ApiSettings(keys={"alice": "k", "bob": "k"})
