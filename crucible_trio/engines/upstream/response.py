@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final, final
 
 import httpx
 import trio
 
-from crucible_trio.content import Piece, Reasoning, Refusal, Text
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
 from crucible_trio.engines.upstream.peer_faults import explain_fault
 from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
+from crucible_trio.engines.upstream.writing import PieceWriter
 from crucible_trio.errors import EngineError
 from crucible_trio.httpx_bodies import aclose_body
 from crucible_trio.output import Output
@@ -100,8 +100,9 @@ async def relay_completion(
     """
     reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH)
     try:
-        was_cut, as_promised = await _read_completion(body, reader, output)
-        await _write(reader.end(was_cut=was_cut, as_promised=as_promised), output)
+        async with PieceWriter(output) as writer:
+            was_cut, as_promised = await _read_completion(body, reader, writer)
+            await writer.write(reader.end(was_cut=was_cut, as_promised=as_promised))
         return reader.finish()
     except EngineError as error:
         logger.warning("%s", error)
@@ -123,7 +124,7 @@ async def read_error_response(response: httpx.Response, body: UpstreamBody) -> t
     return to_engine_error(response.status_code, find_error(content)), content
 
 
-async def _read_completion(body: UpstreamBody, reader: CompletionReader, output: Output) -> tuple[bool, bool]:
+async def _read_completion(body: UpstreamBody, reader: CompletionReader, writer: PieceWriter) -> tuple[bool, bool]:
     """Read until the result is certain. Returns whether the body was cut, and whether it ended as it promised."""
     deadline = math.inf
     while not reader.is_over:
@@ -136,21 +137,10 @@ async def _read_completion(body: UpstreamBody, reader: CompletionReader, output:
             return True, False
         if chunk is None:
             return False, body.has_promised_end and not scope.cancelled_caught
-        await _write(reader.feed(chunk), output)
+        await writer.write(reader.feed(chunk))
         if not reader.is_final:
             deadline = math.inf
         else:
             patience = END_TIMEOUT if reader.is_done else USAGE_TIMEOUT
             deadline = min(deadline, trio.current_time() + patience)
     return False, False
-
-
-async def _write(pieces: Iterable[Piece], output: Output) -> None:
-    for piece in pieces:
-        match piece:
-            case Text():
-                await output.delta(piece.text)
-            case Reasoning():
-                await output.reasoning(piece.text, piece.segment)
-            case Refusal():
-                await output.refusal(piece.text)

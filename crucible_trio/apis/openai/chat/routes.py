@@ -25,7 +25,7 @@ from crucible_trio.apis.kit import starting
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body
-from crucible_trio.apis.kit.replies import error_response, json_response, name_stream
+from crucible_trio.apis.kit.replies import error_response, json_response, name_ignored, name_stream
 from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion, logprobs_in
 from crucible_trio.apis.openai.chat.requests import read_request
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, error_of, failure_answer
@@ -67,6 +67,7 @@ class ChatApi:
             response = starting.event_stream(self._context, started.stream, dialect)
         else:
             response = name_stream(await self._whole(started.stream, has_key=key is not None), started.stream)
+        name_ignored(response, asked.ignored)
         return starting.locate_stream(response, started)
 
     async def _whole(self, stream: Stream, *, has_key: bool) -> Response:
