@@ -183,9 +183,9 @@ async def test_a_call_that_is_cut_raises_and_is_never_whole(serving, with_sync_c
             client.chat.completions.create(messages=[QUESTION], **ASK)
         assert caught.value.code == "upstream_ended_early"
         kinds: list[str] = []
-        with client.chat.completions.stream(messages=[QUESTION], **ASK) as events:
-            with pytest.raises(openai.APIError):
-                kinds.extend(event.type for event in events)
+        helper = client.chat.completions.stream(messages=[QUESTION], **ASK)
+        with pytest.raises(openai.APIError), helper as events:
+            kinds.extend(event.type for event in events)
         assert "chunk" in kinds
         assert "tool_calls.function.arguments.done" not in kinds
 
