@@ -209,4 +209,4 @@ def _begins_another(piece: CallPiece, call: _Call, *, in_one_chunk: bool) -> boo
         return call.json.is_closed or call.json.is_empty
     if piece.index is None and piece.name != call.name and call.name:
         return True
-    return call.json.is_closed and bool(piece.arguments)
+    return call.json.is_closed and (bool(piece.arguments.strip()) or (piece.index is None and call.has_ended))
