@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, final
 
-import httpx
+from crucible_trio.http import HttpResponse
 
 # Seconds before the second and the third attempt, the last one. Together they outlast a dropped connection or a load
 # balancer's failover. A restart takes longer, and the client should hear about it. Up to half of each delay is taken
@@ -30,10 +30,10 @@ class RetrySchedule:
         delay = next(self._delays, None)
         return None if delay is None else delay * random.uniform(0.5, 1.0)
 
-    def after_error_response(self, response: httpx.Response) -> float | None:
+    def after_error_response(self, response: HttpResponse) -> float | None:
         """Seconds to wait before the next attempt after an error status. None: give up."""
         delay = self.after_no_response()
-        if delay is None or response.status_code not in _RETRIED_STATUS:
+        if delay is None or response.status not in _RETRIED_STATUS:
             return None
         asked = parse_retry_after(response.headers.get("Retry-After", ""))
         if asked is None:
