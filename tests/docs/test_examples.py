@@ -189,6 +189,7 @@ def test_a_server_program_answers_and_shuts_down_cleanly(block: Block) -> None:
         assert process.wait(30) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", programs("pytest"))
 def test_an_example_test_passes_and_can_fail(block: Block, tmp_path: Path) -> None:
     def run(source: str) -> str:
@@ -200,6 +201,7 @@ def test_an_example_test_passes_and_can_fail(block: Block, tmp_path: Path) -> No
     assert "1 failed" in run(block.text.replace("trio.sleep(500)", "trio.sleep(50)"))
 
 
+@pytest.mark.slow
 def test_a_killed_program_resumes_when_it_runs_again(tmp_path: Path) -> None:
     [block] = [block for block in blocks("python") if block.run == "again"]
     state = tmp_path / "answer.json"
@@ -518,7 +520,7 @@ def test_the_table_of_failures_matches_the_code() -> None:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
                 continue
-            if node.func.id in {"EngineError", "bounded_error"} and isinstance(node.args[0], ast.Constant):
+            if node.func.id == "EngineError" and isinstance(node.args[0], ast.Constant):
                 retryable = {
                     word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)
                 }.get("retryable", False)
