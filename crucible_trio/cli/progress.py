@@ -22,7 +22,7 @@ def fetch_progress() -> Iterator[Callable[[int, int | None], None]]:
     """
     console = Console(stderr=True)
     columns = (TextColumn("downloading the model"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, console=console, disable=not console.is_interactive)
+    bar = Progress(*columns, console=console)
     task = bar.add_task("fetch", total=None)
     begun = False
 
@@ -30,17 +30,19 @@ def fetch_progress() -> Iterator[Callable[[int, int | None], None]]:
         nonlocal begun
         if not begun:
             begun = True
-            bar.start()
-            if bar.disable:
+            if console.is_interactive:
+                bar.start()
+            else:
                 console.print("downloading the model (93 MB, only once) ...")
         bar.update(task, completed=done, total=total)
-        if done == total:
+        if done == total and console.is_interactive:
             bar.stop()
 
     try:
         yield show
     finally:
-        bar.stop()
+        if begun and console.is_interactive:
+            bar.stop()  # a second time does nothing
 
 
 async def fetch_weights() -> Path:
