@@ -142,6 +142,7 @@ def started(
                 line = getattr(process, stream).readline()
                 assert line, f"the process did not start: {printed}{process.stderr.read() if process.stderr else ''}"
                 printed += line
+            watch.cancel()  # it has started, and may run for as long as the tests need it
             yield found[1], process
         finally:
             watch.cancel()
