@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def test_the_quick_tests_leave_out_the_slow_ones_and_other_programs() -> None:
     assert '-m pytest -m "not (browser or npm or soak)"' in make("test-suite")
     quick = (ROOT / "Makefile").read_text().partition("test-quick:\n")[2].partition("\n\n")[0]
     assert 'TESTS="not (slow or browser or npm or soak)"' in quick
+
+
+def test_the_lowest_versions_are_the_lower_bounds_of_the_project() -> None:
+    program = [sys.executable, str(ROOT / ".ci" / "lowest_versions.py")]
+    lines = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    runtime = [*project["dependencies"], *project["optional-dependencies"]["local"]]
+    assert [line.replace("==", ">=") for line in lines] == [bound.partition(",")[0] for bound in runtime]
+    assert "PIP_CONSTRAINT=" in make("test-lowest")
 
 
 def test_the_newest_python_is_one_that_runs(tmp_path: Path, fake_python: Any) -> None:
