@@ -32,6 +32,8 @@ from crucible_trio.records import (
 from .conftest import STREAM, Connection, install_command
 from .screen import Screen
 
+pytestmark = pytest.mark.slow
+
 END = (Usage(), Timings(None, 1.0))
 RECORDS: list[AnyRecord] = [
     StreamCreated(1, STREAM, "standard", "m", 0.0),

@@ -90,6 +90,7 @@ def visible(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or not (c < " " or "\x7f" <= c < "\xa0"))
 
 
+@pytest.mark.slow
 @given(ANSWERS, st.data())
 @example("```python title\nprint(1)\n", None)
 @example("a <b>c</b> [t](http://u 'v') ![i](http://j)\n\n[ref]: http://r\n", None)
@@ -105,6 +106,7 @@ def test_every_letter_is_shown_once_and_in_order_for_any_split_into_pieces(answe
     assert letters(text) == letters(visible(answer))
 
 
+@pytest.mark.slow
 @given(ANSWERS)
 def test_no_block_is_wider_than_the_terminal(answer: str) -> None:
     for line in render_block(visible(answer).replace("\t", " "), fake_terminal(StringIO(), 20)):
@@ -302,6 +304,7 @@ def test_the_trace_is_plain_text_and_each_part_begins_after_an_empty_line() -> N
     ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(FRAGMENTS), min_size=2, max_size=20), st.data())
 @example(["a\n", "    code\n"], None)
 @example(["```py\n", "```py\nx"], None)
@@ -357,6 +360,7 @@ class _Output(TextIOWrapper):
         return self.buffer.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
 @given(text=st.text() | ANSWERS)
 def test_a_pipe_gets_the_bytes_as_the_model_wrote_them(variable: str, text: str) -> None:
