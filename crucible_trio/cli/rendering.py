@@ -202,11 +202,11 @@ class _MarkdownTerminal(_Terminal):
         if self.muted:
             return
         self._keep_blocks()
-        lines = self._render(self._open.source, is_rest=self._open.is_rest)
-        if len(lines) >= self._console.height and (code := self._open.take_code()):
+        # A long block of code is printed piece by piece. Any other block is printed when it is whole.
+        if self._open.source.count("\n") >= self._console.height and (code := self._open.take_code()):
             self._keep(code, is_rest=self._open.is_rest)
             self._open.is_rest = True
-            lines = self._render(self._open.source, is_rest=True)
+        lines = self._render(self._open.source, is_rest=self._open.is_rest)
         self._lines.draw(lines)
 
     def _keep_answer(self) -> None:

@@ -8,12 +8,13 @@ from rich.cells import cell_len
 
 
 class Screen:
-    """Understands what the display writes, and nothing else: text, `\\r`, `\\n`, cursor up, erase below, colours."""
+    """Understands what the display writes, and nothing else: text, line ends, cursor up, erase below, wrapping, colours."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
         self.rows: list[list[str]] = [[]]
         self._row = self._column = 0
+        self._wraps = True
 
     @property
     def lines(self) -> list[str]:
@@ -24,7 +25,7 @@ class Screen:
         return "\n".join(self.lines).rstrip("\n")
 
     def feed(self, output: str) -> None:
-        for part in re.findall(r"\x1b\[[0-9;]*[A-Za-z]|\x1b.|[^\x1b]", output, re.DOTALL):
+        for part in re.findall(r"\x1b\[\??[0-9;]*[A-Za-z]|\x1b.|[^\x1b]", output, re.DOTALL):
             if part.startswith("\x1b"):
                 self._control(part)
             elif part == "\r":
@@ -41,6 +42,8 @@ class Screen:
             self._row = max(self._row - int(match[1]), len(self.rows) - self.height, 0)
         elif sequence == "\x1b[J":
             del self.rows[self._row + 1 :], self.rows[self._row][self._column :]
+        elif sequence in {"\x1b[?7l", "\x1b[?7h"}:
+            self._wraps = sequence.endswith("h")
         else:
             assert re.fullmatch(r"\x1b\[[0-9;]*m", sequence), f"unexpected {sequence!r}"
 
@@ -51,7 +54,9 @@ class Screen:
         if width == 0 and row:
             row[-1] += character
             return
-        if self._column + width > self.width:
+        if self._column + width > self.width and not self._wraps:
+            self._column = self.width - width
+        elif self._column + width > self.width:
             self._row, self._column = self._row + 1, 0
             if self._row == len(self.rows):
                 self.rows.append([])

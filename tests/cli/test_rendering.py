@@ -97,6 +97,7 @@ def visible(text: str) -> str:
 @example("| a | b |\n|---|---|\n| 1 | 2 | three |\n", None)
 @example("| " + "x" * 40 + " | b |\n|---|---|\n", None)
 @example("1. a\n1. b\n", None)
+@example("two wordswordwordwordword👩\u200d🚀", None)
 @example("\n```| a | b |\n" + "line\n" * 20, None)
 def test_every_letter_is_shown_once_and_in_order_for_any_split_into_pieces(answer: str, data: st.DataObject) -> None:
     width, height = (30, 8) if data is None else (data.draw(st.integers(12, 60)), data.draw(st.integers(2, 12)))
@@ -179,7 +180,7 @@ def test_only_lines_that_changed_are_drawn_again() -> None:
     lines.draw(["one", "two"])
     assert out.getvalue() == ""
     lines.draw(["one", "two!", "three"])
-    assert out.getvalue() == "\r\x1b[Jtwo!\nthree"
+    assert out.getvalue() == "\x1b[?7l\r\x1b[Jtwo!\nthree\x1b[?7h"
     lines.draw(["one", "two!"])
     screen = Screen(30, 8)
     screen.feed("one\ntwo" + out.getvalue())
@@ -187,6 +188,21 @@ def test_only_lines_that_changed_are_drawn_again() -> None:
     screen = Screen(30, 8)
     screen.feed("one\ntwo" + out.getvalue() + "next")
     assert screen.text == "one\n2\n3\nnext"
+
+
+def test_a_line_that_is_wider_than_it_seems_wraps_when_it_is_kept() -> None:
+    joined = "👩\u200d🚀"  # two columns for rich, four for many terminals
+    out = StringIO()
+    lines = LiveLines(fake_terminal(out, 10))
+    for end in range(1, 4):
+        lines.draw(["first", "123456" + joined, *map(str, range(end))])
+    screen = Screen(10, 8)
+    screen.feed(out.getvalue())
+    assert len(screen.lines) == 5
+    lines.keep(["first", "1234567" + joined, "last"])
+    screen = Screen(10, 8)
+    screen.feed(out.getvalue())
+    assert screen.text == "first\n1234567👩\u200d\n🚀\nlast"
 
 
 def test_a_terminal_that_changes_its_size_keeps_what_it_shows() -> None:
@@ -343,7 +359,8 @@ async def test_the_answer_is_drawn_while_it_arrives(autojump_clock: MockClock) -
         display.answer(" there")
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert out.getvalue() == "Hel\r\x1b[JHello\r\x1b[JHello you there"
+    drawn = [frame for frame in out.getvalue().split("\x1b[?7l") if frame]
+    assert drawn == ["Hel\x1b[?7h", "\r\x1b[JHello\x1b[?7h", "\r\x1b[JHello you there\x1b[?7h"]
 
 
 class _Output(TextIOWrapper):
