@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 
 class Screen:
-    """Understands what the display writes, and nothing else: text, line ends, cursor up, erase below, wrapping, colours."""
+    """Understands only the output of a display: text, line ends, cursor up, erase below, wrapping, colours."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height

@@ -145,6 +145,7 @@ async def test_stream_shows_a_stream_from_its_beginning_or_after_a_record(planne
     for offset, text in (("", WHOLE), (".0", WHOLE), (".7", b"Last\n"), (".8", b"\n"), (".9", b"")):
         done = await run(["crucible", "ask", "--stream", STREAM + offset, "--url", server.url], environment)
         assert done.stdout == text
+        assert server.last_ids[-2:] == [f"{STREAM}{offset or '.0'}", f"{STREAM}.0"]  # the server checks the offset
     assert server.inputs == []
 
 

@@ -195,7 +195,7 @@ def test_a_line_that_is_wider_than_it_seems_wraps_when_it_is_kept() -> None:
     out = StringIO()
     lines = LiveLines(fake_terminal(out, 10))
     for end in range(1, 4):
-        lines.draw(["first", "123456" + joined, *map(str, range(end))])
+        lines.draw(["first", "1234567" + joined, *map(str, range(end))])
     screen = Screen(10, 8)
     screen.feed(out.getvalue())
     assert len(screen.lines) == 5
