@@ -80,11 +80,16 @@ def test_the_newest_python_is_one_that_runs(tmp_path: Path, fake_python: Any) ->
     assert newest_python(tmp_path) == in_pyenv
 
 
-def test_ci_installs_the_programs_of_the_tests_and_runs_three_suites() -> None:
+def test_ci_installs_the_programs_of_the_tests_and_runs_four_suites() -> None:
     file = ROOT / ".ci" / "run"
     subprocess.run(["bash", "-n", str(file)], check=True, timeout=60)
     script = file.read_text()
     for program in ("chromium", "curl", "nginx", "npm", "nodejs", "python3-venv"):
         assert program in script
-    suites = ["make test\n", "make test-suite PYTHON=/usr/bin/python3 VENV=.venv-debian\n", "make test-quick\n"]
+    suites = [
+        "make test\n",
+        "make test-suite PYTHON=/usr/bin/python3 VENV=.venv-debian\n",
+        "make test-quick\n",
+        'make test-lowest TESTS="not (slow or browser or npm or soak)"\n',
+    ]
     assert [suite for suite in suites if suite in script] == suites
