@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from typing import NoReturn
 
 import hypothesis
 import pytest
@@ -14,8 +15,8 @@ hypothesis.settings.register_profile("crucible", deadline=None, database=None, m
 hypothesis.settings.load_profile("crucible")
 
 
-# Tests with these fixtures run a browser or a client from npm.
-FIXTURE_MARKERS = {"chromium": "browser", "run_node": "npm"}
+# Tests with these fixtures run a browser, or clients that are not in the development environment.
+FIXTURE_MARKERS = {"chromium": "browser", "run_node": "npm", "run_litellm": "npm", "run_agent": "npm"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,11 +34,19 @@ def need_program() -> Callable[[str], str]:
 
     def find(name: str) -> str:
         path = shutil.which(name)
-        if path is None:
-            message = f"{name} is not installed"
-            if os.environ.get("CRUCIBLE_TESTS_SKIP_NOTHING"):
-                pytest.fail(message)
-            pytest.skip(message)
-        return path
+        return path or skip_missing(f"{name} is not installed")
 
     return find
+
+
+def skip_missing(message: str) -> NoReturn:
+    """Skip the test because something is not installed, or fail if CRUCIBLE_TESTS_SKIP_NOTHING is set."""
+    if os.environ.get("CRUCIBLE_TESTS_SKIP_NOTHING"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session", name="skip_missing")
+def _skip_missing() -> Callable[[str], NoReturn]:
+    """`skip_missing("npm is not installed")` skips the test, or fails if CRUCIBLE_TESTS_SKIP_NOTHING is set."""
+    return skip_missing
