@@ -23,7 +23,7 @@ from crucible_trio.web import create_app
 
 from .npm import CLIENTS, InstallError, Sandbox, find_node, install_packages, run_installer
 
-REAL_SECONDS = 150  # only a failing test takes this long
+REAL_SECONDS = 300  # only a failing test takes this long
 
 Run: TypeAlias = Callable[..., Awaitable[str]]
 
