@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
 import sys
 import venv
 from collections import Counter
@@ -21,7 +24,8 @@ from crucible_trio.server import Config, serve
 from crucible_trio.settings import load_settings
 from crucible_trio.web import create_app
 
-from .npm import CLIENTS, InstallError, Sandbox, find_node, install_packages, run_installer
+from .agents import Agent
+from .npm import FOLDER, PACKAGES, InstallError, Sandbox, find_node, install_packages, run_installer
 
 REAL_SECONDS = 300  # only a failing test takes this long
 
@@ -100,10 +104,54 @@ def sandbox(tmp_path: Path) -> Sandbox:
 def run_node(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
     """`await run_node("chat.mjs", *arguments)` returns what a program prints that uses clients from npm."""
     try:
-        install_packages(npm, CLIENTS / "npm")
+        install_packages(npm, PACKAGES / "sdks")
     except InstallError as error:
         skip_missing(str(error))
-    return partial(sandbox.run, node, folder=CLIENTS / "npm")
+    return partial(sandbox.run, node, folder=PACKAGES / "sdks")
+
+
+@pytest.fixture
+def run_agent(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
+    """`await run_agent(QWEN_CODE, prompt, base_url=...)` returns what a coding agent prints."""
+    try:
+        packages = install_packages(npm, PACKAGES / "agents")
+    except InstallError as error:
+        skip_missing(str(error))
+
+    async def run(agent: Agent, prompt: str, *, base_url: str) -> str:
+        return await agent.run(prompt, base_url=base_url, sandbox=sandbox, packages=packages, node=node)
+
+    return run
+
+
+@asynccontextmanager
+async def _crucible_serve(*arguments: str) -> AsyncIterator[str]:
+    command = [sys.executable, "-c", "from crucible_trio.cli import main; main()", "serve", *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CRUCIBLE_")}
+    run = partial(trio.run_process, check=False, env=environment, stderr=subprocess.PIPE)
+    with trio.fail_after(REAL_SECONDS):
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(run, [*command, "--bind", "127.0.0.1:0"])
+            assert process.stderr is not None
+            log = b""
+            while (match := re.search(rb"serving on (http://127\.0\.0\.1:\d+)", log)) is None:
+                data = await process.stderr.receive_some()
+                assert data, log.decode()
+                log += data
+            nursery.start_soon(_drain, process.stderr)
+            yield f"{match[1].decode()}/v1"
+            nursery.cancel_scope.cancel()  # ends the process
+
+
+async def _drain(stream: trio.abc.ReceiveStream) -> None:
+    while await stream.receive_some():
+        pass
+
+
+@pytest.fixture(scope="session")
+def crucible_serve() -> Callable[..., AbstractAsyncContextManager[str]]:
+    """`async with crucible_serve("--base-url", url) as base_url`: the command, as a process."""
+    return _crucible_serve
 
 
 # LiteLLM and 60 packages that it needs, in an environment apart from the development environment.
@@ -113,7 +161,7 @@ LITELLM = "litellm==1.110.2"
 @pytest.fixture
 def run_litellm(sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
     """`await run_litellm("program.py", *arguments)` returns what a program prints that uses LiteLLM."""
-    folder = CLIENTS / ".venv"
+    folder = FOLDER / ".venv"
     stamp = folder / ".installed"
     wanted = f"{LITELLM} {sys.version}"
     if not stamp.exists() or stamp.read_text() != wanted:
@@ -127,4 +175,4 @@ def run_litellm(sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Ru
         stamp.write_text(wanted)
     environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else it fetches one at its import
     own = Sandbox(sandbox.home, environment=environment)
-    return partial(own.run, folder / "bin" / "python", folder=CLIENTS)
+    return partial(own.run, folder / "bin" / "python", folder=FOLDER)

@@ -18,8 +18,7 @@ from crucible_trio.engines import open_engine
 from crucible_trio.settings import load_settings
 
 from .conftest import ServedApp
-from .npm import CLIENTS as FOLDER
-from .npm import Sandbox
+from .npm import FOLDER, Sandbox
 from .retries import (
     ATTEMPTS_WITHOUT_STATUS,
     CASES,
