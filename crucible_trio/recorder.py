@@ -14,6 +14,7 @@ from typing import Final, final
 import msgspec
 
 from crucible_trio.content import (
+    Continued,
     Piece,
     Reasoning,
     Text,
@@ -30,6 +31,7 @@ from crucible_trio.records import (
     ReasoningDelta,
     ReasoningDone,
     RefusalDelta,
+    StreamContinued,
     StreamCreated,
     Terminal,
     ToolCallDelta,
@@ -50,7 +52,7 @@ TERMINAL_RESERVE_BYTES: Final = 4 * 1024
 _MAX_ERROR_CODE_LENGTH = 64
 _MAX_ERROR_MESSAGE_LENGTH = 400
 
-_MARKS: Final = (ToolCallStart, ToolCallEnd)  # pieces without text
+_MARKS: Final = (ToolCallStart, ToolCallEnd, Continued)  # pieces without text
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -167,13 +169,16 @@ class Recorder:
             if not self._add(frames, record):
                 return
 
-    def _add_mark(self, frames: list[bytes], piece: ToolCallStart | ToolCallEnd) -> None:
-        if isinstance(piece, ToolCallStart):
-            self._close_trace(frames)
+    def _add_mark(self, frames: list[bytes], piece: ToolCallStart | ToolCallEnd | Continued) -> None:
+        if isinstance(piece, ToolCallEnd):
+            self._add(frames, ToolCallDone(seq=self.seq + 1, index=self._calls - 1))
+            return
+        self._close_trace(frames)
+        if isinstance(piece, Continued):
+            self._add(frames, StreamContinued(seq=self.seq + 1, characters=piece.characters))
+        else:
             self._calls += 1
             self._add(frames, ToolCallStarted(seq=self.seq + 1, index=self._calls - 1, id=piece.id, name=piece.name))
-        else:
-            self._add(frames, ToolCallDone(seq=self.seq + 1, index=self._calls - 1))
 
     def _close_trace(self, frames: list[bytes]) -> None:
         if self._segments:

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from crucible_trio import Request, open_pipeline
-from crucible_trio.content import Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.content import Continued, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.engine import Capabilities, EngineInfo, Finish, as_engine
 from crucible_trio.engines import open_engine
 from crucible_trio.engines.crucible import engine as crucible_engine
@@ -30,6 +30,7 @@ from crucible_trio.records import (
     ReasoningDelta,
     StreamCancelled,
     StreamCompleted,
+    StreamContinued,
     StreamCreated,
     StreamFailed,
     StreamIncomplete,
@@ -218,6 +219,7 @@ async def test_the_request_is_passed_on() -> None:
         assert engine.requests[1].grace_seconds == crucible_engine.GRACE_SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cut", "step"), [("rst", 1), ("fin", 11)])
 async def test_a_cut_at_any_byte_changes_nothing_and_starts_no_second_generation(cut: Any, step: int) -> None:
     engine = PieceEngine(FOR_CUTS)
@@ -257,6 +259,7 @@ async def test_a_cut_at_any_byte_changes_nothing_and_starts_no_second_generation
         assert cut_streams > streams * 0.8  # a cut behind the terminal record is not noticed
 
 
+@pytest.mark.slow
 async def test_two_cuts_in_a_row_and_a_lost_answer_start_no_second_generation() -> None:
     engine = PieceEngine(EVERY_KIND)
     cuts = [Treatment(cut_after=0), Treatment(cut_after=30), Treatment(refuse=True), Treatment(cut_after=900)]
@@ -395,6 +398,7 @@ async def test_a_stream_cancelled_before_the_upstream_has_answered_is_cancelled_
         assert (there.status, there.by) == ("cancelled", "client")
 
 
+@pytest.mark.slow
 async def test_an_upstream_that_does_not_answer_holds_a_cancelled_stream_for_a_bounded_time() -> None:
     engine = ScriptedEngine("x", Gate())
     async with serving(engine) as inner, open_chaos_proxy(inner.port, lambda _: Treatment(stall_after=0)) as proxy:
@@ -581,6 +585,7 @@ async def test_a_server_without_a_list_of_models_is_one_sentence(answer: bytes, 
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_the_resume_kit_passes_a_server_whose_upstream_is_cut() -> None:
     # Two of them are too long for one record, so the stream has as many events as pieces on any machine.
     engine = ScriptedEngine([Reasoning("1. Thöught "), *[f"wörd {number} " * 200 for number in range(30)]])
@@ -631,6 +636,11 @@ async def test_a_call_that_another_record_follows_is_cut() -> None:
         Text("x"),
     ]
     assert (await relay(*started))[0] == pieces[:2]
+
+
+async def test_a_continuation_of_the_upstream_is_passed_on() -> None:
+    pieces, _ = await relay(OutputDelta(1, "a"), StreamContinued(2, 1), OutputDelta(3, "b"))
+    assert pieces == [Text("a"), Continued(1), Text("b")]
 
 
 async def test_records_of_unknown_types_are_counted() -> None:

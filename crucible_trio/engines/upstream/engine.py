@@ -35,6 +35,7 @@ import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
+from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.discovery import check_key, join_url, list_models, parse_base_url, without_query
 from crucible_trio.engines.upstream.peer_faults import explain_fault
 from crucible_trio.engines.upstream.response import (
@@ -51,6 +52,7 @@ from crucible_trio.httpx_bodies import RequestContent
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 from crucible_trio.request import Request
+from crucible_trio.settings.engines import Prefill
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ async def open_upstream(
     limit_field: LimitField = "max_tokens",
     think_tags: Mapping[str, str] = THINK_TAGS,
     starts_in_trace: Collection[Mode] = (),
+    prefill: Prefill | None = None,
 ) -> AsyncIterator[UpstreamEngine]:
     """Open an engine that relays a server's streams. Its connections close with the context.
 
@@ -94,6 +97,7 @@ async def open_upstream(
         limit_field: The field for `max_output_tokens`. OpenAI's reasoning models need `max_completion_tokens`.
         think_tags: The tags around a trace inside the content, from opening to closing tag. Empty: there are none.
         starts_in_trace: Modes in which the content begins inside the trace, without an opening tag.
+        prefill: How the server is asked to go on with an answer whose connection was lost. None: the stream fails.
 
     Raises:
         ConfigError: The URL, the key or a tag is invalid, or the server does not list a model.
@@ -126,6 +130,7 @@ async def open_upstream(
             limit_field=limit_field,
             think_tags=think_tags,
             starts_in_trace=starts_in_trace,
+            prefill=prefill,
         )
 
 
@@ -149,6 +154,7 @@ class UpstreamEngine:
         limit_field: LimitField,
         think_tags: Mapping[str, str],
         starts_in_trace: Collection[Mode],
+        prefill: Prefill | None,
     ) -> None:
         self.info = info
         self.skipped_fields = 0
@@ -159,6 +165,7 @@ class UpstreamEngine:
         self._limit_field = limit_field
         self._think_tags = think_tags
         self._starts_in_trace = frozenset(starts_in_trace)
+        self._prefill = prefill
         modes = {name for fields in thinking.values() for name in fields}
         defaults = modes if thinking == THINKING else set()
         # Fields that the operator has chosen are never left out.
@@ -173,11 +180,31 @@ class UpstreamEngine:
         Raises:
             EngineError: With one of this module's codes.
         """
+        if self._prefill is None:
+            return await self._complete(request, output)
+        answer = ContinuedAnswer(request, self._prefill)
+        lost: EngineError | None = None
+        while True:
+            try:
+                return answer.finish(await self._complete(request, output, answer))
+            except EngineError as failure:
+                if lost is not None and not answer.has_reply:  # the server refused to go on, or could not be reached
+                    raise lost from failure
+                following = answer.next_request()
+                if following is None:
+                    raise
+                request, lost = following, failure
+            logger.info("the answer goes on in another request: continuation %d", answer.continuations)
+
+    async def _complete(self, request: Request, output: Output, answer: ContinuedAnswer | None = None) -> Finish:
+        """Send one request, again where that is safe, and relay the server's stream."""
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
         schedule = RetrySchedule()
         while True:
             fields = self._body(request, model, left_out)
+            if answer is not None:
+                answer.add_fields(fields)
             is_overloaded = False
             try:
                 response = await self._send(json.dumps(fields).encode())
@@ -188,7 +215,7 @@ class UpstreamEngine:
                 async with open_upstream_body(response) as body:
                     if response.is_success:
                         self._remember(model, left_out)
-                        return await self._relay(body, request, output)
+                        return await self._relay(body, request, output, answer)
                     failure, content = await read_error_response(response, body)
                 if refused := self._added.refused_by(response.status_code, content, fields):
                     left_out |= refused
@@ -207,11 +234,17 @@ class UpstreamEngine:
             async with output.queued() if is_overloaded else nullcontext():
                 await trio.sleep(delay)
 
-    async def _relay(self, body: UpstreamBody, request: Request, output: Output) -> Finish:
-        splitter = ThinkSplitter(self._think_tags, starts_inside=request.mode in self._starts_in_trace)
+    async def _relay(
+        self, body: UpstreamBody, request: Request, output: Output, answer: ContinuedAnswer | None
+    ) -> Finish:
+        starts_inside = request.mode in self._starts_in_trace
+        if answer is not None:
+            answer.has_reply = True
+            starts_inside = starts_inside and not answer.continuations
+        splitter = ThinkSplitter(self._think_tags, starts_inside=starts_inside)
         skipped = SkippedFields()
         try:
-            return await relay_completion(body, output, splitter, skipped)
+            return await relay_completion(body, output, splitter, skipped, answer)
         finally:
             self.skipped_fields += skipped.total
 

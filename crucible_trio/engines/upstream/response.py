@@ -18,8 +18,9 @@ from typing import Final, final
 import httpx
 import trio
 
-from crucible_trio.content import Piece, Reasoning, Refusal, Text
+from crucible_trio.content import Continued, Piece, Reasoning, Refusal, Text
 from crucible_trio.engine import Finish
+from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
 from crucible_trio.engines.upstream.peer_faults import explain_fault
 from crucible_trio.engines.upstream.reading import CompletionReader
@@ -82,7 +83,11 @@ async def open_upstream_body(response: httpx.Response) -> AsyncIterator[Upstream
 
 
 async def relay_completion(
-    body: UpstreamBody, output: Output, splitter: ThinkSplitter | None, skipped: SkippedFields
+    body: UpstreamBody,
+    output: Output,
+    splitter: ThinkSplitter | None,
+    skipped: SkippedFields,
+    answer: ContinuedAnswer | None = None,
 ) -> Finish:
     """Write the completion in a body to `output`, each piece as it arrives.
 
@@ -93,6 +98,7 @@ async def relay_completion(
         output: Takes the pieces.
         splitter: Separates a trace inside the content.
         skipped: Counts the skipped values.
+        answer: Decides what of the completion goes on with an answer, and learns whether the connection is lost.
 
     Raises:
         EngineError: `upstream_ended_early`, `upstream_invalid_response`, `upstream_error`, `upstream_rejected`,
@@ -100,14 +106,19 @@ async def relay_completion(
     """
     reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH)
     try:
-        was_cut, as_promised = await _read_completion(body, reader, output)
-        await _write(reader.end(was_cut=was_cut, as_promised=as_promised), output)
-        return reader.finish()
+        was_cut, as_promised = await _read_completion(body, reader, output, answer)
+        await _write(reader.end(was_cut=was_cut, as_promised=as_promised), output, answer)
+        finish = reader.finish()
+        if answer is not None:
+            await _write(answer.end(), output)
     except EngineError as error:
         logger.warning("%s", error)
+        if answer is not None and error is reader.lost:
+            answer.lose(reader.usage, may_lack_text=skipped.may_hold_text)
         raise
     finally:
         skipped.log(logger)
+    return finish
 
 
 async def read_error_response(response: httpx.Response, body: UpstreamBody) -> tuple[EngineError, bytes]:
@@ -123,7 +134,9 @@ async def read_error_response(response: httpx.Response, body: UpstreamBody) -> t
     return to_engine_error(response.status_code, find_error(content)), content
 
 
-async def _read_completion(body: UpstreamBody, reader: CompletionReader, output: Output) -> tuple[bool, bool]:
+async def _read_completion(
+    body: UpstreamBody, reader: CompletionReader, output: Output, answer: ContinuedAnswer | None
+) -> tuple[bool, bool]:
     """Read until the result is certain. Returns whether the body was cut, and whether it ended as it promised."""
     deadline = math.inf
     while not reader.is_over:
@@ -136,7 +149,7 @@ async def _read_completion(body: UpstreamBody, reader: CompletionReader, output:
             return True, False
         if chunk is None:
             return False, body.has_promised_end and not scope.cancelled_caught
-        await _write(reader.feed(chunk), output)
+        await _write(reader.feed(chunk), output, answer)
         if not reader.is_final:
             deadline = math.inf
         else:
@@ -145,8 +158,8 @@ async def _read_completion(body: UpstreamBody, reader: CompletionReader, output:
     return False, False
 
 
-async def _write(pieces: Iterable[Piece], output: Output) -> None:
-    for piece in pieces:
+async def _write(pieces: Iterable[Piece], output: Output, answer: ContinuedAnswer | None = None) -> None:
+    for piece in pieces if answer is None else answer.pass_on(pieces):
         match piece:
             case Text():
                 await output.delta(piece.text)
@@ -154,3 +167,5 @@ async def _write(pieces: Iterable[Piece], output: Output) -> None:
                 await output.reasoning(piece.text, piece.segment)
             case Refusal():
                 await output.refusal(piece.text)
+            case Continued():
+                await output.continued(piece.characters)
