@@ -83,6 +83,8 @@ class EngineInfo:
         capabilities: Those of its models.
         by_model: Those of single models, by name, where they differ.
         notice: A sentence for users, such as that the engine is not a model. The start log and the page show it.
+        waits_for_upstream: Whether it asks another server, and calls `output.accepted` when that server has accepted.
+            Some APIs then wait with their status line, so that a refusal becomes a status.
     """
 
     name: str
@@ -90,6 +92,7 @@ class EngineInfo:
     capabilities: Capabilities = _NONE
     by_model: Mapping[str, Capabilities] = field(default_factory=dict)
     notice: str = ""
+    waits_for_upstream: bool = False
 
     def capabilities_of(self, model: str) -> Capabilities:
         """The capabilities of one of the models."""

@@ -4,7 +4,8 @@ Easy to get wrong:
 
 * A silent server has not failed. The stream's deadlines limit how long a model may think, so only connecting has a
   timeout here.
-* A request is sent again only while the server has not begun a stream. A later retry could repeat text.
+* A request is sent again only while no status came. For a client that cannot repeat it, it is also sent again after
+  429 and 503. A later retry could repeat text.
 * Some servers refuse fields that they do not know. After such an answer the request is sent again without the fields
   that this engine adds.
 
@@ -14,7 +15,8 @@ The codes a stream can fail with, and whether a new stream may succeed:
 `upstream_unreachable`       no connection (yes)
 `upstream_timeout`           connecting took too long (yes)
 `upstream_refused`           status 429, 503 or 529, or the server reported one inside its stream (yes)
-`upstream_rejected`          another status below 500, such as for a wrong key or a prompt that is too long (no)
+`upstream_unauthorized`      status 401 or 403: the server does not accept this server's key (no)
+`upstream_rejected`          another status below 500, such as for a prompt that is too long (no)
 `upstream_error`             status 5xx or 408, or the server reported a failure inside its stream (yes). A report that
                              blames the request is `upstream_rejected`
 `upstream_ended_early`       the connection or the body ended before the model did (yes)
@@ -30,37 +32,34 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from typing import Final, Literal, final
 
-import httpx
+import msgspec
 import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
 from crucible_trio.engines.upstream.continuing import ContinuedAnswer
-from crucible_trio.engines.upstream.discovery import check_key, join_url, list_models, parse_base_url, without_query
-from crucible_trio.engines.upstream.peer_faults import explain_fault
-from crucible_trio.engines.upstream.response import (
-    UpstreamBody,
-    open_upstream_body,
-    read_error_response,
-    relay_completion,
-)
+from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
+from crucible_trio.engines.upstream.response import read_error_response, relay_completion
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
-from crucible_trio.errors import EngineError
-from crucible_trio.httpx_bodies import RequestContent
+from crucible_trio.errors import EngineError, UpstreamReport
+from crucible_trio.http import (
+    ConnectFailedError,
+    ConnectTimeoutError,
+    HttpClient,
+    HttpError,
+    HttpResponse,
+    InvalidResponseError,
+    Url,
+    open_http_client,
+)
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 from crucible_trio.request import Request
 from crucible_trio.settings.engines import Prefill
 
 logger = logging.getLogger(__name__)
-
-# Seconds. A host that is up accepts a connection in milliseconds. One that takes this long is down or filtered.
-CONNECT_TIMEOUT: Final = 10.0
-
-# Connections kept open between streams: each saves a handshake, and an upstream accepts only so many.
-MAX_IDLE_CONNECTIONS: Final = 20
 
 # Makes servers with Jinja templates (vLLM, llama.cpp, SGLang) think or not. Other servers need other fields.
 THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
@@ -108,22 +107,18 @@ async def open_upstream(
     headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
     if key is not None:
         headers["Authorization"] = f"Bearer {check_key(key)}"
-    async with httpx.AsyncClient(
-        headers=headers,
-        # No read timeout, and no limit of connections: the pipeline limits the number of streams.
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
-    ) as client:
-        models = (model,) if model is not None else await list_models(client, join_url(url, "models"))
+    async with open_http_client(url, headers=headers) as client:
+        models = (model,) if model is not None else await list_models(client, url.join("models"))
         info = EngineInfo(
             name="upstream",
             models=models,
             capabilities=Capabilities(sampling=frozenset({"temperature", "top_p", "seed", "stop"})),
+            waits_for_upstream=True,
         )
-        logger.info("upstream %s, default model %s", without_query(url), models[0])
+        logger.info("upstream %s, default model %s", url.without_query(), models[0])
         yield UpstreamEngine(
             client,
-            join_url(url, "chat/completions"),
+            url.join("chat/completions"),
             info,
             thinking=thinking,
             extra_body=extra_body or {},
@@ -131,6 +126,7 @@ async def open_upstream(
             think_tags=think_tags,
             starts_in_trace=starts_in_trace,
             prefill=prefill,
+            key=key,
         )
 
 
@@ -145,8 +141,8 @@ class UpstreamEngine:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
-        url: httpx.URL,
+        client: HttpClient,
+        url: Url,
         info: EngineInfo,
         *,
         thinking: Mapping[Mode, Mapping[str, object]],
@@ -155,6 +151,7 @@ class UpstreamEngine:
         think_tags: Mapping[str, str],
         starts_in_trace: Collection[Mode],
         prefill: Prefill | None,
+        key: str | None,
     ) -> None:
         self.info = info
         self.skipped_fields = 0
@@ -166,6 +163,7 @@ class UpstreamEngine:
         self._think_tags = think_tags
         self._starts_in_trace = frozenset(starts_in_trace)
         self._prefill = prefill
+        self._key = key
         modes = {name for fields in thinking.values() for name in fields}
         defaults = modes if thinking == THINKING else set()
         # Fields that the operator has chosen are never left out.
@@ -180,6 +178,14 @@ class UpstreamEngine:
         Raises:
             EngineError: With one of this module's codes.
         """
+        try:
+            return await self._generate(request, output)
+        except EngineError as error:
+            if self._key is not None and _quotes(error.upstream, self._key):
+                error.upstream = None
+            raise
+
+    async def _generate(self, request: Request, output: Output) -> Finish:
         if self._prefill is None:
             return await self._complete(request, output)
         answer = ContinuedAnswer(request, self._prefill)
@@ -200,7 +206,7 @@ class UpstreamEngine:
         """Send one request, again where that is safe, and relay the server's stream."""
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
-        schedule = RetrySchedule()
+        schedule = RetrySchedule(client_retries=output.client_retries)
         while True:
             fields = self._body(request, model, left_out)
             if answer is not None:
@@ -208,24 +214,25 @@ class UpstreamEngine:
             is_overloaded = False
             try:
                 response = await self._send(json.dumps(fields).encode())
-            except httpx.RequestError as error:
-                logger.warning("no response from the upstream server: %s", explain_fault(error))
+            except HttpError as error:
+                logger.warning("no response from the upstream server: %s", error)
                 failure, delay = _no_response(error), schedule.after_no_response()
             else:
-                async with open_upstream_body(response) as body:
+                async with response:
                     if response.is_success:
+                        output.accepted()
                         self._remember(model, left_out)
-                        return await self._relay(body, request, output, answer)
-                    failure, content = await read_error_response(response, body)
-                if refused := self._added.refused_by(response.status_code, content, fields):
+                        return await self._relay(response, request, output, answer)
+                    failure, content = await read_error_response(response)
+                if refused := self._added.refused_by(response.status, content, fields):
                     left_out |= refused
                     names = ", ".join(sorted(refused))
-                    logger.warning("status %d: sending the request again without %s", response.status_code, names)
+                    logger.warning("status %d: sending the request again without %s", response.status, names)
                     continue
-                if response.status_code in {400, 422} and (named := named_in(content, self._configured)):
+                if response.status in {400, 422} and (named := named_in(content, self._configured)):
                     names = ", ".join(sorted(named))
                     logger.warning("the upstream server's error names fields of the settings: %s", names)
-                delay, is_overloaded = schedule.after_error_response(response), True
+                delay, is_overloaded = schedule.after_error_response(failure), True
             if delay is None:
                 logger.warning("%s", failure)
                 raise failure
@@ -235,7 +242,7 @@ class UpstreamEngine:
                 await trio.sleep(delay)
 
     async def _relay(
-        self, body: UpstreamBody, request: Request, output: Output, answer: ContinuedAnswer | None
+        self, response: HttpResponse, request: Request, output: Output, answer: ContinuedAnswer | None
     ) -> Finish:
         starts_inside = request.mode in self._starts_in_trace
         if answer is not None:
@@ -244,7 +251,7 @@ class UpstreamEngine:
         splitter = ThinkSplitter(self._think_tags, starts_inside=starts_inside)
         skipped = SkippedFields()
         try:
-            return await relay_completion(body, output, splitter, skipped, answer)
+            return await relay_completion(response, output, splitter, skipped, answer)
         finally:
             self.skipped_fields += skipped.total
 
@@ -270,22 +277,23 @@ class UpstreamEngine:
         }
         return {name: value for name, value in fields.items() if name not in left_out}
 
-    async def _send(self, content: bytes) -> httpx.Response:
-        request = self._client.build_request(
-            "POST", self._url, content=content, headers={"Content-Type": "application/json"}
-        )
-        request.stream = RequestContent(content)
-        return await self._client.send(request, stream=True)
+    async def _send(self, content: bytes) -> HttpResponse:
+        headers = {"Content-Type": "application/json"}
+        return await self._client.send("POST", self._url, headers=headers, content=content)
 
 
-def _no_response(error: httpx.RequestError) -> EngineError:
+def _quotes(report: UpstreamReport | None, key: str) -> bool:
+    return report is not None and any(key in word for word in msgspec.structs.astuple(report) if word is not None)
+
+
+def _no_response(error: HttpError) -> EngineError:
     match error:
-        case httpx.ConnectTimeout():
+        case ConnectTimeoutError():
             message = "The connection to the upstream server timed out."
             return EngineError("upstream_timeout", message, retryable=True)
-        case httpx.ConnectError() | httpx.ProxyError():
+        case ConnectFailedError():
             return EngineError("upstream_unreachable", "The upstream server is unreachable.", retryable=True)
-        case httpx.RemoteProtocolError() if not str(error).startswith("Server disconnected"):
+        case InvalidResponseError():
             message = "The upstream server's response is not valid HTTP."
             return EngineError("upstream_ended_early", message, retryable=True)
         case _:
