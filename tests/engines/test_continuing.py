@@ -246,6 +246,13 @@ def test_the_rest_of_the_limit_is_asked_for(counted: int | None, rest: int) -> N
     assert following.max_output_tokens == rest
 
 
+async def test_a_stream_without_a_cut_is_as_without_the_setting() -> None:
+    async with upstream([*words(TEXT), usage(3, 5), *END]) as (url, bodies):
+        snapshot, records = await run(url)
+    assert (snapshot.status, snapshot.output, snapshot.usage) == ("completed", TEXT, Usage(3, 5, None))
+    assert (len(bodies), continued(records)) == (1, [])
+
+
 async def test_usage_is_the_sum() -> None:
     first = [*words(TEXT[:20]), usage(3, 5)]
     async with upstream(first, [*words(TEXT[20:]), usage(8, 6), *END]) as (url, _):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -133,7 +134,8 @@ async def serving(engine: Any, **settings: Any) -> AsyncIterator[Served]:
             app = create_app(pipeline, values.apis)
 
             async def record_headers(scope: Any, receive: Any, send: Any) -> None:
-                served.headers.append({name.decode(): value.decode() for name, value in scope.get("headers", ())})
+                if scope["type"] == "http":
+                    served.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
                 await app(scope, receive, send)
 
             config = Config.from_settings(values.server, values.pipeline)
@@ -529,6 +531,55 @@ async def test_a_refusal_of_the_upstream_is_a_failure() -> None:
     assert snapshot.error is not None
     assert (snapshot.error.code, snapshot.error.retryable) == ("upstream_rejected", False)
     assert "invalid_request" in snapshot.error.message
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "header"),
+    [
+        (EngineError("upstream_refused", "Busy.", retryable=True, status=429, retry_after=7.0), 429, "7"),
+        (EngineError("upstream_unauthorized", "Key.", status=401), 401, None),
+        (EngineError("upstream_rejected", "No.", status=400), 400, None),
+    ],
+)
+async def test_the_status_behind_the_upstream_reaches_a_client_that_waits_for_one(
+    error: EngineError, status: int, header: str | None
+) -> None:
+    async with (
+        serving(ScriptedEngine(error)) as inner,
+        open_crucible_upstream(inner.url) as engine,
+        serving(engine) as outer,
+    ):
+        for stream in (True, False):
+            head, _ = await chat(outer.port, stream=stream)
+            assert head.startswith(f"HTTP/1.1 {status} ")
+            assert (f"retry-after: {header}" in head.lower()) == (header is not None)
+
+
+async def test_a_busy_upstream_is_asked_once_for_a_client_that_repeats() -> None:
+    gate = Gate()
+    async with (
+        serving(ScriptedEngine(gate), max_streams=1) as inner,
+        open_crucible_upstream(inner.url, model="scripted") as engine,
+        serving(engine) as outer,
+    ):
+        busy = await inner.pipeline.start(Request("x"))
+        head, _ = await chat(outer.port, stream=False)
+        assert head.startswith("HTTP/1.1 503 ")
+        assert "retry-after: 5" in head.lower()
+        assert len(inner.headers) == 1
+        busy.cancel()
+
+
+async def chat(port: int, *, stream: bool) -> tuple[str, bytes]:
+    """The head and the body of the answer to a chat completion."""
+    body = json.dumps({"model": "scripted", "messages": [{"role": "user", "content": "x"}], "stream": stream}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    connection = await trio.open_tcp_stream("127.0.0.1", port)
+    async with connection:
+        await connection.send_all(head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        received = b"".join([chunk async for chunk in connection])
+    top, _, rest = received.partition(b"\r\n\r\n")
+    return top.decode(), rest
 
 
 async def test_models_and_capabilities_are_the_upstreams() -> None:
