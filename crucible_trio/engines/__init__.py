@@ -49,6 +49,7 @@ async def open_engine(settings: EngineSettings, *, progress: DownloadProgress | 
             think_tags=settings.upstream_think_tags,
             starts_in_trace=settings.upstream_starts_in_trace,
             reasoning_field=None if (field := settings.upstream_reasoning_input) == "none" else field,
+            prefill=settings.upstream_prefill,
         ) as upstream:
             yield upstream
     else:

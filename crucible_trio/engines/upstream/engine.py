@@ -37,6 +37,7 @@ import trio
 
 from crucible_trio.engine import EngineInfo, Finish
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
+from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
 from crucible_trio.engines.upstream.request_body import (
     LimitField,
@@ -62,6 +63,7 @@ from crucible_trio.http import (
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 from crucible_trio.request import Request
+from crucible_trio.settings.engines import Prefill
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ async def open_upstream(
     think_tags: Mapping[str, str] = THINK_TAGS,
     starts_in_trace: Collection[Mode] = (),
     reasoning_field: ReasoningField | None = None,
+    prefill: Prefill | None = None,
 ) -> AsyncIterator[UpstreamEngine]:
     """Open an engine that relays a server's streams. Its connections close with the context.
 
@@ -100,6 +103,7 @@ async def open_upstream(
         starts_in_trace: Modes in which the content begins inside the trace, without an opening tag.
         reasoning_field: The field of a message in which the reasoning of earlier turns is sent back. None: it is not
             sent, and a request that has any is refused.
+        prefill: How the server is asked to go on with an answer whose connection was lost. None: the stream fails.
 
     Raises:
         ConfigError: The URL, the key or a tag is invalid, or the server does not list a model.
@@ -129,6 +133,7 @@ async def open_upstream(
             think_tags=think_tags,
             starts_in_trace=starts_in_trace,
             reasoning_field=reasoning_field,
+            prefill=prefill,
             key=key,
         )
 
@@ -154,6 +159,7 @@ class UpstreamEngine:
         think_tags: Mapping[str, str],
         starts_in_trace: Collection[Mode],
         reasoning_field: ReasoningField | None,
+        prefill: Prefill | None,
         key: str | None,
     ) -> None:
         self.info = info
@@ -165,6 +171,7 @@ class UpstreamEngine:
         )
         self._think_tags = think_tags
         self._starts_in_trace = frozenset(starts_in_trace)
+        self._prefill = prefill
         self._key = key
         modes = {name for fields in thinking.values() for name in fields}
         defaults = modes if thinking == THINKING else set()
@@ -188,12 +195,32 @@ class UpstreamEngine:
             raise
 
     async def _generate(self, request: Request, output: Output) -> Finish:
+        if self._prefill is None:
+            return await self._complete(request, output)
+        answer = ContinuedAnswer(request, self._prefill)
+        lost: EngineError | None = None
+        while True:
+            try:
+                return answer.finish(await self._complete(request, output, answer))
+            except EngineError as failure:
+                if lost is not None and not answer.has_reply:  # the server refused to go on, or could not be reached
+                    raise lost from failure
+                following = answer.next_request()
+                if following is None:
+                    raise
+                request, lost = following, failure
+            logger.info("the answer goes on in another request: continuation %d", answer.continuations)
+
+    async def _complete(self, request: Request, output: Output, answer: ContinuedAnswer | None = None) -> Finish:
+        """Send one request, again where that is safe, and relay the server's stream."""
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
         schedule = RetrySchedule(client_retries=output.client_retries)
         while True:
             given = self._request_body.fields(request, model)
             fields = {name: value for name, value in given.items() if name not in left_out}
+            if answer is not None:
+                answer.add_fields(fields)
             is_overloaded = False
             try:
                 response = await self._send(json.dumps(fields).encode())
@@ -205,7 +232,7 @@ class UpstreamEngine:
                     if response.is_success:
                         output.accepted()
                         self._remember(model, left_out)
-                        return await self._relay(response, request, output)
+                        return await self._relay(response, request, output, answer)
                     failure, content = await read_error_response(response)
                 if refused := self._added.refused_by(response.status, content, fields):
                     left_out |= refused
@@ -224,11 +251,17 @@ class UpstreamEngine:
             async with output.queued() if is_overloaded else nullcontext():
                 await trio.sleep(delay)
 
-    async def _relay(self, response: HttpResponse, request: Request, output: Output) -> Finish:
-        splitter = ThinkSplitter(self._think_tags, starts_inside=request.mode in self._starts_in_trace)
+    async def _relay(
+        self, response: HttpResponse, request: Request, output: Output, answer: ContinuedAnswer | None
+    ) -> Finish:
+        starts_inside = request.mode in self._starts_in_trace
+        if answer is not None:
+            answer.has_reply = True
+            starts_inside = starts_inside and not answer.continuations
+        splitter = ThinkSplitter(self._think_tags, starts_inside=starts_inside)
         skipped = SkippedFields()
         try:
-            return await relay_completion(response, output, splitter, skipped)
+            return await relay_completion(response, output, splitter, skipped, answer)
         finally:
             self.skipped_fields += skipped.total
 
