@@ -221,8 +221,8 @@ def test_an_error_names_the_source_that_won(tmp_path: Path) -> None:
         ({"CRUCIBLE_MODEL": "\udcff"}, "model must be UTF-8 text (variable CRUCIBLE_MODEL)"),
         (
             {"CRUCIBLE_ENGINE": "upstream"},
-            "engine 'upstream' needs the URL of a server: set upstream_base_url (--base-url) "
-            "(variable CRUCIBLE_ENGINE)",
+            "engine 'upstream' needs the URL of a server: set upstream_base_url (--base-url), or add a table "
+            "[upstreams.NAME] (variable CRUCIBLE_ENGINE)",
         ),
         ({"CRUCIBLE_BIND": ""}, "bind must name at least one address, such as 127.0.0.1:8000 (variable CRUCIBLE_BIND)"),
     ],
