@@ -63,17 +63,16 @@ def failed(stream_id: str, group: ExceptionGroup[Exception]) -> Ending:
     errors = list(_leaves(group))
     if len(errors) == 1 and isinstance(errors[0], EngineError):
         error = errors[0]
-        info = bounded_error(error.code, error.message, retryable=error.retryable)
     else:
         logger.error("stream %s: the engine failed\n%s", stream_id, trace_without_text(group))
-        info = bounded_error("engine_error", "The engine failed.", retryable=False)
-    return partial(StreamFailed, error=info, usage=Usage())
+        error = EngineError("engine_error", "The engine failed.")
+    return partial(StreamFailed, error=bounded_error(error), usage=Usage())
 
 
 def internal_error() -> Ending:
     """This server failed."""
-    error = bounded_error("internal_error", "Internal error.", retryable=False)
-    return partial(StreamFailed, error=error, usage=Usage())
+    error = EngineError("internal_error", "Internal error.")
+    return partial(StreamFailed, error=bounded_error(error), usage=Usage())
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

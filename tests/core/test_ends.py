@@ -299,7 +299,7 @@ async def test_a_full_log_stops_the_engine_and_keeps_everything_readable(
     scripted: Callable, records_in: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*[step for _ in range(50) for step in (Reasoning("x" * 1000, 0), 1)])
-    async with open_pipeline(engine, Settings(stream_log_bytes=8192)) as pipeline:
+    async with open_pipeline(engine, Settings(stream_log_bytes=10_240)) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
         await trio.sleep(100)
         records = records_in(stream)
@@ -316,7 +316,7 @@ async def test_a_stream_is_not_completed_if_the_rest_of_its_buffer_does_not_fit(
     scripted: Callable, records_in: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*["x" * 1000] * 8, Finish("stop", Usage(1, 8)))
-    async with open_pipeline(engine, Settings(stream_log_bytes=8192)) as pipeline:
+    async with open_pipeline(engine, Settings(stream_log_bytes=10_240)) as pipeline:
         stream = await pipeline.start(Request("q"))  # no reader: all pieces are still buffered when the engine returns
         await wait_all_tasks_blocked()
         assert len(engine.written) == 8

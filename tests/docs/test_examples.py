@@ -517,7 +517,7 @@ def test_the_table_of_failures_matches_the_code() -> None:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
                 continue
-            if node.func.id in {"EngineError", "bounded_error"} and isinstance(node.args[0], ast.Constant):
+            if node.func.id == "EngineError" and isinstance(node.args[0], ast.Constant):
                 retryable = {
                     word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)
                 }.get("retryable", False)
