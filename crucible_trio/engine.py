@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias, cast, final, runtime_checkable
@@ -71,6 +71,7 @@ class EngineInfo:
         capabilities: Those of its models.
         by_model: Those of single models, by name, where they differ.
         notice: A sentence for users, such as that the engine is not a model. The start log and the page show it.
+        is_up: Whether the server that the engine asks responds. None: there is none, or it has not been asked yet.
     """
 
     name: str
@@ -78,6 +79,7 @@ class EngineInfo:
     capabilities: Capabilities = _NONE
     by_model: Mapping[str, Capabilities] = field(default_factory=dict)
     notice: str = ""
+    is_up: bool | None = None
 
     def capabilities_of(self, model: str) -> Capabilities:
         """The capabilities of one of the models."""
@@ -113,6 +115,10 @@ class Engine(Protocol):
 class RoutesModels(Protocol):
     """An engine that passes requests on to others, such as `crucible_trio.engines.router.RouterEngine`."""
 
+    @property
+    def engines(self) -> Sequence[Engine]:
+        """All engines that it may pass requests on to. Metrics and `/readyz` name them."""
+
     def engine_of(self, model: str) -> Engine:
         """The engine behind a model. Metrics and the list of models name that one."""
 
@@ -133,6 +139,15 @@ class CountsSkippedFields(Protocol):
     @property
     def skipped_fields(self) -> int:
         """Values and events skipped, since the start."""
+
+
+def engines_behind(engine: Engine) -> Iterator[Engine]:
+    """The engines that generate: `engine`, or all that it passes requests on to."""
+    if isinstance(engine, RoutesModels):
+        for part in engine.engines:
+            yield from engines_behind(part)
+    else:
+        yield engine
 
 
 def engine_of(engine: Engine, model: str) -> Engine:

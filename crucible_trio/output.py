@@ -44,6 +44,9 @@ class PieceSink(Protocol):
     def tokens_counted(self, total: int) -> None:
         """The engine has counted the tokens that the model has generated so far."""
 
+    def engine_changed(self, name: str) -> None:
+        """Another engine has been called in place of the one before."""
+
 
 @final
 class Output:
@@ -53,11 +56,18 @@ class Output:
         send: The buffer.
         batcher: Tells when a call lets other tasks run. Without one, every call does.
         sink: Records the pieces. Without one, all pieces stay in the buffer, as in a test of an engine.
+
+    Attributes:
+        has_written: Whether the engine has written anything, into the log or only into the buffer.
+        has_fallback: Whether another engine gets the request if this one fails before it has written anything. Then
+            the engine does not repeat its own attempts.
     """
 
     def __init__(
         self, send: trio.MemorySendChannel[Piece], batcher: Batcher | None = None, sink: PieceSink | None = None
     ) -> None:
+        self.has_written = False
+        self.has_fallback = False
         self._send = send
         self._batcher = batcher or Batcher(Timers())
         self._sink = sink or _BufferOnly()
@@ -148,6 +158,14 @@ class Output:
         """
         self._sink.tokens_counted(total)
 
+    def engine_changed(self, name: str) -> None:
+        """Say that another engine is called now. Metrics and log name it from here on.
+
+        Args:
+            name: The engine's name.
+        """
+        self._sink.engine_changed(name)
+
     @asynccontextmanager
     async def queued(self) -> AsyncIterator[None]:
         """Mark time spent waiting for a slot of the model. Only the `total` deadline counts it."""
@@ -182,6 +200,7 @@ class Output:
             # Carries nothing, but an engine relies on its call as a place where it can be cancelled.
             await trio.lowlevel.checkpoint()
             return
+        self.has_written = True
         is_first = self._pass != self._batcher.passes
         if not is_first and self._batcher.is_over(self._pieces):
             await trio.lowlevel.checkpoint()
@@ -287,6 +306,9 @@ class _BufferOnly:
         pass
 
     def tokens_counted(self, total: int) -> None:
+        pass
+
+    def engine_changed(self, name: str) -> None:
         pass
 
 

@@ -11,13 +11,14 @@ from typing import Final, final
 import msgspec
 import trio
 
+from crucible_trio.background import background_tasks
 from crucible_trio.batching import Batcher
 from crucible_trio.checks import check_request
 from crucible_trio.config import Settings
 from crucible_trio.engine import Engine, EngineSource, as_engine, engine_of
 from crucible_trio.errors import DrainingError
 from crucible_trio.generation import Generation
-from crucible_trio.metrics import EngineMetrics, Metrics
+from crucible_trio.metrics import Metrics
 from crucible_trio.records import new_stream_id
 from crucible_trio.request import OnDisconnect, Request
 from crucible_trio.snapshot import status_of
@@ -183,31 +184,33 @@ class Pipeline:
     ) -> Stream:
         info = self.engine.info
         check_request(request, info, self.settings)
+        model = request.model or info.models[0]
         stream_facts = StreamFacts(
             id=stream_id,
             owner=owner,
-            request=msgspec.structs.replace(request, model=request.model or info.models[0]),
+            request=msgspec.structs.replace(request, model=model),
             on_disconnect=request.on_disconnect or on_disconnect,
             created_at=time.time(),
             for_apis=facts,
         )
         self._check_takes_streams()
         # Asked once: while the stream runs, a router's engine may lose the model.
-        metrics = self._engine_metrics(stream_facts)
+        engine_name = engine_of(self.engine, model).info.name
         log = await self.store.create(stream_facts)
         generation = Generation(
             self.engine,
             stream_facts,
             log,
             self.settings,
-            metrics,
+            self.metrics,
+            engine_name,
             self.timers,
             self.batcher,
             starts_with_reader=starts_with_reader,
         )
         stream = Stream(stream_facts, log, generation, self.metrics, max_readers=self.settings.max_readers_per_stream)
         self._running.add(generation)
-        metrics.started[request.mode] += 1
+        generation.metrics.started[request.mode] += 1
         try:
             await self._publish(generation, stream, key)
         except BaseException:
@@ -239,10 +242,6 @@ class Pipeline:
             raise trio.ClosedResourceError
         if self.draining:
             raise DrainingError
-
-    def _engine_metrics(self, facts: StreamFacts) -> EngineMetrics:
-        assert facts.request.model is not None
-        return self.metrics.engine(engine_of(self.engine, facts.request.model).info.name)
 
     # Finding
 
@@ -320,8 +319,9 @@ class Pipeline:
         status = status_of(terminal)
         generation.metrics.ended[status] += 1
         logger.info(
-            "stream %s ended: mode=%s status=%s pieces=%d first_token_ms=%s total_ms=%s",
+            "stream %s ended: engine=%s mode=%s status=%s pieces=%d first_token_ms=%s total_ms=%s",
             stream.id,
+            generation.engine_name,
             stream.request.mode,
             status,
             generation.pieces,
@@ -344,13 +344,6 @@ async def open_pipeline(engine: EngineSource, settings: Settings | None = None) 
 @asynccontextmanager
 async def run_pipeline(pipeline: Pipeline) -> AsyncIterator[Pipeline]:
     """Run a pipeline while the context is open, as `open_pipeline` does."""
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with background_tasks() as nursery:
         await nursery.start(pipeline.run)
-        try:
-            yield pipeline
-        except Exception as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield pipeline

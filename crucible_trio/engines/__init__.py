@@ -28,20 +28,10 @@ async def open_engine(settings: EngineSettings, *, progress: DownloadProgress | 
 
         yield ReplayEngine(speed=settings.replay_speed)
     elif settings.engine == "upstream":
-        from crucible_trio.engines.upstream import THINKING, open_upstream
+        from crucible_trio.engines.upstreams import open_upstreams
 
-        assert settings.upstream_base_url is not None  # `Settings` checks this at construction
-        async with open_upstream(
-            settings.upstream_base_url,
-            model=settings.model,
-            key=settings.upstream_key,
-            thinking=settings.upstream_thinking or THINKING,
-            extra_body=settings.upstream_extra_body,
-            limit_field=settings.upstream_limit_field,
-            think_tags=settings.upstream_think_tags,
-            starts_in_trace=settings.upstream_starts_in_trace,
-        ) as upstream:
-            yield upstream
+        async with open_upstreams(settings) as upstreams:
+            yield upstreams
     else:
         from crucible_trio.engines.local import open_local
 

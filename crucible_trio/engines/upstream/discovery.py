@@ -7,7 +7,7 @@ from typing import Final
 import httpx
 import msgspec
 
-from crucible_trio.errors import ConfigError
+from crucible_trio.errors import ConfigError, EngineError
 
 # Seconds. The models are asked for at start, where no stream's deadlines apply.
 LIST_TIMEOUT: Final = 10.0
@@ -32,26 +32,27 @@ async def list_models(client: httpx.AsyncClient, url: httpx.URL) -> tuple[str, .
         At least one name.
 
     Raises:
-        ConfigError: The server is unreachable, sends an invalid list or lists no models. The message says what to do.
+        EngineError: The server is unreachable, sends an invalid list or lists no models. `status` is the HTTP status,
+            if one came.
     """
     shown = without_query(url)
-    hint = "check the base URL, or name the model with --model"
     try:
         response = await client.get(url, headers={"Accept": "application/json"}, timeout=LIST_TIMEOUT)
     except httpx.RequestError as error:
-        message = f"cannot get the list of models from {shown} ({type(error).__name__}): start the server, or {hint}"
-        raise ConfigError(message, "upstream_base_url") from error
+        message = f"cannot get the list of models from {shown} ({type(error).__name__})"
+        raise EngineError("upstream_unreachable", message, retryable=True) from error
+    status = response.status_code
     if not response.is_success:
-        message = f"{shown} returned status {response.status_code} instead of a list of models: {hint}"
-        raise ConfigError(message, "upstream_base_url")
+        message = f"{shown} returned status {status} instead of a list of models"
+        raise EngineError("upstream_error", message, status=status)
     try:
         models = tuple(model.id for model in msgspec.json.decode(response.content, type=_ModelList).data)
     except (ValueError, RecursionError) as error:
-        message = f"{shown} returned an invalid list of models: {hint}"
-        raise ConfigError(message, "upstream_base_url") from error
+        message = f"{shown} returned an invalid list of models"
+        raise EngineError("upstream_invalid_response", message, status=status) from error
     if not models:
-        message = f"{shown} lists no models: {hint}"
-        raise ConfigError(message, "upstream_base_url")
+        message = f"{shown} lists no models"
+        raise EngineError("upstream_invalid_response", message, status=status)
     return models
 
 

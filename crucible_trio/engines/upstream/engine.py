@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from typing import Final, Literal, final
 
 import httpx
@@ -35,6 +36,7 @@ import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
+from crucible_trio.engines.upstream.capabilities import UPSTREAM_CAPABILITIES
 from crucible_trio.engines.upstream.discovery import check_key, join_url, list_models, parse_base_url, without_query
 from crucible_trio.engines.upstream.peer_faults import explain_fault
 from crucible_trio.engines.upstream.response import (
@@ -46,7 +48,7 @@ from crucible_trio.engines.upstream.response import (
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
-from crucible_trio.errors import EngineError
+from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.httpx_bodies import RequestContent
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
@@ -59,6 +61,9 @@ CONNECT_TIMEOUT: Final = 10.0
 
 # Connections kept open between streams: each saves a handshake, and an upstream accepts only so many.
 MAX_IDLE_CONNECTIONS: Final = 20
+
+# Codes of failures that say that the server does not respond at all.
+_DOWN: Final = frozenset({"upstream_unreachable", "upstream_timeout"})
 
 # Makes servers with Jinja templates (vLLM, llama.cpp, SGLang) think or not. Other servers need other fields.
 THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
@@ -73,8 +78,13 @@ LimitField = Literal["max_tokens", "max_completion_tokens"]
 async def open_upstream(
     base_url: str,
     *,
+    name: str = "upstream",
     model: str | None = None,
+    models: Sequence[str] = (),
+    must_be_up: bool = True,
     key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    capabilities: Capabilities = UPSTREAM_CAPABILITIES,
     thinking: Mapping[Mode, Mapping[str, object]] = THINKING,
     extra_body: Mapping[str, object] | None = None,
     limit_field: LimitField = "max_tokens",
@@ -85,9 +95,14 @@ async def open_upstream(
 
     Args:
         base_url: The URL without `/chat/completions`, such as `http://127.0.0.1:8080/v1`.
-        model: The model's name on the server, which is then not asked and need not be up yet. None: ask the server for
-            its models. The first one it lists is the default.
+        name: The engine's name, for metrics and the list of models.
+        model: The only model, in place of `models`.
+        models: Names of models on the server, which is then not asked and need not be up yet. None given: ask the
+            server for its models. The first one is the default.
+        must_be_up: Without names of models, ask for them now. False: the engine has none until `discover` is called.
         key: Sent as `Authorization: Bearer`.
+        headers: Further headers of every request.
+        capabilities: Those of the models, at most `UPSTREAM_CAPABILITIES`.
         thinking: Per mode, fields for the request's body that make the server think, or not. The default fields are
             left out for a model for which the server refuses them.
         extra_body: Fields for every request's body. `thinking` and the request's fields win over them.
@@ -101,32 +116,36 @@ async def open_upstream(
     url = parse_base_url(base_url)
     check_tags(think_tags)
     # A server that compresses holds tokens back.
-    headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+    all_headers = {**(headers or {}), "Accept": "text/event-stream", "Accept-Encoding": "identity"}
     if key is not None:
-        headers["Authorization"] = f"Bearer {check_key(key)}"
+        all_headers["Authorization"] = f"Bearer {check_key(key)}"
     async with httpx.AsyncClient(
-        headers=headers,
+        headers=all_headers,
         # No read timeout, and no limit of connections: the pipeline limits the number of streams.
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
     ) as client:
-        models = (model,) if model is not None else await list_models(client, join_url(url, "models"))
-        info = EngineInfo(
-            name="upstream",
-            models=models,
-            capabilities=Capabilities(sampling=frozenset({"temperature", "top_p", "seed", "stop"})),
-        )
-        logger.info("upstream %s, default model %s", without_query(url), models[0])
-        yield UpstreamEngine(
+        engine = UpstreamEngine(
             client,
-            join_url(url, "chat/completions"),
-            info,
+            url,
+            EngineInfo(name=name, models=tuple(models) if model is None else (model,), capabilities=capabilities),
             thinking=thinking,
             extra_body=extra_body or {},
             limit_field=limit_field,
             think_tags=think_tags,
             starts_in_trace=starts_in_trace,
         )
+        if must_be_up and not engine.info.models:
+            try:
+                await engine.discover()
+            except EngineError as error:
+                message = f"{error.message}: start the server, check the base URL, or name the model with --model"
+                raise ConfigError(message, "upstream_base_url") from error
+        if engine.info.models:
+            logger.info(
+                "engine %s: upstream server %s, default model %s", name, without_query(url), engine.info.models[0]
+            )
+        yield engine
 
 
 @final
@@ -134,14 +153,14 @@ class UpstreamEngine:
     """Relays a server's streams. Made by `open_upstream`.
 
     Attributes:
-        info: The engine's models and the sampling fields it honours.
+        info: The engine's models and capabilities, and whether the server responds.
         skipped_fields: Values and events of the server's streams that were skipped, since the start.
     """
 
     def __init__(
         self,
         client: httpx.AsyncClient,
-        url: httpx.URL,
+        base_url: httpx.URL,
         info: EngineInfo,
         *,
         thinking: Mapping[Mode, Mapping[str, object]],
@@ -153,7 +172,9 @@ class UpstreamEngine:
         self.info = info
         self.skipped_fields = 0
         self._client = client
-        self._url = url
+        self._url = join_url(base_url, "chat/completions")
+        self._models_url = join_url(base_url, "models")
+        self._asks_for_models = not info.models
         self._thinking = thinking
         self._extra_body = extra_body
         self._limit_field = limit_field
@@ -164,6 +185,27 @@ class UpstreamEngine:
         # Fields that the operator has chosen are never left out.
         self._configured = (modes - defaults) | extra_body.keys()
         self._added = AddedFields((defaults | {"stream_options"}) - self._configured)
+
+    async def discover(self) -> None:
+        """Ask the server for its models, and declare in `info` what it says (`DiscoversModels`).
+
+        If the models were named when the engine was opened, this only finds out whether the server responds.
+
+        Raises:
+            EngineError: The server does not respond, or has no list of models. The engine keeps the models that it has.
+        """
+        try:
+            models = await list_models(self._client, self._models_url)
+        except EngineError as error:
+            if self._asks_for_models or error.status is None or error.status >= 500:
+                self.info = replace(self.info, is_up=False)
+                raise
+            models = ()
+        self.info = replace(self.info, is_up=True, models=models if self._asks_for_models else self.info.models)
+
+    def _saw(self, *, is_up: bool) -> None:
+        if self.info.is_up is not is_up:
+            self.info = replace(self.info, is_up=is_up)
 
     async def generate(self, request: Request, output: Output) -> Finish:
         """Send the request to the server and relay its stream.
@@ -184,7 +226,10 @@ class UpstreamEngine:
             except httpx.RequestError as error:
                 logger.warning("no response from the upstream server: %s", explain_fault(error))
                 failure, delay = _no_response(error), schedule.after_no_response()
+                if failure.code in _DOWN:
+                    self._saw(is_up=False)
             else:
+                self._saw(is_up=True)
                 async with open_upstream_body(response) as body:
                     if response.is_success:
                         self._remember(model, left_out)
@@ -199,7 +244,7 @@ class UpstreamEngine:
                     names = ", ".join(sorted(named))
                     logger.warning("the upstream server's error names fields of the settings: %s", names)
                 delay, is_overloaded = schedule.after_error_response(response), True
-            if delay is None:
+            if delay is None or output.has_fallback:
                 logger.warning("%s", failure)
                 raise failure
             logger.info("retrying in %.1f s after %s", delay, failure)
