@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final, Protocol, TypeAlias, cast, final, runtime_checkable
 
 from crucible_trio.content import Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
@@ -55,6 +55,12 @@ class Capabilities:
     reasoning_input: bool = False
     sampling: frozenset[str] = frozenset()
     unknown_fields: bool = False
+
+    def __and__(self, other: Capabilities) -> Capabilities:
+        """The capabilities that both have."""
+        return Capabilities(
+            **{part.name: getattr(self, part.name) & getattr(other, part.name) for part in fields(self)}
+        )
 
 
 _NONE: Final = Capabilities()

@@ -41,7 +41,7 @@ def _open(name: str, table: UpstreamSettings, *, must_be_up: bool) -> AbstractAs
     if table.kind == "crucible":
         message = f"the upstream {name} has the kind 'crucible', which this version does not support"
         raise ConfigError(message, "upstreams")
-    from crucible_trio.engines.upstream import THINKING, capabilities_within, open_upstream
+    from crucible_trio.engines.upstream import THINKING, open_upstream
 
     return open_upstream(
         table.base_url,
@@ -50,7 +50,7 @@ def _open(name: str, table: UpstreamSettings, *, must_be_up: bool) -> AbstractAs
         must_be_up=must_be_up,
         key=table.key,
         headers=table.headers,
-        capabilities=capabilities_within(table.capabilities),
+        capabilities=table.capabilities.declared,
         thinking=THINKING if table.thinking is None else table.thinking,
         extra_body=table.extra_body,
         limit_field=table.limit_field,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, TypeAlias, final
+from typing import Any, Final, Literal, TypeAlias, final, get_args
 
 import msgspec
 
 from crucible_trio.config import Secret, Text
+from crucible_trio.engine import Capabilities
 from crucible_trio.errors import ConfigError
 from crucible_trio.settings.values import check_json, quote
 
@@ -21,7 +22,6 @@ SamplingField: TypeAlias = Literal[
     "min_p",
     "presence_penalty",
     "frequency_penalty",
-    "repetition_penalty",
     "seed",
     "stop",
     "logit_bias",
@@ -65,6 +65,13 @@ class CapabilitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     reasoning_input: bool = True
     unknown_fields: bool = True
     sampling: tuple[SamplingField, ...] | None = None
+
+    @property
+    def declared(self) -> Capabilities:
+        """The same as an engine declares it. `sampling` None means every field."""
+        values = msgspec.structs.asdict(self)
+        sampling = get_args(SamplingField) if self.sampling is None else self.sampling
+        return Capabilities(**values | {"sampling": frozenset(sampling)})
 
 
 @final

@@ -36,7 +36,6 @@ import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
-from crucible_trio.engines.upstream.capabilities import UPSTREAM_CAPABILITIES
 from crucible_trio.engines.upstream.discovery import check_key, join_url, list_models, parse_base_url, without_query
 from crucible_trio.engines.upstream.peer_faults import explain_fault
 from crucible_trio.engines.upstream.response import (
@@ -71,6 +70,9 @@ THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
     "deep": {"chat_template_kwargs": {"enable_thinking": True}},
 }
 
+# The fields of a request that this engine passes on. The server judges them.
+UPSTREAM_CAPABILITIES: Final = Capabilities(sampling=frozenset({"temperature", "top_p", "seed", "stop"}))
+
 LimitField = Literal["max_tokens", "max_completion_tokens"]
 
 
@@ -84,7 +86,7 @@ async def open_upstream(
     must_be_up: bool = True,
     key: str | None = None,
     headers: Mapping[str, str] | None = None,
-    capabilities: Capabilities = UPSTREAM_CAPABILITIES,
+    capabilities: Capabilities | None = None,
     thinking: Mapping[Mode, Mapping[str, object]] = THINKING,
     extra_body: Mapping[str, object] | None = None,
     limit_field: LimitField = "max_tokens",
@@ -102,7 +104,7 @@ async def open_upstream(
         must_be_up: Without names of models, ask for them now. False: the engine has none until `discover` is called.
         key: Sent as `Authorization: Bearer`.
         headers: Further headers of every request.
-        capabilities: Those of the models, at most `UPSTREAM_CAPABILITIES`.
+        capabilities: Those of the models. None: all that this engine can pass on, and the server judges.
         thinking: Per mode, fields for the request's body that make the server think, or not. The default fields are
             left out for a model for which the server refuses them.
         extra_body: Fields for every request's body. `thinking` and the request's fields win over them.
@@ -128,7 +130,11 @@ async def open_upstream(
         engine = UpstreamEngine(
             client,
             url,
-            EngineInfo(name=name, models=tuple(models) if model is None else (model,), capabilities=capabilities),
+            EngineInfo(
+                name=name,
+                models=tuple(models) if model is None else (model,),
+                capabilities=UPSTREAM_CAPABILITIES & (capabilities or UPSTREAM_CAPABILITIES),
+            ),
             thinking=thinking,
             extra_body=extra_body or {},
             limit_field=limit_field,

@@ -106,10 +106,13 @@ def to_engine_error(status: int | None, error: object) -> EngineError:
         status = next((_STATUS_OF_WORD[word.lower()] for word in words if word.lower() in _STATUS_OF_WORD), 500)
     suffix = f" ({', '.join(facts)})." if facts else "."
     if status in {429, 503, 529}:  # 529: Anthropic
-        return EngineError("upstream_refused", f"The upstream server is overloaded{suffix}", retryable=True)
-    if 300 <= status < 500 and status != 408:
-        return EngineError("upstream_rejected", f"The upstream server rejected the request{suffix}")
-    return EngineError("upstream_error", f"The upstream server failed{suffix}", retryable=True)
+        failure = EngineError("upstream_refused", f"The upstream server is overloaded{suffix}", retryable=True)
+    elif 300 <= status < 500 and status != 408:
+        failure = EngineError("upstream_rejected", f"The upstream server rejected the request{suffix}")
+    else:
+        failure = EngineError("upstream_error", f"The upstream server failed{suffix}", retryable=True)
+    failure.status = status
+    return failure
 
 
 def _says_something(value: object) -> bool:
