@@ -157,6 +157,7 @@ models = ["b", "a"]
 
 [upstreams.alpha]
 base_url = "http://a/v1"
+headers = { X-Team = "blue red" }
 capabilities = { images = false, sampling = ["seed"] }
 
 [upstreams.alpha.thinking.deep]
@@ -174,6 +175,7 @@ def test_tables_of_upstreams_keep_their_order_and_get_their_keys(tmp_path: Path)
     zeta, alpha = settings.upstreams.values()
     assert (zeta.key, zeta.models, zeta.capabilities.declared.images) == ("s3cret", ("b", "a"), True)
     assert (alpha.key, alpha.models, alpha.thinking) == (None, None, {"deep": {"reasoning_effort": "high"}})
+    assert alpha.headers == {"X-Team": "blue red"}
     declared = alpha.capabilities.declared
     assert (declared.tools, declared.images, declared.sampling) == (True, False, frozenset({"seed"}))
 
