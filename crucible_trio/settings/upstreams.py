@@ -102,9 +102,9 @@ class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     headers: dict[Text, Secret] = {}
     """Headers of every request to the server."""
     capabilities: CapabilitySettings = CapabilitySettings()
-    """What the server's models cannot do, such as `{images = false}`. Requests that need it are refused by name, and
-    go to no other server. `sampling` lists the sampling fields that the models honour. Default: everything that is
-    passed on, and the server judges."""
+    """What the models of the server cannot do, such as `{images = false}`. A request that needs it is not sent to this
+    server. `sampling` lists the sampling fields that the models honour. Default: everything can be sent, and the server
+    judges."""
 
     def __post_init__(self) -> None:
         """Check the variable's name and the headers. No message quotes a value that may be a key."""
