@@ -44,7 +44,7 @@ async def list_models(client: httpx.AsyncClient, url: httpx.URL) -> tuple[str, .
     status = response.status_code
     if not response.is_success:
         message = f"{shown} returned status {status} instead of a list of models"
-        raise EngineError("upstream_error", message, status=status)
+        raise EngineError("upstream_error", message, retryable=True, status=status)
     try:
         models = tuple(model.id for model in msgspec.json.decode(response.content, type=_ModelList).data)
     except (ValueError, RecursionError) as error:
