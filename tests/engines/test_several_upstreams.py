@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from crucible_trio.engine import EngineInfo, Finish, engines_behind
 from crucible_trio.engines import open_engine, watching
 from crucible_trio.engines.upstream import engine as upstream
-from crucible_trio.engines.upstream import retries
+from crucible_trio.engines.upstream import open_upstream, retries
 from crucible_trio.engines.watching import watch_all
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.output import Output
@@ -359,6 +359,37 @@ async def test_the_only_server_must_list_its_models_unless_one_is_named(nursery:
         assert (engine.info.name, engine.info.models, engine.info.is_up) == ("upstream", ("m",), None)
 
 
+async def test_a_server_whose_only_model_is_named_is_not_asked(nursery: trio.Nursery) -> None:
+    server = Server("m")
+    await server.start(nursery)
+    settings = load_settings({}, upstream_base_url=server.url, model="m")
+    async with open_engine(settings.engine) as engine, open_pipeline(engine) as pipeline:
+        assert await answer_of(pipeline) == ("m says hello", "completed")
+    assert server.lists == 0
+
+
+async def test_requests_say_whether_a_server_responds(nursery: trio.Nursery) -> None:
+    server = Server("m")
+    await server.start(nursery)
+    async with open_upstream(server.url, name="one", models=["m"]) as engine, open_pipeline(engine) as pipeline:
+        states = [engine.info.is_up]
+        for number in (200, 503):
+            server.answer = status(number)
+            await answer_of(pipeline)
+            states.append(engine.info.is_up)
+        server.stop()
+        assert (await answer_of(pipeline))[1] == "upstream_unreachable"
+        states.append(engine.info.is_up)
+        server.answer = reset
+        await server.start(nursery)
+        assert (await answer_of(pipeline))[1] == "upstream_ended_early"  # this server accepts connections
+        states.append(engine.info.is_up)
+        server.answer = text("Blue")
+        await answer_of(pipeline)
+        states.append(engine.info.is_up)
+    assert states == [None, True, True, False, False, True]
+
+
 async def test_the_only_server_is_asked_again_too(nursery: trio.Nursery) -> None:
     server = Server("old")
     await server.start(nursery)
@@ -460,6 +491,7 @@ async def test_the_start_waits_a_few_seconds_for_a_silent_server(autojump_clock:
 
     async with trio.open_nursery() as nursery:
         begin = trio.current_time()
+        nursery.cancel_scope.deadline = begin + 60
         await watch_all([Silent(("m",)), Discovered(("m",))], nursery)
         assert trio.current_time() - begin == watching.START_PATIENCE
         nursery.cancel_scope.cancel()
