@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
-from dataclasses import dataclass, field, fields
-from typing import Final, Protocol, TypeAlias, cast, final, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Final, Protocol, Self, TypeAlias, cast, final, runtime_checkable
 
 from crucible_trio.content import Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.errors import EngineError
@@ -21,7 +30,8 @@ class Finish:
     """An engine's result.
 
     Attributes:
-        reason: `stop`, `tool_calls`, or `length` when the token limit ended it.
+        reason: `stop`, `tool_calls`, or `length` when the token limit ended it. The reason of another limit, such as
+            `idle_deadline`, ends the stream as `incomplete` too.
         usage: Tokens as the engine counted them.
     """
 
@@ -56,11 +66,20 @@ class Capabilities:
     sampling: frozenset[str] = frozenset()
     unknown_fields: bool = False
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the capabilities that are on, without the fields of `sampling`."""
+        return frozenset(name for name in self.__slots__ if name != "sampling" and getattr(self, name))
+
+    @classmethod
+    def of(cls, names: Collection[str], sampling: Collection[str] = ()) -> Self:
+        """The capabilities with these names. Unknown names are ignored."""
+        known = cls.__dataclass_fields__.keys() - {"sampling"}
+        return cls(**dict.fromkeys(known.intersection(names), True), sampling=frozenset(sampling))
+
     def __and__(self, other: Capabilities) -> Capabilities:
         """The capabilities that both have."""
-        return Capabilities(
-            **{part.name: getattr(self, part.name) & getattr(other, part.name) for part in fields(self)}
-        )
+        return Capabilities.of(self.names & other.names, self.sampling & other.sampling)
 
 
 _NONE: Final = Capabilities()
@@ -77,6 +96,8 @@ class EngineInfo:
         capabilities: Those of its models.
         by_model: Those of single models, by name, where they differ.
         notice: A sentence for users, such as that the engine is not a model. The start log and the page show it.
+        waits_for_upstream: Whether it asks another server, and calls `output.accepted` when that server has accepted.
+            Some APIs then wait with their status line, so that a refusal becomes a status.
         is_up: Whether the server that the engine asks responds. None: there is none, or it has not been asked yet.
     """
 
@@ -85,6 +106,7 @@ class EngineInfo:
     capabilities: Capabilities = _NONE
     by_model: Mapping[str, Capabilities] = field(default_factory=dict)
     notice: str = ""
+    waits_for_upstream: bool = False
     is_up: bool | None = None
 
     def capabilities_of(self, model: str) -> Capabilities:

@@ -47,6 +47,9 @@ class PieceSink(Protocol):
     def engine_changed(self, name: str) -> None:
         """Another engine has been called in place of the one before."""
 
+    def request_accepted(self) -> None:
+        """The server that the engine asks has accepted the request."""
+
 
 @final
 class Output:
@@ -61,13 +64,22 @@ class Output:
         has_written: Whether the engine has written anything, into the log or only into the buffer.
         has_fallback: Whether another engine gets the request if this one fails before it has written anything. Then
             the engine does not repeat its own attempts.
+        client_retries: Whether the client gets a refusal as a status and may repeat its request. An engine that asks
+            another server then does not ask again after an error status. Otherwise the two would multiply their
+            attempts.
     """
 
     def __init__(
-        self, send: trio.MemorySendChannel[Piece], batcher: Batcher | None = None, sink: PieceSink | None = None
+        self,
+        send: trio.MemorySendChannel[Piece],
+        batcher: Batcher | None = None,
+        sink: PieceSink | None = None,
+        *,
+        client_retries: bool = False,
     ) -> None:
         self.has_written = False
         self.has_fallback = False
+        self.client_retries = client_retries
         self._send = send
         self._batcher = batcher or Batcher(Timers())
         self._sink = sink or _BufferOnly()
@@ -165,6 +177,13 @@ class Output:
             name: The engine's name.
         """
         self._sink.engine_changed(name)
+
+    def accepted(self) -> None:
+        """Say that another server, which this engine asks, has accepted the request.
+
+        For engines that declare `EngineInfo.waits_for_upstream`. The first piece says the same.
+        """
+        self._sink.request_accepted()
 
     @asynccontextmanager
     async def queued(self) -> AsyncIterator[None]:
@@ -309,6 +328,9 @@ class _BufferOnly:
         pass
 
     def engine_changed(self, name: str) -> None:
+        pass
+
+    def request_accepted(self) -> None:
         pass
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from crucible_trio.settings.loading import ENVIRONMENT_PREFIX, GROUPS
-from crucible_trio.settings.upstreams import CapabilitySettings, UpstreamSettings
+from crucible_trio.settings.upstreams import CapabilitySettings, UpstreamSettings, default_of
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -73,13 +73,9 @@ def _rows(settings: type[msgspec.Struct]) -> list[str]:
             continue
         meaning = inspect.cleandoc(text.value.value).replace("\n", " ").replace("|", r"\|")
         variable = "" if settings is UpstreamSettings else f"<br>`{ENVIRONMENT_PREFIX}{name.upper()}`"
-        default = "needed" if fields[name].required else f"default: {_shown(_default(fields[name]))}"
+        default = "needed" if fields[name].required else f"default: {_shown(default_of(fields[name]))}"
         out.append(f"| `{name}`{variable} | {_takes(schema[name])}<br>{default} | {meaning} |")
     return out
-
-
-def _default(field: msgspec.structs.FieldInfo) -> object:
-    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
 
 
 def _shown(value: object) -> str:

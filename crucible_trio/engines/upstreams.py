@@ -39,8 +39,16 @@ async def open_upstreams(settings: EngineSettings) -> AsyncIterator[Engine]:
 def _open(name: str, table: UpstreamSettings, *, must_be_up: bool) -> AbstractAsyncContextManager[DiscoversModels]:
     """Open one server by its kind."""
     if table.kind == "crucible":
-        message = f"the upstream {name} has the kind 'crucible', which this version does not support"
-        raise ConfigError(message, "upstreams")
+        from crucible_trio.engines.crucible import open_crucible_upstream
+
+        return open_crucible_upstream(
+            table.base_url,
+            name=name,
+            models=table.models or (),
+            must_be_up=must_be_up,
+            key=table.key,
+            capabilities=table.capabilities.declared,
+        )
     from crucible_trio.engines.upstream import THINKING, open_upstream
 
     return open_upstream(

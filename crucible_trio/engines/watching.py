@@ -15,7 +15,7 @@ from typing import Final, Protocol, final, runtime_checkable
 import trio
 
 from crucible_trio.engine import Engine
-from crucible_trio.errors import EngineError
+from crucible_trio.errors import ConfigError, EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,19 @@ class DiscoversModels(Engine, Protocol):
         Raises:
             EngineError: The server does not respond, or cannot say which models it has.
         """
+
+
+async def discover_at_start(engine: DiscoversModels) -> None:
+    """Ask a server that must respond.
+
+    Raises:
+        ConfigError: It does not, or does not list a model. The message says what to do.
+    """
+    try:
+        await engine.discover()
+    except EngineError as error:
+        message = f"{error.message}: start the server, check the base URL, or name the model with --model"
+        raise ConfigError(message, "upstream_base_url") from error
 
 
 async def watch_all(engines: Sequence[DiscoversModels], nursery: trio.Nursery) -> None:

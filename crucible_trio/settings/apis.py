@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, TypeAlias, final
 
 import msgspec
 
-from crucible_trio.config import Count, Secret, Text
+from crucible_trio.config import Count, Seconds, Secret, Text
 from crucible_trio.errors import ConfigError
 from crucible_trio.settings.server import HOST_NAME
 from crucible_trio.settings.values import quote
@@ -27,6 +27,9 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Silence after which the server sends a comment. Proxies cut silent connections after 30 to 60 s."""
     retry_milliseconds: Count = 1000
     """How long a browser waits before it reconnects. Without this line it waits 3 s."""
+    hold_seconds: Seconds = 2.0
+    """How long the OpenAI-compatible APIs wait with their status line for an upstream server's answer, so that its
+    refusal becomes a status. 0: not at all."""
     max_request_bytes: Count = 256 * 1024
     """Size limit of a request body."""
     keys: dict[Text, Secret] = {}

@@ -9,7 +9,7 @@ import msgspec
 
 from crucible_trio.config import Secret, Text
 from crucible_trio.errors import ConfigError
-from crucible_trio.settings.upstreams import LimitField, ModeName, UpstreamSettings, Url
+from crucible_trio.settings.upstreams import OPENAI_ONLY, LimitField, ModeName, UpstreamKind, UpstreamSettings, Url
 from crucible_trio.settings.values import check_json, quote
 
 # llama.cpp counts slots, threads and tokens in 32 bits, and multiplies the first and the last.
@@ -23,6 +23,7 @@ _UPSTREAM_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # The settings of one upstream server without a table, and their names in a table.
 _IN_A_TABLE: Final = {
     "upstream_base_url": "base_url",
+    "upstream_kind": "kind",
     "upstream_key": "key",
     "upstream_thinking": "thinking",
     "upstream_extra_body": "extra_body",
@@ -49,7 +50,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     local_context_tokens: _ContextTokens = 2048
     """Context size of each slot of the local model, for prompt and answer together."""
     upstream_base_url: Url | None = None
-    """Base URL of an OpenAI-compatible server, such as `http://127.0.0.1:8080/v1`."""
+    """Base URL of the upstream server, such as `http://127.0.0.1:8080/v1`."""
+    upstream_kind: UpstreamKind = "openai"
+    """`openai`: an OpenAI-compatible server. `crucible`: another crucible_trio, read over its native API, so that a cut
+    between the two loses nothing."""
     upstream_key: Secret | None = None
     """Sent to the upstream server as `Authorization: Bearer`."""
     upstream_thinking: dict[ModeName, dict[str, Any]] | None = None
@@ -82,6 +86,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 "or add a table [upstreams.NAME]"
             )
             raise ConfigError(message, "engine")
+        if self.upstream_kind == "crucible":
+            for name, field in _IN_A_TABLE.items():
+                if field in OPENAI_ONLY and getattr(self, name) != _DEFAULTS[name]:
+                    message = f"{name} is for upstream_kind 'openai': set it on the server behind upstream_base_url"
+                    raise ConfigError(message, name)
         check_json("upstream_thinking", self.upstream_thinking)
         check_json("upstream_extra_body", self.upstream_extra_body)
         for name in self.upstreams:

@@ -14,6 +14,7 @@ from crucible_trio.settings.values import check_json, quote
 
 Url: TypeAlias = Secret  # it may hold a password
 ModeName: TypeAlias = Literal["standard", "deep"]
+UpstreamKind: TypeAlias = Literal["openai", "crucible"]
 LimitField: TypeAlias = Literal["max_tokens", "max_completion_tokens"]
 SamplingField: TypeAlias = Literal[
     "temperature",
@@ -27,6 +28,9 @@ SamplingField: TypeAlias = Literal[
     "logit_bias",
     "verbosity",
 ]
+
+# Fields that say how to translate between this server's requests and OpenAI's.
+OPENAI_ONLY: Final = ("thinking", "starts_in_trace", "think_tags", "limit_field", "extra_body", "headers")
 
 # A token of RFC 9110, 5.6.2.
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -81,8 +85,8 @@ class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     # A table of `upstreams`.
     base_url: Url
     """Base URL of the server, such as `http://127.0.0.1:8080/v1`."""
-    kind: Literal["openai", "crucible"] = "openai"
-    """The API that the server has: OpenAI's, or the native API of another crucible_trio."""
+    kind: UpstreamKind = "openai"
+    """As `upstream_kind`."""
     key_variable: Text | None = None
     """The environment variable that holds the key. The key is sent as `Authorization: Bearer`."""
     key: Secret | None = None
@@ -114,6 +118,11 @@ class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         if self.models is not None and (not self.models or len(set(self.models)) != len(self.models)):
             message = "models must name at least one model, and each model once"
             raise ConfigError(message, "upstreams")
+        if self.kind == "crucible":
+            for part in msgspec.structs.fields(type(self)):
+                if part.name in OPENAI_ONLY and getattr(self, part.name) != default_of(part):
+                    message = f"{part.name} is for kind 'openai': set it on the server behind base_url"
+                    raise ConfigError(message, "upstreams")
         check_json("thinking", self.thinking)
         check_json("extra_body", self.extra_body)
         for name, value in self.headers.items():
@@ -129,3 +138,8 @@ class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             if not _HEADER_VALUE.fullmatch(value):
                 message = f"headers.{name} holds a character that an HTTP header cannot carry"
                 raise ConfigError(message, "upstreams")
+
+
+def default_of(part: msgspec.structs.FieldInfo) -> object:
+    """The default of a setting that has one."""
+    return part.default_factory() if part.default is msgspec.NODEFAULT else part.default

@@ -13,9 +13,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from crucible_trio.engine import EngineInfo, Finish, engines_behind
+from crucible_trio.engine import Capabilities, EngineInfo, Finish, engines_behind
 from crucible_trio.engines import open_engine, watching
-from crucible_trio.engines.upstream import engine as upstream
 from crucible_trio.engines.upstream import open_upstream, retries
 from crucible_trio.engines.watching import watch_all
 from crucible_trio.errors import ConfigError, EngineError
@@ -203,9 +202,7 @@ async def test_an_upstream_that_has_gone_is_replaced_and_comes_back(
         with caplog.at_level(logging.INFO):
             assert await answer_of(pipeline) == ("Two", "completed")
             await until(lambda: "upstream one is down" in caplog.text)
-            assert first.info == EngineInfo(
-                name="one", models=("m",), capabilities=upstream.UPSTREAM_CAPABILITIES, is_up=False
-            )
+            assert (first.info.models, first.info.is_up) == (("m",), False)  # it keeps its models
             await one.start(nursery)
             await until(lambda: "upstream one is up, models: m" in caplog.text)
         assert await answer_of(pipeline) == ("One", "completed")
@@ -288,6 +285,45 @@ async def test_a_list_of_models_that_changes_is_noticed(
             await until(lambda: pipeline.engine.info.is_up is False)
             assert pipeline.engine.info.models == ("new", "newer")
     assert "upstream one is up, models: new, newer" in caplog.text
+
+
+PEER = """
+[upstreams.one]
+base_url = "{one}"
+kind = "crucible"
+capabilities = { tools = false }
+
+[upstreams.two]
+base_url = "{two}"
+"""
+
+
+async def test_another_crucible_trio_is_one_of_several_upstreams(
+    nursery: trio.Nursery, open_tables: OpenTables
+) -> None:
+    one, two = Server("m"), Server("m", answer=text("Two"))
+    one.listed = status(
+        200, body=b'{"data":[{"id":"m","sampling":["seed"],"capabilities":["tools","images"]},{"id":"n"}]}'
+    )
+    await one.start(nursery)
+    await two.start(nursery)
+    one.stop()
+    async with open_tables(PEER, one=one, two=two) as pipeline:
+        info = pipeline.engine.info
+        assert info.models == ("m",)
+        await one.start(nursery)
+        await until(lambda: pipeline.engine.info.models == ("m", "n"))
+        capabilities = pipeline.engine.info.capabilities_of("m")
+        assert capabilities == Capabilities(images=True, sampling=frozenset({"seed"}))
+        peer = next(engines_behind(pipeline.engine))
+        assert peer.info.is_up
+        one.answer = status(503)
+        assert await answer_of(pipeline, "m") == ("Two", "completed")
+        one.stop()
+        assert await answer_of(pipeline, "m") == ("Two", "completed")
+        assert pipeline.metrics.engine("one").failovers == 2
+        await until(lambda: peer.info.is_up is False)
+    assert len(one.chats) == 1  # with another upstream left it is not asked again
 
 
 NAMED = """

@@ -203,6 +203,29 @@ def test_a_wrong_field_of_a_table_gives_a_sentence_with_table_and_field(field: s
     assert re.search(rf"\b{field}\b", str(refusal.value))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "thinking = { deep = {} }",
+        "starts_in_trace = ['deep']",
+        "think_tags = {}",
+        "limit_field = 'max_completion_tokens'",
+        "extra_body = { a = 1 }",
+        "headers = { X-Team = 'blue' }",
+    ],
+)
+def test_a_table_of_another_crucible_trio_refuses_the_fields_of_openais_api(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f"[upstreams.a]\nbase_url = 'http://x'\nkind = 'crucible'\n{line}\n")
+    field = line.partition(" ")[0]
+    with pytest.raises(ConfigError) as refusal:
+        load_settings({}, config_file=file)
+    sentence = f"upstreams.a: {field} is for kind 'openai': set it on the server behind base_url (file {file})"
+    assert str(refusal.value) == sentence
+    file.write_text("[upstreams.a]\nbase_url = 'http://x'\nkind = 'crucible'\nmodels = ['m']\n")
+    assert load_settings({}, config_file=file).engine.upstreams["a"].kind == "crucible"
+
+
 def test_a_table_without_an_address_gives_a_sentence(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("[upstreams.vllm]\nkind = 'openai'\n")

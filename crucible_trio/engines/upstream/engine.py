@@ -4,7 +4,8 @@ Easy to get wrong:
 
 * A silent server has not failed. The stream's deadlines limit how long a model may think, so only connecting has a
   timeout here.
-* A request is sent again only while the server has not begun a stream. A later retry could repeat text.
+* A request is sent again only while no status came. For a client that cannot repeat it, it is also sent again after
+  429 and 503. A later retry could repeat text.
 * Some servers refuse fields that they do not know. After such an answer the request is sent again without the fields
   that this engine adds.
 
@@ -14,7 +15,8 @@ The codes a stream can fail with, and whether a new stream may succeed:
 `upstream_unreachable`       no connection (yes)
 `upstream_timeout`           connecting took too long (yes)
 `upstream_refused`           status 429, 503 or 529, or the server reported one inside its stream (yes)
-`upstream_rejected`          another status below 500, such as for a wrong key or a prompt that is too long (no)
+`upstream_unauthorized`      status 401 or 403: the server does not accept this server's key (no)
+`upstream_rejected`          another status below 500, such as for a prompt that is too long (no)
 `upstream_error`             status 5xx or 408, or the server reported a failure inside its stream (yes). A report that
                              blames the request is `upstream_rejected`
 `upstream_ended_early`       the connection or the body ended before the model did (yes)
@@ -32,6 +34,7 @@ from dataclasses import replace
 from typing import Final, Literal, final
 
 import httpx
+import msgspec
 import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
@@ -47,7 +50,8 @@ from crucible_trio.engines.upstream.response import (
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
-from crucible_trio.errors import ConfigError, EngineError
+from crucible_trio.engines.watching import discover_at_start
+from crucible_trio.errors import EngineError, UpstreamReport
 from crucible_trio.httpx_bodies import RequestContent
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
@@ -134,19 +138,17 @@ async def open_upstream(
                 name=name,
                 models=tuple(models) if model is None else (model,),
                 capabilities=UPSTREAM_CAPABILITIES & (capabilities or UPSTREAM_CAPABILITIES),
+                waits_for_upstream=True,
             ),
             thinking=thinking,
             extra_body=extra_body or {},
             limit_field=limit_field,
             think_tags=think_tags,
             starts_in_trace=starts_in_trace,
+            key=key,
         )
         if must_be_up and not engine.info.models:
-            try:
-                await engine.discover()
-            except EngineError as error:
-                message = f"{error.message}: start the server, check the base URL, or name the model with --model"
-                raise ConfigError(message, "upstream_base_url") from error
+            await discover_at_start(engine)
         if engine.info.models:
             logger.info(
                 "engine %s: upstream server %s, default model %s", name, without_query(url), engine.info.models[0]
@@ -174,6 +176,7 @@ class UpstreamEngine:
         limit_field: LimitField,
         think_tags: Mapping[str, str],
         starts_in_trace: Collection[Mode],
+        key: str | None,
     ) -> None:
         self.info = info
         self.skipped_fields = 0
@@ -186,6 +189,7 @@ class UpstreamEngine:
         self._limit_field = limit_field
         self._think_tags = think_tags
         self._starts_in_trace = frozenset(starts_in_trace)
+        self._key = key
         modes = {name for fields in thinking.values() for name in fields}
         defaults = modes if thinking == THINKING else set()
         # Fields that the operator has chosen are never left out.
@@ -221,9 +225,17 @@ class UpstreamEngine:
         Raises:
             EngineError: With one of this module's codes.
         """
+        try:
+            return await self._generate(request, output)
+        except EngineError as error:
+            if self._key is not None and _quotes(error.upstream, self._key):
+                error.upstream = None
+            raise
+
+    async def _generate(self, request: Request, output: Output) -> Finish:
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
-        schedule = RetrySchedule()
+        schedule = RetrySchedule(client_retries=output.client_retries)
         while True:
             fields = self._body(request, model, left_out)
             is_overloaded = False
@@ -238,6 +250,7 @@ class UpstreamEngine:
                 self._saw(is_up=True)
                 async with open_upstream_body(response) as body:
                     if response.is_success:
+                        output.accepted()
                         self._remember(model, left_out)
                         return await self._relay(body, request, output)
                     failure, content = await read_error_response(response, body)
@@ -249,7 +262,7 @@ class UpstreamEngine:
                 if response.status_code in {400, 422} and (named := named_in(content, self._configured)):
                     names = ", ".join(sorted(named))
                     logger.warning("the upstream server's error names fields of the settings: %s", names)
-                delay, is_overloaded = schedule.after_error_response(response), True
+                delay, is_overloaded = schedule.after_error_response(failure), True
             if delay is None or output.has_fallback:
                 logger.warning("%s", failure)
                 raise failure
@@ -294,6 +307,10 @@ class UpstreamEngine:
         )
         request.stream = RequestContent(content)
         return await self._client.send(request, stream=True)
+
+
+def _quotes(report: UpstreamReport | None, key: str) -> bool:
+    return report is not None and any(key in word for word in msgspec.structs.astuple(report) if word is not None)
 
 
 def _no_response(error: httpx.RequestError) -> EngineError:
