@@ -39,7 +39,8 @@ Answer: TypeAlias = bytes | Callable[[ScriptedConnection], object]
 
 def models(*names: str) -> bytes:
     body = json.dumps({"data": [{"id": name} for name in names]}).encode()
-    return status(200, body=body)
+    # On a connection that was used before, a reset may mean that the server had closed it, so the client sends again.
+    return status(200, "Connection: close", body=body)
 
 
 def text(*pieces: str) -> bytes:
@@ -79,7 +80,7 @@ class Server:
                 if line.startswith("GET /v1/models "):
                     self.lists += 1
                     await scripted.send(self.listed)
-                    continue
+                    return
                 self.chats.append(json.loads(body))
                 if isinstance(self.answer, bytes):
                     await scripted.send(self.answer)

@@ -33,37 +33,33 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import Final, Literal, final
 
-import httpx
 import msgspec
 import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
-from crucible_trio.engines.upstream.discovery import check_key, join_url, list_models, parse_base_url, without_query
-from crucible_trio.engines.upstream.peer_faults import explain_fault
-from crucible_trio.engines.upstream.response import (
-    UpstreamBody,
-    open_upstream_body,
-    read_error_response,
-    relay_completion,
-)
+from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
+from crucible_trio.engines.upstream.response import read_error_response, relay_completion
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
 from crucible_trio.engines.watching import discover_at_start
 from crucible_trio.errors import EngineError, UpstreamReport
-from crucible_trio.httpx_bodies import RequestContent
+from crucible_trio.http import (
+    ConnectFailedError,
+    ConnectTimeoutError,
+    HttpClient,
+    HttpError,
+    HttpResponse,
+    InvalidResponseError,
+    Url,
+    open_http_client,
+)
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 from crucible_trio.request import Request
 
 logger = logging.getLogger(__name__)
-
-# Seconds. A host that is up accepts a connection in milliseconds. One that takes this long is down or filtered.
-CONNECT_TIMEOUT: Final = 10.0
-
-# Connections kept open between streams: each saves a handshake, and an upstream accepts only so many.
-MAX_IDLE_CONNECTIONS: Final = 20
 
 # Codes of failures that say that the server does not respond at all.
 _DOWN: Final = frozenset({"upstream_unreachable", "upstream_timeout"})
@@ -125,12 +121,7 @@ async def open_upstream(
     all_headers = {**(headers or {}), "Accept": "text/event-stream", "Accept-Encoding": "identity"}
     if key is not None:
         all_headers["Authorization"] = f"Bearer {check_key(key)}"
-    async with httpx.AsyncClient(
-        headers=all_headers,
-        # No read timeout, and no limit of connections: the pipeline limits the number of streams.
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
-    ) as client:
+    async with open_http_client(url, headers=all_headers) as client:
         engine = UpstreamEngine(
             client,
             url,
@@ -151,7 +142,7 @@ async def open_upstream(
             await discover_at_start(engine)
         if engine.info.models:
             logger.info(
-                "engine %s: upstream server %s, default model %s", name, without_query(url), engine.info.models[0]
+                "engine %s: upstream server %s, default model %s", name, url.without_query(), engine.info.models[0]
             )
         yield engine
 
@@ -167,8 +158,8 @@ class UpstreamEngine:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
-        base_url: httpx.URL,
+        client: HttpClient,
+        base_url: Url,
         info: EngineInfo,
         *,
         thinking: Mapping[Mode, Mapping[str, object]],
@@ -181,8 +172,8 @@ class UpstreamEngine:
         self.info = info
         self.skipped_fields = 0
         self._client = client
-        self._url = join_url(base_url, "chat/completions")
-        self._models_url = join_url(base_url, "models")
+        self._url = base_url.join("chat/completions")
+        self._models_url = base_url.join("models")
         self._asks_for_models = not info.models
         self._thinking = thinking
         self._extra_body = extra_body
@@ -241,25 +232,25 @@ class UpstreamEngine:
             is_overloaded = False
             try:
                 response = await self._send(json.dumps(fields).encode())
-            except httpx.RequestError as error:
-                logger.warning("no response from the upstream server: %s", explain_fault(error))
+            except HttpError as error:
+                logger.warning("no response from the upstream server: %s", error)
                 failure, delay = _no_response(error), schedule.after_no_response()
                 if failure.code in _DOWN:
                     self._saw(is_up=False)
             else:
                 self._saw(is_up=True)
-                async with open_upstream_body(response) as body:
+                async with response:
                     if response.is_success:
                         output.accepted()
                         self._remember(model, left_out)
-                        return await self._relay(body, request, output)
-                    failure, content = await read_error_response(response, body)
-                if refused := self._added.refused_by(response.status_code, content, fields):
+                        return await self._relay(response, request, output)
+                    failure, content = await read_error_response(response)
+                if refused := self._added.refused_by(response.status, content, fields):
                     left_out |= refused
                     names = ", ".join(sorted(refused))
-                    logger.warning("status %d: sending the request again without %s", response.status_code, names)
+                    logger.warning("status %d: sending the request again without %s", response.status, names)
                     continue
-                if response.status_code in {400, 422} and (named := named_in(content, self._configured)):
+                if response.status in {400, 422} and (named := named_in(content, self._configured)):
                     names = ", ".join(sorted(named))
                     logger.warning("the upstream server's error names fields of the settings: %s", names)
                 delay, is_overloaded = schedule.after_error_response(failure), True
@@ -271,11 +262,11 @@ class UpstreamEngine:
             async with output.queued() if is_overloaded else nullcontext():
                 await trio.sleep(delay)
 
-    async def _relay(self, body: UpstreamBody, request: Request, output: Output) -> Finish:
+    async def _relay(self, response: HttpResponse, request: Request, output: Output) -> Finish:
         splitter = ThinkSplitter(self._think_tags, starts_inside=request.mode in self._starts_in_trace)
         skipped = SkippedFields()
         try:
-            return await relay_completion(body, output, splitter, skipped)
+            return await relay_completion(response, output, splitter, skipped)
         finally:
             self.skipped_fields += skipped.total
 
@@ -301,26 +292,23 @@ class UpstreamEngine:
         }
         return {name: value for name, value in fields.items() if name not in left_out}
 
-    async def _send(self, content: bytes) -> httpx.Response:
-        request = self._client.build_request(
-            "POST", self._url, content=content, headers={"Content-Type": "application/json"}
-        )
-        request.stream = RequestContent(content)
-        return await self._client.send(request, stream=True)
+    async def _send(self, content: bytes) -> HttpResponse:
+        headers = {"Content-Type": "application/json"}
+        return await self._client.send("POST", self._url, headers=headers, content=content)
 
 
 def _quotes(report: UpstreamReport | None, key: str) -> bool:
     return report is not None and any(key in word for word in msgspec.structs.astuple(report) if word is not None)
 
 
-def _no_response(error: httpx.RequestError) -> EngineError:
+def _no_response(error: HttpError) -> EngineError:
     match error:
-        case httpx.ConnectTimeout():
+        case ConnectTimeoutError():
             message = "The connection to the upstream server timed out."
             return EngineError("upstream_timeout", message, retryable=True)
-        case httpx.ConnectError() | httpx.ProxyError():
+        case ConnectFailedError():
             return EngineError("upstream_unreachable", "The upstream server is unreachable.", retryable=True)
-        case httpx.RemoteProtocolError() if not str(error).startswith("Server disconnected"):
+        case InvalidResponseError():
             message = "The upstream server's response is not valid HTTP."
             return EngineError("upstream_ended_early", message, retryable=True)
         case _:
