@@ -189,6 +189,8 @@ def test_one_upstream_needs_no_table() -> None:
         "upstream": UpstreamSettings(base_url="http://x", key="k", models=("m",), extra_body={"a": 1})
     }
     assert load_settings({}, upstream_base_url="http://x").engine.all_upstreams["upstream"].models is None
+    peer = load_settings({}, upstream_base_url="http://x", upstream_kind="crucible").engine
+    assert peer.all_upstreams == {"upstream": UpstreamSettings(base_url="http://x", kind="crucible")}
 
 
 def test_the_sampling_fields_of_a_table_are_those_of_a_request() -> None:
