@@ -245,7 +245,7 @@ async def test_cancelling_at_every_checkpoint_leaves_no_socket_open(
                     finished += 1
                 finally:
                     trio.lowlevel.remove_instrument(instrument)
-            assert client._pool.open_connections in {0, 1}
+            assert client.open_connections in {0, 1}
             assert await fetch(client, url) == (200, b"Blue")
         await ports.wait_until_closed()
         assert open_sockets() == base
@@ -406,7 +406,7 @@ async def test_a_proxy_gets_the_whole_url_and_its_password(ports: Ports, monkeyp
     assert await get("http://model.test:8080/v1?a=b") == (200, b"Blue")
     assert ports.ends[0].requests == [
         (
-            b"GET http://model.test:8080/v1?a=b HTTP/1.1\r\nHost: model.test:8080\r\n"
+            b"GET http://model.test:8080/v1?a=b HTTP/1.1\r\nHost: model.test:8080\r\nUser-Agent: crucible_trio\r\n"
             b"Proxy-Authorization: Basic dXNlcjpwQHNz",
             b"",
         )
@@ -426,7 +426,9 @@ async def test_a_tunnel_through_a_proxy_leads_to_a_server_with_tls(
     assert tunnel.requests == [
         (b"CONNECT model.test:443 HTTP/1.1\r\nHost: model.test:443\r\nProxy-Authorization: Basic dXNlcjo=", b"")
     ]
-    assert [head for head, _ in end.requests] == [b"GET /v1 HTTP/1.1\r\nHost: model.test"] * 2
+    assert [head for head, _ in end.requests] == [
+        b"GET /v1 HTTP/1.1\r\nHost: model.test\r\nUser-Agent: crucible_trio"
+    ] * 2
 
 
 async def test_a_proxy_can_have_tls(
