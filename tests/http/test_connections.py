@@ -133,6 +133,25 @@ async def test_an_idle_connection_that_the_server_has_closed_is_not_used(ports: 
     assert [len(end.requests) for end in ports.ends] == [1, 1, 1]
 
 
+async def test_bytes_that_nobody_asked_for_are_not_the_next_response(ports: Ports) -> None:
+    async def time_out(end: ServerEnd) -> None:
+        await end.request()
+        await end.send(ANSWER)
+        await is_idle.wait()
+        await end.send(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        has_sent.set()
+        await end.wait_for_close()
+
+    is_idle, has_sent = trio.Event(), trio.Event()
+    port = await ports.listen(time_out)
+    async with client_of(f"http://127.0.0.1:{port}") as (client, url):
+        assert await fetch(client, url) == (200, b"Blue")
+        is_idle.set()
+        await has_sent.wait()
+        assert await fetch(client, url) == (200, b"Blue")
+    assert len(ports.ends) == 2
+
+
 async def test_a_reset_is_a_lost_connection(ports: Ports) -> None:
     async def reset(end: ServerEnd) -> None:
         await end.request()
