@@ -28,7 +28,7 @@ class DeadlineClock:
         self._grace = grace
         self._waiting_since: float | None = None
         self._queued_before = 0.0
-        self._unread_since: float | None = None
+        self._grace_ends = inf
 
     @property
     def idle_is_running(self) -> bool:
@@ -48,21 +48,31 @@ class DeadlineClock:
 
     def last_reader_left(self, now: float) -> None:
         """No reader is attached any more, so the grace period begins."""
-        self._unread_since = now
+        self._grace_ends = now + self._grace
+
+    def reader_expected(self, now: float, *, within: float, may_be_late: bool) -> None:
+        """A reader is about to attach.
+
+        Args:
+            now: The time.
+            within: Seconds that it may take.
+            may_be_late: Whether the grace period counts if it is longer.
+        """
+        self._grace_ends = now + (max(within, self._grace) if may_be_late else within)
 
     def reader_attached(self) -> None:
         """A reader is attached, so the grace period is over."""
-        self._unread_since = None
+        self._grace_ends = inf
 
     def next_deadline(self, queued: float) -> float:
         """The earliest time at which `expired` can change its answer."""
-        return min(self._total_at, self._silence_ends(queued), self._grace_ends())
+        return min(self._total_at, self._silence_ends(queued), self._grace_ends)
 
     def expired(self, now: float, queued: float) -> Expiry | None:
         """The deadline that has passed, if any."""
         if now >= self._total_at:
             return "total_deadline"
-        if now >= self._grace_ends():
+        if now >= self._grace_ends:
             return "grace"
         if now >= self._silence_ends(queued):
             return "idle_deadline" if self._has_piece else "first_token_deadline"
@@ -73,6 +83,3 @@ class DeadlineClock:
             return inf
         allowance = self._idle if self._has_piece else self._first_token
         return self._waiting_since + allowance + queued - self._queued_before
-
-    def _grace_ends(self) -> float:
-        return inf if self._unread_since is None else self._unread_since + self._grace

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, get_args
 
 import msgspec
 
@@ -28,6 +28,13 @@ logger = logging.getLogger(__name__)
 # Takes `seq` and `timings`.
 Ending: TypeAlias = Callable[..., Terminal]
 
+# Finish reasons with which an engine says that a limit ended its stream. One that reads another server's streams passes
+# on that server's reason.
+_INCOMPLETE: Final[Mapping[str, IncompleteReason]] = {
+    "length": "max_output_tokens",
+    **{reason: reason for reason in get_args(IncompleteReason)},
+}
+
 # A finish reason may come from an upstream, and the terminal record has a bounded size.
 _MAX_FINISH_REASON_LENGTH: Final = 64
 
@@ -43,8 +50,8 @@ def finished(finish: object) -> Ending:
     # Both may come from an upstream unchecked. If the terminal record cannot hold them, the engine is at fault.
     usage = msgspec.convert(msgspec.to_builtins(finish.usage), Usage)
     reason = finish.reason.encode(errors="replace").decode()[:_MAX_FINISH_REASON_LENGTH]
-    if reason == "length":
-        return partial(StreamIncomplete, reason="max_output_tokens", usage=usage)
+    if reason in _INCOMPLETE:
+        return partial(StreamIncomplete, reason=_INCOMPLETE[reason], usage=usage)
     return partial(StreamCompleted, finish_reason=reason, usage=usage)
 
 
@@ -63,17 +70,16 @@ def failed(stream_id: str, group: ExceptionGroup[Exception]) -> Ending:
     errors = list(_leaves(group))
     if len(errors) == 1 and isinstance(errors[0], EngineError):
         error = errors[0]
-        info = bounded_error(error.code, error.message, retryable=error.retryable)
     else:
         logger.error("stream %s: the engine failed\n%s", stream_id, trace_without_text(group))
-        info = bounded_error("engine_error", "The engine failed.", retryable=False)
-    return partial(StreamFailed, error=info, usage=Usage())
+        error = EngineError("engine_error", "The engine failed.")
+    return partial(StreamFailed, error=bounded_error(error), usage=Usage())
 
 
 def internal_error() -> Ending:
     """This server failed."""
-    error = bounded_error("internal_error", "Internal error.", retryable=False)
-    return partial(StreamFailed, error=error, usage=Usage())
+    error = EngineError("internal_error", "Internal error.")
+    return partial(StreamFailed, error=bounded_error(error), usage=Usage())
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

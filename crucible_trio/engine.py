@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias, cast, final, runtime_checkable
+from typing import Final, Protocol, Self, TypeAlias, cast, final, runtime_checkable
 
 from crucible_trio.content import Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.errors import EngineError
@@ -21,7 +21,8 @@ class Finish:
     """An engine's result.
 
     Attributes:
-        reason: `stop`, `tool_calls`, or `length` when the token limit ended it.
+        reason: `stop`, `tool_calls`, or `length` when the token limit ended it. The reason of another limit, such as
+            `idle_deadline`, ends the stream as `incomplete` too.
         usage: Tokens as the engine counted them.
     """
 
@@ -56,6 +57,17 @@ class Capabilities:
     sampling: frozenset[str] = frozenset()
     unknown_fields: bool = False
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the capabilities that are on, without the fields of `sampling`."""
+        return frozenset(name for name in self.__slots__ if name != "sampling" and getattr(self, name))
+
+    @classmethod
+    def of(cls, names: Collection[str], sampling: Collection[str] = ()) -> Self:
+        """The capabilities with these names. Unknown names are ignored."""
+        known = cls.__dataclass_fields__.keys() - {"sampling"}
+        return cls(**dict.fromkeys(known.intersection(names), True), sampling=frozenset(sampling))
+
 
 _NONE: Final = Capabilities()
 
@@ -71,6 +83,8 @@ class EngineInfo:
         capabilities: Those of its models.
         by_model: Those of single models, by name, where they differ.
         notice: A sentence for users, such as that the engine is not a model. The start log and the page show it.
+        waits_for_upstream: Whether it asks another server, and calls `output.accepted` when that server has accepted.
+            Some APIs then wait with their status line, so that a refusal becomes a status.
     """
 
     name: str
@@ -78,6 +92,7 @@ class EngineInfo:
     capabilities: Capabilities = _NONE
     by_model: Mapping[str, Capabilities] = field(default_factory=dict)
     notice: str = ""
+    waits_for_upstream: bool = False
 
     def capabilities_of(self, model: str) -> Capabilities:
         """The capabilities of one of the models."""

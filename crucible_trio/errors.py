@@ -9,6 +9,8 @@ from __future__ import annotations
 import traceback
 from typing import final
 
+import msgspec
+
 
 class CrucibleError(Exception):
     """Base of every error raised on purpose."""
@@ -138,20 +140,52 @@ class StreamExpiredError(CursorError, LookupError):
 
 
 @final
+class UpstreamReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error in the words of the upstream server. It may quote the prompt, so it must never be logged.
+
+    Attributes:
+        message: The server's sentence.
+        type: Its coarse kind, such as `invalid_request_error`.
+        code: Its fine kind, such as `context_length_exceeded`.
+        param: The field at fault.
+    """
+
+    message: str | None = None
+    type: str | None = None
+    code: str | None = None
+    param: str | None = None
+
+
+@final
 class EngineError(CrucibleError):
     """An engine raises it to end its stream as `failed`, with a code and a message for the client.
 
     Attributes:
         code: A short identifier for programs, such as `upstream_timeout`.
-        message: One sentence for people. The client gets it, so it names no secrets and quotes no prompt.
+        message: One sentence for people. The client and the log get it, so it names no secrets and quotes no prompt.
         retryable: Whether the same request may succeed later.
+        status: The HTTP status of an upstream server. None if no status came.
+        retry_after: Seconds after which the upstream server wants to be asked again. None if it does not say.
+        upstream: The upstream server's own words, for the client only. They are not part of `str(error)`.
     """
 
-    def __init__(self, code: str, message: str, *, retryable: bool = False) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        status: int | None = None,
+        retry_after: float | None = None,
+        upstream: UpstreamReport | None = None,
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.retryable = retryable
+        self.status = status
+        self.retry_after = retry_after
+        self.upstream = upstream
 
 
 @final
@@ -162,13 +196,15 @@ class ServerRefusedError(CrucibleError):
         status: The HTTP status.
         code: The code in the body, or `http_error` when the body is not from this server.
         message: The message in the body.
+        param: The field of the request that the body blames. None if it blames none.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         super().__init__(f"{status} {code}: {message}")
         self.status = status
         self.code = code
         self.message = message
+        self.param = param
 
 
 @final

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from math import inf
-from typing import final
+from typing import Final, final
 
 import trio
 
@@ -31,6 +31,7 @@ from crucible_trio.deadlines import DeadlineClock
 from crucible_trio.endings import Ending
 from crucible_trio.engine import Engine
 from crucible_trio.errors import trace_without_text
+from crucible_trio.hold import Hold
 from crucible_trio.log.contract import Log
 from crucible_trio.metrics import EngineMetrics
 from crucible_trio.output import Output
@@ -40,6 +41,9 @@ from crucible_trio.stream import StreamFacts
 from crucible_trio.timers import Timer, Timers
 
 logger = logging.getLogger(__name__)
+
+# Seconds between the end of a hold and the reader of its client. The status line is sent in between.
+_ATTACH_SECONDS: Final = 5.0
 
 
 @final
@@ -55,9 +59,12 @@ class Generation:
         timers: Fire its deadlines.
         batcher: Tells when to record.
         starts_with_reader: Call the engine when a reader has record 1. Otherwise as soon as record 1 is visible.
+        held: Whether a client waits for the engine's answer (`hold`).
+        client_retries: Whether that client repeats a refused request (`Output.client_retries`).
 
     Attributes:
         facts: The stream's facts.
+        hold: Where clients wait for the engine's answer. None if the stream is not held.
         log: Its records.
         metrics: The numbers of the engine that had the model when the stream started.
         pieces: Pieces recorded so far.
@@ -75,11 +82,14 @@ class Generation:
         batcher: Batcher,
         *,
         starts_with_reader: bool,
+        held: bool = False,
+        client_retries: bool = False,
     ) -> None:
         request = facts.request
         assert request.model is not None
         self.facts = facts
         self.log = log
+        self.hold = Hold(self) if held else None
         self.pieces = 0
         self.terminal: Terminal | None = None
         self._engine = engine
@@ -96,7 +106,8 @@ class Generation:
         self._is_marked = False  # to be recorded later
         self._timer = Timer(inf, self)
         self._send, self._receive = trio.open_memory_channel[Piece](settings.buffer_tokens)
-        self._output = Output(self._send, batcher, self)
+        self._output = Output(self._send, batcher, self, client_retries=client_retries)
+        self._unanswered = self.hold  # until the engine has answered
         self._clock = DeadlineClock(
             now=self._accepted_at,
             first_token=_given(request.deadlines.first_token_seconds, settings.first_token_seconds),
@@ -120,7 +131,7 @@ class Generation:
     @property
     def paused(self) -> bool:
         """Whether the engine waits for a reader to attach."""
-        return not self.log.readers and self._needs_reader and self._ending is None
+        return not self._is_read and self._needs_reader and self._ending is None
 
     def reader_attached(self) -> None:
         """A reader has attached, so the grace period is over."""
@@ -128,12 +139,30 @@ class Generation:
 
     def reader_left(self) -> None:
         """A reader has left. If it was the last one, the stream's policy decides."""
-        if self.log.readers or self._ending is not None:
+        if self._is_read or self._ending is not None:
             return
         # Before the engine is called, a client that was cut before record 1 may still come back for it.
         if self.facts.on_disconnect == "cancel" and not self._waits_for_reader:
             self.cancel("disconnect")
         self._grace_begins()
+
+    def client_waits(self) -> None:
+        """A client waits for the engine's answer (`HeldStream`)."""
+        self._clock.reader_attached()
+
+    def client_stopped_waiting(self, *, has_left: bool) -> None:
+        """A client has left, or goes on and will attach a reader (`HeldStream`)."""
+        if has_left:
+            self.reader_left()
+        elif not self._is_read and self._needs_reader and self._ending is None:
+            # Not the policy's grace period, which may be zero. If the client is cut now, it has not seen the stream.
+            may_be_late = self.facts.on_disconnect != "cancel"
+            self._clock.reader_expected(trio.current_time(), within=_ATTACH_SECONDS, may_be_late=may_be_late)
+            self._set_timer()
+
+    @property
+    def _is_read(self) -> bool:
+        return self.log.readers > 0 or (self.hold is not None and self.hold.waiting > 0)
 
     @property
     def _waits_for_reader(self) -> bool:
@@ -144,7 +173,7 @@ class Generation:
         return self._waits_for_reader or self.facts.on_disconnect != "continue"
 
     def _grace_begins(self) -> None:
-        if self._needs_reader:
+        if self._needs_reader and not self._is_read:
             self._clock.last_reader_left(trio.current_time())
             self._set_timer()
 
@@ -165,6 +194,7 @@ class Generation:
             if not self.log.finished:
                 with trio.move_on_after(self._settings.flush_seconds, shield=True):
                     await self.log.flushed()
+            self._answer_hold()  # not earlier: the client in the hold looks for the terminal record
 
     async def _generate(self) -> None:
         try:
@@ -230,6 +260,8 @@ class Generation:
         # waits there, no piece is recorded in its engine's call.
         if self._ending is not None or not self.log.has_room or not self._batcher.may_record_now():
             return False
+        if self._unanswered is not None:
+            self._answer_hold()
         has_timer = self._clock.idle_is_running  # the next deadline is later: the timer comes early and is set again
         try:
             self._append([piece])
@@ -245,8 +277,19 @@ class Generation:
     def piece_buffered(self) -> None:
         """The buffer has a new piece, or is full (`PieceSink`)."""
         self._clock.piece_came()  # the stream does not wait for its engine now
+        if self._unanswered is not None:
+            self._answer_hold()
         if self.log.has_room and not self._is_marked:
             self._record_later()
+
+    def request_accepted(self) -> None:
+        """The server that the engine asks has accepted the request (`PieceSink`)."""
+        self._answer_hold()
+
+    def _answer_hold(self) -> None:
+        if self._unanswered is not None:
+            self._unanswered.answer()
+            self._unanswered = None
 
     def tokens_counted(self, total: int) -> None:
         """The engine has counted its tokens (`PieceSink`)."""
@@ -264,7 +307,8 @@ class Generation:
 
     @property
     def _has_room(self) -> bool:
-        return self.log.has_room and not self._waits_for_reader
+        # In the hold no cursor makes room, but the stream waits for its engine and not for a reader.
+        return (self.log.has_room or self._unanswered is not None) and not self._waits_for_reader
 
     def _take_nowait(self, limit: float) -> list[Piece]:
         batch: list[Piece] = []

@@ -44,6 +44,9 @@ class PieceSink(Protocol):
     def tokens_counted(self, total: int) -> None:
         """The engine has counted the tokens that the model has generated so far."""
 
+    def request_accepted(self) -> None:
+        """The server that the engine asks has accepted the request."""
+
 
 @final
 class Output:
@@ -53,11 +56,22 @@ class Output:
         send: The buffer.
         batcher: Tells when a call lets other tasks run. Without one, every call does.
         sink: Records the pieces. Without one, all pieces stay in the buffer, as in a test of an engine.
+
+    Attributes:
+        client_retries: Whether the client gets a refusal as a status and may repeat its request. An engine that asks
+            another server then does not ask again after an error status. Otherwise the two would multiply their
+            attempts.
     """
 
     def __init__(
-        self, send: trio.MemorySendChannel[Piece], batcher: Batcher | None = None, sink: PieceSink | None = None
+        self,
+        send: trio.MemorySendChannel[Piece],
+        batcher: Batcher | None = None,
+        sink: PieceSink | None = None,
+        *,
+        client_retries: bool = False,
     ) -> None:
+        self.client_retries = client_retries
         self._send = send
         self._batcher = batcher or Batcher(Timers())
         self._sink = sink or _BufferOnly()
@@ -147,6 +161,13 @@ class Output:
         by the byte cap of its log alone.
         """
         self._sink.tokens_counted(total)
+
+    def accepted(self) -> None:
+        """Say that another server, which this engine asks, has accepted the request.
+
+        For engines that declare `EngineInfo.waits_for_upstream`. The first piece says the same.
+        """
+        self._sink.request_accepted()
 
     @asynccontextmanager
     async def queued(self) -> AsyncIterator[None]:
@@ -287,6 +308,9 @@ class _BufferOnly:
         pass
 
     def tokens_counted(self, total: int) -> None:
+        pass
+
+    def request_accepted(self) -> None:
         pass
 
 

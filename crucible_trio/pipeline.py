@@ -14,10 +14,10 @@ import trio
 from crucible_trio.batching import Batcher
 from crucible_trio.checks import check_request
 from crucible_trio.config import Settings
-from crucible_trio.engine import Engine, EngineSource, as_engine, engine_of
+from crucible_trio.engine import Engine, EngineInfo, EngineSource, as_engine, engine_of
 from crucible_trio.errors import DrainingError
 from crucible_trio.generation import Generation
-from crucible_trio.metrics import EngineMetrics, Metrics
+from crucible_trio.metrics import Metrics
 from crucible_trio.records import new_stream_id
 from crucible_trio.request import OnDisconnect, Request
 from crucible_trio.snapshot import status_of
@@ -138,11 +138,24 @@ class Pipeline:
         owner: str,
         on_disconnect: OnDisconnect,
         starts_with_reader: bool,
+        may_hold: bool = False,
+        client_retries: bool = False,
         facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
     ) -> tuple[Stream, bool]:
         """Start a stream, or find the one that this idempotency key started.
 
         Two starts with one key at the same time start one generation. The second waits for the first.
+
+        Args:
+            request: What to generate.
+            key: The idempotency key, if there is one.
+            owner: Who may read and stop it.
+            on_disconnect: Counts if the request does not say.
+            starts_with_reader: As for `start`.
+            may_hold: The caller waits in `Stream.hold` before it attaches a reader. If the engine waits for an
+                upstream, the stream is held: the engine is called immediately.
+            client_retries: As `Output.client_retries`.
+            facts: As for `start`.
 
         Returns:
             The stream, and whether it was there before.
@@ -158,16 +171,24 @@ class Pipeline:
         has been told that the stream starts, another start may join it. So from then on this start is completed.
         """
         stream_id = new_stream_id()
-        if key is None:
-            return await self._start(stream_id, request, None, owner, on_disconnect, facts, starts_with_reader), False
-        holder = await self.store.claim(owner, key, digest_of(request, facts), stream_id)
-        if holder != stream_id:
-            return await self.store.find(holder, owner), True
+        if key is not None:
+            holder = await self.store.claim(owner, key, digest_of(request, facts), stream_id)
+            if holder != stream_id:
+                return await self.store.find(holder, owner), True
         try:
-            stream = await self._start(stream_id, request, key, owner, on_disconnect, facts, starts_with_reader)
+            stream = await self._start(
+                stream_id,
+                request,
+                key,
+                owner,
+                on_disconnect,
+                facts,
+                starts_with_reader=starts_with_reader,
+                may_hold=may_hold,
+                client_retries=client_retries,
+            )
         except BaseException:
-            with trio.move_on_after(self.settings.flush_seconds, shield=True):
-                await self.store.release(owner, key, stream_id)
+            await self._release(owner, key, stream_id)
             raise
         return stream, False
 
@@ -179,7 +200,10 @@ class Pipeline:
         owner: str,
         on_disconnect: OnDisconnect,
         facts: Mapping[str, msgspec.Raw],
+        *,
         starts_with_reader: bool,
+        may_hold: bool,
+        client_retries: bool,
     ) -> Stream:
         info = self.engine.info
         check_request(request, info, self.settings)
@@ -193,7 +217,9 @@ class Pipeline:
         )
         self._check_takes_streams()
         # Asked once: while the stream runs, a router's engine may lose the model.
-        metrics = self._engine_metrics(stream_facts)
+        engine_info = self._engine_info(stream_facts)
+        metrics = self.metrics.engine(engine_info.name)
+        held = may_hold and engine_info.waits_for_upstream
         log = await self.store.create(stream_facts)
         generation = Generation(
             self.engine,
@@ -203,7 +229,9 @@ class Pipeline:
             metrics,
             self.timers,
             self.batcher,
-            starts_with_reader=starts_with_reader,
+            starts_with_reader=starts_with_reader and not held,
+            held=held,
+            client_retries=client_retries,
         )
         stream = Stream(stream_facts, log, generation, self.metrics, max_readers=self.settings.max_readers_per_stream)
         self._running.add(generation)
@@ -240,9 +268,14 @@ class Pipeline:
         if self.draining:
             raise DrainingError
 
-    def _engine_metrics(self, facts: StreamFacts) -> EngineMetrics:
+    def _engine_info(self, facts: StreamFacts) -> EngineInfo:
         assert facts.request.model is not None
-        return self.metrics.engine(engine_of(self.engine, facts.request.model).info.name)
+        return engine_of(self.engine, facts.request.model).info
+
+    async def _release(self, owner: str, key: str | None, stream_id: str) -> None:
+        if key is not None:
+            with trio.move_on_after(self.settings.flush_seconds, shield=True):
+                await self.store.release(owner, key, stream_id)
 
     # Finding
 
@@ -274,6 +307,12 @@ class Pipeline:
         """
         stream.cancel()
         await self.store.forget(stream)
+
+    async def discard(self, stream: Stream, key: str | None) -> None:
+        """Forget a stream that was refused before it began, and give back its idempotency key. Cancellation: safe."""
+        await self._release(stream.owner, key, stream.id)
+        with trio.move_on_after(self.settings.flush_seconds, shield=True):
+            await self.forget(stream)
 
     async def drain(self, timeout: float | None = None) -> None:
         """Start nothing new, let running streams finish, and stop those that do not.

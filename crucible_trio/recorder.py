@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
+from math import inf
 from typing import Final, final
 
 import msgspec
@@ -22,6 +23,7 @@ from crucible_trio.content import (
     ToolCallEnd,
     ToolCallStart,
 )
+from crucible_trio.errors import EngineError, UpstreamReport
 from crucible_trio.records import (
     AnyRecord,
     ErrorInfo,
@@ -46,12 +48,18 @@ _MAX_TEXT_BYTES = MAX_FRAME_BYTES - _ENVELOPE_BYTES
 _BYTES_PER_CHARACTER = 6  # the widest: an escape such as \u0085
 _SAFE_LENGTH = _MAX_TEXT_BYTES // _BYTES_PER_CHARACTER
 # The last `reasoning.done` and the terminal record must fit under the byte cap in any case.
-TERMINAL_RESERVE_BYTES: Final = 4 * 1024
+TERMINAL_RESERVE_BYTES: Final = 6 * 1024
 _MAX_ERROR_CODE_LENGTH = 64
 _MAX_ERROR_MESSAGE_LENGTH = 400
+_MAX_REPORT_LENGTH = 1000
+_MAX_REPORT_BYTES = 2000
+_MAX_REPORT_WORD_LENGTH = 128
 
 _MARKS: Final = (ToolCallStart, ToolCallEnd)  # pieces without text
 
+# In an upstream's message. A terminal or a log viewer would obey them, and in JSON they take six bytes each.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_WORD = re.compile(r"[\x21-\x7e]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -201,10 +209,30 @@ class Recorder:
         self._free_bytes -= len(frame)
 
 
-def bounded_error(code: str, message: str, *, retryable: bool) -> ErrorInfo:
-    """An error that fits into the bytes reserved for the terminal record."""
-    clean = [part.encode(errors="replace").decode() for part in (code, message)]
-    return ErrorInfo(clean[0][:_MAX_ERROR_CODE_LENGTH], clean[1][:_MAX_ERROR_MESSAGE_LENGTH], retryable)
+def bounded_error(error: EngineError) -> ErrorInfo:
+    """An error that fits into the bytes reserved for the terminal record. Invalid facts are left out."""
+    clean = [part.encode(errors="replace").decode() for part in (error.code, error.message)]
+    status, retry_after = error.status, error.retry_after
+    return ErrorInfo(
+        clean[0][:_MAX_ERROR_CODE_LENGTH],
+        clean[1][:_MAX_ERROR_MESSAGE_LENGTH],
+        error.retryable,
+        status if status is not None and 100 <= status < 600 else None,
+        retry_after if retry_after is not None and 0 <= retry_after < inf else None,
+        error.upstream and _bounded_report(error.upstream),
+    )
+
+
+def _bounded_report(report: UpstreamReport) -> UpstreamReport:
+    message = report.message
+    if message is not None:
+        encoded = _CONTROLS.sub(" ", message)[:_MAX_REPORT_LENGTH].encode(errors="replace")
+        message = encoded[:_MAX_REPORT_BYTES].decode(errors="ignore")
+    words = [
+        word if word and len(word) <= _MAX_REPORT_WORD_LENGTH and _WORD.fullmatch(word) else None
+        for word in (report.type, report.code, report.param)
+    ]
+    return UpstreamReport(message, *words)
 
 
 def _merged(pieces: Sequence[Piece]) -> Iterator[Piece]:

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias, final
 import msgspec
 
 from crucible_trio import sse
-from crucible_trio.errors import InvalidLastEventIdError
+from crucible_trio.errors import InvalidLastEventIdError, UpstreamReport
 
 Mode: TypeAlias = Literal["standard", "deep"]
 IncompleteReason: TypeAlias = Literal[
@@ -40,12 +40,15 @@ class Timings(msgspec.Struct, frozen=True):
 
 
 @final
-class ErrorInfo(msgspec.Struct, frozen=True):
-    """Why a stream failed."""
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a stream failed: the facts of an `EngineError`."""
 
     code: str
     message: str
     retryable: bool
+    status: int | None = None
+    retry_after: float | None = None
+    upstream: UpstreamReport | None = None
 
 
 class Record(msgspec.Struct, frozen=True, tag_field="type"):

@@ -8,6 +8,7 @@ from typing import Protocol, final
 import msgspec
 
 from crucible_trio.errors import TooManyReadersError
+from crucible_trio.hold import Hold
 from crucible_trio.log.contract import Cursor, LogReader
 from crucible_trio.metrics import Metrics
 from crucible_trio.reader import Reader
@@ -43,6 +44,10 @@ class Producer(Protocol):
     @property
     def paused(self) -> bool:
         """Whether the engine waits for a reader to attach."""
+
+    @property
+    def hold(self) -> Hold | None:
+        """Where clients wait for the engine's answer. None if the stream is not held."""
 
     def cancel(self, by: CancelledBy = "client") -> None:
         """Stop the engine at its next checkpoint and end the stream, if it has not ended. Returns immediately."""
@@ -147,6 +152,11 @@ class Stream:
     def paused(self) -> bool:
         """Whether the engine waits for a reader to attach."""
         return self._producer.paused
+
+    @property
+    def hold(self) -> Hold | None:
+        """Where clients wait for the engine's answer. None if the stream is not held."""
+        return self._producer.hold
 
     def finished_before(self, offset: int) -> bool:
         """Whether a reader at `offset` has everything, the terminal record included."""

@@ -200,6 +200,7 @@ def raise_error_status(response: HttpResponse, content: bytes, *, names_stream: 
 class _ReceivedError(msgspec.Struct, frozen=True):
     code: str
     message: str
+    param: str | None = None
 
 
 @final
@@ -215,4 +216,4 @@ def _refusal(response: HttpResponse, content: bytes) -> ServerRefusedError:
         error = _error_decoder.decode(content).error
     except (msgspec.DecodeError, RecursionError):
         return ServerRefusedError(response.status, "http_error", response.reason)
-    return ServerRefusedError(response.status, error.code, error.message)
+    return ServerRefusedError(response.status, error.code, error.message, error.param)

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, TypeAlias, final
 
 import msgspec
 
-from crucible_trio.config import Count, Secret, Text
+from crucible_trio.config import Count, Seconds, Secret, Text
 from crucible_trio.errors import ConfigError
 from crucible_trio.settings.server import HOST_NAME
 from crucible_trio.settings.values import quote
@@ -27,6 +27,9 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Silence after which the server sends a comment. Proxies cut silent connections after 30 to 60 s."""
     retry_milliseconds: Count = 1000
     """How long a browser waits before it reconnects. Without this line it waits 3 s."""
+    hold_seconds: Seconds = 2.0
+    """How long the OpenAI-compatible APIs wait with their status line for an upstream server's answer, so that its
+    refusal becomes a status. 0: not at all."""
     max_request_bytes: Count = 256 * 1024
     """Size limit of a request body."""
     keys: dict[Text, Secret] = {}
@@ -37,7 +40,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     allowed_origins: tuple[str, ...] = ()
     """Foreign pages that may call this server, as `https://host[:port]`. In the environment, comma-separated."""
     server_names: tuple[str, ...] = ()
-    """Host names that the server answers to in addition to the loopback names, while no keys are configured."""
+    """Host names that the server answers to while no keys are configured, besides `localhost` and IP addresses. In a
+    container network this is the name of the service. In the environment, comma-separated."""
 
     # The OpenAI-compatible API.
     openai_deep_efforts: tuple[Effort, ...] = ("medium", "high", "xhigh", "max")

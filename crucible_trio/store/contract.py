@@ -54,7 +54,10 @@ class StreamStore(Protocol):
         """
 
     async def release(self, owner: str, key: str, stream_id: str) -> None:
-        """Give a claimed key back, because its stream did not start. Does nothing if another stream holds the key."""
+        """Give a key back, because its stream did not start or was refused. Then a repeat starts another stream.
+
+        Does nothing if another stream holds the key.
+        """
 
     async def create(self, facts: StreamFacts) -> Log:
         """Make the log of a new stream, and count the stream as its owner's.

@@ -88,3 +88,13 @@ def test_expiry_begins_exactly_at_the_next_deadline(steps: list[tuple[float, tup
             assert clock.expired(deadline - 1e-6, queued) is None
         else:
             assert clock.expired(1e12, queued) is None
+
+
+def test_an_expected_reader_has_its_own_time_or_a_longer_grace_period() -> None:
+    for grace, may_be_late, ends in ((20, True, 23), (20, False, 8), (1, True, 8), (1, False, 8)):
+        clock = new_clock(grace=grace)
+        clock.reader_expected(3, within=5, may_be_late=may_be_late)
+        assert clock.next_deadline(0) == ends
+        assert clock.expired(ends, 0) == "grace"
+        clock.reader_attached()
+        assert clock.expired(ends, 0) is None

@@ -1,6 +1,7 @@
 """Promise 6: a stream has exactly one terminal record. It comes last and says how the stream ended."""
 
 from collections.abc import AsyncIterator, Callable
+from typing import get_args
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from crucible_trio.records import (
     TERMINAL,
     AnyRecord,
     ErrorInfo,
+    IncompleteReason,
     ReasoningDone,
     StreamCompleted,
     StreamCreated,
@@ -73,6 +75,14 @@ async def test_finish_reason_length_makes_the_stream_incomplete(
     terminal, text = await end_of(scripted("a", Finish("length", Usage(1, 1))))
     assert terminal == StreamIncomplete(terminal.seq, "max_output_tokens", Usage(1, 1), terminal.timings)
     assert text == "a"
+
+
+@pytest.mark.parametrize("reason", get_args(IncompleteReason))
+async def test_an_engine_can_end_with_the_reason_of_any_limit(
+    end_of: Callable, scripted: Callable, autojump_clock: MockClock, reason: IncompleteReason
+) -> None:
+    terminal, _ = await end_of(scripted("a", Finish(reason, Usage(1, 1))))
+    assert terminal == StreamIncomplete(terminal.seq, reason, Usage(1, 1), terminal.timings)
 
 
 async def test_a_finish_without_a_piece_completes_with_empty_text(
@@ -299,7 +309,7 @@ async def test_a_full_log_stops_the_engine_and_keeps_everything_readable(
     scripted: Callable, records_in: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*[step for _ in range(50) for step in (Reasoning("x" * 1000, 0), 1)])
-    async with open_pipeline(engine, Settings(stream_log_bytes=8192)) as pipeline:
+    async with open_pipeline(engine, Settings(stream_log_bytes=10_240)) as pipeline:
         stream = await pipeline.start(Request("q"), on_disconnect="continue")
         await trio.sleep(100)
         records = records_in(stream)
@@ -316,7 +326,7 @@ async def test_a_stream_is_not_completed_if_the_rest_of_its_buffer_does_not_fit(
     scripted: Callable, records_in: Callable, autojump_clock: MockClock
 ) -> None:
     engine = scripted(*["x" * 1000] * 8, Finish("stop", Usage(1, 8)))
-    async with open_pipeline(engine, Settings(stream_log_bytes=8192)) as pipeline:
+    async with open_pipeline(engine, Settings(stream_log_bytes=10_240)) as pipeline:
         stream = await pipeline.start(Request("q"))  # no reader: all pieces are still buffered when the engine returns
         await wait_all_tasks_blocked()
         assert len(engine.written) == 8

@@ -20,7 +20,12 @@ def test_every_error_is_a_crucible_error() -> None:
         (errors.InvalidLastEventIdError(), ValueError, {}),
         (errors.CursorAheadError(5, 3), ValueError, {"after": 5, "head": 3}),
         (errors.EngineError("busy", "Later.", retryable=True), Exception, {"code": "busy", "retryable": True}),
-        (errors.EngineError("gone", "Never."), Exception, {"message": "Never.", "retryable": False}),
+        (errors.EngineError("gone", "Never."), Exception, {"message": "Never.", "retryable": False, "status": None}),
+        (
+            errors.EngineError("busy", "Later.", status=429, retry_after=30.0),
+            Exception,
+            {"status": 429, "retry_after": 30.0, "upstream": None},
+        ),
         (errors.ServerRefusedError(429, "owner_limit", "No."), Exception, {"status": 429, "code": "owner_limit"}),
         (errors.StreamLostError("lost", 7), Exception, {"last_seq": 7}),
         (errors.ConfigError("wrong"), ValueError, {}),

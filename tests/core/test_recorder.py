@@ -1,6 +1,7 @@
 import json
 from collections.abc import Iterator
 from itertools import pairwise
+from math import inf, nan
 from typing import TypeAlias
 
 import pytest
@@ -17,10 +18,12 @@ from crucible_trio.content import (
     ToolCallEnd,
     ToolCallStart,
 )
+from crucible_trio.errors import EngineError, UpstreamReport
 from crucible_trio.output import MAX_CALL_ID_LENGTH, MAX_CALL_NAME_LENGTH
 from crucible_trio.recorder import MAX_FRAME_BYTES, TERMINAL_RESERVE_BYTES, Recorder, bounded_error
 from crucible_trio.records import (
     AnyRecord,
+    ErrorInfo,
     OutputDelta,
     ReasoningDelta,
     ReasoningDone,
@@ -501,93 +504,63 @@ def test_log_probabilities_that_do_not_fit_beside_their_text_are_split() -> None
     assert logprobs_of_records(records) == logprobs
 
 
-@pytest.mark.parametrize("character", ["a", "\x85", "😀"])
-def test_a_long_text_is_split_together_with_its_log_probabilities(character: str) -> None:
-    logprobs = [entry(character, 100) for _ in range(20)]
-    frames = new_recorder().add([Text(character * 9000, logprobs)])
-    assert all(len(frame) <= MAX_FRAME_BYTES for frame in frames)
-    records = decoded(frames)
-    assert "".join(deltas_of(records)) == character * 9000
-    assert logprobs_of_records(records) == logprobs
-    assert isinstance(records[0], OutputDelta)
-    assert records[0].logprobs
-
-
-def test_an_entry_that_is_too_large_for_any_frame_gets_a_record_of_its_own() -> None:
-    logprobs = [entry("a"), entry("b", MAX_FRAME_BYTES), entry("c")]
-    records = decoded(new_recorder().add([Text("abc", logprobs)]))
-    assert [found.logprobs for found in records if isinstance(found, OutputDelta)] == [[each] for each in logprobs]
-
-
-def test_log_probabilities_stay_with_the_first_part_of_a_piece_that_ends_in_half_a_character() -> None:
-    recorder = new_recorder()
-    assert decoded(recorder.add([Text("a\ud83d", [entry("a")])])) == [OutputDelta(1, "a", [entry("a")])]
-    assert decoded(recorder.add([Text("\ude00", [entry("b")])])) == [OutputDelta(2, "😀", [entry("b")])]
-    assert decoded(recorder.add([Text("\ud83d", [entry("c")])])) == [OutputDelta(3, "", [entry("c")])]
-    assert decoded(recorder.add([Text("", [entry("d")])])) == [OutputDelta(4, "", [entry("d")])]
-    assert decoded(recorder.add([Text("\ude00")])) == [OutputDelta(5, "😀")]
-
-
-# The byte cap
-
-
-@each_kind
-def test_recording_stops_before_the_first_record_that_would_pass_the_cap(kind: str) -> None:
-    recorder = Recorder(STREAM, max_bytes=TERMINAL_RESERVE_BYTES + 1000)
-    started = len(recorder.add(KINDS[kind]))
-    assert recorder.add([piece_of(kind, "a" * 500)])
-    assert recorder.add([piece_of(kind, "b" * 500)]) == []
-    assert recorder.full
-    assert recorder.add([piece_of(kind, "c")]) == []  # small enough to fit, but it would follow a gap
-    records = decoded(recorder.finish([piece_of(kind, "d")], ending))
-    assert records[-1] == ending(started + 2 + (kind == "reasoning"))
-    assert deltas_of(records) == []
-
-
-def test_a_call_whose_arguments_the_cap_refused_is_not_done() -> None:
-    recorder = Recorder(STREAM, max_bytes=TERMINAL_RESERVE_BYTES + 1000)
-    recorder.add([ToolCallStart("call_1", "weather"), ToolCallArguments("{")])
-    assert recorder.add([ToolCallArguments("b" * 1000), ToolCallEnd()]) == []
-    assert decoded(recorder.finish([ToolCallEnd()], ending)) == [ending(3)]
-
-
-def test_a_call_whose_start_the_cap_refused_leaves_no_record() -> None:
-    recorder = Recorder(STREAM, max_bytes=TERMINAL_RESERVE_BYTES + 1000)
-    assert recorder.add([ToolCallStart("i" * 1000, "weather"), ToolCallArguments("{}"), ToolCallEnd()]) == []
-    assert recorder.full
-    assert recorder.add([ToolCallStart("i", "weather")]) == []
-    assert decoded(recorder.finish([ToolCallArguments("{}"), ToolCallEnd()], ending)) == [ending(1)]
-
-
-def test_log_probabilities_count_towards_the_cap() -> None:
-    recorder = Recorder(STREAM, max_bytes=TERMINAL_RESERVE_BYTES + 1000)
-    assert recorder.add([Text("a", [entry("a", 1000)])]) == []
-    assert recorder.full
-
-
-def test_a_text_whose_log_probabilities_were_split_stops_at_the_cap() -> None:
-    logprobs = [entry(str(number), 2000) for number in range(20)]
-    recorder = Recorder(STREAM, max_bytes=TERMINAL_RESERVE_BYTES + 20_000)
-    records = decoded(recorder.add([Text("short", logprobs), Text("after")]))
-    assert recorder.full
-    assert deltas_of(records) == ["short", *[""] * (len(records) - 1)]
-    kept = logprobs_of_records(records)
-    assert 0 < len(kept) < 20
-    assert kept == logprobs[: len(kept)]
-
-
-@pytest.mark.parametrize("character", ["a", "\x85", "😀", "\x00"])
+@pytest.mark.parametrize("character", ["a", '"', "\x85", "\x9f", "\u2029", "😀", "\x00"])
 def test_the_reserve_fits_the_largest_possible_terminal_record(character: str) -> None:
-    error = bounded_error(character * 9999, character * 9999, retryable=True)
+    text = character * 9999
+    word = '"' * 128
+    error = EngineError(
+        text, text, retryable=True, status=599, retry_after=1e300 / 3, upstream=UpstreamReport(text, word, word, word)
+    )
     largest = Usage(2**63, 2**63, 2**63)
     recorder = new_recorder()
     recorder.add([Reasoning("x", 0)])
-    frames = recorder.finish([], lambda seq: StreamFailed(seq, error, largest, Timings(1e15 / 3, 1e15 / 3)))
+    info = bounded_error(error)
+    assert info.upstream is not None
+    assert info.upstream.type == word
+    frames = recorder.finish([], lambda seq: StreamFailed(seq, info, largest, Timings(1e15 / 3, 1e15 / 3)))
     assert [type(found) for found in decoded(frames)] == [ReasoningDone, StreamFailed]
     assert sum(map(len, frames)) <= TERMINAL_RESERVE_BYTES
 
 
 def test_an_errors_half_characters_are_replaced() -> None:
-    error = bounded_error("a\ud83d", "b\ude00", retryable=False)
-    assert (error.code, error.message) == ("a?", "b?")
+    error = bounded_error(EngineError("a\ud83d", "b\ude00", upstream=UpstreamReport("c\ud83d", "\ud83d")))
+    assert error == ErrorInfo("a?", "b?", False, upstream=UpstreamReport("c?"))
     json.dumps([error.code, error.message], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (UpstreamReport("too\r\nlong\x1b[2J\x9f", "t", "c", "p"), UpstreamReport("too long [2J ", "t", "c", "p")),
+        (UpstreamReport("m" * 1001), UpstreamReport("m" * 1000)),
+        (UpstreamReport("é" * 1000), UpstreamReport("é" * 1000)),
+        (UpstreamReport("😀" * 501), UpstreamReport("😀" * 500)),
+        (UpstreamReport("a" + "😀" * 501), UpstreamReport("a" + "😀" * 499)),
+        (UpstreamReport("m", "", "two words", "p" * 129), UpstreamReport("m")),
+        (UpstreamReport(None, "é", "c\n", "p" * 128), UpstreamReport(None, None, None, "p" * 128)),
+    ],
+)
+def test_the_words_of_an_upstream_are_bounded_and_free_of_control_characters(
+    said: UpstreamReport, kept: UpstreamReport
+) -> None:
+    assert bounded_error(EngineError("code", "Message.", upstream=said)).upstream == kept
+
+
+@pytest.mark.parametrize("retry_after", [-1.0, inf, nan])
+@pytest.mark.parametrize("status", [99, 600])
+def test_a_status_or_retry_after_that_cannot_be_one_is_left_out(status: int, retry_after: float) -> None:
+    error = EngineError("code", "Message.", status=status, retry_after=retry_after)
+    assert bounded_error(error) == ErrorInfo("code", "Message.", False)
+
+
+def test_a_failed_record_shows_the_status_and_the_words_of_the_upstream() -> None:
+    error = EngineError("c", "M.", status=429, retry_after=30.0, upstream=UpstreamReport("Slow down.", code="busy"))
+    frames = new_recorder().finish([], lambda seq: StreamFailed(seq, bounded_error(error), Usage(), Timings(None, 1.0)))
+    assert json.loads(frames[0].partition(b"data: ")[2].splitlines()[0])["error"] == {
+        "code": "c",
+        "message": "M.",
+        "retryable": False,
+        "status": 429,
+        "retry_after": 30.0,
+        "upstream": {"message": "Slow down.", "code": "busy"},
+    }

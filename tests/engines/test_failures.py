@@ -7,6 +7,7 @@ import json
 import pytest
 
 from crucible_trio.engines.upstream.failures import error_in_chunk, find_error, to_engine_error
+from crucible_trio.errors import UpstreamReport
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,8 @@ from crucible_trio.engines.upstream.failures import error_in_chunk, find_error, 
         ({"error_code": 429, "error_msg": "x"}, "upstream_refused", True),
         ({"detail": "Not authenticated"}, "upstream_error", True),
         ({"errors": [{"message": "x"}]}, "upstream_error", True),
-        ({"code": 401, "message": "no"}, "upstream_rejected", False),
+        ({"code": 401, "message": "no"}, "upstream_unauthorized", False),
+        ({"error": {"type": "permission_error", "message": "no"}}, "upstream_unauthorized", False),
         ({"status_code": 500, "message": "boom"}, "upstream_error", True),
         ({"code": "internal", "message": "boom"}, "upstream_error", True),
         ({"error": True}, "upstream_error", True),
@@ -84,7 +86,8 @@ def test_the_error_is_found_in_a_body() -> None:
     [
         (301, "upstream_rejected", False),
         (400, "upstream_rejected", False),
-        (401, "upstream_rejected", False),
+        (401, "upstream_unauthorized", False),
+        (403, "upstream_unauthorized", False),
         (404, "upstream_rejected", False),
         (408, "upstream_error", True),
         (429, "upstream_refused", True),
@@ -95,17 +98,73 @@ def test_the_error_is_found_in_a_body() -> None:
 )
 def test_each_status_has_its_code(status: int, code: str, retryable: bool) -> None:
     error = to_engine_error(status, None)
-    assert (error.code, error.retryable) == (code, retryable)
+    assert (error.code, error.retryable, error.status, error.upstream) == (code, retryable, status, None)
     assert f"HTTP {status}" in error.message
 
 
-def test_only_the_identifier_of_an_error_reaches_the_client() -> None:
-    body = b'{"error":{"code":"invalid_api_key","type":"x y","message":"Incorrect API key provided: sk-1234"}}'
-    assert to_engine_error(401, find_error(body)).message == (
-        "The upstream server rejected the request (HTTP 401, invalid_api_key)."
+def test_our_own_message_has_only_the_identifier_of_an_error() -> None:
+    body = b'{"error":{"code":"invalid_value","type":"x y","message":"The prompt was: hello"}}'
+    assert to_engine_error(400, find_error(body)).message == (
+        "The upstream server rejected the request (HTTP 400, invalid_value)."
     )
     body = b'{"error":{"code":"sk-1234","type":"the prompt was: hello"}}'
-    assert to_engine_error(401, find_error(body)).message == "The upstream server rejected the request (HTTP 401)."
+    assert to_engine_error(400, find_error(body)).message == "The upstream server rejected the request (HTTP 400)."
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_an_error_about_our_key_says_nothing_of_the_body(status: int) -> None:
+    body = b'{"error":{"code":"invalid_api_key","message":"Incorrect API key provided: sk-1234","param":"p"}}'
+    error = to_engine_error(status, find_error(body))
+    assert str(error) == (
+        f"upstream_unauthorized: The upstream server does not accept this server's key (HTTP {status})."
+    )
+    assert error.upstream is None
+
+
+@pytest.mark.parametrize(
+    ("error", "report"),
+    [
+        (
+            {"message": "Too long.", "type": "invalid_request_error", "code": "context_length_exceeded", "param": "m"},
+            UpstreamReport("Too long.", "invalid_request_error", "context_length_exceeded", "m"),
+        ),
+        ("Too long.", UpstreamReport("Too long.")),
+        (
+            {"object": "error", "message": "Too long.", "type": "BadRequestError", "param": None, "code": 400},
+            UpstreamReport("Too long.", "BadRequestError"),
+        ),
+        (
+            {"error_message": "Too long.", "error_type": "t", "error_code": "c"},
+            UpstreamReport("Too long.", "t", "c"),
+        ),
+        ({"detail": "Too long.", "code": "400"}, UpstreamReport("Too long.")),
+        ({"detail": [{"loc": ["body"]}], "message": ""}, UpstreamReport()),
+        (["Too long."], None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 404, 408, 413, 422, 429])
+def test_the_servers_words_are_kept_if_it_blames_the_request(status: int, error: object, report: object) -> None:
+    assert to_engine_error(status, error).upstream == report
+    assert to_engine_error(500, error).upstream is None
+    assert to_engine_error(302, error).upstream is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"code": 429}, 429),
+        ({"code": "context_length_exceeded"}, 400),
+        ({"type": "rate_limit_error"}, 429),
+        ({"message": "boom"}, None),
+    ],
+)
+def test_an_error_inside_the_stream_has_a_status_if_it_names_one(error: object, status: int | None) -> None:
+    assert to_engine_error(None, error).status == status
+
+
+def test_retry_after_is_kept() -> None:
+    assert to_engine_error(429, None, retry_after=30.0).retry_after == 30.0
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"x"', b"\xff", b"[" * 10_000])

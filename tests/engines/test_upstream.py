@@ -145,6 +145,7 @@ async def server(nursery: trio.Nursery) -> AsyncIterator[ScriptedServer]:
 @pytest.fixture(autouse=True)
 def short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "RETRY_DELAYS", (0.01, 0.02))
+    monkeypatch.setattr(retries, "NO_RESPONSE_DELAYS", (0.01, 0.02))
 
 
 def chunk(finish_reason: str | None = None, **delta: object) -> bytes:
@@ -599,7 +600,8 @@ HTML = b"<!doctype html>\n<html>\n\n<body>502 Bad Gateway</body>\n\n</html>\n"
     ("answer", "code", "retryable", "attempts"),
     [
         (status(400, body=b'{"error":{"message":"' + PROMPT.encode() + b'"}}'), "upstream_rejected", False, 1),
-        (status(401, body=b"no"), "upstream_rejected", False, 1),
+        (status(401, body=b"no"), "upstream_unauthorized", False, 1),
+        (status(403, body=b"no"), "upstream_unauthorized", False, 1),
         (status(404, body=HTML), "upstream_rejected", False, 1),
         (status(307, "Location: /elsewhere"), "upstream_rejected", False, 1),
         (status(429), "upstream_refused", True, 3),

@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from crucible_trio.apis.openai.errors import CLIENTS_FAULT
 from crucible_trio.content import Reasoning
 from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
@@ -88,12 +89,12 @@ async def test_a_long_log_becomes_one_answer(open_api, autojump_clock: MockClock
     ("steps", "status", "code", "retry_after"),
     [
         ([EngineError("upstream_refused", "Busy.", retryable=True)], 503, "upstream_refused", "5"),
-        ([EngineError("model_failed", "No.")], 500, "model_failed", None),
+        ([EngineError("model_failed", "No.")], 400, "model_failed", None),
         ([EngineError("prompt_too_long", "No.")], 400, "prompt_too_long", None),
         ([EngineError("unsupported_conversation", "No.", retryable=True)], 400, "unsupported_conversation", None),
-        ([ValueError("secret")], 500, "engine_error", None),
-        ([1000], 504, "idle_deadline", None),
-        ([Repeat([1, "b"])], 504, "total_deadline", None),
+        ([ValueError("secret")], 400, "engine_error", None),
+        ([1000], 400, "idle_deadline", None),
+        ([Repeat([1, "b"])], 400, "total_deadline", None),
     ],
 )
 async def test_a_failure_has_a_status_and_says_whether_to_retry(
@@ -101,7 +102,7 @@ async def test_a_failure_has_a_status_and_says_whether_to_retry(
 ) -> None:
     async with open_api("a", *steps, total_seconds=200, idle_seconds=100) as api:
         answer = await api.chat()
-        kind = "invalid_request_error" if status == 400 else "server_error"
+        kind = "invalid_request_error" if code in CLIENTS_FAULT else "server_error"
         assert (answer.status, answer.error["code"], answer.error["type"]) == (status, code, kind)
         assert answer.headers.get("retry-after") == retry_after
         # The partial answer is not lost.
@@ -109,13 +110,13 @@ async def test_a_failure_has_a_status_and_says_whether_to_retry(
         # With a key the same request gets the same failure again.
         for _ in range(2):
             answer = await api.chat(KEY)
-            assert answer.error["code"] == code
+            assert (answer.status, answer.error["code"]) == (400, code)
             assert answer.headers["x-should-retry"] == "false"
         assert api.engine.calls == 2
 
 
 @pytest.mark.parametrize(
-    ("by", "status", "retry_after"), [("client", 499, None), ("disconnect", 499, None), ("shutdown", 503, "5")]
+    ("by", "status", "retry_after"), [("client", 400, None), ("disconnect", 400, None), ("shutdown", 503, "5")]
 )
 async def test_a_cancelled_stream_is_an_error_status(
     open_api, by, status, retry_after, autojump_clock: MockClock

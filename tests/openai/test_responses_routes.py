@@ -182,7 +182,7 @@ def text_of_message(response: dict[str, object]) -> str:
 
 @pytest.mark.parametrize(
     ("code", "retryable", "status"),
-    [("upstream_timeout", True, 503), ("upstream_timeout", False, 500), ("prompt_too_long", False, 400)],
+    [("upstream_timeout", True, 503), ("upstream_timeout", False, 400), ("prompt_too_long", False, 400)],
 )
 async def test_without_stream_a_failure_is_an_http_error(
     code: str, retryable: bool, status: int, open_api, autojump_clock

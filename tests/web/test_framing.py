@@ -90,7 +90,7 @@ async def test_every_other_end_has_its_exact_bytes(open_api, steps, fields, last
 
 
 async def test_a_full_log_ends_as_incomplete_with_everything_recorded(open_api, autojump_clock: MockClock) -> None:
-    async with open_api(*["x" * 1000, 0.1] * 20, stream_log_bytes=8192) as api:
+    async with open_api(*["x" * 1000, 0.1] * 20, stream_log_bytes=10_240) as api:
         answer = await api.stream()
         assert answer.events[-1]["reason"] == "log_limit"
         assert answer.types == ["stream.created", *["output.delta"] * 3, "stream.incomplete"]

@@ -143,6 +143,7 @@ class ErrorAnswer:
         message: A sentence for people.
         param: The field at fault, as a dotted path. None if it is the request as a whole.
         retry_after: When to try again, in seconds. None where trying again does not help.
+        type: The coarse kind for APIs that have one. None: the status decides.
     """
 
     status: int
@@ -150,6 +151,7 @@ class ErrorAnswer:
     message: str
     param: str | None = None
     retry_after: int | None = None
+    type: str | None = None
 
 
 class ErrorShape(Protocol):

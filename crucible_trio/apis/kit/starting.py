@@ -16,6 +16,7 @@ from crucible_trio.apis.kit.registration import stream_url
 from crucible_trio.apis.kit.replies import event_response
 from crucible_trio.errors import TooManyReadersError
 from crucible_trio.pipeline import Pipeline
+from crucible_trio.records import StreamFailed, Terminal
 from crucible_trio.request import OnDisconnect, Request
 from crucible_trio.stream import Stream
 
@@ -28,10 +29,12 @@ class StartedStream(NamedTuple):
     Attributes:
         stream: The stream.
         joined: Whether an earlier request with the same idempotency key started it.
+        was_over: Whether it had ended before this request.
     """
 
     stream: Stream
     joined: bool
+    was_over: bool
 
 
 async def start_or_join(
@@ -42,6 +45,8 @@ async def start_or_join(
     key: str | None,
     on_disconnect: OnDisconnect | None = None,
     starts_with_reader: bool = True,
+    may_hold: bool = False,
+    client_retries: bool = False,
     facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
 ) -> StartedStream:
     """Start a stream, or join the one that an earlier request with the same idempotency key started.
@@ -55,6 +60,8 @@ async def start_or_join(
             without a cursor: with a key the stream pauses, because the client can repeat the request and join. Without
             a key it is cancelled, because the client cannot come back.
         starts_with_reader: Call the engine when a reader has record 1. Otherwise call it immediately.
+        may_hold: The route calls `hold` next.
+        client_retries: Whether a refusal is answered with a status, so that the client decides about a retry.
         facts: Facts of the stream that the API needs later, under the API's name (`StreamFacts.for_apis`).
 
     Raises:
@@ -66,9 +73,50 @@ async def start_or_join(
         owner=owner,
         on_disconnect=on_disconnect or ("cancel" if key is None else "pause"),
         starts_with_reader=starts_with_reader,
+        may_hold=may_hold,
+        client_retries=client_retries,
         facts=facts,
     )
-    return StartedStream(stream, joined)
+    return StartedStream(stream, joined, joined and stream.log.finished)
+
+
+async def hold(started: StartedStream, seconds: float) -> Terminal | None:
+    """Wait with the status line until the engine has answered, if it waits for an upstream.
+
+    Args:
+        started: What `start_or_join` with `may_hold` returned.
+        seconds: The longest time to wait.
+
+    Returns:
+        The end of a stream that has already ended without any output. None: answer with the stream.
+
+    Checkpoints: only if it waits. Cancellation: the client has left, and the stream's policy decides.
+    """
+    stream = started.stream
+    if stream.hold is None or started.was_over:
+        return None
+    if started.joined:
+        stream.hold.join()
+    await stream.hold.wait(seconds)
+    return stream.terminal if _is_without_output(stream) else None
+
+
+async def discard_refused(pipeline: Pipeline, started: StartedStream, key: str | None) -> bool:
+    """Discard a stream that has failed before any output: no client can find it, and its idempotency key is free.
+
+    Returns:
+        Whether it was such a stream. One that had ended before this request is kept.
+    """
+    stream = started.stream
+    if started.was_over or not isinstance(stream.terminal, StreamFailed) or not _is_without_output(stream):
+        return False
+    await pipeline.discard(stream, key)
+    return True
+
+
+def _is_without_output(stream: Stream) -> bool:
+    """Whether a stream has ended with nothing between its first and its terminal record."""
+    return stream.log.finished and stream.log.head == 2
 
 
 def event_stream(context: ApiContext, stream: Stream, dialect: Dialect) -> Response:
@@ -97,8 +145,8 @@ def check_room(stream: Stream) -> None:
         raise TooManyReadersError(stream.max_readers)
 
 
-async def read_to_end(stream: Stream) -> None:
-    """Wait for the terminal record as a reader of the stream, so that the engine runs while the client waits.
+async def read_to_end(stream: Stream) -> Terminal:
+    """Read to the terminal record as a reader of the stream, so that the engine runs while the client waits.
 
     Raises:
         TooManyReadersError: The stream has no place for another reader.
@@ -108,6 +156,8 @@ async def read_to_end(stream: Stream) -> None:
     async with stream.attach() as reader:
         async for _ in reader:
             pass
+    assert stream.terminal is not None
+    return stream.terminal
 
 
 async def forget(pipeline: Pipeline, stream: Stream) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Final, final
 
 import msgspec
 
 from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, UnauthorizedError
-from crucible_trio.errors import CrucibleError
+from crucible_trio.errors import CrucibleError, UpstreamReport
 from crucible_trio.records import (
     CancelledBy,
+    ErrorInfo,
     IncompleteReason,
     StreamCancelled,
     StreamFailed,
@@ -18,8 +20,7 @@ from crucible_trio.records import (
     Terminal,
 )
 
-# Engine codes that say this model can never answer the request. `upstream_rejected` is not one of them: the upstream
-# may have rejected this server's own key.
+# Engine codes that say this model can never answer the request.
 CLIENTS_FAULT: Final = frozenset({"prompt_too_long", "unsupported_conversation"})
 
 # The client has set these limits or can know them, so a stream that they end counts as cut to length. A deadline is
@@ -53,12 +54,14 @@ OPENAI_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
     ModelNotFoundError: ErrorRule(404, "model_not_found"),
 }
 
-_TYPES: Final = {
-    401: "authentication_error",
-    403: "permission_error",
-    429: "rate_limit_error",
-    499: "server_error",  # a cancelled stream is not the request's fault
-}
+_TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+# Statuses of an upstream that are passed on. Clients repeat some of the others, such as 408, 409 and 425, and LangChain
+# JS also repeats 410, 415, 422 and 499.
+_KEPT_STATUS: Final = frozenset({400, 401, 403, 404, 413})
+
+# Seconds, where the upstream names none.
+_RETRY_AFTER: Final = 5
 
 
 @final
@@ -93,7 +96,7 @@ class OpenAIErrorShape:
 
     def body(self, answer: ErrorAnswer) -> object:
         """The JSON of the response."""
-        kind = _TYPES.get(answer.status) or ("invalid_request_error" if answer.status < 500 else "server_error")
+        kind = answer.type or _type_of(answer.status)
         return OpenAIErrorEvent(OpenAIErrorBody(answer.message, kind, answer.param, answer.code))
 
     def headers(self, answer: ErrorAnswer) -> Mapping[str, str]:
@@ -115,8 +118,7 @@ def error_of(terminal: Terminal) -> OpenAIErrorBody | None:
     """
     match terminal:
         case StreamFailed(error=error):
-            kind = "invalid_request_error" if error.code in CLIENTS_FAULT else "server_error"
-            return OpenAIErrorBody(error.message, kind, None, error.code)
+            return error_of_failure(error)
         case StreamIncomplete(reason=reason) if reason not in _CUT_TO_LENGTH:
             return OpenAIErrorBody(_DEADLINES[reason], "server_error", None, reason)
         case StreamCancelled(by=by):
@@ -124,8 +126,20 @@ def error_of(terminal: Terminal) -> OpenAIErrorBody | None:
     return None
 
 
+def error_of_failure(error: ErrorInfo) -> OpenAIErrorBody:
+    """The error of a failed stream, in the upstream's words if it blamed the request."""
+    status = 400 if error.code in CLIENTS_FAULT else error.status
+    if status is None or not 400 <= status < 500:
+        return OpenAIErrorBody(error.message, "server_error", None, error.code)
+    said = error.upstream or UpstreamReport()
+    code = said.code or (error.code if status in _KEPT_STATUS or status == 429 else f"upstream_{status}")
+    return OpenAIErrorBody(said.message or error.message, said.type or _type_of(status), said.param, code)
+
+
 def failure_answer(terminal: Terminal, *, repeatable: bool) -> ErrorAnswer:
     """How to answer a stream that did not end well, while the status line can still be chosen.
+
+    A failure that a repeat cannot mend gets a status that no client repeats. Each repeat would be a whole generation.
 
     Args:
         terminal: Its last record, for which `error_of` has an error.
@@ -134,15 +148,23 @@ def failure_answer(terminal: Terminal, *, repeatable: bool) -> ErrorAnswer:
     error = error_of(terminal)
     assert error is not None
     assert error.code is not None
-    status, may_retry = 499, False  # the status that proxies log for a client that closed its request
+    status, retry_after = 400, None
     match terminal:
-        case StreamFailed() if error.code in CLIENTS_FAULT:
-            status = 400
         case StreamFailed(error=failure):
-            may_retry = failure.retryable and repeatable
-            status = 503 if may_retry else 500
-        case StreamIncomplete():  # a deadline, and the same request would take as long again
-            status = 504
+            if failure.status in _KEPT_STATUS:
+                status = failure.status
+            elif failure.code not in CLIENTS_FAULT and repeatable and _may_be_mended(failure):
+                status = 429 if failure.status == 429 else 503
+                retry_after = _RETRY_AFTER if failure.retry_after is None else ceil(failure.retry_after)
         case StreamCancelled(by="shutdown"):  # a new process knows no idempotency keys, so a repeat starts anew
-            status, may_retry = 503, True
-    return ErrorAnswer(status, error.code, error.message, retry_after=5 if may_retry else None)
+            status, retry_after = 503, _RETRY_AFTER
+    return ErrorAnswer(status, error.code, error.message, error.param, retry_after, error.type)
+
+
+def _may_be_mended(failure: ErrorInfo) -> bool:
+    """Whether a repeat may succeed soon. Gateways report the end of a long generation as 408: not that one."""
+    return failure.retryable and (failure.status is None or failure.status == 429 or failure.status >= 500)
+
+
+def _type_of(status: int) -> str:
+    return _TYPES.get(status) or ("invalid_request_error" if status < 500 else "server_error")

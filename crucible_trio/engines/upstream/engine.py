@@ -4,7 +4,8 @@ Easy to get wrong:
 
 * A silent server has not failed. The stream's deadlines limit how long a model may think, so only connecting has a
   timeout here.
-* A request is sent again only while the server has not begun a stream. A later retry could repeat text.
+* A request is sent again only while no status came. For a client that cannot repeat it, it is also sent again after
+  429 and 503. A later retry could repeat text.
 * Some servers refuse fields that they do not know. After such an answer the request is sent again without the fields
   that this engine adds.
 
@@ -14,7 +15,8 @@ The codes a stream can fail with, and whether a new stream may succeed:
 `upstream_unreachable`       no connection (yes)
 `upstream_timeout`           connecting took too long (yes)
 `upstream_refused`           status 429, 503 or 529, or the server reported one inside its stream (yes)
-`upstream_rejected`          another status below 500, such as for a wrong key or a prompt that is too long (no)
+`upstream_unauthorized`      status 401 or 403: the server does not accept this server's key (no)
+`upstream_rejected`          another status below 500, such as for a prompt that is too long (no)
 `upstream_error`             status 5xx or 408, or the server reported a failure inside its stream (yes). A report that
                              blames the request is `upstream_rejected`
 `upstream_ended_early`       the connection or the body ended before the model did (yes)
@@ -30,6 +32,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from typing import Final, Literal, final
 
+import msgspec
 import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
@@ -39,7 +42,7 @@ from crucible_trio.engines.upstream.response import read_error_response, relay_c
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
-from crucible_trio.errors import EngineError
+from crucible_trio.errors import EngineError, UpstreamReport
 from crucible_trio.http import (
     ConnectFailedError,
     ConnectTimeoutError,
@@ -106,6 +109,7 @@ async def open_upstream(
             name="upstream",
             models=models,
             capabilities=Capabilities(sampling=frozenset({"temperature", "top_p", "seed", "stop"})),
+            waits_for_upstream=True,
         )
         logger.info("upstream %s, default model %s", url.without_query(), models[0])
         yield UpstreamEngine(
@@ -117,6 +121,7 @@ async def open_upstream(
             limit_field=limit_field,
             think_tags=think_tags,
             starts_in_trace=starts_in_trace,
+            key=key,
         )
 
 
@@ -140,6 +145,7 @@ class UpstreamEngine:
         limit_field: LimitField,
         think_tags: Mapping[str, str],
         starts_in_trace: Collection[Mode],
+        key: str | None,
     ) -> None:
         self.info = info
         self.skipped_fields = 0
@@ -150,6 +156,7 @@ class UpstreamEngine:
         self._limit_field = limit_field
         self._think_tags = think_tags
         self._starts_in_trace = frozenset(starts_in_trace)
+        self._key = key
         modes = {name for fields in thinking.values() for name in fields}
         defaults = modes if thinking == THINKING else set()
         # Fields that the operator has chosen are never left out.
@@ -164,9 +171,17 @@ class UpstreamEngine:
         Raises:
             EngineError: With one of this module's codes.
         """
+        try:
+            return await self._generate(request, output)
+        except EngineError as error:
+            if self._key is not None and _quotes(error.upstream, self._key):
+                error.upstream = None
+            raise
+
+    async def _generate(self, request: Request, output: Output) -> Finish:
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
-        schedule = RetrySchedule()
+        schedule = RetrySchedule(client_retries=output.client_retries)
         while True:
             fields = self._body(request, model, left_out)
             is_overloaded = False
@@ -178,6 +193,7 @@ class UpstreamEngine:
             else:
                 async with response:
                     if response.is_success:
+                        output.accepted()
                         self._remember(model, left_out)
                         return await self._relay(response, request, output)
                     failure, content = await read_error_response(response)
@@ -189,7 +205,7 @@ class UpstreamEngine:
                 if response.status in {400, 422} and (named := named_in(content, self._configured)):
                     names = ", ".join(sorted(named))
                     logger.warning("the upstream server's error names fields of the settings: %s", names)
-                delay, is_overloaded = schedule.after_error_response(response), True
+                delay, is_overloaded = schedule.after_error_response(failure), True
             if delay is None:
                 logger.warning("%s", failure)
                 raise failure
@@ -231,6 +247,10 @@ class UpstreamEngine:
     async def _send(self, content: bytes) -> HttpResponse:
         headers = {"Content-Type": "application/json"}
         return await self._client.send("POST", self._url, headers=headers, content=content)
+
+
+def _quotes(report: UpstreamReport | None, key: str) -> bool:
+    return report is not None and any(key in word for word in msgspec.structs.astuple(report) if word is not None)
 
 
 def _no_response(error: HttpError) -> EngineError:

@@ -11,12 +11,12 @@ Servers report a failure inside a stream in many forms, all of them under status
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from crucible_trio.errors import EngineError
+from crucible_trio.errors import EngineError, UpstreamReport
 
 # A server's identifier for an error, such as exceed_context_size_error. The server's sentence may quote the prompt or
 # the key, an identifier does not.
@@ -26,6 +26,7 @@ _CODE_FIELDS: Final = ("code", "status", "status_code", "error_code")
 _WORD_FIELDS: Final = ("code", "error_code", "type", "error_type", "status")
 # Fields that say by their presence that an object without choices is an error.
 _ERROR_FIELDS: Final = ("error_type", "error_message", "error_code", "errors", "detail")
+_MESSAGE_FIELDS: Final = ("message", "error_message", "error_msg", "detail")
 # Values of a code or status with which a server says that all is well.
 _SUCCESS: Final = (0, 200, "0", "200", "ok", "success")
 
@@ -87,29 +88,60 @@ def error_in_chunk(chunk: Mapping[str, Any]) -> object:
     return None
 
 
-def to_engine_error(status: int | None, error: object) -> EngineError:
+def to_engine_error(status: int | None, error: object, *, retry_after: float | None = None) -> EngineError:
     """Translate a server's error into the error that the client gets.
+
+    The sentence of the result is ours, and may be logged. The server's own words are apart (`EngineError.upstream`).
+    They are kept only if the server blames the request. An error about this server's key is never quoted.
 
     Args:
         status: The HTTP status. None for a failure inside a stream, where the error's `code` counts.
         error: What `find_error` or `error_in_chunk` returned.
+        retry_after: Seconds after which the server wants to be asked again.
     """
     fields = error if isinstance(error, dict) else {}
     words = [word for name in _WORD_FIELDS if isinstance(word := fields.get(name), str) and _IDENTIFIER.fullmatch(word)]
     facts = words[:1]
     if status is not None:
         facts.insert(0, f"HTTP {status}")
-    elif (number := _status_in(fields)) is not None:
-        facts.insert(0, f"code {number}")
-        status = number
+    elif (status := _status_in(fields)) is not None:
+        facts.insert(0, f"code {status}")
     else:
-        status = next((_STATUS_OF_WORD[word.lower()] for word in words if word.lower() in _STATUS_OF_WORD), 500)
+        status = next((_STATUS_OF_WORD[word.lower()] for word in words if word.lower() in _STATUS_OF_WORD), None)
+    if status in {401, 403}:
+        message = f"The upstream server does not accept this server's key ({facts[0]})."
+        return EngineError("upstream_unauthorized", message, status=status)
     suffix = f" ({', '.join(facts)})." if facts else "."
     if status in {429, 503, 529}:  # 529: Anthropic
-        return EngineError("upstream_refused", f"The upstream server is overloaded{suffix}", retryable=True)
-    if 300 <= status < 500 and status != 408:
-        return EngineError("upstream_rejected", f"The upstream server rejected the request{suffix}")
-    return EngineError("upstream_error", f"The upstream server failed{suffix}", retryable=True)
+        failure = EngineError("upstream_refused", f"The upstream server is overloaded{suffix}", retryable=True)
+    elif status is not None and 300 <= status < 500 and status != 408:
+        failure = EngineError("upstream_rejected", f"The upstream server rejected the request{suffix}")
+    else:
+        failure = EngineError("upstream_error", f"The upstream server failed{suffix}", retryable=True)
+    failure.status = status
+    failure.retry_after = retry_after
+    if status is not None and 400 <= status < 500:
+        failure.upstream = _report(error)
+    return failure
+
+
+def _report(error: object) -> UpstreamReport | None:
+    """The server's own words, if there are any."""
+    if isinstance(error, str):
+        return UpstreamReport(error)
+    if not isinstance(error, dict):
+        return None
+    code = _text_in(error, ("code", "error_code"))
+    return UpstreamReport(
+        _text_in(error, _MESSAGE_FIELDS),
+        _text_in(error, ("type", "error_type")),
+        None if code is None or code.isdecimal() else code,
+        _text_in(error, ("param",)),
+    )
+
+
+def _text_in(fields: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    return next((value for name in names if isinstance(value := fields.get(name), str) and value), None)
 
 
 def _says_something(value: object) -> bool:

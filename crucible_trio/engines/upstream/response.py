@@ -21,6 +21,7 @@ from crucible_trio.content import Piece, Reasoning, Refusal, Text
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
 from crucible_trio.engines.upstream.reading import CompletionReader
+from crucible_trio.engines.upstream.retries import parse_retry_after
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.errors import EngineError
@@ -97,7 +98,8 @@ async def read_error_response(response: HttpResponse) -> tuple[EngineError, byte
     with trio.move_on_after(_ERROR_BODY_TIMEOUT), suppress(HttpError):
         while len(content) < _MAX_ERROR_BODY and (chunk := await response.read()):
             content += chunk
-    return to_engine_error(response.status, find_error(content)), content
+    retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
+    return to_engine_error(response.status, find_error(content), retry_after=retry_after), content
 
 
 async def _read_completion(body: UpstreamBody, reader: CompletionReader, output: Output) -> tuple[bool, bool]:

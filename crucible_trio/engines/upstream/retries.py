@@ -1,4 +1,8 @@
-"""When a request to an upstream server is sent again, and after how many seconds. No trio: nothing here waits."""
+"""When a request to an upstream server is sent again, and after how many seconds. No trio: nothing here waits.
+
+A server that has answered is asked again only for a client that cannot repeat its request. Two sides that both repeat
+multiply their attempts.
+"""
 
 from __future__ import annotations
 
@@ -7,54 +11,65 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, final
 
-from crucible_trio.http import HttpResponse
+from crucible_trio.errors import EngineError
 
 # Seconds before the second and the third attempt, the last one. Together they outlast a dropped connection or a load
 # balancer's failover. A restart takes longer, and the client should hear about it. Up to half of each delay is taken
-# off at random, so that many streams that failed together do not return together.
+# off at random, so that many streams that failed together do not return together. Without a response they are shorter
+# than a hold (`hold_seconds`), so that an unreachable server becomes a status too.
 RETRY_DELAYS: Final = (0.5, 2.0)
+NO_RESPONSE_DELAYS: Final = (0.5, 1.0)
 # A longer Retry-After is left to the client, which can show it and give up.
 MAX_RETRY_AFTER: Final = 10.0
+# Seconds. Limits what is passed on: a daily or weekly quota is the longest that servers name.
+_LONGEST_RETRY_AFTER: Final = 7 * 24 * 3600.0
 _RETRIED_STATUS: Final = frozenset({429, 503})
 
 
 @final
 class RetrySchedule:
-    """The attempts that one request has left. Call one of the methods after each failed attempt."""
+    """The attempts that one request has left. Call one of the methods after each failed attempt.
 
-    def __init__(self) -> None:
-        self._delays = iter(RETRY_DELAYS)
+    Args:
+        client_retries: As `Output.client_retries`.
+    """
+
+    def __init__(self, *, client_retries: bool) -> None:
+        self._client_retries = client_retries
+        self._attempts = 0
 
     def after_no_response(self) -> float | None:
-        """Seconds to wait before the next attempt when no response came. None: give up."""
-        delay = next(self._delays, None)
-        return None if delay is None else delay * random.uniform(0.5, 1.0)
+        """Seconds to wait before the next attempt when no status came. None: give up."""
+        return self._next(NO_RESPONSE_DELAYS)
 
-    def after_error_response(self, response: HttpResponse) -> float | None:
+    def after_error_response(self, failure: EngineError) -> float | None:
         """Seconds to wait before the next attempt after an error status. None: give up."""
-        delay = self.after_no_response()
-        if delay is None or response.status not in _RETRIED_STATUS:
+        delay = self._next(RETRY_DELAYS)
+        if delay is None or self._client_retries or failure.status not in _RETRIED_STATUS:
             return None
-        asked = parse_retry_after(response.headers.get("Retry-After", ""))
-        if asked is None:
+        if failure.retry_after is None:
             return delay
-        return asked if asked <= MAX_RETRY_AFTER else None
+        return failure.retry_after if failure.retry_after <= MAX_RETRY_AFTER else None
+
+    def _next(self, delays: tuple[float, ...]) -> float | None:
+        self._attempts += 1
+        return delays[self._attempts - 1] * random.uniform(0.5, 1.0) if self._attempts <= len(delays) else None
 
 
 def parse_retry_after(value: str) -> float | None:
     """Read a `Retry-After` header: a number of seconds, or a date.
 
     Returns:
-        Seconds from now. None if the value is neither.
+        Seconds from now, at most a week. None if the value is neither.
 
     Source: RFC 9110, 10.2.3.
     """
-    if value.isdecimal():
-        return float(value)
+    if value.isascii() and value.isdecimal():
+        return min(float(value), _LONGEST_RETRY_AFTER)
     try:
         moment = parsedate_to_datetime(value)
     except ValueError:
         return None
     if moment.tzinfo is None:
         return None
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    return min(max(0.0, (moment - datetime.now(UTC)).total_seconds()), _LONGEST_RETRY_AFTER)

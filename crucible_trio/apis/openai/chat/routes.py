@@ -1,18 +1,19 @@
 """The route of the chat completions API.
 
-How the end of a stream is answered. With `stream`, the status line is sent before the model begins, so every end is in
-the events.
+How the end of a stream is answered. With `stream`, the status line waits for an upstream's answer, at most
+`hold_seconds`. A stream that ends badly before its status line is answered as without `stream`.
 
-| the stream | with `stream` | without |
+| the stream | after the status line | before it |
 |---|---|---|
 | completed | `finish_reason` of the engine: `stop`, `content_filter` | 200, the same |
 | incomplete: `max_output_tokens`, `log_limit` | `finish_reason: length` | 200, the same |
-| incomplete: a deadline | an event with an `error` and no `[DONE]`, `code` is the reason | 504 |
-| failed | the same, `code` and `message` are the engine's | 503 if retryable, 400 for `CLIENTS_FAULT`, else 500 |
-| cancelled | the same, `code` is `cancelled` | 503 at shutdown, otherwise 499 |
+| incomplete: a deadline | an event with an `error` and no `[DONE]`, `code` is the reason | 400 |
+| failed | the same, `code` and `message` are the engine's or the upstream's | `failure_answer` |
+| cancelled | the same, `code` is `cancelled` | 503 at shutdown, otherwise 400 |
 
-An answer has `Retry-After` if a retry may help. All other errors tell the SDKs not to retry. With an idempotency key
-the same request finds the same end, so then a retry helps only after a shutdown.
+An answer has `Retry-After` if a retry may help. All other errors have a status that no client repeats. With an
+idempotency key the same request finds the same end, so then a retry helps only after a shutdown, or if nothing was
+written: that stream is discarded together with its key.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion, lo
 from crucible_trio.apis.openai.chat.requests import read_request
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, error_of, failure_answer
 from crucible_trio.apis.openai.request_builder import RequestBuilder
-from crucible_trio.stream import Stream
+from crucible_trio.records import Terminal
 
 
 @final
@@ -61,18 +62,36 @@ class ChatApi:
         body = await read_body(request, self._context.settings.max_request_bytes)
         asked = read_request(body, self._builder)
         key = idempotency_key(request.headers.get("Idempotency-Key"))
-        started = await starting.start_or_join(self._pipeline, asked.engine_request, owner=owner, key=key)
+        hold_seconds = self._context.settings.hold_seconds
+        started = await starting.start_or_join(
+            self._pipeline,
+            asked.engine_request,
+            owner=owner,
+            key=key,
+            may_hold=asked.stream and hold_seconds > 0,
+            client_retries=hold_seconds > 0 or not asked.stream,
+        )
+        stream = started.stream
+        end: Terminal | None
+        if asked.stream:
+            end = await starting.hold(started, hold_seconds)
+        else:
+            end = await starting.read_to_end(stream)
+        if end is not None and error_of(end) is not None:
+            return await self._refuse(started, end, key)
         if asked.stream:
             dialect = ChatDialect(include_usage=asked.include_usage)
-            response = starting.event_stream(self._context, started.stream, dialect)
+            response = starting.event_stream(self._context, stream, dialect)
         else:
-            response = name_stream(await self._whole(started.stream, has_key=key is not None), started.stream)
+            assert end is not None
+            completion = chat_completion(stream.snapshot(), end, logprobs_in(stream.log.read(0)))
+            response = name_stream(json_response(completion), stream)
         return starting.locate_stream(response, started)
 
-    async def _whole(self, stream: Stream, *, has_key: bool) -> Response:
-        await starting.read_to_end(stream)
-        assert stream.terminal is not None
-        if error_of(stream.terminal) is not None:
-            return error_response(failure_answer(stream.terminal, repeatable=not has_key), OPENAI_ERRORS)
-        logprobs = logprobs_in(stream.log.read(0))
-        return json_response(chat_completion(stream.snapshot(), stream.terminal, logprobs))
+    async def _refuse(self, started: starting.StartedStream, end: Terminal, key: str | None) -> Response:
+        is_discarded = await starting.discard_refused(self._pipeline, started, key)
+        answer = failure_answer(end, repeatable=key is None or is_discarded)
+        response = error_response(answer, OPENAI_ERRORS)
+        if is_discarded:
+            return response
+        return starting.locate_stream(name_stream(response, started.stream), started)

@@ -24,6 +24,7 @@ from typing import Final, final
 
 import msgspec
 
+from crucible_trio.apis.openai.errors import error_of_failure
 from crucible_trio.apis.openai.responses.events import (
     ResponseCompleted,
     ResponseCreated,
@@ -176,7 +177,10 @@ class ResponseFold:
         yield from self._finish_item("completed" if status == "completed" else "incomplete")
         if status == "completed" and self._has_broken_call:
             status, reason = "incomplete", _CALL_BROKE_OFF
-        error = ResponseError(record.error.code, record.error.message) if isinstance(record, StreamFailed) else None
+        error = None
+        if isinstance(record, StreamFailed):
+            failure = error_of_failure(record.error)
+            error = ResponseError(failure.code or record.error.code, failure.message)
         self._response = msgspec.structs.replace(
             self._response,
             status=status,

@@ -1,9 +1,10 @@
 """The routes of the responses API: `POST /v1/responses`, then retrieve, cancel and delete.
 
-How the end of a stream is answered. With `stream`, every end is the last event. Without it, `completed` and
-`incomplete` are a response with status 200, as OpenAI answers them. A failed or cancelled one is an HTTP error, as for
-a chat completion: the SDKs raise for it, while they would return a response that may look like a short answer.
-Retrieving such a response is not an error: it is shown with its status.
+How the end of a stream is answered. With `stream`, every end after the status line is the last event. Without it,
+`completed` and `incomplete` are a response with status 200, as OpenAI answers them. A failed or cancelled one is an
+HTTP error, as for a chat completion: the SDKs raise for it, while they would return a response that may look like a
+short answer. The same holds for a stream that fails in the hold, before its status line. Retrieving such a response is
+not an error: it is shown with its status, unless nothing was written.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from crucible_trio.apis.openai.responses.requests import (
 )
 from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline
-from crucible_trio.records import StreamCancelled, StreamFailed
+from crucible_trio.records import StreamCancelled, StreamFailed, Terminal
 from crucible_trio.stream import Stream
 
 _RETRIEVE_PARAMETERS: Final = frozenset({"stream", "starting_after", "include", "include[]", "include_obfuscation"})
@@ -76,6 +77,8 @@ class ResponsesApi:
         asked = read_request(body, self._builder)
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         background = asked.echoed.background
+        hold_seconds = self._context.settings.hold_seconds
+        may_hold = asked.stream and not background and hold_seconds > 0
         started = await starting.start_or_join(
             self._pipeline,
             asked.engine_request,
@@ -83,16 +86,19 @@ class ResponsesApi:
             key=key,
             on_disconnect="continue" if background else None,
             starts_with_reader=asked.stream or not background,
+            may_hold=may_hold,
+            client_retries=may_hold or not (asked.stream or background),
             facts={self.name: msgspec.Raw(msgspec.json.encode(asked.echoed))},
         )
         # With a key the stream is kept, so that a retry finds it. It still cannot be retrieved, and retention ends it.
         forget = not asked.echoed.store and key is None
+        end = await self._wait(started, whole=not (asked.stream or background), background=background, forget=forget)
+        if isinstance(end, StreamFailed | StreamCancelled):
+            return await self._refuse(started, end, key, forget=forget)
         if asked.stream:
             response = await self._events(started.stream, None, forget=forget)
-        elif background:
-            response = await self._show(started.stream)
         else:
-            response = await self._whole(started.stream, has_key=key is not None, forget=forget)
+            response = await self._show(started.stream)
         return starting.locate_stream(name_stream(response, started.stream), started)
 
     async def retrieve(self, response_id: str) -> Response:
@@ -144,16 +150,33 @@ class ResponsesApi:
             return event_response(_ForgettingBody(body, self._pipeline, stream), stream)
         return starting.event_stream(self._context, stream, dialect)
 
-    async def _whole(self, stream: Stream, *, has_key: bool, forget: bool) -> Response:
+    async def _wait(
+        self, started: starting.StartedStream, *, whole: bool, background: bool, forget: bool
+    ) -> Terminal | None:
+        """Wait before the status line: for the end, or with `stream` in the hold. Returns the end if it came."""
+        must_forget = forget
+        end: Terminal | None = None
         try:
-            await starting.read_to_end(stream)
+            if whole:
+                end = await starting.read_to_end(started.stream)
+            elif not background:
+                end = await starting.hold(started, self._context.settings.hold_seconds)
+            must_forget = forget and whole
         finally:
-            if forget:
-                await starting.forget(self._pipeline, stream)
-        assert stream.terminal is not None
-        if isinstance(stream.terminal, StreamFailed | StreamCancelled):
-            return error_response(failure_answer(stream.terminal, repeatable=not has_key), OPENAI_ERRORS)
-        return await self._show(stream)
+            if must_forget:
+                await starting.forget(self._pipeline, started.stream)
+        return end
+
+    async def _refuse(
+        self, started: starting.StartedStream, end: StreamFailed | StreamCancelled, key: str | None, *, forget: bool
+    ) -> Response:
+        is_discarded = await starting.discard_refused(self._pipeline, started, key)
+        if forget:
+            await starting.forget(self._pipeline, started.stream)
+        response = error_response(failure_answer(end, repeatable=key is None or is_discarded), OPENAI_ERRORS)
+        if is_discarded:
+            return response
+        return starting.locate_stream(name_stream(response, started.stream), started)
 
 
 def _echoed_of(stream: Stream) -> EchoedFields:
