@@ -262,6 +262,22 @@ async def test_a_request_on_an_idle_connection_that_ends_is_sent_again_once(
     assert [len(end.requests) for end in server.ends] == [2, 2, 0]
 
 
+async def test_the_second_attempt_does_not_use_another_idle_connection(
+    server: MemoryServer, client: HttpClient
+) -> None:
+    async def close_at_second(end: ServerEnd) -> None:
+        await end.request()
+        await end.send(ANSWER)
+        await end.request()
+
+    server.scripts = [close_at_second]
+    first, second = await client.send("GET", URL), await client.send("GET", URL)
+    await first.aclose()
+    await second.aclose()
+    assert await fetch(client) == (200, b"Blue")
+    assert [len(end.requests) for end in server.ends] == [1, 2, 1]
+
+
 async def test_a_request_of_whose_response_a_byte_came_is_not_sent_again(
     server: MemoryServer, client: HttpClient
 ) -> None:
