@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, get_args
 
 import msgspec
 
@@ -28,6 +28,13 @@ logger = logging.getLogger(__name__)
 # Takes `seq` and `timings`.
 Ending: TypeAlias = Callable[..., Terminal]
 
+# Finish reasons with which an engine says that a limit ended its stream. One that reads another server's streams passes
+# on that server's reason.
+_INCOMPLETE: Final[Mapping[str, IncompleteReason]] = {
+    "length": "max_output_tokens",
+    **{reason: reason for reason in get_args(IncompleteReason)},
+}
+
 # A finish reason may come from an upstream, and the terminal record has a bounded size.
 _MAX_FINISH_REASON_LENGTH: Final = 64
 
@@ -43,8 +50,8 @@ def finished(finish: object) -> Ending:
     # Both may come from an upstream unchecked. If the terminal record cannot hold them, the engine is at fault.
     usage = msgspec.convert(msgspec.to_builtins(finish.usage), Usage)
     reason = finish.reason.encode(errors="replace").decode()[:_MAX_FINISH_REASON_LENGTH]
-    if reason == "length":
-        return partial(StreamIncomplete, reason="max_output_tokens", usage=usage)
+    if reason in _INCOMPLETE:
+        return partial(StreamIncomplete, reason=_INCOMPLETE[reason], usage=usage)
     return partial(StreamCompleted, finish_reason=reason, usage=usage)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias, cast, final, runtime_checkable
+from typing import Final, Protocol, Self, TypeAlias, cast, final, runtime_checkable
 
 from crucible_trio.content import Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.errors import EngineError
@@ -21,7 +21,8 @@ class Finish:
     """An engine's result.
 
     Attributes:
-        reason: `stop`, `tool_calls`, or `length` when the token limit ended it.
+        reason: `stop`, `tool_calls`, or `length` when the token limit ended it. The reason of another limit, such as
+            `idle_deadline`, ends the stream as `incomplete` too.
         usage: Tokens as the engine counted them.
     """
 
@@ -55,6 +56,17 @@ class Capabilities:
     reasoning_input: bool = False
     sampling: frozenset[str] = frozenset()
     unknown_fields: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the capabilities that are on, without the fields of `sampling`."""
+        return frozenset(name for name in self.__slots__ if name != "sampling" and getattr(self, name))
+
+    @classmethod
+    def of(cls, names: Collection[str], sampling: Collection[str] = ()) -> Self:
+        """The capabilities with these names. Unknown names are ignored."""
+        known = cls.__dataclass_fields__.keys() - {"sampling"}
+        return cls(**dict.fromkeys(known.intersection(names), True), sampling=frozenset(sampling))
 
 
 _NONE: Final = Capabilities()

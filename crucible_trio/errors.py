@@ -196,13 +196,15 @@ class ServerRefusedError(CrucibleError):
         status: The HTTP status.
         code: The code in the body, or `http_error` when the body is not from this server.
         message: The message in the body.
+        param: The field of the request that the body blames. None if it blames none.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         super().__init__(f"{status} {code}: {message}")
         self.status = status
         self.code = code
         self.message = message
+        self.param = param
 
 
 @final

@@ -14,6 +14,16 @@ hypothesis.settings.register_profile("crucible", deadline=None, database=None, m
 hypothesis.settings.load_profile("crucible")
 
 
+# Tests with these fixtures run a browser or a client from npm.
+FIXTURE_MARKERS = {"chromium": "browser", "run_node": "npm"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture in FIXTURE_MARKERS.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(FIXTURE_MARKERS[fixture])
+
+
 @pytest.fixture(scope="session")
 def need_program() -> Callable[[str], str]:
     """`need_program("curl")` returns the program's path.

@@ -20,6 +20,7 @@ from crucible_trio.pipeline import open_pipeline
 from crucible_trio.server import Config
 from crucible_trio.server import serve as serve_app
 from crucible_trio.settings import ServiceSettings
+from crucible_trio.settings.apis import ApiSettings
 from crucible_trio.web.app import create_app
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ async def serve(settings: ServiceSettings) -> bool:
             async with trio.open_nursery() as serving:
                 with settings.errors_name_origins(), _port_hint():
                     urls: list[str] = await serving.start(server)
-                logger.info("%s", start_message(urls, engine.info, has_keys=bool(settings.apis.keys)))
+                logger.info("%s", start_message(urls, engine.info, settings.apis))
             is_complete = True
             watching.cancel_scope.cancel()
     return is_complete
@@ -103,15 +104,19 @@ def _refuse_open_server(settings: ServiceSettings) -> None:
             raise ConfigError(message, "bind")
 
 
-def start_message(urls: Sequence[str], info: EngineInfo, *, has_keys: bool) -> str:
+def start_message(urls: Sequence[str], info: EngineInfo, settings: ApiSettings) -> str:
     """The last message of a start, over several lines: what to open, what answers, and how to stop it."""
     lines = [
         f"serving on {', '.join(urls)}",
         *(f"    open   {url.replace('//0.0.0.0:', '//127.0.0.1:').replace('//[::]:', '//[::1]:')}" for url in urls),
         f"    model  {', '.join(info.models)} (engine {info.name})",
-        "    keys   required" if has_keys else "    keys   none, so all clients share one anonymous owner",
-        "    stop   Ctrl-C",
     ]
     if info.notice:
-        lines.insert(-2, f"           {info.notice}")
-    return "\n".join(lines)
+        lines.append(f"           {info.notice}")
+    if settings.keys:
+        lines.append("    keys   required")
+    else:
+        names = ", ".join(["localhost", "IP addresses", *settings.server_names])
+        lines.append("    keys   none, so all clients share one anonymous owner")
+        lines.append(f"    names  {names}. Clients that use another host name get 403: see server_names")
+    return "\n".join([*lines, "    stop   Ctrl-C"])

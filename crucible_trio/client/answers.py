@@ -127,6 +127,7 @@ def raise_error_status(response: httpx.Response, content: bytes, *, names_stream
 class _ReceivedError(msgspec.Struct, frozen=True):
     code: str
     message: str
+    param: str | None = None
 
 
 @final
@@ -142,4 +143,4 @@ def _refusal(response: httpx.Response, content: bytes) -> ServerRefusedError:
         error = _error_decoder.decode(content).error
     except (msgspec.DecodeError, RecursionError):
         return ServerRefusedError(response.status_code, "http_error", response.reason_phrase)
-    return ServerRefusedError(response.status_code, error.code, error.message)
+    return ServerRefusedError(response.status_code, error.code, error.message, error.param)

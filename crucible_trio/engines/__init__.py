@@ -27,6 +27,14 @@ async def open_engine(settings: EngineSettings, *, progress: DownloadProgress | 
         from crucible_trio.engines.replay import ReplayEngine
 
         yield ReplayEngine(speed=settings.replay_speed)
+    elif settings.engine == "upstream" and settings.upstream_kind == "crucible":
+        from crucible_trio.engines.crucible import open_crucible_upstream
+
+        assert settings.upstream_base_url is not None  # `Settings` checks this at construction
+        async with open_crucible_upstream(
+            settings.upstream_base_url, model=settings.model, key=settings.upstream_key
+        ) as upstream_crucible:
+            yield upstream_crucible
     elif settings.engine == "upstream":
         from crucible_trio.engines.upstream import THINKING, open_upstream
 

@@ -40,7 +40,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     allowed_origins: tuple[str, ...] = ()
     """Foreign pages that may call this server, as `https://host[:port]`. In the environment, comma-separated."""
     server_names: tuple[str, ...] = ()
-    """Host names that the server answers to in addition to the loopback names, while no keys are configured."""
+    """Host names that the server answers to while no keys are configured, besides `localhost` and IP addresses. In a
+    container network this is the name of the service. In the environment, comma-separated."""
 
     # The OpenAI-compatible API.
     openai_deep_efforts: tuple[Effort, ...] = ("medium", "high", "xhigh", "max")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, final
+from typing import Annotated, Any, Final, Literal, TypeAlias, final
 
 import msgspec
 
@@ -15,6 +15,15 @@ _Threads: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 _ContextTokens: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1024 * 1024)]
 
 _Url: TypeAlias = Secret  # it may hold a password
+
+# Settings that say how to translate between this server's requests and OpenAI's.
+_OPENAI_ONLY: Final = (
+    "upstream_thinking",
+    "upstream_extra_body",
+    "upstream_limit_field",
+    "upstream_think_tags",
+    "upstream_starts_in_trace",
+)
 
 
 @final
@@ -34,7 +43,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     local_context_tokens: _ContextTokens = 2048
     """Context size of each slot of the local model, for prompt and answer together."""
     upstream_base_url: _Url | None = None
-    """Base URL of an OpenAI-compatible server, such as `http://127.0.0.1:8080/v1`."""
+    """Base URL of the upstream server, such as `http://127.0.0.1:8080/v1`."""
+    upstream_kind: Literal["openai", "crucible"] = "openai"
+    """`openai`: an OpenAI-compatible server. `crucible`: another crucible_trio, read over its native API, so that a cut
+    between the two loses nothing."""
     upstream_key: Secret | None = None
     """Sent to the upstream server as `Authorization: Bearer`."""
     upstream_thinking: dict[Literal["standard", "deep"], dict[str, Any]] | None = None
@@ -61,3 +73,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if self.engine == "upstream" and self.upstream_base_url is None:
             message = "engine 'upstream' needs the URL of a server: set upstream_base_url (--base-url)"
             raise ConfigError(message, "engine")
+        if self.upstream_kind == "crucible":
+            default = EngineSettings()
+            for name in _OPENAI_ONLY:
+                if getattr(self, name) != getattr(default, name):
+                    message = f"{name} is for upstream_kind 'openai': set it on the server behind upstream_base_url"
+                    raise ConfigError(message, name)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.scenarios.pace import Pace
 from benchmarks.servers import OURS, SERVERS
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_scenario_measures_the_crucible_server() -> None:

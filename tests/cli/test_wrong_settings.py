@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
+pytestmark = pytest.mark.slow
+
 # hypercorn does not close a socket that it cannot bind. The process ends anyway.
 WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]
 CRUCIBLE = [sys.executable, *WARNINGS, "-c", "from crucible_trio.cli import main; main()"]

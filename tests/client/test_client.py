@@ -643,6 +643,13 @@ async def test_a_refusal_without_our_error_body_is_an_http_error(autojump_clock)
         assert (caught.value.code, caught.value.message) == ("http_error", "Forbidden")
 
 
+async def test_a_refusal_names_the_field_that_it_blames(autojump_clock):
+    body = b'{"error": {"code": "invalid_request", "message": "No.", "param": "grace_seconds"}}'
+    with pytest.raises(ServerRefusedError) as caught:
+        await start_and_read(ScriptedTransport(ScriptedResponse([body], 400)))
+    assert caught.value.param == "grace_seconds"
+
+
 async def test_the_body_of_a_refusal_is_read_up_to_a_limit(autojump_clock):
     answer = ScriptedResponse([b"x" * 10_000] * 1000, 403)
     with pytest.raises(ServerRefusedError):

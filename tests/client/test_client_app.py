@@ -84,6 +84,7 @@ def answer_of(records):
     return "".join(record.delta for record in records if isinstance(record, OutputDelta))
 
 
+@pytest.mark.slow
 async def test_a_stream_cut_at_random_bytes_is_complete_and_was_generated_once():
     engine = RepeatingEngine()
     reconnects = 0

@@ -53,6 +53,7 @@ async def read_all(stream: ClientStream):
     return [record async for record in stream]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "chunked"), [("fin", True), ("rst", True), ("fin", False)])
 async def test_a_stream_cut_at_any_byte_has_the_records_of_an_uncut_stream(serve, how, chunked):
     with trio.fail_after(120):

@@ -1,6 +1,7 @@
 """Promise 6: a stream has exactly one terminal record. It comes last and says how the stream ended."""
 
 from collections.abc import AsyncIterator, Callable
+from typing import get_args
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from crucible_trio.records import (
     TERMINAL,
     AnyRecord,
     ErrorInfo,
+    IncompleteReason,
     ReasoningDone,
     StreamCompleted,
     StreamCreated,
@@ -73,6 +75,14 @@ async def test_finish_reason_length_makes_the_stream_incomplete(
     terminal, text = await end_of(scripted("a", Finish("length", Usage(1, 1))))
     assert terminal == StreamIncomplete(terminal.seq, "max_output_tokens", Usage(1, 1), terminal.timings)
     assert text == "a"
+
+
+@pytest.mark.parametrize("reason", get_args(IncompleteReason))
+async def test_an_engine_can_end_with_the_reason_of_any_limit(
+    end_of: Callable, scripted: Callable, autojump_clock: MockClock, reason: IncompleteReason
+) -> None:
+    terminal, _ = await end_of(scripted("a", Finish(reason, Usage(1, 1))))
+    assert terminal == StreamIncomplete(terminal.seq, reason, Usage(1, 1), terminal.timings)
 
 
 async def test_a_finish_without_a_piece_completes_with_empty_text(

@@ -48,6 +48,8 @@ from crucible_trio.records import (
 from crucible_trio.request import OnDisconnect, Request
 from crucible_trio.stream import Stream
 
+pytestmark = pytest.mark.slow
+
 # Whether the steps of a task count. A task inherits this from the task that starts it.
 IS_SUBJECT: ContextVar[bool] = ContextVar("is_subject", default=True)
 

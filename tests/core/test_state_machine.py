@@ -791,6 +791,7 @@ async def run_program(setup: Setup, program: list[Step]) -> None:
 
 
 # These always run. They cover every end, every policy and every kind of step.
+@pytest.mark.slow
 @example(setup=Setup(buffer=2), program=[Emit(9), Attach(0), Read(0), Read(0), Stall(0), Emit(9), Read(0, 3), End()])
 @example(
     setup=Setup(buffer=3), program=[Attach(0, kind="slow"), Emit(40), Wait(3), Attach(1), Read(1, 9), End("error")]

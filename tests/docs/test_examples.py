@@ -188,6 +188,7 @@ def test_a_server_program_answers_and_shuts_down_cleanly(block: Block) -> None:
         assert process.wait(30) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", programs("pytest"))
 def test_an_example_test_passes_and_can_fail(block: Block, tmp_path: Path) -> None:
     def run(source: str) -> str:
@@ -199,6 +200,7 @@ def test_an_example_test_passes_and_can_fail(block: Block, tmp_path: Path) -> No
     assert "1 failed" in run(block.text.replace("trio.sleep(500)", "trio.sleep(50)"))
 
 
+@pytest.mark.slow
 def test_a_killed_program_resumes_when_it_runs_again(tmp_path: Path) -> None:
     [block] = [block for block in blocks("python") if block.run == "again"]
     state = tmp_path / "answer.json"

@@ -25,6 +25,8 @@ from crucible_trio.request import Message, Request, Sampling
 
 pytest.importorskip("xllamacpp", reason="needs the extra `local`")
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Why do leaves change colour in autumn?"
 GREEDY = Sampling(temperature=0.0)
 SLOTS = 2

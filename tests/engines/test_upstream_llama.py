@@ -19,6 +19,8 @@ from crucible_trio.request import Request, Sampling
 
 pytest.importorskip("xllamacpp")
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Why is the sky blue?"
 REPEATABLE = Sampling(temperature=0, seed=1)
 BUDGET = {"thinking_budget_tokens": 40}

@@ -352,4 +352,18 @@ MUTANTS = [
         new="",
         tests="tests/server/test_connections.py",
     ),
+    Mutant(
+        mechanism="a stream that ends early is cancelled on its upstream",
+        file="engines/crucible/engine.py",
+        old="                await self._cancel(stream, asked, key)\n",
+        new="                pass\n",
+        tests="tests/engines/test_crucible.py",
+    ),
+    Mutant(
+        mechanism="the upstream's stream waits while its connection is cut",
+        file="engines/crucible/engine.py",
+        old='on_disconnect="pause"',
+        new='on_disconnect="cancel"',
+        tests="tests/engines/test_crucible.py",
+    ),
 ]

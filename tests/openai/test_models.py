@@ -14,7 +14,14 @@ async def test_every_model_name_that_a_request_may_use_is_found(open_api, name, 
     async with open_api(engine=engine, openai_models={"gpt": "small"}) as api:
         answer = await api.get(f"/v1/models/{name}")
         assert answer.status == 200
-        assert answer.json == {"id": name, "object": "model", "created": 0, "owned_by": "scripted", "sampling": []}
+        assert answer.json == {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "scripted",
+            "sampling": [],
+            "capabilities": [],
+        }
 
 
 async def test_an_unknown_name_is_404_as_with_openai(open_api, autojump_clock: MockClock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -106,6 +107,7 @@ DEEP_JSON = b'{"messages":[{"role":"user","content":' + b"[" * 20_000 + b"]" * 2
 NAMED_DEEPLY = b'{"input":"a","' + b"x" * 100_000 + b'":1}'
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(batch=st.lists(requests, min_size=1, max_size=5))
 @example(batch=[("POST", "/v1/chat/completions", DEEP_JSON), ("POST", "/v1/responses", DEEP_JSON)])

@@ -16,6 +16,8 @@ from crucible_trio.records import Usage
 from crucible_trio.snapshot import Snapshot
 from crucible_trio.testing import ScriptedEngine, Treatment, open_chaos_proxy
 
+pytestmark = pytest.mark.slow
+
 DEEP = ("1. First, ", "the wärm ", "water.\n", "2. Then \U0001f375.")
 
 

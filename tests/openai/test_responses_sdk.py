@@ -13,6 +13,8 @@ from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.testing import Gate, Repeat, ScriptedEngine
 
+pytestmark = pytest.mark.slow
+
 openai = pytest.importorskip("openai")
 
 DEEP = (Reasoning("First, ", 0), Reasoning("then.", 1), "Hel", "lo", Finish(usage=Usage(3, 9, 4)))

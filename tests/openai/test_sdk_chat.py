@@ -15,6 +15,8 @@ from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.testing import Gate, ScriptedEngine
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = [{"role": "user", "content": "Why?"}]
 DEEP = (Reasoning("First, ", 0), Reasoning("then.", 1), "Hel", "lo.", Finish(usage=Usage(3, 9, 4)))
 ASK: dict[str, Any] = {"model": "small:deep", "messages": MESSAGES}

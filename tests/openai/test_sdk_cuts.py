@@ -19,6 +19,8 @@ from crucible_trio.engine import Finish
 from crucible_trio.records import Usage
 from crucible_trio.testing import CUTS, Gate, ScriptedEngine, Treatment, open_chaos_proxy
 
+pytestmark = pytest.mark.slow
+
 STEPS: list[Any] = [
     *[Reasoning(piece, 0) for piece in ("First", ", ", "wägen", ".\n")],
     *[Reasoning(piece, 1) for piece in ("Then", " ", "\U0001f98a", ".")],

@@ -14,6 +14,8 @@ from crucible_trio.apis.openai.responses.fold import ResponseFold
 from crucible_trio.records import OutputDelta
 from crucible_trio.testing import Gate, Repeat, ScriptedEngine
 
+pytestmark = pytest.mark.slow
+
 APIS = ("chat", "responses")
 
 

@@ -19,6 +19,8 @@ import trio
 from crucible_trio import Finish, Output, Request
 from crucible_trio.testing import Treatment, open_chaos_proxy
 
+pytestmark = pytest.mark.slow
+
 CRUCIBLE = [sys.executable, "-c", "from crucible_trio.cli import main; main()"]
 
 

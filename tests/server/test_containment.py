@@ -13,6 +13,8 @@ import trio
 from crucible_trio import Finish, Output, Request
 from crucible_trio.server.http1 import Http1Protocol
 
+pytestmark = pytest.mark.slow
+
 
 async def ticks(request: Request, output: Output) -> Finish:
     for _ in range(40):

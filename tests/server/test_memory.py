@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 
+import pytest
 import trio
 
 STREAMS = 1000
@@ -41,6 +42,7 @@ trio.run(main)
 """
 
 
+@pytest.mark.slow
 async def test_a_thousand_idle_streams_take_less_than_40_mib() -> None:
     async with trio.open_nursery() as nursery:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

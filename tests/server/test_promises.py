@@ -12,7 +12,7 @@ from crucible_trio import Finish, Output, Reasoning, Request
 from crucible_trio.recorder import MAX_FRAME_BYTES
 from crucible_trio.settings import load_settings
 
-pytestmark = pytest.mark.usefixtures("kind")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kind")]
 
 TEXT = "Boxkämpfer \U0001f98a"
 

@@ -224,6 +224,16 @@ def test_an_error_names_the_source_that_won(tmp_path: Path) -> None:
             "engine 'upstream' needs the URL of a server: set upstream_base_url (--base-url) "
             "(variable CRUCIBLE_ENGINE)",
         ),
+        (
+            {
+                "CRUCIBLE_ENGINE": "upstream",
+                "CRUCIBLE_UPSTREAM_BASE_URL": "http://x",
+                "CRUCIBLE_UPSTREAM_KIND": "crucible",
+                "CRUCIBLE_UPSTREAM_EXTRA_BODY": '{"a": 1}',
+            },
+            "upstream_extra_body is for upstream_kind 'openai': set it on the server behind upstream_base_url "
+            "(variable CRUCIBLE_UPSTREAM_EXTRA_BODY)",
+        ),
         ({"CRUCIBLE_BIND": ""}, "bind must name at least one address, such as 127.0.0.1:8000 (variable CRUCIBLE_BIND)"),
     ],
 )

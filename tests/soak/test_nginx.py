@@ -25,6 +25,8 @@ from crucible_trio.sse import Decoder
 from crucible_trio.testing import Gate, RandomChaos, Repeat, ScriptedEngine, open_chaos_proxy, split_text
 from crucible_trio.web import create_app
 
+pytestmark = pytest.mark.slow
+
 # Not a daemon, so that a test can end it. It has a master and one worker. All its paths are in the prefix, which only
 # the current user can read, so the worker must run as this user.
 CONFIGURATION = """

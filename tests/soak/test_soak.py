@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
+
 SHORT = ["--seconds", "1", "--clients", "30", "--controls", "5", "--warm-up", "1", "--seed", "5"]
 
 

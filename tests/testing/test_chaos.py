@@ -394,6 +394,7 @@ async def _serving(engine: ScriptedEngine) -> AsyncIterator[int]:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cut", "first"), [("fin", 0), ("rst", 4)])
 async def test_cut_at_every_eighth_byte_a_real_client_gets_the_uncut_text(cut, first) -> None:
     engine = ScriptedEngine(Reasoning("hm "), Reasoning(TEXT, 1), split_text(TEXT, 4, seed=5))
@@ -419,6 +420,7 @@ async def test_cut_at_every_eighth_byte_a_real_client_gets_the_uncut_text(cut, f
             assert streams > 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 async def test_random_chaos_loses_nothing_for_real_clients(seed) -> None:
     pieces = split_text(TEXT * 40, 300, seed=seed)

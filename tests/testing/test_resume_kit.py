@@ -18,6 +18,8 @@ from crucible_trio.settings import load_settings
 from crucible_trio.testing.resume import CLIENTS, Report, Stage, WireFormat, check
 from crucible_trio.web import create_app
 
+pytestmark = pytest.mark.slow
+
 SEGMENTS = [["Erst ", "das Wasser. "], ["Zehn Grad ", "zu heiß ", "verbrüht ", "茶."]]
 WORDS = [
     "Nimm",

@@ -14,6 +14,8 @@ import trio
 
 from crucible_trio.testing.resume import load_wire
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = "crucible_trio_pytest"
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "check.md"
 

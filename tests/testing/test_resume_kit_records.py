@@ -10,6 +10,8 @@ import trio
 
 from crucible_trio.testing.resume import check
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = ['{"city":', ' "Zürich",', ' "day":', ' "Dienstag"}']
 RECORDS: list[dict[str, Any]] = [
     {"type": "stream.created", "stream": "s"},

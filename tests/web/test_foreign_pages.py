@@ -127,9 +127,9 @@ async def test_behind_a_proxy_that_ends_tls_the_scheme_does_not_count(open_api, 
         ("evil-localhost", False),
         ("127.0.0.1.evil.example", False),
         ("sub.box.example", False),
-        ("10.0.0.1", False),
-        ("0.0.0.0", False),
-        ("[::2]:8000", False),
+        ("10.0.0.1", True),
+        ("0.0.0.0:8000", True),
+        ("[::2]:8000", True),
         ("[::1", False),
         ("127.1", False),
         ("2130706433", False),
@@ -138,7 +138,7 @@ async def test_behind_a_proxy_that_ends_tls_the_scheme_does_not_count(open_api, 
         ("\xe4.example", False),
     ],
 )
-async def test_without_keys_the_host_must_be_a_loopback_name_or_a_configured_one(
+async def test_without_keys_the_host_must_be_an_address_a_loopback_name_or_a_configured_one(
     open_api, host, ours, autojump_clock: MockClock
 ) -> None:
     async with open_api("a", server_names=("box.example",)) as api:
@@ -153,6 +153,18 @@ async def test_without_keys_the_host_must_be_a_loopback_name_or_a_configured_one
         assert await status(api, "GET", "/v1/streams", Host=host, **page) == (200 if ours else 403)
         for path in ("/healthz", "/readyz"):
             assert await status(api, "GET", path, Host=host) == 200
+
+
+async def test_a_refused_host_or_origin_names_the_setting_that_allows_it(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("a") as api:
+        answer = await api.get("/v1/streams", Host="model.internal:8000")
+        assert answer.error["message"] == (
+            "this server does not answer to the host 'model.internal:8000': add its name to the setting server_names"
+        )
+        answer = await api.get("/v1/streams", Origin="https://chat.example")
+        assert answer.error["message"] == (
+            "the origin 'https://chat.example' is not allowed: add it to the setting allowed_origins"
+        )
 
 
 async def test_with_keys_any_host_is_answered(open_api, autojump_clock: MockClock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from urllib.parse import quote
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -124,6 +125,7 @@ requests = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(batch=st.lists(requests, min_size=1, max_size=5), keys=st.booleans())
 def test_no_request_causes_a_server_error(open_api, run_virtually, batch, keys) -> None:

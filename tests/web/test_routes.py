@@ -134,7 +134,14 @@ async def test_models_lists_the_models_that_a_request_may_name(open_api, scripte
         assert answer.json == {
             "object": "list",
             "data": [
-                {"id": model, "object": "model", "created": 0, "owned_by": "scripted", "sampling": ["seed", "top_p"]}
+                {
+                    "id": model,
+                    "object": "model",
+                    "created": 0,
+                    "owned_by": "scripted",
+                    "sampling": ["seed", "top_p"],
+                    "capabilities": [],
+                }
                 for model in ("scripted", "other")
             ],
         }

@@ -79,16 +79,19 @@ class Access:
 
         Raises:
             ForbiddenError: The page's origin is neither this server's nor allowed. Or no keys are configured, and the
-                host is not one of the server's names: a foreign name may point to this machine (DNS rebinding).
+                host is neither an IP address nor one of the server's names: a foreign name may point to this machine
+                (DNS rebinding), and an address cannot.
         """
         origin = request.headers.get("Origin")
         host = request.headers.get("Host", "")
         if not self._owners and host and not self._is_our_name(host):
-            raise ForbiddenError("this server does not answer to that host name")
+            message = f"this server does not answer to the host {host[:64]!a}: add its name to the setting server_names"
+            raise ForbiddenError(message)
         if origin is not None and origin in self._allowed_origins:
             return
         if origin is not None and not _is_same_host(origin, host):
-            raise ForbiddenError("this origin is not allowed")
+            message = f"the origin {origin[:64]!a} is not allowed: add it to the setting allowed_origins"
+            raise ForbiddenError(message)
         if request.headers.get("Sec-Fetch-Site") == "cross-site":
             raise ForbiddenError("cross-site requests are not allowed")
 
@@ -114,7 +117,7 @@ class Access:
 
     def _is_our_name(self, host: str) -> bool:
         name = host_name(host)
-        return name in self._server_names or is_loopback(name)
+        return name in self._server_names or is_loopback(name) or _is_address(name)
 
 
 def is_loopback(name: str) -> bool:
@@ -125,6 +128,14 @@ def is_loopback(name: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def host_name(host: str) -> str:

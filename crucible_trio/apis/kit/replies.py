@@ -81,6 +81,12 @@ def http_error_response(error: HTTPException, shape: ErrorShape) -> Response:
 
 def model_entry(engine: Engine, model: str) -> dict[str, object]:
     """One model, as every API lists it. `owned_by` is the engine that generates."""
-    sampling = sorted(engine.info.capabilities_of(model).sampling)
-    owner = engine_of(engine, model).info.name
-    return {"id": model, "object": "model", "created": 0, "owned_by": owner, "sampling": sampling}
+    can = engine.info.capabilities_of(model)
+    return {
+        "id": model,
+        "object": "model",
+        "created": 0,
+        "owned_by": engine_of(engine, model).info.name,
+        "sampling": sorted(can.sampling),
+        "capabilities": sorted(can.names),
+    }
