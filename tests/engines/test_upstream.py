@@ -299,7 +299,7 @@ async def test_the_body_has_the_fields_of_the_request(server: ScriptedServer) ->
             "max_tokens": 5,
             "temperature": 0.5,
             "top_p": 0.9,
-            "seed": 7,
+            "seed": 9,
             "stop": ["END"],
             "top_k": 3,
         },

@@ -29,14 +29,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Final, Literal, final
 
 import httpx
 import msgspec
 import trio
 
-from crucible_trio.engine import Capabilities, EngineInfo, Finish
+from crucible_trio.engine import Capabilities, EngineInfo, Finish, PassedPath
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
 from crucible_trio.engines.upstream.discovery import check_key, join_url, list_models, parse_base_url, without_query
 from crucible_trio.engines.upstream.peer_faults import explain_fault
@@ -44,12 +44,13 @@ from crucible_trio.engines.upstream.response import (
     UpstreamBody,
     open_upstream_body,
     read_error_response,
+    read_json,
     relay_completion,
 )
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
-from crucible_trio.errors import EngineError, UpstreamReport
+from crucible_trio.errors import EngineError
 from crucible_trio.httpx_bodies import RequestContent
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
@@ -93,7 +94,7 @@ async def open_upstream(
         key: Sent as `Authorization: Bearer`.
         thinking: Per mode, fields for the request's body that make the server think, or not. The default fields are
             left out for a model for which the server refuses them.
-        extra_body: Fields for every request's body. `thinking` and the request's fields win over them.
+        extra_body: Fields for every request's body. `thinking` wins over them, and they win over the request's fields.
         limit_field: The field for `max_output_tokens`. OpenAI's reasoning models need `max_completion_tokens`.
         think_tags: The tags around a trace inside the content, from opening to closing tag. Empty: there are none.
         starts_in_trace: Modes in which the content begins inside the trace, without an opening tag.
@@ -123,7 +124,7 @@ async def open_upstream(
         logger.info("upstream %s, default model %s", without_query(url), models[0])
         yield UpstreamEngine(
             client,
-            join_url(url, "chat/completions"),
+            url,
             info,
             thinking=thinking,
             extra_body=extra_body or {},
@@ -146,7 +147,7 @@ class UpstreamEngine:
     def __init__(
         self,
         client: httpx.AsyncClient,
-        url: httpx.URL,
+        base_url: httpx.URL,
         info: EngineInfo,
         *,
         thinking: Mapping[Mode, Mapping[str, object]],
@@ -159,7 +160,7 @@ class UpstreamEngine:
         self.info = info
         self.skipped_fields = 0
         self._client = client
-        self._url = url
+        self._base_url = base_url
         self._thinking = thinking
         self._extra_body = extra_body
         self._limit_field = limit_field
@@ -183,8 +184,7 @@ class UpstreamEngine:
         try:
             return await self._generate(request, output)
         except EngineError as error:
-            if self._key is not None and _quotes(error.upstream, self._key):
-                error.upstream = None
+            self._without_key(error)
             raise
 
     async def _generate(self, request: Request, output: Output) -> Finish:
@@ -193,35 +193,53 @@ class UpstreamEngine:
         schedule = RetrySchedule(client_retries=output.client_retries)
         while True:
             fields = self._body(request, model, left_out)
-            is_overloaded = False
+            response = await self._answer_to("chat/completions", fields, schedule)
+            async with open_upstream_body(response) as body:
+                if response.is_success:
+                    output.accepted()
+                    self._remember(model, left_out)
+                    return await self._relay(body, request, output)
+                failure, content = await read_error_response(response, body)
+            if refused := self._added.refused_by(response.status_code, content, fields):
+                left_out |= refused
+                names = ", ".join(sorted(refused))
+                logger.warning("status %d: sending the request again without %s", response.status_code, names)
+                continue
+            if response.status_code in {400, 422} and (named := named_in(content, self._configured)):
+                names = ", ".join(sorted(named))
+                logger.warning("the upstream server's error names fields of the settings: %s", names)
+            # Waiting for an overloaded server is waiting for a slot at a model. Waiting for an unreachable one is not.
+            async with output.queued():
+                await _wait_or_raise(schedule.after_error_response(failure), failure)
+
+    async def pass_on(self, path: PassedPath, fields: Mapping[str, object]) -> bytes:
+        """Send a request of another API and return the whole answer (`PassesOn`).
+
+        Raises:
+            EngineError: With one of this module's codes.
+        """
+        all_fields = {**fields, **self._extra_body, "model": fields["model"]}
+        response = await self._answer_to(path, all_fields, RetrySchedule(client_retries=True))
+        async with open_upstream_body(response) as body:
+            if response.is_success:
+                return await read_json(body)
+            failure, _ = await read_error_response(response, body)
+        raise self._without_key(failure)
+
+    async def _answer_to(self, path: str, fields: Mapping[str, object], schedule: RetrySchedule) -> httpx.Response:
+        """Send a request until a status comes.
+
+        Raises:
+            EngineError: None came.
+        """
+        content = json.dumps(fields).encode()
+        while True:
             try:
-                response = await self._send(json.dumps(fields).encode())
+                return await self._send(path, content)
             except httpx.RequestError as error:
                 logger.warning("no response from the upstream server: %s", explain_fault(error))
-                failure, delay = _no_response(error), schedule.after_no_response()
-            else:
-                async with open_upstream_body(response) as body:
-                    if response.is_success:
-                        output.accepted()
-                        self._remember(model, left_out)
-                        return await self._relay(body, request, output)
-                    failure, content = await read_error_response(response, body)
-                if refused := self._added.refused_by(response.status_code, content, fields):
-                    left_out |= refused
-                    names = ", ".join(sorted(refused))
-                    logger.warning("status %d: sending the request again without %s", response.status_code, names)
-                    continue
-                if response.status_code in {400, 422} and (named := named_in(content, self._configured)):
-                    names = ", ".join(sorted(named))
-                    logger.warning("the upstream server's error names fields of the settings: %s", names)
-                delay, is_overloaded = schedule.after_error_response(failure), True
-            if delay is None:
-                logger.warning("%s", failure)
-                raise failure
-            logger.info("retrying in %.1f s after %s", delay, failure)
-            # Waiting for an overloaded server is waiting for a slot at a model. Waiting for an unreachable one is not.
-            async with output.queued() if is_overloaded else nullcontext():
-                await trio.sleep(delay)
+                failure = _no_response(error)
+            await _wait_or_raise(schedule.after_no_response(), failure)
 
     async def _relay(self, body: UpstreamBody, request: Request, output: Output) -> Finish:
         splitter = ThinkSplitter(self._think_tags, starts_inside=request.mode in self._starts_in_trace)
@@ -230,6 +248,13 @@ class UpstreamEngine:
             return await relay_completion(body, output, splitter, skipped)
         finally:
             self.skipped_fields += skipped.total
+
+    def _without_key(self, failure: EngineError) -> EngineError:
+        """Leave the upstream's words out if they quote this server's key."""
+        words = () if failure.upstream is None else msgspec.structs.astuple(failure.upstream)
+        if self._key is not None and any(self._key in word for word in words if word is not None):
+            failure.upstream = None
+        return failure
 
     def _remember(self, model: str, left_out: frozenset[str]) -> None:
         if self._added.remember(model, left_out):
@@ -242,10 +267,10 @@ class UpstreamEngine:
         if request.max_output_tokens is not None:
             limit[self._limit_field] = request.max_output_tokens
         fields = {
-            **self._extra_body,
-            **self._thinking.get(request.mode, {}),
             **sampling,
             **limit,
+            **self._extra_body,
+            **self._thinking.get(request.mode, {}),
             "model": model,
             "messages": [{"role": message.role, "content": message.text} for message in request.messages],
             "stream": True,
@@ -253,16 +278,21 @@ class UpstreamEngine:
         }
         return {name: value for name, value in fields.items() if name not in left_out}
 
-    async def _send(self, content: bytes) -> httpx.Response:
-        request = self._client.build_request(
-            "POST", self._url, content=content, headers={"Content-Type": "application/json"}
-        )
+    async def _send(self, path: str, content: bytes) -> httpx.Response:
+        headers = {"Content-Type": "application/json"}
+        if path != "chat/completions":
+            headers["Accept"] = "application/json"
+        request = self._client.build_request("POST", join_url(self._base_url, path), content=content, headers=headers)
         request.stream = RequestContent(content)
         return await self._client.send(request, stream=True)
 
 
-def _quotes(report: UpstreamReport | None, key: str) -> bool:
-    return report is not None and any(key in word for word in msgspec.structs.astuple(report) if word is not None)
+async def _wait_or_raise(delay: float | None, failure: EngineError) -> None:
+    if delay is None:
+        logger.warning("%s", failure)
+        raise failure
+    logger.info("retrying in %.1f s after %s", delay, failure)
+    await trio.sleep(delay)
 
 
 def _no_response(error: httpx.RequestError) -> EngineError:

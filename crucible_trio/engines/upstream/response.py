@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final, final
 
 import httpx
+import msgspec
 import trio
 
 from crucible_trio.content import Piece, Reasoning, Refusal, Text
@@ -41,6 +42,9 @@ END_TIMEOUT: Final = 0.5
 
 # Characters of one event. A chunk usually has a few tokens, but some servers send a whole answer in one.
 MAX_CHUNK_LENGTH: Final = 4 * 1024 * 1024
+
+# Bytes of an answer that is passed on whole. 2,048 embeddings of 1,024 numbers in JSON take about 25 MB.
+MAX_PASSED_BODY: Final = 32 * 1024 * 1024
 
 # Bytes and seconds spent on the body of an error response, to find its identifier.
 _MAX_ERROR_BODY = 16 * 1024
@@ -123,6 +127,29 @@ async def read_error_response(response: httpx.Response, body: UpstreamBody) -> t
             content += chunk
     retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
     return to_engine_error(response.status_code, find_error(content), retry_after=retry_after), content
+
+
+async def read_json(body: UpstreamBody) -> bytes:
+    """Read the whole body of a response in JSON.
+
+    Raises:
+        EngineError: `upstream_invalid_response`: it is not JSON, or too long. `upstream_ended_early`: it was cut.
+    """
+    content = bytearray()
+    try:
+        while (chunk := await body.read()) is not None:
+            content += chunk
+            if len(content) > MAX_PASSED_BODY:
+                raise EngineError("upstream_invalid_response", "The upstream server's response is too long.")
+    except httpx.TransportError as error:
+        logger.info("the upstream server's response was cut: %s", explain_fault(error))
+        message = "The connection to the upstream server was lost before the response ended."
+        raise EngineError("upstream_ended_early", message, retryable=True) from error
+    try:
+        msgspec.json.decode(content, type=msgspec.Raw)  # reads every byte and builds nothing
+    except (ValueError, RecursionError) as error:
+        raise EngineError("upstream_invalid_response", "The upstream server's response is not JSON.") from error
+    return bytes(content)
 
 
 async def _read_completion(body: UpstreamBody, reader: CompletionReader, output: Output) -> tuple[bool, bool]:
