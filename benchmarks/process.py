@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,22 @@ class ServerProcess:
             connection.close()
         return answer
 
+    def wait_until_listening(self) -> None:
+        """Wait until it accepts connections. Only for a server that prints its port before it listens.
+
+        Raises:
+            ServerFailedError: It does not within `START_SECONDS`.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        raise ServerFailedError(f"{self._process.args!r} did not listen within {START_SECONDS:g} s")
+
     @property
     def made(self) -> int:
         """The number of tokens that its model has generated."""
@@ -122,8 +139,8 @@ class ServerProcess:
 
 
 @contextmanager
-def running(server: BenchServer) -> Iterator[ServerProcess]:
-    """Start a server, and end it when the block is left.
+def running(server: BenchServer, *, core: int | None = None) -> Iterator[ServerProcess]:
+    """Start a server, and end it when the block is left. By default it runs on the server's core.
 
     An exception that leaves the block carries the end of the server's standard error as a note.
 
@@ -132,7 +149,7 @@ def running(server: BenchServer) -> Iterator[ServerProcess]:
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            (sys.executable, "-m", "benchmarks.pinned", str(cores()[0]), *server.command),
+            (sys.executable, "-m", "benchmarks.pinned", str(cores()[0] if core is None else core), *server.command),
             cwd=server.checkout,
             env=os.environ | {"PYTHONPATH": str(server.checkout)},
             stdin=subprocess.DEVNULL,

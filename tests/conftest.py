@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import hypothesis
 import pytest
@@ -34,10 +37,21 @@ def need_program() -> Callable[[str], str]:
     def find(name: str) -> str:
         path = shutil.which(name)
         if path is None:
-            message = f"{name} is not installed"
-            if os.environ.get("CRUCIBLE_TESTS_SKIP_NOTHING"):
-                pytest.fail(message)
-            pytest.skip(message)
+            _skip(f"{name} is not installed")
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def need_package_index(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """If pip can download nothing, the test is skipped, or fails if CRUCIBLE_TESTS_SKIP_NOTHING is set."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries=1", "h11", "--dest"]
+    if subprocess.run([*command, tmp_path_factory.mktemp("index")], capture_output=True, check=False).returncode:
+        _skip("no package index can be reached")
+
+
+def _skip(message: str) -> NoReturn:
+    if os.environ.get("CRUCIBLE_TESTS_SKIP_NOTHING"):
+        pytest.fail(message)
+    pytest.skip(message)

@@ -11,6 +11,7 @@ from benchmarks.scenarios.flood import Flood
 from benchmarks.scenarios.growth import GrowingLog, GrowingStreams
 from benchmarks.scenarios.idle import Idle
 from benchmarks.scenarios.pace import CPU, MEMORY, P50, P99, RATE, Pace
+from benchmarks.scenarios.relay import Relay
 from benchmarks.scenarios.resume import Resume
 from benchmarks.scenarios.scenario import Goal, Metric, Scenario
 from benchmarks.scenarios.stalled import Stalled
@@ -59,6 +60,14 @@ SCENARIOS: Final = (
         goals=(_cpu_goal(1.0), *_LATENCY_GOALS),
         servers=_MOST,
         main=True,
+    ),
+    Scenario(
+        name="relay",
+        title="Relay: `crucible serve --base-url`, 100 streams, 50 tokens/s each",
+        run=Relay(pace=Pace(streams=100, rate=50)),
+        metrics=(CPU, P50, P99, RATE, MEMORY),
+        goals=(),
+        servers=("crucible",),
     ),
     Scenario(
         name="many",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.client.load import Load
-from benchmarks.process import running
+from benchmarks.process import ServerProcess, running
 from benchmarks.scenarios.scenario import Figures, Metric
 from benchmarks.scenarios.window import latencies_ms, measure, tokens_in
 from benchmarks.servers import BenchServer
@@ -52,11 +52,16 @@ class Pace:
 
     def __call__(self, server: BenchServer) -> Figures:
         """Run one round. Every token must arrive."""
+        with running(server) as process:
+            return self.measure(process, process)
+
+    def measure(self, process: ServerProcess, model: ServerProcess) -> Figures:
+        """Measure a server, while the model of this or another process generates the tokens."""
         specs = self.specs()
-        with running(server) as process, Load(process.port) as load:
+        with Load(process.port) as load:
             before = process.memory_bytes()
             load.start(specs)
-            process.ask("/bench/go")
+            model.ask("/bench/go")
             load.run_for(self.warm_up)
             window = measure(load, process, self.window)
             memory = process.memory_bytes() - before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import httpx
 import pytest
 import trio
 from trio.testing import MockClock
@@ -15,13 +14,14 @@ from crucible_trio.engines.upstream.response import END_TIMEOUT, USAGE_TIMEOUT, 
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.errors import EngineError
+from crucible_trio.http import ConnectionLostError
 from crucible_trio.output import Output
 
 from .reads import Parts, join
 from .test_reading import A, B, D, R, S, answer, chunk
 
 EARLY = chunk("stop", role="assistant", content="")
-CUT = httpx.ReadError("")
+CUT = ConnectionLostError("")
 SILENCE = None
 
 
@@ -33,14 +33,15 @@ class SlowBody:
     def __init__(self, *script: tuple[float, bytes | Exception | None]) -> None:
         self._script = list(script)
 
-    async def read(self) -> bytes | None:
+    async def read(self) -> bytes:
         if not self._script:
-            return None
+            return b""
         delay, part = self._script[0]
         await trio.sleep(math.inf if part is SILENCE else delay)
         del self._script[0]
         if isinstance(part, Exception):
             raise part
+        assert part is not None
         return part
 
 

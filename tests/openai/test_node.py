@@ -184,4 +184,4 @@ async def test_the_programs_in_the_docs_print_trace_and_answer(serving, run_node
             source = program.replace("http://127.0.0.1:8000/v1", served.base_url)
             printed = await run_node("--input-type=module", "--eval", source)
             native, *_ = await snapshots(served)
-        assert printed == "".join(native.trace) + native.output
+        assert printed == "".join(native.trace) + "\n-- answer:\n" + native.output

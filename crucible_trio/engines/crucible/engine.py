@@ -25,7 +25,7 @@ from crucible_trio.client.attempts import RETRY_SECONDS
 from crucible_trio.engine import EngineInfo, Finish
 from crucible_trio.engines.crucible.models import EVERYTHING, ask_for_models
 from crucible_trio.engines.crucible.relay import RecordRelay, finish_of
-from crucible_trio.engines.upstream.discovery import check_key, parse_base_url, without_query
+from crucible_trio.engines.upstream.discovery import check_key, parse_base_url
 from crucible_trio.engines.upstream.failures import to_engine_error
 from crucible_trio.errors import (
     CrucibleError,
@@ -78,7 +78,7 @@ async def open_crucible_upstream(
     Raises:
         ConfigError: The URL or the key is invalid, or the server does not list a model.
     """
-    shown = without_query(parse_base_url(base_url))
+    shown = str(parse_base_url(base_url).without_query())
     native_url = shown.rstrip("/").removesuffix("/v1")
     if key is not None:
         check_key(key)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-import httpx
 import msgspec
+import trio
 
 from crucible_trio.errors import ConfigError
+from crucible_trio.http import HttpClient, HttpError, Url, parse_url
 
 # Seconds. The models are asked for at start, where no stream's deadlines apply.
 LIST_TIMEOUT: Final = 10.0
+MAX_LIST_BYTES: Final = 4 * 1024 * 1024
 
 
 class _ListedModel(msgspec.Struct):
@@ -21,7 +23,7 @@ class _ModelList(msgspec.Struct):
     data: list[_ListedModel]
 
 
-async def list_models(client: httpx.AsyncClient, url: httpx.URL) -> tuple[str, ...]:
+async def list_models(client: HttpClient, url: Url) -> tuple[str, ...]:
     """Ask a server for the names of its models, in its order.
 
     Args:
@@ -34,18 +36,21 @@ async def list_models(client: httpx.AsyncClient, url: httpx.URL) -> tuple[str, .
     Raises:
         ConfigError: The server is unreachable, sends an invalid list or lists no models. The message says what to do.
     """
-    shown = without_query(url)
+    shown = url.without_query()
     hint = "check the base URL, or name the model with --model"
     try:
-        response = await client.get(url, headers={"Accept": "application/json"}, timeout=LIST_TIMEOUT)
-    except httpx.RequestError as error:
-        message = f"cannot get the list of models from {shown} ({type(error).__name__}): start the server, or {hint}"
+        with trio.fail_after(LIST_TIMEOUT):
+            async with await client.send("GET", url, headers={"Accept": "application/json"}) as response:
+                content = await response.read_all(MAX_LIST_BYTES)
+    except (HttpError, trio.TooSlowError) as error:
+        reason = "it took too long" if isinstance(error, trio.TooSlowError) else error
+        message = f"cannot get the list of models from {shown} ({reason}): start the server, or {hint}"
         raise ConfigError(message, "upstream_base_url") from error
     if not response.is_success:
-        message = f"{shown} returned status {response.status_code} instead of a list of models: {hint}"
+        message = f"{shown} returned status {response.status} instead of a list of models: {hint}"
         raise ConfigError(message, "upstream_base_url")
     try:
-        models = tuple(model.id for model in msgspec.json.decode(response.content, type=_ModelList).data)
+        models = tuple(model.id for model in msgspec.json.decode(content, type=_ModelList).data)
     except (ValueError, RecursionError) as error:
         message = f"{shown} returned an invalid list of models: {hint}"
         raise ConfigError(message, "upstream_base_url") from error
@@ -55,18 +60,18 @@ async def list_models(client: httpx.AsyncClient, url: httpx.URL) -> tuple[str, .
     return models
 
 
-def parse_base_url(text: str) -> httpx.URL:
+def parse_base_url(text: str) -> Url:
     """Check a base URL.
 
     Raises:
         ConfigError: It is not an http(s) URL with a host, or it holds a user or password.
     """
     try:
-        url = httpx.URL(text)
-    except (httpx.InvalidURL, TypeError):
-        url = httpx.URL("")
-    if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
-        # httpx logs URLs, so a password must not be in one. The message does not quote it either.
+        url = parse_url(text)
+    except ValueError:
+        url = None
+    if url is None or url.user is not None:
+        # URLs are logged, so a password must not be in one. The message does not quote it either.
         message = "the base URL of the upstream must look like http://127.0.0.1:8080/v1, without a user or password"
         raise ConfigError(message, "upstream_base_url")
     return url
@@ -82,13 +87,3 @@ def check_key(key: str) -> str:
         message = "the upstream's key is empty or holds a character that an HTTP header cannot carry"
         raise ConfigError(message, "upstream_key")
     return key
-
-
-def join_url(base: httpx.URL, path: str) -> httpx.URL:
-    """Append a path. A query such as `?api-version=` is kept."""
-    return base.copy_with(path=f"{base.path.rstrip('/')}/{path}")
-
-
-def without_query(url: httpx.URL) -> str:
-    """The URL for logs and messages. A query may hold a key."""
-    return str(url.copy_with(query=None, fragment=None))

@@ -32,37 +32,32 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, Literal, final
 
-import httpx
 import msgspec
 import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish, PassedPath
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
-from crucible_trio.engines.upstream.discovery import check_key, join_url, list_models, parse_base_url, without_query
-from crucible_trio.engines.upstream.peer_faults import explain_fault
-from crucible_trio.engines.upstream.response import (
-    UpstreamBody,
-    open_upstream_body,
-    read_error_response,
-    read_json,
-    relay_completion,
-)
+from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
+from crucible_trio.engines.upstream.response import read_error_response, read_json, relay_completion
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
 from crucible_trio.errors import EngineError
-from crucible_trio.httpx_bodies import RequestContent
+from crucible_trio.http import (
+    ConnectFailedError,
+    ConnectTimeoutError,
+    HttpClient,
+    HttpError,
+    HttpResponse,
+    InvalidResponseError,
+    Url,
+    open_http_client,
+)
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 from crucible_trio.request import Request
 
 logger = logging.getLogger(__name__)
-
-# Seconds. A host that is up accepts a connection in milliseconds. One that takes this long is down or filtered.
-CONNECT_TIMEOUT: Final = 10.0
-
-# Connections kept open between streams: each saves a handshake, and an upstream accepts only so many.
-MAX_IDLE_CONNECTIONS: Final = 20
 
 # Makes servers with Jinja templates (vLLM, llama.cpp, SGLang) think or not. Other servers need other fields.
 THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
@@ -108,20 +103,15 @@ async def open_upstream(
     headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
     if key is not None:
         headers["Authorization"] = f"Bearer {check_key(key)}"
-    async with httpx.AsyncClient(
-        headers=headers,
-        # No read timeout, and no limit of connections: the pipeline limits the number of streams.
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
-    ) as client:
-        models = (model,) if model is not None else await list_models(client, join_url(url, "models"))
+    async with open_http_client(url, headers=headers) as client:
+        models = (model,) if model is not None else await list_models(client, url.join("models"))
         info = EngineInfo(
             name="upstream",
             models=models,
             capabilities=Capabilities(sampling=frozenset({"temperature", "top_p", "seed", "stop"})),
             waits_for_upstream=True,
         )
-        logger.info("upstream %s, default model %s", without_query(url), models[0])
+        logger.info("upstream %s, default model %s", url.without_query(), models[0])
         yield UpstreamEngine(
             client,
             url,
@@ -146,8 +136,8 @@ class UpstreamEngine:
 
     def __init__(
         self,
-        client: httpx.AsyncClient,
-        base_url: httpx.URL,
+        client: HttpClient,
+        base_url: Url,
         info: EngineInfo,
         *,
         thinking: Mapping[Mode, Mapping[str, object]],
@@ -194,18 +184,18 @@ class UpstreamEngine:
         while True:
             fields = self._body(request, model, left_out)
             response = await self._answer_to("chat/completions", fields, schedule)
-            async with open_upstream_body(response) as body:
+            async with response:
                 if response.is_success:
                     output.accepted()
                     self._remember(model, left_out)
-                    return await self._relay(body, request, output)
-                failure, content = await read_error_response(response, body)
-            if refused := self._added.refused_by(response.status_code, content, fields):
+                    return await self._relay(response, request, output)
+                failure, content = await read_error_response(response)
+            if refused := self._added.refused_by(response.status, content, fields):
                 left_out |= refused
                 names = ", ".join(sorted(refused))
-                logger.warning("status %d: sending the request again without %s", response.status_code, names)
+                logger.warning("status %d: sending the request again without %s", response.status, names)
                 continue
-            if response.status_code in {400, 422} and (named := named_in(content, self._configured)):
+            if response.status in {400, 422} and (named := named_in(content, self._configured)):
                 names = ", ".join(sorted(named))
                 logger.warning("the upstream server's error names fields of the settings: %s", names)
             # Waiting for an overloaded server is waiting for a slot at a model. Waiting for an unreachable one is not.
@@ -220,13 +210,13 @@ class UpstreamEngine:
         """
         all_fields = {**fields, **self._extra_body, "model": fields["model"]}
         response = await self._answer_to(path, all_fields, RetrySchedule(client_retries=True))
-        async with open_upstream_body(response) as body:
+        async with response:
             if response.is_success:
-                return await read_json(body)
-            failure, _ = await read_error_response(response, body)
+                return await read_json(response)
+            failure, _ = await read_error_response(response)
         raise self._without_key(failure)
 
-    async def _answer_to(self, path: str, fields: Mapping[str, object], schedule: RetrySchedule) -> httpx.Response:
+    async def _answer_to(self, path: str, fields: Mapping[str, object], schedule: RetrySchedule) -> HttpResponse:
         """Send a request until a status comes.
 
         Raises:
@@ -236,16 +226,16 @@ class UpstreamEngine:
         while True:
             try:
                 return await self._send(path, content)
-            except httpx.RequestError as error:
-                logger.warning("no response from the upstream server: %s", explain_fault(error))
+            except HttpError as error:
+                logger.warning("no response from the upstream server: %s", error)
                 failure = _no_response(error)
             await _wait_or_raise(schedule.after_no_response(), failure)
 
-    async def _relay(self, body: UpstreamBody, request: Request, output: Output) -> Finish:
+    async def _relay(self, response: HttpResponse, request: Request, output: Output) -> Finish:
         splitter = ThinkSplitter(self._think_tags, starts_inside=request.mode in self._starts_in_trace)
         skipped = SkippedFields()
         try:
-            return await relay_completion(body, output, splitter, skipped)
+            return await relay_completion(response, output, splitter, skipped)
         finally:
             self.skipped_fields += skipped.total
 
@@ -278,13 +268,11 @@ class UpstreamEngine:
         }
         return {name: value for name, value in fields.items() if name not in left_out}
 
-    async def _send(self, path: str, content: bytes) -> httpx.Response:
+    async def _send(self, path: str, content: bytes) -> HttpResponse:
         headers = {"Content-Type": "application/json"}
         if path != "chat/completions":
             headers["Accept"] = "application/json"
-        request = self._client.build_request("POST", join_url(self._base_url, path), content=content, headers=headers)
-        request.stream = RequestContent(content)
-        return await self._client.send(request, stream=True)
+        return await self._client.send("POST", self._base_url.join(path), headers=headers, content=content)
 
 
 async def _wait_or_raise(delay: float | None, failure: EngineError) -> None:
@@ -295,14 +283,14 @@ async def _wait_or_raise(delay: float | None, failure: EngineError) -> None:
     await trio.sleep(delay)
 
 
-def _no_response(error: httpx.RequestError) -> EngineError:
+def _no_response(error: HttpError) -> EngineError:
     match error:
-        case httpx.ConnectTimeout():
+        case ConnectTimeoutError():
             message = "The connection to the upstream server timed out."
             return EngineError("upstream_timeout", message, retryable=True)
-        case httpx.ConnectError() | httpx.ProxyError():
+        case ConnectFailedError():
             return EngineError("upstream_unreachable", "The upstream server is unreachable.", retryable=True)
-        case httpx.RemoteProtocolError() if not str(error).startswith("Server disconnected"):
+        case InvalidResponseError():
             message = "The upstream server's response is not valid HTTP."
             return EngineError("upstream_ended_early", message, retryable=True)
         case _:

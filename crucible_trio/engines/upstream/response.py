@@ -11,24 +11,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
-from typing import Final, final
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Final, Protocol
 
-import httpx
 import msgspec
 import trio
 
 from crucible_trio.content import Piece, Reasoning, Refusal, Text
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
-from crucible_trio.engines.upstream.peer_faults import explain_fault
 from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.retries import parse_retry_after
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.errors import EngineError
-from crucible_trio.httpx_bodies import aclose_body
+from crucible_trio.http import HttpError, HttpResponse
 from crucible_trio.output import Output
 
 logger = logging.getLogger(__name__)
@@ -51,39 +49,18 @@ _MAX_ERROR_BODY = 16 * 1024
 _ERROR_BODY_TIMEOUT = 2.0
 
 
-@final
-class UpstreamBody:
-    """The bytes of one response, made by `open_upstream_body`.
+class UpstreamBody(Protocol):
+    """The bytes of one response, such as an `HttpResponse`.
 
     Attributes:
         has_promised_end: Whether the response says where its body ends. Otherwise it ends with the connection, and a
             cut looks like an end.
     """
 
-    def __init__(self, response: httpx.Response) -> None:
-        headers = response.headers
-        self.has_promised_end = "Content-Length" in headers or "chunked" in headers.get("Transfer-Encoding", "").lower()
-        self._response = response
-        # Raw: the request accepts no encoding, and a decoding error inside httpx would leave async generators open.
-        self._chunks = response.aiter_raw()
+    has_promised_end: bool
 
-    async def read(self) -> bytes | None:
-        """Read the next bytes, or None at the end. Cancellation: the body must be closed then."""
-        return await anext(self._chunks, None)
-
-    async def aclose(self) -> None:
-        """Return the connection to the pool. Close it if the body has not ended."""
-        await aclose_body(self._response, self._chunks)
-
-
-@asynccontextmanager
-async def open_upstream_body(response: httpx.Response) -> AsyncIterator[UpstreamBody]:
-    """Open the body of a response that was sent with `stream=True`. It closes with the context."""
-    body = UpstreamBody(response)
-    try:
-        yield body
-    finally:
-        await body.aclose()
+    async def read(self) -> bytes:
+        """Wait for the next bytes. Empty at the end. Cancellation: nothing is lost."""
 
 
 async def relay_completion(
@@ -115,18 +92,18 @@ async def relay_completion(
         skipped.log(logger)
 
 
-async def read_error_response(response: httpx.Response, body: UpstreamBody) -> tuple[EngineError, bytes]:
+async def read_error_response(response: HttpResponse) -> tuple[EngineError, bytes]:
     """Translate a response with an error status. Its body need not be JSON and need not end.
 
     Returns:
         The error, and the beginning of the body.
     """
     content = b""
-    with trio.move_on_after(_ERROR_BODY_TIMEOUT), suppress(httpx.TransportError):
-        while len(content) < _MAX_ERROR_BODY and (chunk := await body.read()) is not None:
+    with trio.move_on_after(_ERROR_BODY_TIMEOUT), suppress(HttpError):
+        while len(content) < _MAX_ERROR_BODY and (chunk := await response.read()):
             content += chunk
     retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
-    return to_engine_error(response.status_code, find_error(content), retry_after=retry_after), content
+    return to_engine_error(response.status, find_error(content), retry_after=retry_after), content
 
 
 async def read_json(body: UpstreamBody) -> bytes:
@@ -137,12 +114,12 @@ async def read_json(body: UpstreamBody) -> bytes:
     """
     content = bytearray()
     try:
-        while (chunk := await body.read()) is not None:
+        while chunk := await body.read():
             content += chunk
             if len(content) > MAX_PASSED_BODY:
                 raise EngineError("upstream_invalid_response", "The upstream server's response is too long.")
-    except httpx.TransportError as error:
-        logger.info("the upstream server's response was cut: %s", explain_fault(error))
+    except HttpError as error:
+        logger.info("the upstream server's response was cut: %s", error)
         message = "The connection to the upstream server was lost before the response ended."
         raise EngineError("upstream_ended_early", message, retryable=True) from error
     try:
@@ -156,15 +133,19 @@ async def _read_completion(body: UpstreamBody, reader: CompletionReader, output:
     """Read until the result is certain. Returns whether the body was cut, and whether it ended as it promised."""
     deadline = math.inf
     while not reader.is_over:
-        chunk = None
+        chunk, is_too_late = b"", False
         try:
-            with trio.CancelScope(deadline=deadline) as scope:
+            if deadline == math.inf:  # a cancel scope would take as long as everything else here
                 chunk = await body.read()
-        except httpx.TransportError as error:
-            logger.info("the upstream server's response was cut: %s", explain_fault(error))
+            else:
+                with trio.CancelScope(deadline=deadline) as scope:
+                    chunk = await body.read()
+                is_too_late = scope.cancelled_caught
+        except HttpError as error:
+            logger.info("the upstream server's response was cut: %s", error)
             return True, False
-        if chunk is None:
-            return False, body.has_promised_end and not scope.cancelled_caught
+        if not chunk:
+            return False, body.has_promised_end and not is_too_late
         await _write(reader.feed(chunk), output)
         if not reader.is_final:
             deadline = math.inf

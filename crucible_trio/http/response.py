@@ -1,0 +1,97 @@
+"""A response, whose body is read as it comes."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, Self, final
+
+import trio
+
+from crucible_trio.http.connection import HttpConnection
+from crucible_trio.http.headers import Headers
+from crucible_trio.http.parser import ResponseParser
+
+
+class ConnectionOwner(Protocol):
+    """Takes connections back."""
+
+    async def release(self, connection: HttpConnection, *, is_reusable: bool) -> None:
+        """Keep the connection for another request, or close it. Cancellation: one of both happens all the same."""
+
+
+@final
+class HttpResponse:
+    """A response: status, headers, and a body to read. For one task. Leaving its `async with` ends it.
+
+    Attributes:
+        status: The HTTP status, from 200 on.
+        reason: The reason phrase.
+        headers: The headers.
+        has_promised_end: Whether the response says where its body ends. Otherwise it ends with the connection, and a
+            cut looks like an end.
+    """
+
+    def __init__(self, parser: ResponseParser, connection: HttpConnection, owner: ConnectionOwner) -> None:
+        self.status = parser.status
+        self.reason = parser.reason
+        self.headers: Headers = parser.headers
+        self.has_promised_end = parser.has_promised_end
+        self._parser = parser
+        self._connection: HttpConnection | None = connection
+        self._owner = owner
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is 2xx."""
+        return 200 <= self.status < 300
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def read(self) -> bytes:
+        """Wait for the next bytes of the body. Empty at its end.
+
+        Nothing is read from the connection while nobody calls this: backpressure.
+
+        Raises:
+            ConnectionLostError: The connection ended before the body.
+            InvalidResponseError: The response breaks HTTP.
+            trio.ClosedResourceError: The response is closed.
+
+        Checkpoints: always. Cancellation: nothing is lost.
+        """
+        parser, connection = self._parser, self._connection
+        if connection is None:
+            raise trio.ClosedResourceError
+        if (data := parser.take_body()) or parser.is_complete:  # it came with the head
+            await trio.lowlevel.checkpoint()
+            return data
+        while True:
+            await connection.receive_into(parser)
+            if (data := parser.take_body()) or parser.is_complete:
+                return data
+
+    async def read_all(self, limit: int) -> bytes:
+        """Read the whole body, or its first `limit` bytes.
+
+        Raises:
+            ConnectionLostError, InvalidResponseError: As `read`.
+
+        Checkpoints: always. Cancellation: the bytes read so far are lost.
+        """
+        parts = []
+        while limit > 0 and (data := await self.read()):
+            parts.append(data[:limit])
+            limit -= len(data)
+        return b"".join(parts)
+
+    async def aclose(self) -> None:
+        """Return the connection if the body has ended. Otherwise close it. Cancellation: it happens all the same."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._owner.release(connection, is_reusable=self._parser.is_complete and self._parser.is_reusable)
