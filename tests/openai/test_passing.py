@@ -1,4 +1,4 @@
-"""Requests that go on to an upstream as they are, and what of a client's request an upstream can see."""
+"""Requests that go on to an upstream as they are, and which headers and fields of a client reach an upstream."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def passing(
         yield upstream, client, served
 
 
-# What is passed on
+# The requests that go on
 
 
 async def test_embeddings_and_completions_go_on_as_they_are(serving: Any) -> None:
@@ -225,7 +225,7 @@ async def test_a_draining_server_passes_nothing_on(open_api: Callable, autojump_
         assert engine.passed == []
 
 
-# What an upstream can see of a client, on every route
+# The headers and fields that reach an upstream, on every route
 
 ROUTES = [
     ("/chat/completions", {"messages": [{"role": "user", "content": ASKED}]}),

@@ -36,7 +36,7 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder) -> PassedRequ
     Raises:
         UnsupportedParameterError: The request asks for a stream.
         ModelNotFoundError: No model has this name.
-        InvalidRequestError: The body is no JSON object, or names no model: the default model is one for chats.
+        InvalidRequestError: The body is not a JSON object, or names no model: the default model is one for chats.
     """
     given = valid(lambda: _decoder.decode(body))
     if is_deeper(given):
