@@ -564,3 +564,11 @@ async def test_log_probabilities_may_be_a_hundred_levels_deep(autojump_clock: Mo
     assert written(receive) == [Text("a", logprobs)]
     with pytest.raises(ValueError, match="levels deep"):
         await output.delta("a", [logprobs])
+
+
+async def test_an_output_without_a_sink_takes_the_word_that_a_request_was_accepted(autojump_clock: MockClock) -> None:
+    send, receive = trio.open_memory_channel[Piece](1)
+    output = Output(send)
+    assert not output.client_retries
+    output.accepted()
+    assert receive.statistics().current_buffer_used == 0
