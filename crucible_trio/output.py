@@ -16,6 +16,7 @@ import trio
 
 from crucible_trio.batching import Batcher
 from crucible_trio.content import (
+    Continued,
     Piece,
     Reasoning,
     Refusal,
@@ -130,6 +131,24 @@ class Output:
         if self._call is not None:
             raise _call_is_open()
         await self._write(Refusal(text), text)
+
+    async def continued(self, characters: int) -> None:
+        """Say that a second request to the model goes on with the answer, because the first was cut.
+
+        Waits, raises and checkpoints as `delta`.
+
+        Args:
+            characters: The length of the answer so far, in Unicode characters.
+
+        Raises:
+            ValueError: It is negative.
+        """
+        if self._call is not None:
+            raise _call_is_open()
+        if characters < 0:
+            message = f"an answer has 0 characters or more, not {characters}"
+            raise ValueError(message)
+        await self._write(Continued(int(characters)), "continued")
 
     def tool_call(self, call_id: str, name: str) -> ToolCallOutput:
         """Open a tool call: `async with output.tool_call("call_1", "weather") as call: await call.arguments(...)`.

@@ -95,6 +95,8 @@ def _takes(schema: dict[str, object]) -> str:
         choices = schema["enum"]
         assert isinstance(choices, list)
         return ", ".join(f"`{choice}`" for choice in choices)
+    if "$ref" in schema:  # a struct
+        return "table"
     kinds = {
         "integer": "integer",
         "number": "number",

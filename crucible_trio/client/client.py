@@ -100,7 +100,12 @@ class Client:
         self._limits = limits
 
     def start(
-        self, request: Request, *, idempotency_key: str | None = None, on_reconnect: OnReconnect | None = None
+        self,
+        request: Request,
+        *,
+        idempotency_key: str | None = None,
+        on_reconnect: OnReconnect | None = None,
+        repeats_refused: bool = True,
     ) -> ClientStream:
         """Start a stream and read it: `async with client.start(request) as stream`.
 
@@ -109,6 +114,8 @@ class Client:
             idempotency_key: 1 to 255 visible ASCII characters. The same key and request never start a second stream.
                 By default the client makes a random key.
             on_reconnect: Called with `last_seq` after each reconnect.
+            repeats_refused: Whether the client repeats a start that was refused with 408, 429, 500, 502, 503 or 504.
+                Otherwise entering raises `ServerRefusedError`. A start without an answer is repeated in any case.
 
         Raises:
             ValueError: The key is invalid.
@@ -127,7 +134,14 @@ class Client:
         start = self._http.build_request("POST", "/v1/streams", headers=headers, content=content)
         start.stream = RequestContent(content)
         return ClientStream(
-            self._http, self._limits, start, None, after=0, trace=request.trace, on_reconnect=on_reconnect
+            self._http,
+            self._limits,
+            start,
+            None,
+            after=0,
+            trace=request.trace,
+            on_reconnect=on_reconnect,
+            repeats_refused=repeats_refused,
         )
 
     def read(

@@ -16,6 +16,19 @@ _ContextTokens: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1024 * 1024)]
 
 _Url: TypeAlias = Secret  # it may hold a password
 
+
+@final
+class Prefill(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an upstream server is asked to go on with an answer that is the last message of a request."""
+
+    body: dict[str, Any] = {}
+    """Fields for the request's body."""
+    message: dict[str, Any] = {}
+    """Fields for the last message."""
+    echoes: bool = False
+    """Whether the server's reply repeats the answer so far before it goes on."""
+
+
 # Settings that say how to translate between this server's requests and OpenAI's.
 _OPENAI_ONLY: Final = (
     "upstream_thinking",
@@ -23,6 +36,7 @@ _OPENAI_ONLY: Final = (
     "upstream_limit_field",
     "upstream_think_tags",
     "upstream_starts_in_trace",
+    "upstream_prefill",
 )
 
 
@@ -66,6 +80,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Modes in which the upstream server's text begins inside the trace, without an opening tag, because the chat
     template has written it. DeepSeek's and some of Qwen's templates do this: set it to `deep`. In the environment,
     comma-separated."""
+    upstream_reasoning_input: Literal["none", "reasoning_content", "reasoning"] = "none"
+    """The field of an assistant message in which the reasoning of earlier turns goes back to the upstream server.
+    Models that think between tool calls need it. llama.cpp and DeepSeek read `reasoning_content`, vLLM `reasoning`.
+    `none`: it is not sent."""
+    upstream_prefill: Prefill | None = None
+    """If set, an answer whose connection was lost goes on in a second request, which ends with the answer so far. A
+    table of `body` and `message`, the fields with which the server goes on instead of beginning a new answer, and
+    `echoes`. Default: the stream fails. In the environment, JSON."""
     replay_speed: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     """How much faster than recorded the replay runs. `inf` never waits."""
 

@@ -28,7 +28,9 @@ CLIENT_KEY_VARIABLE: Final = "CRUCIBLE_KEY"  # read by `crucible ask --url`, not
 GROUPS: Final[tuple[type[msgspec.Struct], ...]] = (EngineSettings, Settings, ApiSettings, ServerSettings)
 """The classes of settings. Their fields have different names, so options, variables and files need no sections."""
 
-_IN_JSON: Final = frozenset({"upstream_thinking", "upstream_extra_body", "upstream_think_tags", "openai_models"})
+_IN_JSON: Final = frozenset(
+    {"upstream_thinking", "upstream_extra_body", "upstream_think_tags", "upstream_prefill", "openai_models"}
+)
 _LISTS: Final = frozenset(
     {"allowed_origins", "server_names", "bind", "openai_deep_efforts", "upstream_starts_in_trace"}
 )

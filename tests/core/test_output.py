@@ -7,7 +7,16 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.batching import Batcher
-from crucible_trio.content import Piece, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.content import (
+    Continued,
+    Piece,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+)
 from crucible_trio.output import Output
 from crucible_trio.timers import Timers
 
@@ -142,9 +151,10 @@ async def test_only_the_first_piece_of_a_scheduler_pass_is_recorded_without_the_
         Output.delta,
         lambda output, text: output.reasoning(text, 0),
         Output.refusal,
+        lambda output, _: output.continued(1),
         lambda output, _: open_call(output),
     ],
-    ids=["delta", "reasoning", "refusal", "tool_call"],
+    ids=["delta", "reasoning", "refusal", "continued", "tool_call"],
 )
 async def test_every_write_checks_for_cancellation(
     text: str, write: Callable[[Output, str], Awaitable[None]], autojump_clock: MockClock
@@ -332,9 +342,10 @@ async def test_arguments_that_are_not_json_are_passed_on_unchanged(autojump_cloc
         lambda output: output.delta(""),
         lambda output: output.reasoning("x", 0),
         lambda output: output.refusal("x"),
+        lambda output: output.continued(1),
         open_call,
     ],
-    ids=["delta", "empty delta", "reasoning", "refusal", "tool_call"],
+    ids=["delta", "empty delta", "reasoning", "refusal", "continued", "tool_call"],
 )
 async def test_while_a_tool_call_is_open_only_its_arguments_can_be_written(
     write: Callable[[Output], Awaitable[None]], autojump_clock: MockClock
@@ -572,3 +583,12 @@ async def test_an_output_without_a_sink_takes_the_word_that_a_request_was_accept
     assert not output.client_retries
     output.accepted()
     assert receive.statistics().current_buffer_used == 0
+
+
+async def test_a_continuation_says_how_long_the_answer_is_so_far(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    with pytest.raises(ValueError, match="0 characters or more, not -1"):
+        await output.continued(-1)
+    await output.continued(0)
+    await output.continued(5)
+    assert written(receive) == [Continued(0), Continued(5)]

@@ -366,4 +366,11 @@ MUTANTS = [
         new='on_disconnect="cancel"',
         tests="tests/engines/test_crucible.py",
     ),
+    Mutant(
+        mechanism="a reply that repeats a lost answer is not appended to it",
+        file="engines/upstream/continuing.py",
+        old="            if len(reply) >= repeated and",
+        new="            if False and",
+        tests="tests/engines/test_continuing.py",
+    ),
 ]

@@ -6,6 +6,8 @@ servers costs nothing. Easy to get wrong:
 * Every generation has one idempotency key. A start whose answer is lost is repeated with it, and joins its stream.
 * The upstream's stream pauses while it has no reader. Otherwise it would run ahead of a slow client during a cut, and
   would run to its end when this process dies.
+* The upstream accepts a request before its model does. So `Output.accepted` is not called, and a client that waits for
+  a status learns of the model's refusal too.
 * Leaving a stream does not stop it. A stream that ends here before it ends there is cancelled there.
 """
 
@@ -86,7 +88,7 @@ async def open_crucible_upstream(
         if model is None:
             info = await ask_for_models(client, name, shown)
         else:
-            info = EngineInfo(name=name, models=(model,), capabilities=EVERYTHING)
+            info = EngineInfo(name=name, models=(model,), capabilities=EVERYTHING, waits_for_upstream=True)
         logger.info("upstream %s, default model %s", shown, info.models[0])
         yield CrucibleEngine(client, info)
 
@@ -120,13 +122,13 @@ class CrucibleEngine:
                 `engines/upstream/engine.py`.
         """
         try:
-            return await self._generate(request, output)
-        except ServerRefusedError as refusal:
-            if refusal.param != "grace_seconds" or not self._may_ask_for_grace:
-                raise _refused(refusal) from refusal
-        logger.warning("the upstream server refuses grace_seconds, and gets its own from now on")
-        self._may_ask_for_grace = False
-        try:
+            try:
+                return await self._generate(request, output)
+            except ServerRefusedError as refusal:
+                if refusal.param != "grace_seconds" or not self._may_ask_for_grace:
+                    raise
+                logger.warning("the upstream server refuses grace_seconds, and gets its own from now on")
+                self._may_ask_for_grace = False
             return await self._generate(request, output)
         except ServerRefusedError as refusal:
             raise _refused(refusal) from refusal
@@ -134,7 +136,7 @@ class CrucibleEngine:
     async def _generate(self, request: Request, output: Output) -> Finish:
         asked = self._for_upstream(request)
         key = secrets.token_urlsafe(16)
-        stream = self._client.start(asked, idempotency_key=key)
+        stream = self._client.start(asked, idempotency_key=key, repeats_refused=not output.client_retries)
         relay = RecordRelay(output)
         is_over = False  # on the server
         try:
@@ -182,4 +184,5 @@ def _lost(stream: ClientStream) -> EngineError:
 
 
 def _refused(refusal: ServerRefusedError) -> EngineError:
-    return to_engine_error(refusal.status, {"code": refusal.code, "message": refusal.message, "param": refusal.param})
+    words = {"code": refusal.code, "message": refusal.message, "param": refusal.param}
+    return to_engine_error(refusal.status, words, retry_after=refusal.retry_after)

@@ -60,4 +60,4 @@ async def ask_for_models(client: Client, name: str, shown: str) -> EngineInfo:
         message = f"{shown} lists no models: {hint}"
         raise ConfigError(message, "upstream_base_url")
     by_model = {model.id: Capabilities.of(model.capabilities, model.sampling) for model in listed}
-    return EngineInfo(name=name, models=tuple(by_model), by_model=by_model)
+    return EngineInfo(name=name, models=tuple(by_model), by_model=by_model, waits_for_upstream=True)

@@ -30,14 +30,21 @@ import json
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import Final, Literal, final
+from typing import Final, final
 
 import msgspec
 import trio
 
-from crucible_trio.engine import Capabilities, EngineInfo, Finish, PassedPath
+from crucible_trio.engine import EngineInfo, Finish, PassedPath
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
+from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
+from crucible_trio.engines.upstream.request_body import (
+    LimitField,
+    ReasoningField,
+    RequestBody,
+    upstream_capabilities,
+)
 from crucible_trio.engines.upstream.response import read_error_response, read_json, relay_completion
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
@@ -56,6 +63,7 @@ from crucible_trio.http import (
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 from crucible_trio.request import Request
+from crucible_trio.settings.engines import Prefill
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +72,6 @@ THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
     "standard": {"chat_template_kwargs": {"enable_thinking": False}},
     "deep": {"chat_template_kwargs": {"enable_thinking": True}},
 }
-
-LimitField = Literal["max_tokens", "max_completion_tokens"]
 
 
 @asynccontextmanager
@@ -79,6 +85,8 @@ async def open_upstream(
     limit_field: LimitField = "max_tokens",
     think_tags: Mapping[str, str] = THINK_TAGS,
     starts_in_trace: Collection[Mode] = (),
+    reasoning_field: ReasoningField | None = None,
+    prefill: Prefill | None = None,
 ) -> AsyncIterator[UpstreamEngine]:
     """Open an engine that relays a server's streams. Its connections close with the context.
 
@@ -93,6 +101,9 @@ async def open_upstream(
         limit_field: The field for `max_output_tokens`. OpenAI's reasoning models need `max_completion_tokens`.
         think_tags: The tags around a trace inside the content, from opening to closing tag. Empty: there are none.
         starts_in_trace: Modes in which the content begins inside the trace, without an opening tag.
+        reasoning_field: The field of a message in which the reasoning of earlier turns is sent back. None: it is not
+            sent, and a request that has any is refused.
+        prefill: How the server is asked to go on with an answer whose connection was lost. None: the stream fails.
 
     Raises:
         ConfigError: The URL, the key or a tag is invalid, or the server does not list a model.
@@ -108,7 +119,7 @@ async def open_upstream(
         info = EngineInfo(
             name="upstream",
             models=models,
-            capabilities=Capabilities(sampling=frozenset({"temperature", "top_p", "seed", "stop"})),
+            capabilities=upstream_capabilities(reasoning_field),
             waits_for_upstream=True,
         )
         logger.info("upstream %s, default model %s", url.without_query(), models[0])
@@ -121,6 +132,8 @@ async def open_upstream(
             limit_field=limit_field,
             think_tags=think_tags,
             starts_in_trace=starts_in_trace,
+            reasoning_field=reasoning_field,
+            prefill=prefill,
             key=key,
         )
 
@@ -145,17 +158,21 @@ class UpstreamEngine:
         limit_field: LimitField,
         think_tags: Mapping[str, str],
         starts_in_trace: Collection[Mode],
+        reasoning_field: ReasoningField | None,
+        prefill: Prefill | None,
         key: str | None,
     ) -> None:
         self.info = info
         self.skipped_fields = 0
         self._client = client
         self._base_url = base_url
-        self._thinking = thinking
         self._extra_body = extra_body
-        self._limit_field = limit_field
+        self._request_body = RequestBody(
+            thinking=thinking, extra_body=extra_body, limit_field=limit_field, reasoning_field=reasoning_field
+        )
         self._think_tags = think_tags
         self._starts_in_trace = frozenset(starts_in_trace)
+        self._prefill = prefill
         self._key = key
         modes = {name for fields in thinking.values() for name in fields}
         defaults = modes if thinking == THINKING else set()
@@ -178,17 +195,38 @@ class UpstreamEngine:
             raise
 
     async def _generate(self, request: Request, output: Output) -> Finish:
+        if self._prefill is None:
+            return await self._complete(request, output)
+        answer = ContinuedAnswer(request, self._prefill)
+        lost: EngineError | None = None
+        while True:
+            try:
+                return answer.finish(await self._complete(request, output, answer))
+            except EngineError as failure:
+                if lost is not None and not answer.has_reply:  # the server refused to go on, or could not be reached
+                    raise lost from failure
+                following = answer.next_request()
+                if following is None:
+                    raise
+                request, lost = following, failure
+            logger.info("the answer goes on in another request: continuation %d", answer.continuations)
+
+    async def _complete(self, request: Request, output: Output, answer: ContinuedAnswer | None = None) -> Finish:
+        """Send one request, again where that is safe, and relay the server's stream."""
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
         schedule = RetrySchedule(client_retries=output.client_retries)
         while True:
-            fields = self._body(request, model, left_out)
+            given = self._request_body.fields(request, model)
+            fields = {name: value for name, value in given.items() if name not in left_out}
+            if answer is not None:
+                answer.add_fields(fields)
             response = await self._answer_to("chat/completions", fields, schedule)
             async with response:
                 if response.is_success:
                     output.accepted()
                     self._remember(model, left_out)
-                    return await self._relay(response, request, output)
+                    return await self._relay(response, request, output, answer)
                 failure, content = await read_error_response(response)
             if refused := self._added.refused_by(response.status, content, fields):
                 left_out |= refused
@@ -231,11 +269,17 @@ class UpstreamEngine:
                 failure = _no_response(error)
             await _wait_or_raise(schedule.after_no_response(), failure)
 
-    async def _relay(self, response: HttpResponse, request: Request, output: Output) -> Finish:
-        splitter = ThinkSplitter(self._think_tags, starts_inside=request.mode in self._starts_in_trace)
+    async def _relay(
+        self, response: HttpResponse, request: Request, output: Output, answer: ContinuedAnswer | None
+    ) -> Finish:
+        starts_inside = request.mode in self._starts_in_trace
+        if answer is not None:
+            answer.has_reply = True
+            starts_inside = starts_inside and not answer.continuations
+        splitter = ThinkSplitter(self._think_tags, starts_inside=starts_inside)
         skipped = SkippedFields()
         try:
-            return await relay_completion(response, output, splitter, skipped)
+            return await relay_completion(response, output, splitter, skipped, answer)
         finally:
             self.skipped_fields += skipped.total
 
@@ -250,23 +294,6 @@ class UpstreamEngine:
         if self._added.remember(model, left_out):
             names = ", ".join(sorted(left_out))
             logger.warning("requests for model %s are sent without %s from now on", ascii(model), names)
-
-    def _body(self, request: Request, model: str, left_out: frozenset[str]) -> dict[str, object]:
-        sampling = {name: getattr(request.sampling, name) for name in sorted(request.sampling.given)}
-        limit: dict[str, object] = {}
-        if request.max_output_tokens is not None:
-            limit[self._limit_field] = request.max_output_tokens
-        fields = {
-            **sampling,
-            **limit,
-            **self._extra_body,
-            **self._thinking.get(request.mode, {}),
-            "model": model,
-            "messages": [{"role": message.role, "content": message.text} for message in request.messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        return {name: value for name, value in fields.items() if name not in left_out}
 
     async def _send(self, path: str, content: bytes) -> HttpResponse:
         headers = {"Content-Type": "application/json"}

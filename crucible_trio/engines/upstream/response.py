@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, Protocol
 
 import msgspec
 import trio
 
-from crucible_trio.content import Piece, Reasoning, Refusal, Text
 from crucible_trio.engine import Finish
+from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
 from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.retries import parse_retry_after
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
+from crucible_trio.engines.upstream.writing import PieceWriter
 from crucible_trio.errors import EngineError
 from crucible_trio.http import HttpError, HttpResponse
 from crucible_trio.output import Output
@@ -64,7 +64,11 @@ class UpstreamBody(Protocol):
 
 
 async def relay_completion(
-    body: UpstreamBody, output: Output, splitter: ThinkSplitter | None, skipped: SkippedFields
+    body: UpstreamBody,
+    output: Output,
+    splitter: ThinkSplitter | None,
+    skipped: SkippedFields,
+    answer: ContinuedAnswer | None = None,
 ) -> Finish:
     """Write the completion in a body to `output`, each piece as it arrives.
 
@@ -75,6 +79,7 @@ async def relay_completion(
         output: Takes the pieces.
         splitter: Separates a trace inside the content.
         skipped: Counts the skipped values.
+        answer: Decides what of the completion goes on with an answer, and learns whether the connection is lost.
 
     Raises:
         EngineError: `upstream_ended_early`, `upstream_invalid_response`, `upstream_error`, `upstream_rejected`,
@@ -82,14 +87,21 @@ async def relay_completion(
     """
     reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH)
     try:
-        was_cut, as_promised = await _read_completion(body, reader, output)
-        await _write(reader.end(was_cut=was_cut, as_promised=as_promised), output)
-        return reader.finish()
+        async with PieceWriter(output) as writer:
+            was_cut, as_promised = await _read_completion(body, reader, writer, answer)
+            pieces = reader.end(was_cut=was_cut, as_promised=as_promised)
+            await writer.write(pieces if answer is None else answer.pass_on(pieces))
+            finish = reader.finish()
+            if answer is not None:
+                await writer.write(answer.end())
     except EngineError as error:
         logger.warning("%s", error)
+        if answer is not None and error is reader.lost:
+            answer.lose(reader.usage, may_lack_text=skipped.may_hold_text)
         raise
     finally:
         skipped.log(logger)
+    return finish
 
 
 async def read_error_response(response: HttpResponse) -> tuple[EngineError, bytes]:
@@ -129,7 +141,9 @@ async def read_json(body: UpstreamBody) -> bytes:
     return bytes(content)
 
 
-async def _read_completion(body: UpstreamBody, reader: CompletionReader, output: Output) -> tuple[bool, bool]:
+async def _read_completion(
+    body: UpstreamBody, reader: CompletionReader, writer: PieceWriter, answer: ContinuedAnswer | None
+) -> tuple[bool, bool]:
     """Read until the result is certain. Returns whether the body was cut, and whether it ended as it promised."""
     deadline = math.inf
     while not reader.is_over:
@@ -146,21 +160,11 @@ async def _read_completion(body: UpstreamBody, reader: CompletionReader, output:
             return True, False
         if not chunk:
             return False, body.has_promised_end and not is_too_late
-        await _write(reader.feed(chunk), output)
+        pieces = reader.feed(chunk)
+        await writer.write(pieces if answer is None else answer.pass_on(pieces))
         if not reader.is_final:
             deadline = math.inf
         else:
             patience = END_TIMEOUT if reader.is_done else USAGE_TIMEOUT
             deadline = min(deadline, trio.current_time() + patience)
     return False, False
-
-
-async def _write(pieces: Iterable[Piece], output: Output) -> None:
-    for piece in pieces:
-        match piece:
-            case Text():
-                await output.delta(piece.text)
-            case Reasoning():
-                await output.reasoning(piece.text, piece.segment)
-            case Refusal():
-                await output.refusal(piece.text)
