@@ -85,11 +85,12 @@ class RequestBody:
     def fields(self, request: Request, model: str) -> dict[str, object]:
         """The fields of a request's body.
 
-        The request's own fields win over those for its mode, and these over those for every request.
+        The request's own fields win over those for its mode. The operator's fields for every request win over the
+        request's own: no client replaces them.
         """
         thinking = self._thinking.get(request.mode, {})
+        for_every_request = {name: value for name, value in self._extra_body.items() if name not in thinking}
         fields = {
-            **self._extra_body,
             **thinking,
             **{name: _merged(thinking.get(name), value) for name, value in request.extra.items()},
             **{name: getattr(request.sampling, name) for name in sorted(request.sampling.given)},
@@ -97,7 +98,9 @@ class RequestBody:
         }
         if request.max_output_tokens is not None:
             fields[self._limit_field] = request.max_output_tokens
-        return fields | {
+        return {
+            **fields,
+            **for_every_request,
             "model": model,
             "messages": [self._message(message) for message in request.messages],
             "stream": True,

@@ -32,10 +32,12 @@ class RetrySchedule:
 
     Args:
         client_retries: As `Output.client_retries`.
+        has_fallback: As `Output.has_fallback`: another server is asked in place of this one.
     """
 
-    def __init__(self, *, client_retries: bool) -> None:
+    def __init__(self, *, client_retries: bool, has_fallback: bool = False) -> None:
         self._client_retries = client_retries
+        self._has_fallback = has_fallback
         self._attempts = 0
 
     def after_no_response(self) -> float | None:
@@ -52,6 +54,8 @@ class RetrySchedule:
         return failure.retry_after if failure.retry_after <= MAX_RETRY_AFTER else None
 
     def _next(self, delays: tuple[float, ...]) -> float | None:
+        if self._has_fallback:
+            return None
         self._attempts += 1
         return delays[self._attempts - 1] * random.uniform(0.5, 1.0) if self._attempts <= len(delays) else None
 
