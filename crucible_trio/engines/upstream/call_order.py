@@ -44,7 +44,7 @@ class _Call:
         json: Follows the arguments.
         has_begun: Whether its start is out.
         has_ended: Whether its end is out.
-        cost: What it counts while it waits, besides its arguments.
+        cost: Its share of the waiting length, besides its arguments.
     """
 
     def __init__(self, first: CallPiece) -> None:
@@ -170,7 +170,7 @@ class CallOrder:
             pieces.append(first)
 
     def _write(self, call: _Call, pieces: list[Piece]) -> None:
-        """Write what has come of the open call."""
+        """Write the parts of the open call that have come."""
         if not call.name:
             return
         if not call.has_begun:

@@ -51,7 +51,7 @@ UPSTREAM_CAPABILITIES: Final = Capabilities(
     ),
     unknown_fields=True,
 )
-"""What the wire can carry. The server judges whether its model can do it."""
+"""The capabilities of the wire. The server judges whether its model has them."""
 
 
 def upstream_capabilities(reasoning_field: ReasoningField | None) -> Capabilities:
