@@ -23,6 +23,7 @@ _OPENAI_ONLY: Final = (
     "upstream_limit_field",
     "upstream_think_tags",
     "upstream_starts_in_trace",
+    "upstream_reasoning_input",
 )
 
 
