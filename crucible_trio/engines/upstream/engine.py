@@ -328,7 +328,9 @@ class UpstreamEngine:
         splitter = ThinkSplitter(self._think_tags, starts_inside=starts_inside)
         skipped = SkippedFields()
         try:
-            return await relay_completion(response, output, splitter, skipped, answer)
+            return await relay_completion(
+                response, output, splitter, skipped, answer, keeps_logprobs=request.parameters.logprobs
+            )
         finally:
             self.skipped_fields += skipped.total
 

@@ -69,6 +69,8 @@ async def relay_completion(
     splitter: ThinkSplitter | None,
     skipped: SkippedFields,
     answer: ContinuedAnswer | None = None,
+    *,
+    keeps_logprobs: bool = False,
 ) -> Finish:
     """Write the completion in a body to `output`, each piece as it arrives.
 
@@ -80,12 +82,13 @@ async def relay_completion(
         splitter: Separates a trace inside the content.
         skipped: Counts the skipped values.
         answer: Decides what of the completion goes on with an answer, and learns whether the connection is lost.
+        keeps_logprobs: Whether the log probabilities of the answer's tokens are written.
 
     Raises:
         EngineError: `upstream_ended_early`, `upstream_invalid_response`, `upstream_error`, `upstream_rejected`,
             `upstream_refused`.
     """
-    reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH)
+    reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH, keeps_logprobs=keeps_logprobs)
     try:
         async with PieceWriter(output) as writer:
             was_cut, as_promised = await _read_completion(body, reader, writer, answer)
