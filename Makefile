@@ -13,7 +13,7 @@ EMPTY :=
 SPACE := $(EMPTY) $(EMPTY)
 CORE := $(subst $(SPACE),$(COMMA),$(wildcard crucible_trio/*.py crucible_trio/log/*.py crucible_trio/store/*.py crucible_trio/settings/*.py))
 
-.PHONY: serve test test-quick test-suite soak mutants bench bench-quick lint docs clean
+.PHONY: serve test test-quick test-suite test-lowest soak mutants bench bench-quick lint docs clean
 
 serve: $(VENV)/.installed-serve
 	$(BIN)/crucible serve $(BIND)
@@ -36,6 +36,13 @@ test-quick:
 TESTS := not (browser or npm or soak)
 test-suite: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "$(TESTS)"
+
+# The tests with the lowest allowed version of each dependency.
+test-lowest:
+	mkdir -p .venv-lowest
+	$(PYTHON) .ci/lowest_versions.py > .venv-lowest/constraints.txt
+	PIP_CONSTRAINT=$(CURDIR)/.venv-lowest/constraints.txt \
+		$(MAKE) --no-print-directory test-suite VENV=.venv-lowest
 
 # Three minutes of load and faults on the real server: first with direct writes, then without.
 soak: $(VENV)/.installed-test

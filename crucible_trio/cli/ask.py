@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
-from typing import Final, final
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from http.client import UNAUTHORIZED
+from typing import Protocol, final
 
 import trio
-from rich.console import Console
 
+from crucible_trio.cli.answer import AnswerPrinter
+from crucible_trio.cli.exit_codes import FAILED, STOPPED
 from crucible_trio.cli.progress import fetch_progress
-from crucible_trio.client import open_client
+from crucible_trio.cli.question import Server, command_to_resume
+from crucible_trio.cli.rendering import Display
+from crucible_trio.client import Client, ClientStream, open_client
 from crucible_trio.engines import open_engine
-from crucible_trio.errors import ConfigError, CrucibleError, ServerRefusedError, StreamLostError
-from crucible_trio.pipeline import open_pipeline
-from crucible_trio.records import (
-    AnyRecord,
-    OutputDelta,
-    ReasoningDelta,
-    RefusalDelta,
-    StreamCancelled,
-    StreamCompleted,
-    StreamFailed,
-    StreamIncomplete,
-    Terminal,
-    ToolCallDelta,
-    ToolCallStarted,
+from crucible_trio.errors import (
+    ConfigError,
+    CrucibleError,
+    ServerRefusedError,
+    StreamExpiredError,
+    StreamLostError,
+    StreamNotFoundError,
 )
-from crucible_trio.request import Request
+from crucible_trio.pipeline import open_pipeline
+from crucible_trio.records import AnyRecord
+from crucible_trio.request import Request, Trace
 from crucible_trio.settings import ServiceSettings
-
-_STOPPED_EXIT_CODE: Final = 130  # 128 + SIGINT, as in shells
-
-# Control characters in a model's text must not reach the terminal: no escape, no backspace, no C1 control.
-_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+from crucible_trio.settings.loading import CLIENT_KEY_VARIABLE
+from crucible_trio.stream import Stream
 
 
-async def ask_here(request: Request, settings: ServiceSettings) -> int:
+async def ask_here(request: Request, settings: ServiceSettings, display: Display) -> int:
     """Run the whole pipeline in this process and show the answer.
 
     Returns:
@@ -48,149 +44,209 @@ async def ask_here(request: Request, settings: ServiceSettings) -> int:
 
     Cancellation: the stream ends as cancelled.
     """
-    async with AsyncExitStack() as stack:
-        with fetch_progress() as progress:
-            engine = await stack.enter_async_context(open_engine(settings.engine, progress=progress))
-        pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
-        stream = await pipeline.start(request)
+    session = _Session(AnswerPrinter(display))
 
-        async def cancel() -> None:
-            stream.cancel()
+    async def ask() -> int:
+        async with AsyncExitStack() as stack:
+            with fetch_progress() as progress, settings.errors_name_origins():
+                engine = await stack.enter_async_context(open_engine(settings.engine, progress=progress))
+            pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
+            stream = await pipeline.start(request)
+            async with stream.attach() as reader:
+                return await session.show(reader, _StreamHere(stream))
 
-        async with stream.attach() as reader:
-            return await _show(reader, cancel)
+    return await session.run(ask)
 
 
-async def ask_server(request: Request, url: str, key: str | None) -> int:
+async def ask_server(request: Request, server: Server, display: Display, *options: str) -> int:
     """Ask a server and show the answer. Cut connections are resumed.
+
+    Args:
+        request: The prompt and its options.
+        server: The server.
+        display: Shows the answer.
+        options: Options about the display, for the command that resumes.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: The URL is invalid, the server does not answer, or it refuses the request.
+        ConfigError: The server does not answer, or it refuses the request.
 
     Cancellation: closes the connection. The stream goes on as its `on_disconnect` says.
     """
-    notes = Console(stderr=True, highlight=False, markup=False)
+    printer = AnswerPrinter(display)
+    session = _Session(printer)
 
-    def report_reconnect(last_seq: int) -> None:
-        notes.print(f"\nreconnected, resuming after record {last_seq}", style="yellow")
+    async def ask() -> int:
+        async with _open_client(server) as client:
+            stream = client.start(request, on_reconnect=printer.note_reconnect)
+            return await _show_from_server(session, stream, server, options)
 
-    try:
-        async with (
-            open_client(url, key=key) as client,
-            client.start(request, on_reconnect=report_reconnect) as stream,
-        ):
-
-            async def cancel() -> None:
-                with suppress(CrucibleError):  # if the server does not answer, the stream cannot be stopped
-                    await stream.cancel()
-
-            return await _show(stream, cancel)
-    except StreamLostError as error:
-        message = f"no answer from {url}: {error}"
-        raise ConfigError(message) from error
-    except (ServerRefusedError, ValueError) as error:
-        raise ConfigError(str(error)) from error
+    return await session.run(ask)
 
 
-async def _show(records: AsyncIterator[AnyRecord], cancel: Callable[[], Awaitable[None]]) -> int:
-    """Show the records. The first Ctrl-C stops the stream, the second one exits without waiting for its end."""
-    printer = _AnswerPrinter()
-    code = _STOPPED_EXIT_CODE
-    async with trio.open_nursery() as nursery:
-        await nursery.start(_cancel_on_interrupt, cancel, nursery.cancel_scope)
+async def show_stream(server: Server, stream_id: str, after: int, trace: Trace, display: Display, *options: str) -> int:
+    """Show a stream that was started before. Cut connections are resumed.
+
+    Args:
+        server: The server that has the stream.
+        stream_id: Its id.
+        after: The offset to resume from.
+        trace: How much of the reasoning trace to show.
+        display: Shows the answer.
+        options: Options about the display, for the command that resumes.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: The server does not answer, or does not have this record.
+
+    Cancellation: closes the connection. The stream goes on as its `on_disconnect` says.
+    """
+    printer = AnswerPrinter(display, after=after)
+    session = _Session(printer)
+
+    async def show() -> int:
+        async with _open_client(server) as client:
+            # The rest of a text may depend on its beginning: it can be inside a block of code. So the stream is read
+            # from its beginning. But first the server has to know the offset, or a wrong one would be waited for.
+            with _starting(server):
+                async with client.read(stream_id, after=after, trace=trace):
+                    pass
+            stream = client.read(stream_id, trace=trace, on_reconnect=printer.note_reconnect)
+            return await _show_from_server(session, stream, server, options)
+
+    return await session.run(show)
+
+
+class _ShownStream(Protocol):
+    """The stream that a session shows."""
+
+    async def cancel(self) -> None:
+        """Stop the stream.
+
+        Raises:
+            CrucibleError: The server refuses, or does not answer.
+        """
+
+    def say_how_to_resume(self, last_seq: int) -> Sequence[str]:
+        """Notes for the user who may want the rest."""
+
+
+@final
+class _StreamHere:
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def cancel(self) -> None:
+        self._stream.cancel()
+
+    def say_how_to_resume(self, last_seq: int) -> Sequence[str]:
+        return ()  # it ends with this process
+
+
+@final
+class _StreamOfServer:
+    def __init__(self, stream: ClientStream, server: Server, options: Sequence[str]) -> None:
+        self._stream = stream
+        self._server = server
+        self._options = options
+
+    async def cancel(self) -> None:
+        await self._stream.cancel()
+
+    def say_how_to_resume(self, last_seq: int) -> Sequence[str]:
+        with_key = f" with the key in {CLIENT_KEY_VARIABLE}" if self._server.key is not None else ""
+        command = command_to_resume(self._server, self._stream.id, last_seq, *self._options)
+        return (f"The stream may still be running. To see the rest, run this{with_key}:", f"  {command}")
+
+
+@final
+class _Session:
+    """Shows one stream. The first Ctrl-C stops the stream, the second one exits without waiting for its end."""
+
+    def __init__(self, printer: AnswerPrinter) -> None:
+        self._printer = printer
+        self._stream: _ShownStream | None = None
+
+    async def run(self, ask: Callable[[], Awaitable[int]]) -> int:
+        """Call a function that calls `show`, and return its exit code."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._watch_interrupts, nursery.cancel_scope)
+            nursery.start_soon(self._printer.run)
+            code = await ask()
+            nursery.cancel_scope.cancel()
+            return code
+        # Unreachable unless a second Ctrl-C, or one before the stream began, cancelled everything.
+        rest = self._stream.say_how_to_resume(self._printer.last_seq) if self._stream is not None else ()
+        self._printer.break_off(*rest)
+        return STOPPED
+
+    async def show(self, records: AsyncIterator[AnyRecord], stream: _ShownStream) -> int:
+        """Show the records of a stream, and how it ended."""
+        self._stream = stream
         try:
             async for record in records:
-                printer.add(record)
-            code = printer.finish()
+                self._printer.add(record)
+        except (StreamNotFoundError, StreamExpiredError) as error:
+            self._printer.break_off(f"lost the stream: {error}")
         except CrucibleError as error:
-            code = printer.report_lost(error)
+            self._printer.break_off(f"lost the stream: {error}", *stream.say_how_to_resume(self._printer.last_seq))
         except BrokenPipeError:  # the program that reads our output, such as `head`, has exited
-            await cancel()
-        nursery.cancel_scope.cancel()
-    return code
+            await self._stop(stream)
+            return STOPPED
+        else:
+            return self._printer.finish()
+        return FAILED
+
+    async def _watch_interrupts(self, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGINT) as signals:
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                is_stopping = False
+                async for _ in signals:
+                    if self._stream is None or is_stopping:
+                        everything.cancel()
+                    else:
+                        is_stopping = True
+                        nursery.start_soon(self._stop, self._stream)
+
+    async def _stop(self, stream: _ShownStream) -> None:
+        try:
+            await stream.cancel()
+        except CrucibleError as error:
+            self._printer.note(f"could not stop the stream: {error}")
 
 
-async def _cancel_on_interrupt(
-    cancel: Callable[[], Awaitable[None]], everything: trio.CancelScope, *, task_status: trio.TaskStatus[None]
-) -> None:
-    with trio.open_signal_receiver(signal.SIGINT) as signals:
-        task_status.started()
-        async with trio.open_nursery() as nursery:
-            interrupted = False
-            async for _ in signals:
-                if interrupted:
-                    everything.cancel()
-                interrupted = True
-                nursery.start_soon(cancel)
+@asynccontextmanager
+async def _open_client(server: Server) -> AsyncIterator[Client]:
+    async with AsyncExitStack() as stack:
+        with _starting(server):
+            client = await stack.enter_async_context(open_client(server.url, key=server.key))
+        yield client
 
 
-@final
-class _PipeConsole(Console):
-    """A console that raises `BrokenPipeError` when the reader of its pipe exits."""
-
-    def on_broken_pipe(self) -> None:
-        # Rich raises SystemExit. In a nursery it would become an exception group, which Python prints as a traceback.
-        with suppress(SystemExit):
-            super().on_broken_pipe()
-        raise BrokenPipeError
+async def _show_from_server(session: _Session, stream: ClientStream, server: Server, options: Sequence[str]) -> int:
+    async with AsyncExitStack() as stack:
+        with _starting(server):
+            await stack.enter_async_context(stream)
+        return await session.show(stream, _StreamOfServer(stream, server, options))
 
 
-@final
-class _AnswerPrinter:
-    """Prints trace and answer to standard output, and notes to standard error. No colours outside a terminal."""
-
-    def __init__(self) -> None:
-        self._out = _PipeConsole(highlight=False)
-        self._notes = Console(stderr=True, highlight=False, markup=False)
-        self._terminal: Terminal | None = None
-        self._has_trace = False
-        self._has_answer = False
-
-    def add(self, record: AnyRecord) -> None:
-        match record:
-            case ReasoningDelta(delta=delta):
-                if not self._has_trace:
-                    self._out.out("Reasoning", style="bold dim")
-                self._has_trace = True
-                self._write(delta, "dim")
-            case OutputDelta(delta=delta) | RefusalDelta(delta=delta):
-                if self._has_trace and not self._has_answer:
-                    self._out.out("\n\nAnswer", style="bold")
-                self._has_answer = True
-                self._write(delta, None)
-            case ToolCallStarted(name=name):
-                self._out.out(
-                    "\n\nTool call " if self._has_trace or self._has_answer else "Tool call ", end="", style="bold"
-                )
-                self._has_answer = True
-                self._write(f"{name} ", None)
-            case ToolCallDelta(delta=delta):
-                self._write(delta, None)
-            case StreamCompleted() | StreamIncomplete() | StreamFailed() | StreamCancelled():
-                self._terminal = record
-
-    def finish(self) -> int:
-        if self._has_trace or self._has_answer:
-            self._out.out("")
-        match self._terminal:
-            case StreamCompleted():
-                return 0
-            case StreamIncomplete(reason=reason):
-                self._notes.print(f"incomplete: {reason}", style="yellow")
-                return 0
-            case StreamCancelled(by=by):
-                self._notes.print(f"cancelled by {by}", style="yellow")
-                return _STOPPED_EXIT_CODE
-            case StreamFailed(error=error):
-                self._notes.print(f"failed: {error.message} ({error.code})", style="red")
-        return 1
-
-    def report_lost(self, error: CrucibleError) -> int:
-        self._notes.print(f"\nlost the stream: {error}", style="red")
-        return 1
-
-    def _write(self, text: str, style: str | None) -> None:
-        self._out.out(text.translate(_CONTROLS), end="", style=style)
+@contextmanager
+def _starting(server: Server) -> Iterator[None]:
+    """Turn an error before the first record into a sentence, because nothing can be resumed."""
+    try:
+        yield
+    except StreamLostError as error:
+        message = f"no answer from {server.url}: {error}"
+        raise ConfigError(message) from error
+    except StreamNotFoundError as error:
+        message = f"{server.url} has no such stream, or another key than yours started it"
+        raise ConfigError(message) from error
+    except ServerRefusedError as error:
+        raise ConfigError(server.refused_key() if error.status == UNAUTHORIZED else str(error)) from error
+    except (StreamExpiredError, ValueError) as error:
+        raise ConfigError(str(error)) from error

@@ -8,15 +8,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, final
 
 import click
 import trio
+from click.core import ParameterSource
 
+from crucible_trio.cli.exit_codes import CANNOT_START, STOPPED
 from crucible_trio.errors import ConfigError
+from crucible_trio.records import Mode
 from crucible_trio.settings.loading import CLIENT_KEY_VARIABLE, ServiceSettings, load_settings
 
 Result = TypeVar("Result")
@@ -32,10 +36,22 @@ _OPTION_NAMES: Final = {"upstream_base_url": "--base-url"} | {
 class _CannotStart(click.ClickException):
     """Something is missing or misconfigured. Printed as one sentence without a traceback."""
 
-    exit_code = 2
+    exit_code = CANNOT_START
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@final
+class _Group(click.Group):
+    """A group that lists its commands with their whole first sentences. Click would cut them off."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(limit=1000)) for name, command in sorted(self.commands.items())]
+            )
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="crucible_trio")
 def main() -> None:
     """Stream a reasoning model's output over Server-Sent Events: resumable, with backpressure."""
@@ -97,51 +113,66 @@ def serve(bind: tuple[str, ...], **options: object) -> None:
 
 
 @main.command()
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.option(
     "--mode", type=click.Choice(["standard", "deep"]), default="standard", help="deep reasons before it answers."
 )
 @click.option("--url", help="Ask this server. [default: run the pipeline in this process]")
 @click.option("--key", envvar=CLIENT_KEY_VARIABLE, help="The server's key. [env: CRUCIBLE_KEY]")
+@click.option(
+    "--stream", metavar="ID", help="Show this stream of the server instead. An event id resumes after its record."
+)
 @click.option("--trace/--no-trace", default=True, help="Show or hide the reasoning trace.")
+@click.option("--markdown/--no-markdown", default=True, help="Render Markdown in a terminal, or show it as it is.")
 @click.option("--max-output-tokens", type=click.IntRange(min=1), help="Limit for reasoning and answer together.")
 @_engine_options
+@click.pass_context
 def ask(
-    prompt: str,
-    mode: str,
+    context: click.Context,
+    /,
+    prompt: str | None,
+    mode: Mode,
     url: str | None,
     key: str | None,
+    stream: str | None,
     trace: bool,
+    markdown: bool,
     max_output_tokens: int | None,
     **options: object,
 ) -> None:
     """Ask PROMPT and show the reasoning trace and the answer as they arrive.
 
-    Trace and answer go to standard output, notes to standard error. With --url, a cut connection is resumed. Ctrl-C
-    stops the stream, also on the server, and a second Ctrl-C exits immediately. The exit code is 0 if there is an
-    answer, 1 if the stream failed, 2 if it could not start, and 130 if it was stopped.
+    Without PROMPT, or if it is -, the prompt is read from standard input.
+
+    Trace and answer go to standard output, notes to standard error. With --url, a cut connection is resumed. If it
+    stays lost, the last note is the command that shows the rest. Ctrl-C stops the stream, also on the server, and a
+    second Ctrl-C exits immediately. The exit code is 0 if there is an answer, 1 if the stream failed or was lost, 2 if
+    it could not start, and 130 if it was stopped.
     """
-    import msgspec
-
     from crucible_trio.cli import ask as asking
-    from crucible_trio.request import Request
+    from crucible_trio.cli.question import Server, check_options, parse_stream, parse_url, read_prompt
+    from crucible_trio.cli.rendering import open_display
+    from crucible_trio.request import Request, Trace
 
-    fields = {
-        "input": prompt,
-        "mode": mode,
-        "max_output_tokens": max_output_tokens,
-        "trace": "segments" if trace else "none",
-    }
-    try:
-        request = msgspec.convert(fields, Request)
-    except msgspec.ValidationError as error:
-        raise click.UsageError(str(error)) from error
     _log_to_stderr(logging.ERROR)
-    if url is not None:
-        run = partial(asking.ask_server, request, url, key)
-    else:
-        run = partial(asking.ask_here, request, _settings(**options))
-    sys.exit(_run(run))
+    given = _given_options(context)
+    view: Trace = "segments" if trace else "none"
+    again = [*([] if trace else ["--no-trace"]), *([] if markdown else ["--no-markdown"])]
+    run: Callable[[], Awaitable[int]]
+    with _one_sentence(), _interrupted_is_stopped():
+        check_options(given)
+        display = open_display(markdown=markdown)
+        server = None if url is None else Server(url=parse_url(url), key=key, key_is_option="--key" in given)
+        if server is not None and stream is not None:
+            stream_id, after = parse_stream(stream)
+            run = partial(asking.show_stream, server, stream_id, after, view, display, *again)
+        else:
+            request = Request(read_prompt(prompt), mode=mode, max_output_tokens=max_output_tokens, trace=view)
+            if server is None:
+                run = partial(asking.ask_here, request, _settings(**options), display)
+            else:
+                run = partial(asking.ask_server, request, server, display, *again)
+        sys.exit(_run(run))
 
 
 @main.command()
@@ -189,10 +220,8 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
     from crucible_trio.testing.resume import check as run_check
 
     _log_to_stderr(logging.ERROR)
-    try:
+    with _one_sentence():
         wire = load_wire(wire_file) if wire_file is not None else WireFormat()
-    except ConfigError as error:
-        raise _CannotStart(str(error)) from error
     if key is not None:
         wire = wire.with_headers({"Authorization": f"Bearer {key}"})
     options |= {
@@ -204,7 +233,7 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
     sys.exit(_run(partial(check_server, checking, command_again(url, wire_file))))
 
 
-@main.group()
+@main.group(cls=_Group)
 def model() -> None:
     """The default model of the local engine."""
 
@@ -232,10 +261,34 @@ def path() -> None:
 def _settings(**options: object) -> ServiceSettings:
     if options.get("upstream_base_url") is not None and options.get("engine") is None:
         options["engine"] = "upstream"
-    try:
+    with _one_sentence():
         return load_settings(os.environ, option_names=_OPTION_NAMES, **options)  # type: ignore[arg-type]  # a Path
+
+
+def _given_options(context: click.Context) -> set[str]:
+    """The options on the command line, by their long names, and the arguments, as the usage line shows them."""
+    return {
+        parameter.opts[-1] if isinstance(parameter, click.Option) else parameter.human_readable_name
+        for parameter in context.command.params
+        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    }
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    try:
+        yield
     except ConfigError as error:
         raise _CannotStart(str(error)) from error
+
+
+@contextmanager
+def _interrupted_is_stopped() -> Iterator[None]:
+    """Ctrl-C before the command has its own handler, such as while it reads standard input."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
 
 
 def _run(command: Callable[[], Awaitable[Result]]) -> Result:

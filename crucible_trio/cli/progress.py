@@ -16,12 +16,13 @@ from crucible_trio.engines.local.weights import find_weights
 def fetch_progress() -> Iterator[Callable[[int, int | None], None]]:
     """A callback `(bytes downloaded, bytes in total)` that draws a bar on standard error.
 
-    Nothing is drawn before the first call. If standard error is not a terminal, the first call prints one line, because
-    a minute of silence looks like a hang.
+    Nothing is drawn before the first call. The bar ends with the download, on a line that stays, because log lines
+    follow: they bypass rich and would end up on the bar's line. If standard error is not a terminal that can draw a
+    bar, the first call prints one line, because a minute of silence looks like a hang.
     """
     console = Console(stderr=True)
     columns = (TextColumn("downloading the model"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, console=console, transient=True)
+    bar = Progress(*columns, console=console)
     task = bar.add_task("fetch", total=None)
     begun = False
 
@@ -29,17 +30,19 @@ def fetch_progress() -> Iterator[Callable[[int, int | None], None]]:
         nonlocal begun
         if not begun:
             begun = True
-            if console.is_terminal:
+            if console.is_interactive:
                 bar.start()
             else:
                 console.print("downloading the model (93 MB, only once) ...")
         bar.update(task, completed=done, total=total)
+        if done == total and console.is_interactive:
+            bar.stop()
 
     try:
         yield show
     finally:
-        if begun and console.is_terminal:
-            bar.stop()
+        if begun and console.is_interactive:
+            bar.stop()  # a second time does nothing
 
 
 async def fetch_weights() -> Path:

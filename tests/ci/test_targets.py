@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ def test_the_quick_tests_leave_out_the_slow_ones_and_other_programs() -> None:
     assert 'TESTS="not (slow or browser or npm or soak)"' in quick
 
 
+def test_the_lowest_versions_are_the_lower_bounds_of_the_project() -> None:
+    program = [sys.executable, str(ROOT / ".ci" / "lowest_versions.py")]
+    lines = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    runtime = [*project["dependencies"], *project["optional-dependencies"]["local"]]
+    assert [line.replace("==", ">=") for line in lines] == [bound.partition(",")[0] for bound in runtime]
+    assert "PIP_CONSTRAINT=" in make("test-lowest")
+
+
 def test_the_newest_python_is_one_that_runs(tmp_path: Path, fake_python: Any) -> None:
     program = newest_python(tmp_path)
     assert subprocess.run([program, "-c", "import ensurepip, venv"], timeout=60, check=False).returncode == 0
@@ -70,11 +80,16 @@ def test_the_newest_python_is_one_that_runs(tmp_path: Path, fake_python: Any) ->
     assert newest_python(tmp_path) == in_pyenv
 
 
-def test_ci_installs_the_programs_of_the_tests_and_runs_three_suites() -> None:
+def test_ci_installs_the_programs_of_the_tests_and_runs_four_suites() -> None:
     file = ROOT / ".ci" / "run"
     subprocess.run(["bash", "-n", str(file)], check=True, timeout=60)
     script = file.read_text()
     for program in ("chromium", "curl", "nginx", "npm", "nodejs", "python3-venv"):
         assert program in script
-    suites = ["make test\n", "make test-suite PYTHON=/usr/bin/python3 VENV=.venv-debian\n", "make test-quick\n"]
+    suites = [
+        "make test\n",
+        "make test-suite PYTHON=/usr/bin/python3 VENV=.venv-debian\n",
+        "make test-quick\n",
+        'make test-lowest TESTS="not (slow or browser or npm or soak)"\n',
+    ]
     assert [suite for suite in suites if suite in script] == suites

@@ -2,7 +2,8 @@
 
 import pytest
 
-from crucible_trio.cli.ask import _AnswerPrinter
+from crucible_trio.cli.answer import AnswerPrinter
+from crucible_trio.cli.rendering import open_display
 from crucible_trio.records import (
     AnyRecord,
     ErrorInfo,
@@ -42,7 +43,7 @@ END = (Usage(), Timings(None, 1.0))
 def test_every_kind_of_content_is_printed(
     records: list[AnyRecord], printed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printer = _AnswerPrinter()
+    printer = AnswerPrinter(open_display(markdown=True))
     for record in (*records, StreamCompleted(9, "stop", *END)):
         printer.add(record)
     assert printer.finish() == 0
@@ -53,7 +54,7 @@ def test_every_kind_of_content_is_printed(
 def test_a_message_that_looks_like_markup_is_printed_unchanged(
     message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printer = _AnswerPrinter()
+    printer = AnswerPrinter(open_display(markdown=True))
     printer.add(StreamFailed(2, ErrorInfo("code", message, False), *END))
     assert printer.finish() == 1
     assert capsys.readouterr().err == f"failed: {message} (code)\n"

@@ -77,6 +77,7 @@ PAGES = [
 ]
 ADDRESS = "127.0.0.1:8000"  # in the examples
 OPENAIS = "chat.completion.chunk"  # in the examples of that wire
+OTHER_PROGRAMS = {".", "curl", "hypercorn", "mkdir", "node", "none", "npm", "pip", "python", "python3", "uv"}
 # Errors that every API may raise, and the native one never does.
 NEVER_NATIVE = {UnsupportedParameterError, UnknownParameterError, TooManyReadersError}
 
@@ -142,6 +143,7 @@ def started(
                 line = getattr(process, stream).readline()
                 assert line, f"the process did not start: {printed}{process.stderr.read() if process.stderr else ''}"
                 printed += line
+            watch.cancel()  # it has started, and may run for as long as the tests need it
             yield found[1], process
         finally:
             watch.cancel()
@@ -261,7 +263,7 @@ def test_every_command_exists_with_its_options() -> None:
         elif program == "make":
             assert set(arguments) <= set(targets), name
         else:
-            assert program in {"curl", "hypercorn", "none"}, f"{name}: {program}"
+            assert program in OTHER_PROGRAMS, f"{name}: {program}"
     assert seen > 5
 
 

@@ -7,7 +7,10 @@ import re
 import pytest
 from quart_trio import QuartTrio
 
-from crucible_trio import open_pipeline
+from crucible_trio import EngineInfo, Finish, open_pipeline
+from crucible_trio.engine import as_engine
+from crucible_trio.engines.replay import ReplayEngine
+from crucible_trio.engines.router import RouterEngine
 from crucible_trio.settings import ApiSettings
 from crucible_trio.web import blueprint, create_app
 
@@ -68,3 +71,44 @@ async def test_the_page_loads_nothing_from_other_servers_and_works_below_a_prefi
             response = await client.get(f"/ai/{link}")
             assert response.status_code == 200
             assert not re.search(r"https?://|[\"'(]//?[a-z]", await response.get_data(as_text=True))
+
+
+class Noticed:
+    """An engine whose notice changes, as a router's does."""
+
+    def __init__(self, notice: str) -> None:
+        self.info = EngineInfo(name="noticed", models=("m",), notice=notice)
+
+    async def generate(self, request, output):
+        await output.delta(".")
+        return Finish()
+
+
+async def test_the_page_says_that_a_replay_engine_is_no_model() -> None:
+    for engine in (ReplayEngine(), RouterEngine([as_engine(silent), ReplayEngine()])):
+        async with open_pipeline(engine) as pipeline:
+            html = await (await create_app(pipeline).test_client().get("/")).get_data(as_text=True)
+            assert '<p id="notice">This is a recording, not a model: every prompt gets the same text.</p>' in html
+
+
+async def test_a_page_without_a_notice_has_no_empty_line_for_it() -> None:
+    async with open_pipeline(silent) as pipeline:
+        html = await (await create_app(pipeline).test_client().get("/")).get_data(as_text=True)
+        assert "notice" not in html
+
+
+async def test_a_notice_is_text_and_never_markup() -> None:
+    async with open_pipeline(Noticed("<script>alert('x')</script> & more")) as pipeline:
+        html = await (await create_app(pipeline).test_client().get("/")).get_data(as_text=True)
+        assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; more" in html
+
+
+async def test_a_changed_notice_changes_the_etag() -> None:
+    engine = Noticed("One.")
+    async with open_pipeline(engine) as pipeline:
+        client = create_app(pipeline).test_client()
+        old = {"If-None-Match": (await client.get("/")).headers["ETag"]}
+        assert (await client.get("/", headers=old)).status_code == 304
+        engine.info = EngineInfo(name="noticed", models=("m",), notice="Two.")
+        new = await client.get("/", headers=old)
+        assert (new.status_code, "Two." in await new.get_data(as_text=True)) == (200, True)

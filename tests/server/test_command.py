@@ -170,8 +170,9 @@ async def test_ask_shows_the_same_text_when_its_connection_is_cut(serving) -> No
     uncut, resumed = outputs
     assert uncut.stdout == resumed.stdout
     assert uncut.stdout.decode().index("First we") < uncut.stdout.decode().index("we answer:  what was asked")
-    assert b"\x1b" not in uncut.stdout  # stdout is not a terminal: no escapes from the command, and none from the model
-    assert re.search(rb"reconnected, resuming after record \d+", resumed.stderr)
+    # stdout is not a terminal: the command adds no escapes, and those of the model stay
+    assert re.findall(rb"\x1b.{4}", uncut.stdout) == [b"\x1b[31m", b"\x1b[0m "]
+    assert re.search(rb"^reconnected at record \d+\n", resumed.stderr)
     assert b"reconnected" not in uncut.stderr
 
 

@@ -1,7 +1,8 @@
-"""The demo page at `/`: static files, read once and served with the security headers of a browser page."""
+"""The demo page at `/`: files, read once and served with the security headers of a browser page."""
 
 from __future__ import annotations
 
+import html
 from hashlib import sha256
 from importlib import resources
 from typing import ClassVar, Final, final
@@ -16,6 +17,7 @@ _TYPES: Final = {_INDEX: "text/html", "page.css": "text/css"} | dict.fromkeys(
     ("page.js", "readers.js", "view.js", "words.js"), "text/javascript"
 )
 _FILES: Final = {name: (resources.files(__package__) / name).read_bytes() for name in _TYPES}
+_NOTICE: Final = b"<!-- notice -->"  # in the page: here goes the engine's notice
 
 _HEADERS: Final = {
     # Nothing from other servers and nothing inline, so that no text of a model or a question can become a script. No
@@ -33,7 +35,7 @@ _HEADERS: Final = {
 
 @final
 class PageApi:
-    """The demo page (`Api`). The files are the same for every client and need no key."""
+    """The demo page (`Api`). It is the same for every client and needs no key."""
 
     name: ClassVar[str] = "page"
     error_shape: ClassVar[ErrorShape | None] = None
@@ -41,7 +43,7 @@ class PageApi:
     open_endpoints: ClassVar[frozenset[str]] = frozenset({"page", "page_file"})  # people follow links to the page
 
     def __init__(self, context: ApiContext) -> None:
-        pass
+        self._engine = context.pipeline.engine
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add `/` and the files that the page loads."""
@@ -49,18 +51,20 @@ class PageApi:
         blueprint.add_url_rule("/page/<name>", view_func=self.page_file, methods=["GET"])
 
     async def page(self) -> Response:
-        """`GET /`: the page."""
-        return await _file(_INDEX)
+        """`GET /`: the page, with the engine's notice."""
+        notice = self._engine.info.notice
+        line = f'<p id="notice">{html.escape(notice)}</p>' if notice else ""
+        return await _response(_INDEX, _FILES[_INDEX].replace(_NOTICE, line.encode()))
 
     async def page_file(self, name: str) -> Response:
         """`GET /page/{name}`: a file that the page loads."""
         if name == _INDEX or name not in _FILES:  # the page has one address
             abort(404)
-        return await _file(name)
+        return await _response(name, _FILES[name])
 
 
-async def _file(name: str) -> Response:
-    response = Response(_FILES[name], content_type=f"{_TYPES[name]}; charset=utf-8")
+async def _response(name: str, content: bytes) -> Response:
+    response = Response(content, content_type=f"{_TYPES[name]}; charset=utf-8")
     response.headers.update(_HEADERS)
-    response.set_etag(sha256(_FILES[name]).hexdigest()[:32])
+    response.set_etag(sha256(content).hexdigest()[:32])
     return await response.make_conditional(request)
