@@ -27,6 +27,22 @@ class InstallError(Exception):
     """A package manager could not install what a test needs."""
 
 
+class ClientError(Exception):
+    """A client ended with an error.
+
+    Attributes:
+        code: Its exit code.
+        output: What it wrote to standard output.
+        errors: What it wrote to standard error.
+    """
+
+    def __init__(self, code: int, output: str, errors: str) -> None:
+        super().__init__(f"exit code {code}: {errors[-4000:]}")
+        self.code = code
+        self.output = output
+        self.errors = errors
+
+
 def install_packages(npm: str, folder: Path) -> Path:
     """Install the packages of a folder's lock file, once per version of the lock file.
 
@@ -120,6 +136,9 @@ class Sandbox:
 
         Returns:
             Its standard output.
+
+        Raises:
+            ClientError: Its exit code is not 0.
         """
         with trio.fail_after(RUN_SECONDS):
             done = await trio.run_process(
@@ -131,5 +150,7 @@ class Sandbox:
                 capture_stderr=True,
                 check=False,
             )
-        assert done.returncode == 0, done.stderr.decode()[-4000:]
-        return done.stdout.decode()
+        output = done.stdout.decode()
+        if done.returncode:
+            raise ClientError(done.returncode, output, done.stderr.decode())
+        return output
