@@ -366,4 +366,32 @@ MUTANTS = [
         new='on_disconnect="cancel"',
         tests="tests/engines/test_crucible.py",
     ),
+    Mutant(
+        mechanism="output behind an open tool call of an upstream waits until its arguments are whole",
+        file="engines/upstream/call_order.py",
+        old="if not self._waiting or not call.has_begun or not call.json.is_closed:",
+        new="if not self._waiting or not call.has_begun:",
+        tests="tests/engines/test_calls.py",
+    ),
+    Mutant(
+        mechanism="the output that waits for a tool call of an upstream is bounded",
+        file="engines/upstream/call_order.py",
+        old="if self._waiting_length > MAX_WAITING_LENGTH:",
+        new="if False:",
+        tests="tests/engines/test_calls.py",
+    ),
+    Mutant(
+        mechanism="arguments that an upstream cut are not called whole",
+        file="engines/upstream/call_order.py",
+        old="is_cut = call.json.is_open or",
+        new="is_cut =",
+        tests="tests/engines/test_calls.py",
+    ),
+    Mutant(
+        mechanism="no tool call is whole at the end of an upstream's stream that was cut",
+        file="engines/upstream/call_order.py",
+        old="elif is_whole and not is_cut:",
+        new="elif not is_cut:",
+        tests="tests/engines/test_calls.py",
+    ),
 ]

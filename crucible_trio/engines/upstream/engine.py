@@ -228,7 +228,9 @@ class UpstreamEngine:
         splitter = ThinkSplitter(self._think_tags, starts_inside=request.mode in self._starts_in_trace)
         skipped = SkippedFields()
         try:
-            return await relay_completion(response, output, splitter, skipped)
+            return await relay_completion(
+                response, output, splitter, skipped, keeps_logprobs=request.parameters.logprobs
+            )
         finally:
             self.skipped_fields += skipped.total
 

@@ -39,10 +39,18 @@ class CompletionReader:
         splitter: Separates a trace inside the content.
         skipped: Counts the skipped values.
         max_event_length: Characters of one event.
+        keeps_logprobs: As in `UpstreamCompletion`.
     """
 
-    def __init__(self, splitter: ThinkSplitter | None, skipped: SkippedFields, max_event_length: int) -> None:
-        self._completion = UpstreamCompletion(skipped, splitter)
+    def __init__(
+        self,
+        splitter: ThinkSplitter | None,
+        skipped: SkippedFields,
+        max_event_length: int,
+        *,
+        keeps_logprobs: bool = False,
+    ) -> None:
+        self._completion = UpstreamCompletion(skipped, splitter, keeps_logprobs=keeps_logprobs)
         self._skipped = skipped
         self._decoder = Decoder(max_event_length=sys.maxsize)  # would raise before it returns earlier events
         self._max_event_length = max_event_length

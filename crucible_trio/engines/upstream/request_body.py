@@ -34,6 +34,7 @@ UPSTREAM_CAPABILITIES: Final = Capabilities(
     files=True,
     audio=True,
     structured_output=True,
+    logprobs=True,
     sampling=frozenset(
         {
             "temperature",
@@ -50,7 +51,7 @@ UPSTREAM_CAPABILITIES: Final = Capabilities(
     ),
     unknown_fields=True,
 )
-"""What the wire can carry. The server judges whether its model can do it."""
+"""The capabilities of the wire. The server judges whether its model has them."""
 
 
 def upstream_capabilities(reasoning_field: ReasoningField | None) -> Capabilities:
@@ -156,6 +157,10 @@ def _parameters(parameters: Parameters) -> dict[str, object]:
             fields["parallel_tool_calls"] = parameters.parallel_tool_calls
     if parameters.response_format is not None:
         fields["response_format"] = _response_format(parameters.response_format)
+    if parameters.logprobs:
+        fields["logprobs"] = True
+        if parameters.top_logprobs is not None:
+            fields["top_logprobs"] = parameters.top_logprobs
     if parameters.verbosity is not None:
         fields["verbosity"] = parameters.verbosity
     return fields

@@ -59,7 +59,12 @@ class UpstreamBody(Protocol):
 
 
 async def relay_completion(
-    body: UpstreamBody, output: Output, splitter: ThinkSplitter | None, skipped: SkippedFields
+    body: UpstreamBody,
+    output: Output,
+    splitter: ThinkSplitter | None,
+    skipped: SkippedFields,
+    *,
+    keeps_logprobs: bool = False,
 ) -> Finish:
     """Write the completion in a body to `output`, each piece as it arrives.
 
@@ -70,12 +75,13 @@ async def relay_completion(
         output: Takes the pieces.
         splitter: Separates a trace inside the content.
         skipped: Counts the skipped values.
+        keeps_logprobs: Whether the log probabilities of the answer's tokens are written.
 
     Raises:
         EngineError: `upstream_ended_early`, `upstream_invalid_response`, `upstream_error`, `upstream_rejected`,
             `upstream_refused`.
     """
-    reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH)
+    reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH, keeps_logprobs=keeps_logprobs)
     try:
         async with PieceWriter(output) as writer:
             was_cut, as_promised = await _read_completion(body, reader, writer)
