@@ -69,6 +69,7 @@ class Agent:
         Returns:
             What it printed.
         """
+        sandbox.home.mkdir(exist_ok=True)
         values = {"{base_url}": base_url, "{model}": MODEL}
         for name, content in self.files.items():
             path = sandbox.home / name

@@ -118,8 +118,8 @@ def run_agent(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[st
     except InstallError as error:
         skip_missing(str(error))
 
-    async def run(agent: Agent, prompt: str, *, base_url: str) -> str:
-        return await agent.run(prompt, base_url=base_url, sandbox=sandbox, packages=packages, node=node)
+    async def run(agent: Agent, prompt: str, *, base_url: str, home: Path = sandbox.home) -> str:
+        return await agent.run(prompt, base_url=base_url, sandbox=Sandbox(home), packages=packages, node=node)
 
     return run
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import pytest
+import trio
 
 from crucible_trio.testing import Treatment, open_chaos_proxy
 
 from .agents import CODEX, QWEN_CODE, Agent
 from .npm import ClientError, Sandbox
+from .retries import CASE, CASES, Case
 from .upstream import Json, UpstreamRequest, open_scripted_upstream
 
 pytestmark = pytest.mark.slow
@@ -138,6 +143,41 @@ async def test_qwen_code_repeats_a_request_whose_connection_was_cut_in_a_call(
     assert cut_short == first
     check_turn(model, first, second)
     assert lines(sandbox) == ["the tool was here"]
+
+
+async def test_qwen_code_does_not_repeat_a_request_that_a_repetition_cannot_mend(
+    run_agent: RunAgent, crucible_serve: CrucibleServe, tmp_path: Path
+) -> None:
+    cases = [case for case in CASES if case.repeats == "nobody" and case.name.isdecimal()]
+    assert len(cases) == 6
+    failures: dict[str, str] = {}
+    asked: Counter[str] = Counter()
+
+    async def answer(request: UpstreamRequest) -> None:
+        case = CASE[request.text.split()[-1]]  # Qwen Code puts a list of its skills before the prompt
+        asked[case.name] += 1
+        assert case.answer is not None
+        await case.answer(request, never)
+
+    async def ask(case: Case, base_url: str) -> None:
+        with pytest.raises(ClientError) as caught:
+            await run_agent(QWEN_CODE, case.name, base_url=base_url, home=tmp_path / case.name)
+        failures[case.name] = caught.value.errors
+
+    async with (
+        open_scripted_upstream(answer) as upstream,
+        crucible_serve("--base-url", upstream.base_url) as base_url,
+        trio.open_nursery() as nursery,
+    ):
+        for case in cases:
+            nursery.start_soon(ask, case, base_url)
+    assert asked == {case.name: 1 for case in cases}
+    for case in cases:
+        assert re.search(rf"\[API Error: .*\b{case.status} ", failures[case.name])
+
+
+async def never() -> None:
+    raise AssertionError("nothing is cancelled here")
 
 
 @pytest.mark.xfail(strict=True, reason="the responses API does not take tools yet")
