@@ -67,7 +67,7 @@ class Agent:
         """Let the agent answer a prompt.
 
         Returns:
-            What it printed.
+            Its standard output.
         """
         sandbox.home.mkdir(exist_ok=True)
         values = {"{base_url}": base_url, "{model}": MODEL}

@@ -1,4 +1,4 @@
-"""Fixtures: a server in front of an engine, and real clients in an environment of their own."""
+"""Fixtures: a server in front of an engine, and real clients with a separate environment."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def sandbox(tmp_path: Path) -> Sandbox:
 
 @pytest.fixture
 def run_node(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
-    """`await run_node("chat.mjs", *arguments)` returns what a program prints that uses clients from npm."""
+    """`await run_node("chat.mjs", *arguments)` returns the output of a program that uses clients from npm."""
     try:
         install_packages(npm, PACKAGES / "sdks")
     except InstallError as error:
@@ -112,7 +112,7 @@ def run_node(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[str
 
 @pytest.fixture
 def run_agent(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
-    """`await run_agent(QWEN_CODE, prompt, base_url=...)` returns what a coding agent prints."""
+    """`await run_agent(QWEN_CODE, prompt, base_url=...)` returns the output of a coding agent."""
     try:
         packages = install_packages(npm, PACKAGES / "agents")
     except InstallError as error:
@@ -160,7 +160,7 @@ LITELLM = "litellm==1.110.2"
 
 @pytest.fixture
 def run_litellm(sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
-    """`await run_litellm("program.py", *arguments)` returns what a program prints that uses LiteLLM."""
+    """`await run_litellm("program.py", *arguments)` returns the output of a program that uses LiteLLM."""
     folder = FOLDER / ".venv"
     stamp = folder / ".installed"
     wanted = f"{LITELLM} {sys.version}"

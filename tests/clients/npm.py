@@ -1,6 +1,6 @@
 """Installs clients from npm and runs them, on Node 22 or newer.
 
-A client runs with an environment of its own: it sees no key, no proxy and no settings of the user. Packages are
+A client runs with a separate environment: it sees no key, no proxy and no settings of the user. Packages are
 installed once per checkout, from lock files and without install scripts.
 """
 
@@ -18,13 +18,13 @@ import trio
 
 FOLDER = Path(__file__).parent
 PACKAGES = FOLDER / "packages"
-OLDEST_NODE = 22  # what the clients need. Debian 12 has 18
+OLDEST_NODE = 22  # the clients need it. Debian 12 has 18
 INSTALL_SECONDS = 600
 RUN_SECONDS = 240  # only a failing test takes this long
 
 
 class InstallError(Exception):
-    """A package manager could not install what a test needs."""
+    """A package manager could not install the packages for a test."""
 
 
 class ClientError(Exception):
@@ -32,8 +32,8 @@ class ClientError(Exception):
 
     Attributes:
         code: Its exit code.
-        output: What it wrote to standard output.
-        errors: What it wrote to standard error.
+        output: Its standard output.
+        errors: Its standard error.
     """
 
     def __init__(self, code: int, output: str, errors: str) -> None:
@@ -132,7 +132,7 @@ class Sandbox:
         Args:
             command: The program and its arguments.
             folder: The working directory.
-            standard_input: What the client can read there.
+            standard_input: The text for the client to read.
 
         Returns:
             Its standard output.

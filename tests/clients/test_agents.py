@@ -43,7 +43,7 @@ class ToolModel:
 
     Attributes:
         agent: The agent that it works for.
-        command: What the tool is to run.
+        command: For the tool to run.
         is_cut: Whether it resets its connection in the middle of the call's arguments.
     """
 
@@ -78,7 +78,7 @@ class ToolModel:
 
 
 def check_turn(model: ToolModel, first: Json, second: Json) -> None:
-    """The upstream was asked with the agent's tools, and again with its own call and what the tool printed."""
+    """The upstream was asked with the agent's tools, and again with its own call and the tool's output."""
     tools = {tool["function"]["name"]: tool["function"] for tool in first["tools"]}
     assert set(model.agent.shell_arguments) <= set(tools[model.agent.shell_tool]["parameters"]["properties"])
     assert second["tools"] == first["tools"]
