@@ -113,13 +113,16 @@ async def test_the_openai_package_reads_responses_and_resumes_after_cuts(serving
     assert (result["lost"], result["whole"]["id"][:5]) == (404, "resp_")
 
 
-@pytest.mark.parametrize(
+both_ai_sdks = pytest.mark.parametrize(
     "packages",
     [
         pytest.param(("ai", "@ai-sdk/openai-compatible"), id="AI SDK 7"),
         pytest.param(("ai-6", "ai-6-openai-compatible"), id="AI SDK 6"),
     ],
 )
+
+
+@both_ai_sdks
 async def test_the_ai_sdk_separates_reasoning_and_text(serving, run_script: Run, packages) -> None:
     async with serving(engine()) as served:
         result = await run_script("ai.mjs", *packages, served.base_url)
@@ -146,7 +149,10 @@ async def test_the_programs_in_the_docs_print_trace_and_answer(serving, run_node
         assert printed == "".join(native.trace) + "\n-- answer:\n" + native.output
 
 
-async def test_tools_of_the_ai_sdk_and_the_openai_package_run_and_their_results_go_back(serving, run_script) -> None:
+@both_ai_sdks
+async def test_tools_of_the_ai_sdk_and_the_openai_package_run_and_their_results_go_back(
+    serving, run_script: Run, packages
+) -> None:
     def answer(request: Request) -> Any:
         last = request.messages[-1]
         if last.role == "tool":
@@ -156,7 +162,7 @@ async def test_tools_of_the_ai_sdk_and_the_openai_package_run_and_their_results_
 
     engine = ScriptedEngine(answer, models=["small"], capabilities=UPSTREAM_CAPABILITIES)
     async with serving(engine) as served:
-        got = await run_script("tools.mjs", served.base_url)
+        got = await run_script("tools.mjs", *packages, served.base_url)
     assert got["asked"] == [{"city": "Rome"}] * 3
     assert [got["streamed"], got["whole"]] == ["It is 31 in Rome."] * 2
     assert got["runner"] == "It is 31 in Rome."

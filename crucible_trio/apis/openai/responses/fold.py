@@ -60,6 +60,7 @@ from crucible_trio.records import (
     RefusalDelta,
     StreamCancelled,
     StreamCompleted,
+    StreamContinued,
     StreamCreated,
     StreamFailed,
     StreamIncomplete,
@@ -105,7 +106,7 @@ class ResponseFold:
         """Fold the next record.
 
         Returns:
-            Its events, numbered. At least one for each record, except for `reasoning.done` without a trace.
+            Its events, numbered. `stream.continued`, and `reasoning.done` without a trace, have none.
         """
         events = list(self._events(record))
         for event in events:
@@ -159,6 +160,8 @@ class ResponseFold:
                 assert isinstance(self._open, OpenFunctionCall)
                 self._open.is_whole = True
                 yield from self._finish_item("completed")
+            case StreamContinued():
+                pass
             case _:
                 yield from self._end(record)
 

@@ -1,11 +1,13 @@
 // The AI SDK and the openai package with a tool: the model calls it, the result goes back, the model answers.
-// Argument: the base URL. Prints JSON.
-import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, stepCountIs, streamText, tool } from "ai";
+// Arguments: the names of the AI SDK's two packages, because there are two major versions, and the base URL. Prints JSON.
 import OpenAI from "openai";
 import { z } from "zod";
 
-const provider = createOpenAICompatible({ name: "crucible", baseURL: process.argv[2] });
+const [ai, compatible, baseURL] = process.argv.slice(2);
+const { generateText, stepCountIs, streamText, tool } = await import(ai);
+const { createOpenAICompatible } = await import(compatible);
+
+const provider = createOpenAICompatible({ name: "crucible", baseURL });
 const asked = [];
 const options = {
   model: provider("small:deep"),
@@ -31,7 +33,7 @@ for await (const part of stream.fullStream) {
 const whole = await generateText(options);
 
 // The helper of the openai package runs the tools, too.
-const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
+const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
 const runner = client.chat.completions.runTools({
   model: "small",
   messages: [{ role: "user", content: "Hot?" }],
