@@ -192,18 +192,21 @@ def test_the_reasoning_of_earlier_turns_goes_back_in_the_chosen_field(field: Rea
     assert not upstream_capabilities(None).reasoning_input
 
 
-def test_the_requests_fields_win_over_the_modes_and_these_over_the_operators() -> None:
+def test_the_requests_fields_win_over_the_modes_and_never_over_those_of_every_request() -> None:
+    extra = {"top_p": 0.1, "w": 1, "x": 1, "z": 1, "o": {"a": 1, "b": 1, "c": 1}, "model": "other"}
     sent = body(
-        Request("Hi", mode="deep", sampling=Sampling(top_k=3), extra={"top_p": 0.1, "x": 1, "model": "other"}),
-        extra_body={"top_k": 1, "x": 2, "y": 3, "z": 4},
-        thinking={"deep": {"x": 5, "z": 6}},
+        Request("Hi", mode="deep", sampling=Sampling(top_k=3), extra=extra),
+        extra_body={"top_k": 1, "x": 2, "y": 3, "z": 4, "o": {"a": 2, "b": 2}},
+        thinking={"deep": {"w": 5, "z": 6, "o": {"b": 3}}},
     )
-    assert {name: sent[name] for name in ("top_k", "top_p", "x", "y", "z", "model")} == {
-        "top_k": 3,
+    assert {name: sent[name] for name in ("top_k", "top_p", "w", "x", "y", "z", "o", "model")} == {
+        "top_k": 1,
         "top_p": 0.1,
-        "x": 1,
+        "w": 1,
+        "x": 2,
         "y": 3,
         "z": 6,
+        "o": {"a": 2, "b": 3, "c": 1},
         "model": "m",
     }
 

@@ -86,12 +86,11 @@ class RequestBody:
     def fields(self, request: Request, model: str) -> dict[str, object]:
         """The fields of a request's body.
 
-        The request's own fields win over those for its mode. The operator's fields for every request win over the
-        request's own: no client replaces them.
+        The request's own fields win over those for its mode. No client replaces a field that the operator sends with
+        every request. If such a field is also one for the mode, the mode decides about it.
         """
         thinking = self._thinking.get(request.mode, {})
-        for_every_request = {name: value for name, value in self._extra_body.items() if name not in thinking}
-        fields = {
+        fields: dict[str, object] = {
             **thinking,
             **{name: _merged(thinking.get(name), value) for name, value in request.extra.items()},
             **{name: getattr(request.sampling, name) for name in sorted(request.sampling.given)},
@@ -99,9 +98,11 @@ class RequestBody:
         }
         if request.max_output_tokens is not None:
             fields[self._limit_field] = request.max_output_tokens
+        for name, value in self._extra_body.items():
+            ours = _merged(value, thinking[name]) if name in thinking else value
+            fields[name] = _merged(fields.get(name), ours)
         return {
             **fields,
-            **for_every_request,
             "model": model,
             "messages": [self._message(message) for message in request.messages],
             "stream": True,
@@ -119,9 +120,9 @@ class RequestBody:
         return fields
 
 
-def _merged(ours: object, theirs: object) -> object:
-    """A field that both the mode and the request set, such as `chat_template_kwargs`."""
-    return {**ours, **theirs} if isinstance(ours, Mapping) and isinstance(theirs, Mapping) else theirs
+def _merged(weaker: object, stronger: object) -> object:
+    """A field that two sides set, such as `chat_template_kwargs`. Two objects are joined."""
+    return {**weaker, **stronger} if isinstance(weaker, Mapping) and isinstance(stronger, Mapping) else stronger
 
 
 def _content(message: Message) -> object:
