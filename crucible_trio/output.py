@@ -45,6 +45,9 @@ class PieceSink(Protocol):
     def tokens_counted(self, total: int) -> None:
         """The engine has counted the tokens that the model has generated so far."""
 
+    def engine_changed(self, name: str) -> None:
+        """Another engine has been called in place of the one before."""
+
     def request_accepted(self) -> None:
         """The server that the engine asks has accepted the request."""
 
@@ -59,6 +62,9 @@ class Output:
         sink: Records the pieces. Without one, all pieces stay in the buffer, as in a test of an engine.
 
     Attributes:
+        has_written: Whether the engine has written anything, into the log or only into the buffer.
+        has_fallback: Whether another engine gets the request if this one fails before it has written anything. Then
+            the engine does not repeat its own attempts.
         client_retries: Whether the client gets a refusal as a status and may repeat its request. An engine that asks
             another server then does not ask again after an error status. Otherwise the two would multiply their
             attempts.
@@ -72,6 +78,8 @@ class Output:
         *,
         client_retries: bool = False,
     ) -> None:
+        self.has_written = False
+        self.has_fallback = False
         self.client_retries = client_retries
         self._send = send
         self._batcher = batcher or Batcher(Timers())
@@ -181,6 +189,14 @@ class Output:
         """
         self._sink.tokens_counted(total)
 
+    def engine_changed(self, name: str) -> None:
+        """Say that another engine is called now. Metrics and log name it from here on.
+
+        Args:
+            name: The engine's name.
+        """
+        self._sink.engine_changed(name)
+
     def accepted(self) -> None:
         """Say that another server, which this engine asks, has accepted the request.
 
@@ -222,6 +238,7 @@ class Output:
             # Carries nothing, but an engine relies on its call as a place where it can be cancelled.
             await trio.lowlevel.checkpoint()
             return
+        self.has_written = True
         is_first = self._pass != self._batcher.passes
         if not is_first and self._batcher.is_over(self._pieces):
             await trio.lowlevel.checkpoint()
@@ -327,6 +344,9 @@ class _BufferOnly:
         pass
 
     def tokens_counted(self, total: int) -> None:
+        pass
+
+    def engine_changed(self, name: str) -> None:
         pass
 
     def request_accepted(self) -> None:

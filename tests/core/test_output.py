@@ -29,6 +29,7 @@ class Sink:
         self.recorded: list[Piece] = []
         self.buffered = 0
         self.counted: list[int] = []
+        self.engines: list[str] = []
 
     def record_now(self, piece: Piece) -> bool:
         if self.records_now:
@@ -40,6 +41,9 @@ class Sink:
 
     def tokens_counted(self, total: int) -> None:
         self.counted.append(total)
+
+    def engine_changed(self, name: str) -> None:
+        self.engines.append(name)
 
 
 @pytest.fixture
@@ -592,3 +596,47 @@ async def test_a_continuation_says_how_long_the_answer_is_so_far(autojump_clock:
     await output.continued(0)
     await output.continued(5)
     assert written(receive) == [Continued(0), Continued(5)]
+
+
+async def _open_a_call(output: Output) -> None:
+    async with output.tool_call("call_1", "weather") as call:
+        call.cut()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda output: output.delta("a"),
+        lambda output: output.delta("", [1]),
+        lambda output: output.reasoning("a", 0),
+        lambda output: output.refusal("a"),
+        _open_a_call,
+    ],
+)
+async def test_an_output_knows_whether_anything_has_been_written(
+    write: Callable[[Output], Awaitable[None]], autojump_clock: MockClock
+) -> None:
+    output, _, _ = open_output(8)
+    await output.delta("")
+    await output.reasoning("", 0)
+    output.count_tokens(5)
+    assert not output.has_written
+    await write(output)
+    assert output.has_written
+
+
+async def test_a_piece_that_waits_for_room_counts_as_written(autojump_clock: MockClock) -> None:
+    output, _, _ = open_output(0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(output.delta, "a")
+        await wait_all_tasks_blocked()
+        assert output.has_written
+        nursery.cancel_scope.cancel()
+
+
+def test_another_engine_is_told_to_the_sink() -> None:
+    output, _, sink = open_output(8)
+    output.engine_changed("second")
+    assert sink.engines == ["second"]
+    send, _ = trio.open_memory_channel[Piece](1)
+    Output(send).engine_changed("second")  # without a sink it does nothing

@@ -21,7 +21,7 @@ from crucible_trio.engines.upstream.continuing import MAX_CONTINUATIONS, MIN_REP
 from crucible_trio.errors import EngineError
 from crucible_trio.records import AnyRecord, OutputDelta, StreamContinued, Usage
 from crucible_trio.request import JsonObjectFormat, Message, Parameters, Tool
-from crucible_trio.settings.engines import Prefill
+from crucible_trio.settings.upstreams import Prefill
 
 VLLM = Prefill(body={"continue_final_message": True, "add_generation_prompt": False})
 ASK = Request("Why?")

@@ -24,7 +24,7 @@ from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.request import Message, Request, TextFormat
-from crucible_trio.settings.engines import Prefill
+from crucible_trio.settings.upstreams import Prefill
 
 # Of one stream. A server that loses more connections has a problem that another request does not solve.
 MAX_CONTINUATIONS: Final = 2

@@ -28,14 +28,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final, final
 
 import msgspec
 import trio
 
-from crucible_trio.engine import EngineInfo, Finish, PassedPath
+from crucible_trio.engine import Capabilities, EngineInfo, Finish, PassedPath
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
 from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
@@ -49,6 +50,7 @@ from crucible_trio.engines.upstream.response import read_error_response, read_js
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
+from crucible_trio.engines.watching import discover_at_start
 from crucible_trio.errors import EngineError
 from crucible_trio.http import (
     ConnectFailedError,
@@ -63,9 +65,12 @@ from crucible_trio.http import (
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 from crucible_trio.request import Request
-from crucible_trio.settings.engines import Prefill
+from crucible_trio.settings.upstreams import Prefill
 
 logger = logging.getLogger(__name__)
+
+# Codes of failures that say that the server does not respond at all.
+_DOWN: Final = frozenset({"upstream_unreachable", "upstream_timeout"})
 
 # Makes servers with Jinja templates (vLLM, llama.cpp, SGLang) think or not. Other servers need other fields.
 THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
@@ -78,8 +83,13 @@ THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
 async def open_upstream(
     base_url: str,
     *,
+    name: str = "upstream",
     model: str | None = None,
+    models: Sequence[str] = (),
+    must_be_up: bool = True,
     key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    capabilities: Capabilities | None = None,
     thinking: Mapping[Mode, Mapping[str, object]] = THINKING,
     extra_body: Mapping[str, object] | None = None,
     limit_field: LimitField = "max_tokens",
@@ -92,9 +102,14 @@ async def open_upstream(
 
     Args:
         base_url: The URL without `/chat/completions`, such as `http://127.0.0.1:8080/v1`.
-        model: The model's name on the server, which is then not asked and need not be up yet. None: ask the server for
-            its models. The first one it lists is the default.
+        name: The engine's name, for metrics and the list of models.
+        model: The only model, in place of `models`.
+        models: Names of models on the server, which is then not asked and need not be up yet. None given: ask the
+            server for its models. The first one is the default.
+        must_be_up: Without names of models, ask for them now. False: the engine has none until `discover` is called.
         key: Sent as `Authorization: Bearer`.
+        headers: Further headers of every request.
+        capabilities: Those of the models. None: all that this engine can pass on, and the server judges.
         thinking: Per mode, fields for the request's body that make the server think, or not. The default fields are
             left out for a model for which the server refuses them.
         extra_body: Fields for every request's body. `thinking` wins over them, and they win over the request's fields.
@@ -111,22 +126,20 @@ async def open_upstream(
     url = parse_base_url(base_url)
     check_tags(think_tags)
     # A server that compresses holds tokens back.
-    headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+    all_headers = {**(headers or {}), "Accept": "text/event-stream", "Accept-Encoding": "identity"}
     if key is not None:
-        headers["Authorization"] = f"Bearer {check_key(key)}"
-    async with open_http_client(url, headers=headers) as client:
-        models = (model,) if model is not None else await list_models(client, url.join("models"))
-        info = EngineInfo(
-            name="upstream",
-            models=models,
-            capabilities=upstream_capabilities(reasoning_field),
-            waits_for_upstream=True,
-        )
-        logger.info("upstream %s, default model %s", url.without_query(), models[0])
-        yield UpstreamEngine(
+        all_headers["Authorization"] = f"Bearer {check_key(key)}"
+    async with open_http_client(url, headers=all_headers) as client:
+        can_carry = upstream_capabilities(reasoning_field)
+        engine = UpstreamEngine(
             client,
             url,
-            info,
+            EngineInfo(
+                name=name,
+                models=tuple(models) if model is None else (model,),
+                capabilities=can_carry & (capabilities or can_carry),
+                waits_for_upstream=True,
+            ),
             thinking=thinking,
             extra_body=extra_body or {},
             limit_field=limit_field,
@@ -136,6 +149,13 @@ async def open_upstream(
             prefill=prefill,
             key=key,
         )
+        if must_be_up and not engine.info.models:
+            await discover_at_start(engine)
+        if engine.info.models:
+            logger.info(
+                "engine %s: upstream server %s, default model %s", name, url.without_query(), engine.info.models[0]
+            )
+        yield engine
 
 
 @final
@@ -143,7 +163,7 @@ class UpstreamEngine:
     """Relays a server's streams. Made by `open_upstream`.
 
     Attributes:
-        info: The engine's models and the sampling fields it honours.
+        info: The engine's models and capabilities, and whether the server responds.
         skipped_fields: Values and events of the server's streams that were skipped, since the start.
     """
 
@@ -167,6 +187,8 @@ class UpstreamEngine:
         self._client = client
         self._base_url = base_url
         self._extra_body = extra_body
+        self._models_url = base_url.join("models")
+        self._asks_for_models = not info.models
         self._request_body = RequestBody(
             thinking=thinking, extra_body=extra_body, limit_field=limit_field, reasoning_field=reasoning_field
         )
@@ -179,6 +201,27 @@ class UpstreamEngine:
         # Fields that the operator has chosen are never left out.
         self._configured = (modes - defaults) | extra_body.keys()
         self._added = AddedFields((defaults | {"stream_options"}) - self._configured)
+
+    async def discover(self) -> None:
+        """Ask the server for its models, and declare in `info` what it says (`DiscoversModels`).
+
+        If the models were named when the engine was opened, this only finds out whether the server responds.
+
+        Raises:
+            EngineError: The server does not respond, or has no list of models. The engine keeps the models that it has.
+        """
+        try:
+            models = await list_models(self._client, self._models_url)
+        except EngineError as error:
+            if self._asks_for_models or error.status is None or error.status >= 500:
+                self.info = replace(self.info, is_up=False)
+                raise
+            models = ()
+        self.info = replace(self.info, is_up=True, models=models if self._asks_for_models else self.info.models)
+
+    def _saw(self, *, is_up: bool) -> None:
+        if self.info.is_up is not is_up:
+            self.info = replace(self.info, is_up=is_up)
 
     async def generate(self, request: Request, output: Output) -> Finish:
         """Send the request to the server and relay its stream.
@@ -215,7 +258,7 @@ class UpstreamEngine:
         """Send one request, again where that is safe, and relay the server's stream."""
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
-        schedule = RetrySchedule(client_retries=output.client_retries)
+        schedule = RetrySchedule(client_retries=output.client_retries, has_fallback=output.has_fallback)
         while True:
             given = self._request_body.fields(request, model)
             fields = {name: value for name, value in given.items() if name not in left_out}
@@ -263,10 +306,15 @@ class UpstreamEngine:
         content = json.dumps(fields).encode()
         while True:
             try:
-                return await self._send(path, content)
+                response = await self._send(path, content)
             except HttpError as error:
                 logger.warning("no response from the upstream server: %s", error)
                 failure = _no_response(error)
+            else:
+                self._saw(is_up=True)
+                return response
+            if failure.code in _DOWN:
+                self._saw(is_up=False)
             await _wait_or_raise(schedule.after_no_response(), failure)
 
     async def _relay(
