@@ -169,15 +169,6 @@ class CountsSkippedFields(Protocol):
         """Values and events skipped, since the start."""
 
 
-def engines_behind(engine: Engine) -> Iterator[Engine]:
-    """The engines that generate: `engine`, or all that it passes requests on to."""
-    if isinstance(engine, RoutesModels):
-        for part in engine.engines:
-            yield from engines_behind(part)
-    else:
-        yield engine
-
-
 PassedPath: TypeAlias = Literal["completions", "embeddings"]
 """Where a request is passed on to, below the base URL of the server."""
 
@@ -201,6 +192,15 @@ class PassesOn(Protocol):
 
         Cancellation: closes the connection to the server.
         """
+
+
+def engines_behind(engine: Engine) -> Iterator[Engine]:
+    """The engines that generate: `engine`, or all that it passes requests on to."""
+    if isinstance(engine, RoutesModels):
+        for part in engine.engines:
+            yield from engines_behind(part)
+    else:
+        yield engine
 
 
 def engine_of(engine: Engine, model: str) -> Engine:

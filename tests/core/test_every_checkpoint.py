@@ -85,6 +85,7 @@ class RecordingOutput:
         self.queued = output.queued
         self.accepted = output.accepted
         self.client_retries = output.client_retries
+        self.has_fallback = output.has_fallback
         self.drive = drive  # for tasks that the engine starts
         self._drive_write = drive_write
         self._output = output

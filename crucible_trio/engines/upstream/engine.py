@@ -310,13 +310,12 @@ class UpstreamEngine:
             except HttpError as error:
                 logger.warning("no response from the upstream server: %s", error)
                 failure = _no_response(error)
-                if failure.code in _DOWN:
-                    self._saw(is_up=False)
-                delay = schedule.after_no_response()
             else:
                 self._saw(is_up=True)
                 return response
-            await _wait_or_raise(delay, failure)
+            if failure.code in _DOWN:
+                self._saw(is_up=False)
+            await _wait_or_raise(schedule.after_no_response(), failure)
 
     async def _relay(
         self, response: HttpResponse, request: Request, output: Output, answer: ContinuedAnswer | None

@@ -32,7 +32,7 @@ class RetrySchedule:
 
     Args:
         client_retries: As `Output.client_retries`.
-        has_fallback: As `Output.has_fallback`: another server is asked in place of this one.
+        has_fallback: Whether another server is asked next. Then this one is asked once.
     """
 
     def __init__(self, *, client_retries: bool, has_fallback: bool = False) -> None:
@@ -54,9 +54,9 @@ class RetrySchedule:
         return failure.retry_after if failure.retry_after <= MAX_RETRY_AFTER else None
 
     def _next(self, delays: tuple[float, ...]) -> float | None:
+        self._attempts += 1
         if self._has_fallback:
             return None
-        self._attempts += 1
         return delays[self._attempts - 1] * random.uniform(0.5, 1.0) if self._attempts <= len(delays) else None
 
 
