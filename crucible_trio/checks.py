@@ -45,7 +45,7 @@ def _unsupported(request: Request, can: Capabilities) -> Iterator[tuple[str, str
     for name in sorted(request.sampling.given - can.sampling):
         yield f"sampling.{name}", f"sampling.{name}"
     asked = request.parameters
-    if asked.tools and not can.tools:
+    if asked.tools and asked.tool_choice != "none" and not can.tools:
         yield "parameters.tools", "tools"
     if not asked.tools and asked.tool_choice not in {None, "auto", "none"}:
         yield "parameters.tool_choice", "tool_choice without tools"

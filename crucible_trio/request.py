@@ -196,6 +196,7 @@ class JsonSchemaFormat(
     name: ToolName
     schema: dict[str, object]
     strict: bool | None = None
+    description: str | None = None
 
 
 ResponseFormat: TypeAlias = TextFormat | JsonObjectFormat | JsonSchemaFormat

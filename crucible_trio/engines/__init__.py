@@ -48,6 +48,7 @@ async def open_engine(settings: EngineSettings, *, progress: DownloadProgress | 
             limit_field=settings.upstream_limit_field,
             think_tags=settings.upstream_think_tags,
             starts_in_trace=settings.upstream_starts_in_trace,
+            reasoning_field=None if (field := settings.upstream_reasoning_input) == "none" else field,
         ) as upstream:
             yield upstream
     else:

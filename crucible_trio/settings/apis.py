@@ -50,6 +50,9 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     openai_deep_suffix: str = ":deep"
     """A model name with this suffix means that model in mode `deep`. This is for clients that let the user choose only
     a model name. Empty: no such names."""
+    strict_fields: bool = False
+    """Refuse a field that steers the answer, such as `temperature`, if the model does not honour it. Otherwise the
+    field is ignored, and the header `Crucible-Ignored` names it."""
     openai_models: dict[Text, Text] = {}
     """Other names for models, for clients with a built-in name. The target may have the suffix: `{"o3":
     "smollm2-135m:deep"}`. In the environment, JSON."""

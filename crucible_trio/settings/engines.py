@@ -65,6 +65,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Modes in which the upstream server's text begins inside the trace, without an opening tag, because the chat
     template has written it. DeepSeek's and some of Qwen's templates do this: set it to `deep`. In the environment,
     comma-separated."""
+    upstream_reasoning_input: Literal["none", "reasoning_content", "reasoning"] = "none"
+    """The field of an assistant message in which the reasoning of earlier turns goes back to the upstream server.
+    Models that think between tool calls need it. llama.cpp and DeepSeek read `reasoning_content`, vLLM `reasoning`.
+    `none`: it is not sent."""
     replay_speed: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     """How much faster than recorded the replay runs. `inf` never waits."""
 

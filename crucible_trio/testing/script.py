@@ -15,7 +15,7 @@ from crucible_trio.engine import Finish
 from crucible_trio.request import Request
 
 Step: TypeAlias = (
-    "str | Reasoning | float | Finish | BaseException | Gate | trio.Event | Queued | Repeat | Sequence[Step]"
+    "str | Reasoning | float | Finish | BaseException | Gate | trio.Event | Queued | Repeat | CallTool | Sequence[Step]"
     " | Callable[[Request], Step]"
 )
 """One thing that a scripted engine does. `ScriptedEngine` lists them."""
@@ -72,6 +72,22 @@ class Repeat:
     times: float = math.inf
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class CallTool:
+    """Calls a tool: `CallTool("weather", ('{"city": ', 1.0, '"Paris"}'))`.
+
+    Attributes:
+        name: The tool's name.
+        steps: Texts in them are pieces of the arguments. A `Finish` or an exception cuts the call.
+        id: The call's id.
+    """
+
+    name: str
+    steps: Step = "{}"
+    id: str = "call_1"
+
+
 def check_step(step: object) -> None:
     """Refuse a step that no engine can run.
 
@@ -88,6 +104,8 @@ def check_step(step: object) -> None:
             raise ValueError(message)
         case Queued() | Repeat():
             check_step(step.step)
+        case CallTool():
+            check_step(step.steps)
         case str() | Reasoning() | int() | float() | Finish() | BaseException() | Gate() | trio.Event():
             pass
         case Sequence():

@@ -15,9 +15,9 @@ import trio
 
 from crucible_trio.content import Reasoning
 from crucible_trio.engine import Capabilities, EngineInfo, Finish
-from crucible_trio.output import Output
+from crucible_trio.output import Output, ToolCallOutput
 from crucible_trio.request import Request
-from crucible_trio.testing.script import Gate, Queued, Repeat, Step, check_step
+from crucible_trio.testing.script import CallTool, Gate, Queued, Repeat, Step, check_step
 
 End: TypeAlias = Literal["running", "finished", "failed", "cancelled"]
 
@@ -48,6 +48,7 @@ class ScriptedEngine:
 
     * `str`: writes a piece of the answer, of any length. It may begin or end with half a surrogate pair.
     * `Reasoning(text, segment)`: writes a piece of the trace.
+    * `CallTool(name, steps, id)`: calls a tool and runs the steps. A `str` in them is a piece of the arguments.
     * a number: pauses for this many seconds. `math.inf` stalls until the stream is cancelled.
     * `Gate()`, `trio.Event()`: waits until the gate is opened, or the event is set.
     * `Queued(step)`: runs the step while the engine counts as queued for a model slot.
@@ -64,6 +65,7 @@ class ScriptedEngine:
         name: Name of the engine. Without `models` it is also the name of its only model.
         models: The models that a request may name.
         sampling: The sampling fields that the engine claims to honour. Only functions in the script can read them.
+        capabilities: The capabilities that it claims, in place of `sampling` alone.
         keep_runs: Number of most recent calls to keep in `runs`. None keeps all. Set it in long tests.
 
     Attributes:
@@ -85,12 +87,12 @@ class ScriptedEngine:
         name: str = "scripted",
         models: Sequence[str] = (),
         sampling: Iterable[str] = (),
+        capabilities: Capabilities | None = None,
         keep_runs: int | None = None,
     ) -> None:
         check_step(steps)
-        self.info = EngineInfo(
-            name=name, models=tuple(models) or (name,), capabilities=Capabilities(sampling=frozenset(sampling))
-        )
+        can = capabilities or Capabilities(sampling=frozenset(sampling))
+        self.info = EngineInfo(name=name, models=tuple(models) or (name,), capabilities=can)
         self.steps = steps
         self.runs: deque[Run] = deque(maxlen=keep_runs)
         self.calls = 0
@@ -134,11 +136,11 @@ class ScriptedEngine:
         return finish or Finish()
 
 
-async def _follow(step: Step, run: Run, output: Output) -> Finish | None:
-    """Run a step. A `Finish` anywhere in it ends the whole script."""
+async def _follow(step: Step, run: Run, output: Output, call: ToolCallOutput | None = None) -> Finish | None:
+    """Run a step. A `Finish` anywhere in it ends the whole script. `call` is the open tool call."""
     match step:
         case str() | Reasoning():
-            await _write(step, run, output)
+            await _write(step, run, output, call)
         case int() | float():
             await trio.sleep(step)
         case Finish():
@@ -152,29 +154,36 @@ async def _follow(step: Step, run: Run, output: Output) -> Finish | None:
             await step.wait()
         case Queued():
             async with output.queued():
-                return await _follow(step.step, run, output)
+                return await _follow(step.step, run, output, call)
         case Repeat():
             done = 0
             while done < step.times:
                 done += 1
-                if finish := await _follow(step.step, run, output):
+                if finish := await _follow(step.step, run, output, call):
                     return finish
+        case CallTool():
+            async with output.tool_call(step.id, step.name) as opened:
+                if finish := await _follow(step.steps, run, output, opened):
+                    opened.cut()
+                return finish
         case Sequence():
             for part in step:
-                if finish := await _follow(part, run, output):
+                if finish := await _follow(part, run, output, call):
                     return finish
         case _:
             chosen = step(run.request)
             check_step(chosen)
-            return await _follow(chosen, run, output)
+            return await _follow(chosen, run, output, call)
     return None
 
 
-async def _write(piece: str | Reasoning, run: Run, output: Output) -> None:
+async def _write(piece: str | Reasoning, run: Run, output: Output, call: ToolCallOutput | None) -> None:
     text = piece if isinstance(piece, str) else piece.text
     run.made.append(text)
-    if isinstance(piece, str):
-        await output.delta(text)
-    else:
+    if isinstance(piece, Reasoning):
         await output.reasoning(text, piece.segment)
+    elif call is not None:
+        await call.arguments(text)
+    else:
+        await output.delta(text)
     run.written.append(text)

@@ -88,8 +88,8 @@ class RecordingOutput:
         self._output = output
         self._calls = calls
 
-    async def delta(self, letter: str) -> None:
-        await self.record(letter, self._output.delta, letter)
+    async def delta(self, letter: str, logprobs: object = None) -> None:
+        await self.record(letter, self._output.delta, letter, logprobs)
 
     async def reasoning(self, letter: str, segment: int) -> None:
         await self.record(letter, self._output.reasoning, letter, segment)

@@ -35,6 +35,7 @@ from crucible_trio.apis.kit.errors import (
 )
 from crucible_trio.apis.kit.fields import Fields
 from crucible_trio.apis.native.routes import StreamSummary
+from crucible_trio.apis.openai.chat import messages as chat_messages
 from crucible_trio.apis.openai.chat import requests as chat_requests
 from crucible_trio.apis.openai.chat.fold import ChatDialect
 from crucible_trio.apis.openai.errors import CLIENTS_FAULT, OPENAI_RULES
@@ -481,7 +482,7 @@ def test_the_example_of_openais_error_is_the_servers_answer(server: str) -> None
 @pytest.mark.parametrize(
     ("name", "objects"),
     [
-        ("chat", {"": chat_requests.BODY, "messages[].": chat_requests.MESSAGE}),
+        ("chat", {"": chat_requests.BODY, "messages[].": chat_messages.MESSAGE}),
         (
             "responses",
             {

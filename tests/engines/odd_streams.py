@@ -12,8 +12,10 @@ from typing import Final, Literal, TypeAlias
 
 from crucible_trio.records import Usage
 
-from .reads import Kind
+from .reads import WHOLE_CALL, Kind
 
+Delta: TypeAlias = dict[str, object]
+CallForm: TypeAlias = Literal["index", "interleaved", "id", "zero", "legacy"]
 EarlyFinish: TypeAlias = Literal["none", "first", "some", "every"]
 
 _WORDS: Final = (
@@ -31,6 +33,15 @@ _WORDS: Final = (
     "\u2028",
     "\t",
     " ",
+)
+
+_NAMES: Final = ("f", "get_weather", "\u00e9 {")
+_ARGUMENTS: Final = (
+    "{}",
+    '{"a": 1}',
+    ' {"city": "P}a\\"[r\\\\", "n": [1, {"x": null}]}\n',
+    '{"\u8fdb": "\U0001f375"}',
+    "[]",
 )
 
 # Empty values of any type.
@@ -66,6 +77,7 @@ class OddStream:
         whole_at: The number of bytes after which it is whole. Any shorter beginning is cut.
         promised: Whether only a body that ended as promised makes it whole.
         is_beside_first: Whether the first text comes with a finish. A clean end behind it looks whole.
+        has_calls: Whether there are tool calls. A cut may then be in several of them.
     """
 
     body: bytes
@@ -75,6 +87,7 @@ class OddStream:
     whole_at: int
     promised: bool
     is_beside_first: bool
+    has_calls: bool
 
 
 @dataclass(slots=True)
@@ -213,15 +226,79 @@ def _odd_fields(build: Builder, delta: dict[str, object]) -> None:
         if build.chance(0.15):
             delta[name] = random.choice(_ANY)
     for name in ("tool_calls", "function_call"):
-        if build.chance(0.1):
+        if name not in delta and build.chance(0.1):
             delta[name] = random.choice(_NOTHING)
 
 
-def _choice(build: Builder, place: str, kind: Kind | None, text: str) -> dict[str, object]:
+def _calls(build: Builder, form: CallForm, texts: list[str], first: int, finish: str) -> list[Delta]:
+    """The deltas of some tool calls, each `name(arguments`. `first` is their first number."""
+    random = build.random
+    entries: list[list[Delta]] = []
+    for number, text in enumerate(texts, first):
+        name, _, arguments = text.removesuffix(WHOLE_CALL).partition("(")
+        # After `length`, no arguments are arguments that were cut.
+        if arguments == "{}" and form != "legacy" and finish != "length" and build.chance(0.5):
+            arguments = ""
+        # Without an id or an index, only arguments tell another call from a repeated name.
+        least = 2 if form == "legacy" else 0
+        marks = sorted(random.choices(range(least, len(arguments) + 1), k=random.randrange(4)))
+        has_id = form in {"id", "zero"} or build.chance(0.7)
+        call: list[Delta] = []
+        for begin, end in zip([0, *marks], [*marks, len(arguments)], strict=True):
+            piece: object = arguments[begin:end] or random.choice(("", None))
+            is_first = not call
+            repeats = build.chance(0.3) and (has_id or begin < len(arguments.rstrip()))
+            function: Delta = {"arguments": piece}
+            if is_first or repeats:
+                function["name"] = name
+            elif build.chance(0.3):
+                function["name"] = random.choice((None, ""))
+            if form == "legacy":
+                call.append({"function_call": function})
+                continue
+            entry: Delta = {"function": function, "type": random.choice(("function", None))}
+            if has_id and (is_first or repeats):
+                entry["id"] = f"call_{number}"
+            elif build.chance(0.3):
+                entry["id"] = random.choice((None, ""))
+            if form in {"index", "interleaved"}:
+                entry["index"] = random.choice((number, str(number), float(number)))
+            elif form == "zero":
+                entry["index"] = 0
+            elif build.chance(0.3):
+                entry["index"] = random.choice((None, "x", -1, True, []))
+            call.append(entry)
+        entries.append(call)
+    if form == "legacy":
+        return [piece for call in entries for piece in call]
+    ordered: list[Delta] = []
+    while any(entries):
+        waiting = [call for call in entries if call]
+        # Each call begins in its turn.
+        new = next((call for number, call in enumerate(entries) if call and "name" in _function(call[0])), waiting[0])
+        call = random.choice((new, *waiting[: waiting.index(new) + 1])) if form == "interleaved" else waiting[0]
+        ordered.append(call.pop(0))
+    deltas: list[Delta] = []
+    while ordered:
+        count = random.choice((1, 1, 2, 5)) if form in {"index", "interleaved"} else 1
+        some, ordered = ordered[:count], ordered[count:]
+        if build.chance(0.1):
+            some.insert(random.randrange(len(some) + 1), random.choice(({}, {"index": 0}, {"type": "function"})))
+        deltas.append({"tool_calls": some[0] if len(some) == 1 and build.chance(0.05) else some})
+    return deltas
+
+
+def _function(entry: Delta) -> Delta:
+    function = entry["function"]
+    assert isinstance(function, dict)
+    return function
+
+
+def _choice(build: Builder, place: str, kind: Kind | None, text: str | Delta) -> dict[str, object]:
     choice: dict[str, object] = {}
     random = build.random
     if kind is not None:
-        delta = _delta(build, kind, text)
+        delta = text if isinstance(text, dict) else _delta(build, kind, text)
         if place == "text" and kind == "answer":
             choice["text"] = text
             choice["message"] = random.choice((None, {}, [], 7))
@@ -302,14 +379,34 @@ def make_stream(seed: int) -> OddStream:
     build = Builder(random, random.choice(("\n", "\n", "\r\n", "\r", "")))
     place = random.choice(("delta", "delta", "delta", "delta", "message", "text"))
     early: EarlyFinish = random.choice(("none", "none", "none", "first", "some", "every"))
+    kinds: tuple[Kind, ...] = random.choice(
+        (("trace", "answer", "answer", "refusal"), ("trace", "answer", "call", "call"))
+    )
     pieces: list[tuple[Kind, str]] = [
-        (random.choice(("trace", "answer", "answer", "refusal")), random.choice(_WORDS))
-        for _ in range(random.randrange(1, 7))
+        (random.choice(kinds), random.choice(_WORDS)) for _ in range(random.randrange(1, 7))
     ]
     if build.chance(0.5):  # as usual: the trace first
         pieces.sort(key=lambda piece: piece[0] != "trace")
     finish = random.choice(tuple(_FINISHES))
     final = random.choice(_FINISHES[finish])
+    form: CallForm = random.choice(("index", "interleaved", "id", "zero", "legacy"))
+    sends: list[tuple[Kind, str | Delta]] = []
+    calls: list[str] = []
+    for number, (kind, text) in enumerate(pieces):
+        if kind != "call":
+            sends.append((kind, text))
+            continue
+        arguments = random.choice(_ARGUMENTS)
+        if form == "interleaved":
+            arguments = arguments.rstrip()  # white space behind the end of a call has no place any more
+        pieces[number] = ("call", f"{random.choice(_NAMES)}({arguments}{WHOLE_CALL}")
+        calls.append(pieces[number][1])
+        if number + 1 == len(pieces) or pieces[number + 1][0] != "call":
+            sends += [("call", delta) for delta in _calls(build, form, calls, number + 1 - len(calls), finish)]
+            calls = []
+    has_calls = any(kind == "call" for kind, _ in pieces)
+    if has_calls:
+        early = "none" if early == "some" else early  # after a call, `tool_calls` cannot be told from the real one
     usage_value, usage = _usage(build) if build.chance(0.5) else (None, Usage())
     usage_comes = random.choice(("before", "with", "behind")) if usage_value is not None else "never"
     is_beside = build.chance(0.3)  # the finish comes with the last words
@@ -325,14 +422,14 @@ def make_stream(seed: int) -> OddStream:
         build.event(build.dump(_chunk(build, choice)))
     whole_at = 0
     sent: list[str] = []
-    for number, (kind, text) in enumerate(pieces):
+    for number, (kind, send) in enumerate(sends):
         while build.chance(0.25):
             _noise(build)
-        is_last = number == len(pieces) - 1
-        choice = _choice(build, place, kind, text)
+        is_last = number == len(sends) - 1
+        choice = _choice(build, place, kind, send)
         if place == "delta" and sent and build.chance(0.1):  # the text so far, as Perplexity sends it
             choice["message"] = {"role": "assistant", "content": "".join(sent)}
-        sent.append(text)
+        sent.append(send if isinstance(send, str) else "")
         was_withdrawn = was_withdrawn or has_finish
         has_finish = (is_last and is_beside) or early == "every" or (early == "some" and build.chance(0.5))
         is_beside_first = is_beside_first or (number == 0 and has_finish)
@@ -378,14 +475,15 @@ def make_stream(seed: int) -> OddStream:
             build.event(random.choice(("{torn", '{"error":"x"}', "[DONE]", '{"choices":[{"delta":{"content":"NO"}}]}')))
     joined: list[tuple[Kind, str]] = []
     for kind, text in pieces:
-        before = joined.pop()[1] if joined and joined[-1][0] == kind else ""
+        before = joined.pop()[1] if kind != "call" and joined and joined[-1][0] == kind else ""
         joined.append((kind, before + text))
     return OddStream(
         body="".join(build.parts).encode(),
         text=joined,
-        finish=finish,
+        finish="tool_calls" if finish == "stop" and has_calls else finish,
         usage=usage,
         whole_at=whole_at,
         promised=not is_final and not is_done,
         is_beside_first=is_beside_first,
+        has_calls=has_calls,
     )

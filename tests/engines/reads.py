@@ -4,27 +4,45 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from crucible_trio.content import Piece, Reasoning, Refusal, Text
+from crucible_trio.content import Piece, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.errors import EngineError
 
-Kind: TypeAlias = Literal["trace", "answer", "refusal"]
+Kind: TypeAlias = Literal["trace", "answer", "refusal", "call"]
 Parts: TypeAlias = list[tuple[Kind, str]]
+
+WHOLE_CALL = "\N{END OF TRANSMISSION}"
+"""Ends the text of a whole call, which is `name(arguments`."""
 
 _KINDS: dict[type, Kind] = {Text: "answer", Reasoning: "trace", Refusal: "refusal"}
 
 
 def join(pieces: list[Piece]) -> Parts:
-    """The text by kind, neighbours joined."""
+    """The text by kind, neighbours joined. Checks that ids are unique and that the pieces of each call are together."""
     joined: Parts = []
+    ids: set[str] = set()
+    is_open = False
     for piece in pieces:
-        assert isinstance(piece, Text | Reasoning | Refusal)
-        kind = _KINDS[type(piece)]
-        before = joined.pop()[1] if joined and joined[-1][0] == kind else ""
-        joined.append((kind, before + piece.text))
+        match piece:
+            case ToolCallStart():
+                assert piece.id not in ids
+                assert piece.id
+                ids.add(piece.id)
+                joined.append(("call", f"{piece.name}("))
+                is_open = True
+            case ToolCallArguments() | ToolCallEnd():
+                assert is_open
+                text = piece.text if isinstance(piece, ToolCallArguments) else WHOLE_CALL
+                joined.append(("call", joined.pop()[1] + text))
+                is_open = isinstance(piece, ToolCallArguments)
+            case _:
+                kind = _KINDS[type(piece)]
+                before = joined.pop()[1] if joined and joined[-1][0] == kind else ""
+                joined.append((kind, before + piece.text))
+                is_open = False
     return joined
 
 

@@ -89,7 +89,7 @@ EARLY = chunk("stop", role="assistant", content="")
         R + A + S + B,
         R + A + S + chunk(reasoning_content="b"),
         R + A + S + chunk(refusal="b"),
-        R + A + S + chunk(tool_calls=[{"index": 0}]),
+        R + A + S + chunk(tool_calls=[{"index": 0, "function": {"name": "f"}}]),
         R + A,
         R + A + D,
         R,
@@ -235,8 +235,9 @@ def test_deeply_nested_parts_are_skipped() -> None:
         chunk(output="Blue"),
         chunk(content=[{"type": "new", "new": "Blue"}]),
         chunk(content=7),
-        chunk(tool_calls=[{"index": 0, "function": {"name": "f"}}]),
-        chunk(function_call={"name": "f"}),
+        chunk(tool_calls=[{"type": "custom", "custom": {"name": "f"}}]),
+        chunk(tool_calls=[{"function": {"arguments": 7}}]),
+        chunk(function_call=["f"]),
         event({"choices": "Blue"}),
         event({"choices": ["Blue"]}),
         choice(delta=[{"content": "Blue"}]),
@@ -442,7 +443,7 @@ def test_what_was_skipped_is_counted_and_named_without_its_content() -> None:
     skipped = SkippedFields()
     body = (
         chunk(content=7, secret="s1", odd=["s2"], role={"x": "s3"})
-        + chunk(tool_calls=[{"id": "s4"}], annotations=[], refusal=[{"type": "s5", "s6": "s7"}])
+        + chunk(tool_calls=["s4"], annotations=[], refusal=[{"type": "s5", "s6": "s7"}])
         + choice(index="s8", delta=["s9"], finish_reason=["s10"])
         + event("s11", "ping")
         + event(["s12"])

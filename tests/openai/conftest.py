@@ -42,10 +42,8 @@ class TwoModelEngine(ScriptedEngine):
         requests: The requests that it was called with.
     """
 
-    def __init__(
-        self, *steps: Any, models: Sequence[str] = ("scripted", "other"), sampling: Iterable[str] = ()
-    ) -> None:
-        super().__init__(*steps, models=models, sampling=sampling)
+    def __init__(self, *steps: Any, models: Sequence[str] = ("scripted", "other"), **more: Any) -> None:
+        super().__init__(*steps, models=models, **more)
 
     @property
     def requests(self) -> list[Request]:

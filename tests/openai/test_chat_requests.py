@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from trio.testing import MockClock
 
-from crucible_trio.apis.openai.chat.requests import BODY, MESSAGE
+from crucible_trio.apis.openai.chat.messages import MESSAGE
+from crucible_trio.apis.openai.chat.requests import BODY
 from crucible_trio.apis.openai.request_builder import RequestBuilder
+from crucible_trio.engine import Capabilities
+from crucible_trio.engines.upstream.request_body import UPSTREAM_CAPABILITIES
 from crucible_trio.errors import ConfigError
-from crucible_trio.request import Message, Request, Sampling
+from crucible_trio.request import Message, Parameters, Request, Sampling
 from crucible_trio.settings import ApiSettings, load_settings
 from crucible_trio.testing import ScriptedEngine
 
 SAMPLING = ("temperature", "top_p", "seed", "stop")
 
 
-def engine(*, sampling: tuple[str, ...] = ()) -> ScriptedEngine:
-    return ScriptedEngine("a", models=["small", "org/large"], sampling=sampling)
+def engine(*, sampling: Iterable[str] = (), capabilities: Capabilities | None = None) -> ScriptedEngine:
+    return ScriptedEngine("a", models=["small", "org/large"], sampling=sampling, capabilities=capabilities)
+
+
+def able() -> ScriptedEngine:
+    """An engine with the capabilities of an upstream."""
+    return engine(capabilities=UPSTREAM_CAPABILITIES)
 
 
 async def asked(open_api, fields: dict[str, object], **settings: object) -> Request:
     """The request that the engine gets."""
-    async with open_api(engine=engine(sampling=SAMPLING), **settings) as api:
+    async with open_api(engine=settings.pop("engine", None) or engine(sampling=SAMPLING), **settings) as api:
         answer = await api.chat(**fields)
         assert answer.status == 200, answer.body
         [run] = api.engine.runs
@@ -98,8 +108,15 @@ async def test_empty_instructions_and_empty_answers_are_dropped(open_api, autoju
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 async def test_both_names_of_the_token_limit_work(open_api, name, autojump_clock: MockClock) -> None:
     assert (await asked(open_api, {name: 5})).max_output_tokens == 5
-    assert await refusal(open_api, {name: 50}, max_output_tokens=49) == (400, "invalid_request", name)
     assert await refusal(open_api, {name: 0}) == (400, "invalid_request", name)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_a_limit_over_the_servers_maximum_counts_as_the_maximum(
+    open_api, name, autojump_clock: MockClock
+) -> None:
+    for limit, counts in ((49, 49), (50, 49), (10**18, 49)):
+        assert (await asked(open_api, {name: limit}, max_output_tokens=49)).max_output_tokens == counts
 
 
 async def test_two_limits_that_differ_are_refused(open_api, autojump_clock: MockClock) -> None:
@@ -182,9 +199,15 @@ async def test_an_unknown_effort_is_refused(open_api, autojump_clock: MockClock)
     assert await refusal(open_api, {"reasoning_effort": "huge"}) == (400, "invalid_request", "reasoning_effort")
 
 
-async def test_an_unknown_chat_template_argument_is_refused(open_api, autojump_clock: MockClock) -> None:
+async def test_other_chat_template_arguments_go_to_an_engine_that_takes_unknown_fields(
+    open_api, autojump_clock: MockClock
+) -> None:
     fields = {"chat_template_kwargs": {"enable_thinking": True, "x": 1}}
-    assert await refusal(open_api, fields) == (400, "invalid_request", "chat_template_kwargs.x")
+    assert await refusal(open_api, fields) == (400, "unsupported_parameter", "chat_template_kwargs")
+    request = await asked(open_api, fields, engine=able())
+    assert (request.mode, request.extra) == ("deep", fields)
+    bad = {"chat_template_kwargs": {"enable_thinking": "x"}}
+    assert await refusal(open_api, bad) == (400, "invalid_request", "chat_template_kwargs.enable_thinking")
 
 
 # Sampling
@@ -195,20 +218,59 @@ async def test_one_stop_text_is_a_list_of_one(open_api, autojump_clock: MockCloc
     assert (await asked(open_api, {"stop": []})).sampling == Sampling()
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("temperature", 0.5), ("top_p", 0.9), ("seed", 1), ("stop", "x"), ("temperature", 0)]
-)
-async def test_a_sampling_field_that_the_engine_does_not_honour_is_refused(
-    open_api, field, value, autojump_clock: MockClock
+STEERING = {
+    "temperature": 0,
+    "top_p": 0.9,
+    "top_k": 3,
+    "min_p": 0.1,
+    "seed": 1,
+    "frequency_penalty": 0.5,
+    "presence_penalty": -0.5,
+    "logit_bias": {"5": 1},
+    "verbosity": "low",
+}
+
+
+@pytest.mark.parametrize("name", STEERING)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_field_that_only_steers_is_ignored_with_a_header_or_refused_by_a_setting(
+    open_api, name, stream, autojump_clock: MockClock
 ) -> None:
-    assert await refusal(open_api, {field: value}, engine=engine()) == (400, "unsupported_parameter", field)
+    async with open_api(engine=engine()) as api:
+        answer = await api.chat(stream=stream, **{name: STEERING[name]})
+        assert (answer.status, answer.header("crucible-ignored")) == (200, name)
+        assert api.engine.runs[0].request == Request((Message("user", "Why?"),), model="small")
+    fields = {name: STEERING[name]}
+    expected = (400, "unsupported_parameter", name)
+    assert await refusal(open_api, fields, engine=engine(), strict_fields=True) == expected
+
+
+async def test_all_ignored_fields_are_named(open_api, autojump_clock: MockClock) -> None:
+    async with open_api(engine=engine(sampling=["top_p"])) as api:
+        answer = await api.chat(temperature=0.5, top_p=0.5, seed=1, max_tokens=5)
+        assert answer.header("crucible-ignored") == "temperature, seed"
+        assert api.engine.runs[0].request.sampling == Sampling(top_p=0.5)
+        assert not (await api.chat(top_p=0.5)).has_header("crucible-ignored")
+
+
+async def test_a_stop_text_that_the_engine_does_not_honour_is_refused(open_api, autojump_clock: MockClock) -> None:
+    assert await refusal(open_api, {"stop": "x"}, engine=engine()) == (400, "unsupported_parameter", "stop")
+
+
+async def test_every_field_that_steers_reaches_an_engine_that_honours_it(open_api, autojump_clock: MockClock) -> None:
+    request = await asked(open_api, STEERING, engine=able())
+    steering = {name: value for name, value in STEERING.items() if name != "verbosity"}
+    assert request.sampling == Sampling(**steering)
+    assert request.parameters == Parameters(verbosity="low")
 
 
 async def test_openais_default_sampling_is_accepted_by_an_engine_without_sampling(
     open_api, autojump_clock: MockClock
 ) -> None:
     async with open_api(engine=engine()) as api:
-        assert (await api.chat(temperature=1, top_p=1.0)).status == 200
+        answer = await api.chat(temperature=1, top_p=1.0, frequency_penalty=0, logit_bias={}, verbosity="medium")
+        assert answer.status == 200
+        assert not answer.has_header("crucible-ignored")
         assert api.engine.runs[0].request.sampling == Sampling()
     assert (await asked(open_api, {"temperature": 1, "top_p": 1.0})).sampling == Sampling(1, 1)
 
@@ -253,8 +315,11 @@ async def test_an_unsupported_field_of_a_message_is_refused_by_name(open_api, na
 
 
 @pytest.mark.parametrize("name", ["x", "input", "max_output_tokens", "mode", "Model", ""])
-async def test_an_unknown_field_is_refused_by_name(open_api, name, autojump_clock: MockClock) -> None:
+async def test_an_unknown_field_goes_to_an_engine_that_takes_it_and_is_refused_by_name_for_others(
+    open_api, name, autojump_clock: MockClock
+) -> None:
     assert await refusal(open_api, {name: 1}) == (400, "unknown_parameter", name)
+    assert (await asked(open_api, {name: {"y": [1]}}, engine=able())).extra == {name: {"y": [1]}}
 
 
 @pytest.mark.parametrize(
@@ -269,7 +334,11 @@ async def test_an_unknown_field_is_refused_by_name(open_api, name, autojump_cloc
         ([{"role": "user", "content": []}], "invalid_request", "messages[0].content"),
         ([{"role": "user", "content": 1}], "invalid_request", "messages[0].content"),
         ([{"role": "user", "content": None}], "invalid_request", "messages[0].content"),
-        ([{"role": "tool", "content": "x"}], "invalid_request", "messages[0].role"),
+        ([{"role": "tool", "content": "x", "tool_call_id": "c"}], "unsupported_parameter", "messages[0].role"),
+        ([{"role": "robot", "tool_call_id": "c", "x": 1}], "invalid_request", "messages[0].role"),
+        ([{"role": "user", "content": "x", "tool_calls": [{}]}], "unknown_parameter", "messages[0].tool_calls"),
+        ([{"role": "user", "content": "x", "tool_call_id": "c"}], "unknown_parameter", "messages[0].tool_call_id"),
+        ([{"role": "system", "content": "x", "tool_call_id": "c"}], "unknown_parameter", "messages[0].tool_call_id"),
         ([{"role": "system", "content": ""}], "invalid_request", "messages"),
         ([{"role": "assistant", "content": None}], "invalid_request", "messages"),
         ([{"role": "user", "content": "x", "x": 1}], "unknown_parameter", "messages[0].x"),

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from crucible_trio.apis.openai.chat import messages as chat_messages
 from crucible_trio.apis.openai.chat import requests as chat
 from crucible_trio.apis.openai.responses import requests as responses
 from crucible_trio.content import Reasoning
@@ -19,7 +20,7 @@ FIELDS = [
     name
     for fields in (
         chat.BODY,
-        chat.MESSAGE,
+        chat_messages.MESSAGE,
         responses.BODY,
         responses.MESSAGE,
         responses.REASONING,

@@ -31,7 +31,6 @@ PATH = "/v1/responses"
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
         ({"reasoning": {"context": "all_turns"}}, "reasoning.context"),
-        ({"temperature": 0.5}, "temperature"),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].type"),
         ({"input": [{"type": ["message"], "role": "user", "content": "x"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
@@ -80,7 +79,6 @@ async def test_an_unknown_field_is_refused_by_its_name(
         ({"stream": True, "stream_options": {"include_usage": True}}, "stream_options.include_usage"),
         ({"background": True, "store": False}, "store"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"max_output_tokens": 10**9}, "max_output_tokens"),
         ({"metadata": {"a": 1}}, "metadata[...]"),
         ({"metadata": {"a": "b" * 513}}, "metadata[...]"),
         ({"metadata": {"a" * 65: "b"}}, "metadata"),
@@ -166,6 +164,18 @@ async def test_a_reached_limit_has_a_retry_after(
     assert (answer.status, answer.error["code"]) == (status, code)
     assert "retry-after" in answer.headers
     assert "x-should-retry" not in answer.headers
+
+
+async def test_what_only_steers_is_ignored_with_a_header_or_refused_by_a_setting(open_api, autojump_clock) -> None:
+    async with open_api("Hi") as api:
+        answer = await api.post(PATH, ASK | {"temperature": 0.5, "max_output_tokens": 10**9})
+        assert (answer.status, answer.header("crucible-ignored")) == (200, "temperature")
+        assert answer.json["max_output_tokens"] == 10**9  # as asked
+        [run] = api.engine.runs
+        assert run.request.max_output_tokens == api.pipeline.settings.max_output_tokens
+    async with open_api("Hi", strict_fields=True) as api:
+        answer = await api.post(PATH, ASK | {"temperature": 0.5})
+        assert (answer.status, answer.error["param"]) == (400, "temperature")
 
 
 async def _is_refused(

@@ -144,6 +144,73 @@ async def test_every_client_passes_on_our_server_live_and_from_the_log() -> None
     ]
 
 
+CALLS = {
+    "weather": ['{"city": ', '"Zü', "rich \U0001f375", '", "days": [1, ', "2]}"],
+    "note": ["{", '"text": "', "茶, ", "heiß", '"}'],
+}
+
+
+def calling_engine(stage: Stage, *, cut: bool = False) -> Callable[[Request, Output], Any]:
+    """Calls two tools, with some trace between them. With `cut` the second call is not whole."""
+
+    async def engine(request: Request, output: Output) -> Finish:
+        key = str(request.input)
+        for number, (name, arguments) in enumerate(CALLS.items()):
+            for piece in ("Which ", "tool?"):
+                await stage.turn(key)
+                await output.reasoning(f"{piece} {number}", number)
+                await let_readers_run()
+            async with output.tool_call(f"call_{number}", name) as call:
+                for piece in arguments:
+                    await let_readers_run()
+                    await stage.turn(key)
+                    await call.arguments(piece)
+                if cut and number == 1:
+                    call.cut()
+        return Finish("length" if cut else "tool_calls")
+
+    return engine
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_a_cut_at_any_byte_of_a_stream_with_tool_calls_loses_nothing_and_repeats_nothing(cut: bool) -> None:
+    stage = Stage()
+    with trio.fail_after(120):
+        async with open_pipeline(calling_engine(stage, cut=cut)) as pipeline:
+            app = create_app(pipeline)
+            report = await check(app, OWN, phases=["log"], take_turns=True, stage=stage)
+            live = await check(app, OWN, phases=["live"], live_cuts=60, take_turns=True, stage=stage)
+            snapshots = [stream.snapshot() for stream in await pipeline.list()]
+    assert report.ok, str(report)
+    assert live.ok, str(live)
+    assert checked(report, "log") > 2500  # all bytes
+    assert checked(live, "live") == 60
+    whole = [("call_0", "".join(CALLS["weather"]), True), ("call_1", "".join(CALLS["note"]), not cut)]
+    for snapshot in snapshots:
+        assert [(call.id, call.arguments, call.complete) for call in snapshot.tool_calls] == whole
+        assert snapshot.status == ("incomplete" if cut else "completed")
+
+
+async def test_arguments_of_one_call_that_move_to_another_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from crucible_trio.apis.native import fold
+
+    class MovesArguments(fold.SegmentsDialect):
+        def feed(self, frames: Any) -> bytes:
+            return super().feed(frames).replace(b'"index":1', b'"index":0')
+
+    async def open_faulty(trace: Any, log: Any, after: int, *, retry_milliseconds: int) -> Any:
+        kind = MovesArguments if after else fold.SegmentsDialect
+        return kind(after, retry_milliseconds)
+
+    monkeypatch.setattr(fold, "open_dialect", open_faulty)
+    stage = Stage()
+    with trio.fail_after(60):
+        async with open_pipeline(calling_engine(stage)) as pipeline:
+            report = await check(create_app(pipeline), OWN, phases=["log"], log_cuts=60, stage=stage)
+    assert not report.ok
+    assert {failure.finding.name for failure in report.failures} == {"different text"}
+
+
 async def test_a_start_that_answers_with_json_is_followed_to_its_events() -> None:
     stage = Stage()
     wire = WireFormat(body=OWN.body, headers=OWN.headers | {"Accept": "application/json"}, events="{json:events_url}")

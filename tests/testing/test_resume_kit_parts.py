@@ -101,13 +101,15 @@ def event(data: str, **fields: Any) -> sse.ServerSentEvent:
     return sse.ServerSentEvent(data=data, **fields)
 
 
-def test_our_events_are_read_by_type_and_segment() -> None:
+def test_our_events_are_read_by_type_segment_and_index() -> None:
     wire = WireFormat()
     trace = wire.read(event('{"type":"reasoning.delta","seq":2,"segment":1,"delta":"hm"}', id="s.2"))
     answer = wire.read(event('{"type":"output.delta","seq":3,"delta":"ja"}', id="s.3"))
     end = wire.read(event('{"type":"stream.failed","seq":4}', id="s.4"))
     busy = wire.read(event('{"type":"server.busy","reconnect_in_ms":5}'))
+    call = wire.read(event('{"type":"tool_call.delta","seq":5,"index":2,"delta":"{}"}', id="s.5"))
     assert (trace.channel, trace.text, trace.id) == ("reasoning.delta/1", "hm", "s.2")
+    assert (call.channel, call.text) == ("tool_call.delta//2", "{}")
     assert (answer.channel, answer.text) == ("output.delta", "ja")
     assert (end.is_terminal, end.text) == (True, "")
     assert (busy.is_control, busy.is_terminal, busy.id) == (True, False, None)

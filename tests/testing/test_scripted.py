@@ -25,7 +25,7 @@ from crucible_trio import (
     Usage,
     open_pipeline,
 )
-from crucible_trio.testing import Gate, Queued, Repeat, ScriptedEngine, interrupted, split_text
+from crucible_trio.testing import CallTool, Gate, Queued, Repeat, ScriptedEngine, interrupted, split_text
 
 FOX = "Boxkämpfer 🦊 naïve 🏳️\u200d🌈 end"
 
@@ -53,6 +53,27 @@ async def test_pieces_pauses_and_the_finish_come_in_order(autojump_clock: MockCl
     assert engine.made == engine.written == ["First, ", "then. ", "Hel", "lo"]
     [run] = engine.runs
     assert (run.end, run.request.input, engine.calls, engine.live) == ("finished", "x", 1, 0)
+
+
+async def test_a_tool_call_runs_its_steps_and_is_whole_unless_one_of_them_ends_the_script(
+    autojump_clock: MockClock,
+) -> None:
+    whole = CallTool("weather", ['{"city": ', 2, Repeat("x", 2), lambda request: f"{request.input}"], "c1")
+    engine = ScriptedEngine("a", whole, CallTool("now"), CallTool("then", ("{", Finish("length")), "c3"), "never")
+    records, snapshot = await _read(engine)
+    assert [(call.id, call.name, call.arguments, call.complete) for call in snapshot.tool_calls] == [
+        ("c1", "weather", '{"city": xxx', True),
+        ("call_1", "now", "{}", True),
+        ("c3", "then", "{", False),
+    ]
+    assert isinstance(records[-1], StreamIncomplete)
+    assert records[-1].timings.total_ms == 2000
+    assert engine.made == engine.written == ["a", '{"city": ', "x", "x", "x", "{}", "{"]
+    failing = ScriptedEngine(CallTool("weather", ("{", EngineError("code", "Message."))))
+    _, snapshot = await _read(failing)
+    assert [(call.arguments, call.complete) for call in snapshot.tool_calls] == [("{", False)]
+    with pytest.raises(TypeError, match="not a step"):
+        ScriptedEngine(CallTool("weather", [True]))
 
 
 async def test_an_empty_script_is_a_completed_stream(autojump_clock: MockClock) -> None:

@@ -10,6 +10,8 @@ import msgspec
 
 from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import valid
+from crucible_trio.errors import InvalidRequestError
+from crucible_trio.records import MAX_DEPTH, is_deeper
 
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
@@ -29,21 +31,31 @@ class Fields(Generic[Shape]):
     harmless: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
-    def decode(self, body: bytes | bytearray) -> Shape:
+    def decode(self, body: bytes | bytearray, *, unknown: dict[str, object] | None = None) -> Shape:
         """Read a whole body.
+
+        Args:
+            body: The body.
+            unknown: Takes the fields that are unknown. None: they are refused.
 
         Raises:
             UnsupportedParameterError, UnknownParameterError: A field is refused, or unknown.
-            InvalidRequestError: The body is not a JSON object, or a value is invalid.
+            InvalidRequestError: The body is not a JSON object, or a value is invalid or nested too deeply.
         """
-        return self.read(valid(lambda: msgspec.json.decode(body, type=dict[str, object])))
+        values = valid(lambda: msgspec.json.decode(body, type=dict[str, object]))
+        for name, value in values.items():
+            if is_deeper(value):
+                message = f"{name} is more than {MAX_DEPTH} levels deep"
+                raise InvalidRequestError(message, name)
+        return self.read(values, unknown=unknown)
 
-    def read(self, values: Mapping[str, object], at: str = "") -> Shape:
+    def read(self, values: Mapping[str, object], at: str = "", *, unknown: dict[str, object] | None = None) -> Shape:
         """Read one object.
 
         Args:
             values: Its fields.
             at: Its place in the body, as a dotted path. Empty for the body itself.
+            unknown: As in `decode`.
 
         Raises:
             As `decode`.
@@ -57,7 +69,9 @@ class Fields(Generic[Shape]):
                 if value is not None and value not in self.refused[name]:
                     raise UnsupportedParameterError(dotted(at, name))
             elif name not in self.harmless:
-                raise UnknownParameterError(dotted(at, name))
+                if unknown is None:
+                    raise UnknownParameterError(dotted(at, name))
+                unknown[name] = value
         return valid(lambda: msgspec.convert(known, self.shape), at)
 
 

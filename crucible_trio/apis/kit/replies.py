@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -57,6 +58,12 @@ def name_stream(response: Response, stream: Stream) -> Response:
     """Add the stream's id, so that a client of any API can read the stream on the native wire."""
     response.headers["Crucible-Stream"] = stream.id
     return response
+
+
+def name_ignored(response: Response, names: Sequence[str]) -> None:
+    """Name the fields of the request that were ignored because the model does not honour them, if there are any."""
+    if names:
+        response.headers["Crucible-Ignored"] = ", ".join(names)
 
 
 def error_response(answer: ErrorAnswer, shape: ErrorShape) -> Response:

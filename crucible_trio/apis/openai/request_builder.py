@@ -1,19 +1,23 @@
-"""From a request in OpenAI's form to a request for the engine: model names, efforts, limits, sampling."""
+"""From a request in OpenAI's form to a request for the engine: model names, efforts, limits, sampling.
+
+One rule for the fields of both APIs: a field that changes what the answer is, such as `tools`, is refused if the model
+cannot honour it. A field that only steers the answer, such as `temperature`, is then ignored, and the response says so.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 import msgspec
 
-from crucible_trio.apis.kit.errors import UnsupportedParameterError
+from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.openai.errors import ModelNotFoundError
-from crucible_trio.engine import Engine
-from crucible_trio.errors import ConfigError, InvalidRequestError
+from crucible_trio.engine import Capabilities, Engine
+from crucible_trio.errors import ConfigError
 from crucible_trio.records import Mode
-from crucible_trio.request import Message, Request, Sampling
+from crucible_trio.request import Message, Parameters, Request, Sampling, TextFormat
 from crucible_trio.settings.apis import ApiSettings, Effort
 
 HARMLESS: Final = {
@@ -26,8 +30,34 @@ HARMLESS: Final = {
 }
 """Fields that are harmless in both APIs (`Fields.harmless`)."""
 
-# OpenAI's defaults. Many clients always send them. A model that honours no sampling fields accepts these values.
-_SAMPLING_DEFAULTS: Final[Mapping[str, object]] = {"temperature": 1, "top_p": 1}
+# Values that ask for nothing: the defaults of OpenAI and of vLLM. Many clients always send them.
+_NEUTRAL: Final[Mapping[str, object]] = {
+    "temperature": 1,
+    "top_p": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "logit_bias": {},
+    "top_k": -1,
+    "min_p": 0,
+    "verbosity": "medium",
+}
+# Without it the answer is another one, not the same one worded differently.
+_CHANGES_THE_ANSWER: Final = frozenset({"stop"})
+
+_NO_PARAMETERS: Final = Parameters()
+_NO_EXTRA: Final[Mapping[str, object]] = {}
+
+
+class BuiltRequest(NamedTuple):
+    """A request for the engine.
+
+    Attributes:
+        request: The request.
+        ignored: Fields that only steer the model, and that it does not honour.
+    """
+
+    request: Request
+    ignored: tuple[str, ...]
 
 
 @final
@@ -82,6 +112,14 @@ class RequestBuilder:
             return model.removesuffix(suffix), "deep"
         raise ModelNotFoundError(model, models)
 
+    def capabilities(self, name: str | None) -> Capabilities:
+        """The capabilities of the model that a request names.
+
+        Raises:
+            ModelNotFoundError: No model has this name.
+        """
+        return self._engine.info.capabilities_of(self.resolve(name)[0])
+
     def build(
         self,
         messages: Sequence[Message],
@@ -89,46 +127,67 @@ class RequestBuilder:
         model: str | None,
         effort: Effort | None,
         limit: int | None,
-        limit_name: str,
         sampling: Mapping[str, object],
         thinking: bool = False,
-    ) -> Request:
+        parameters: Parameters = _NO_PARAMETERS,
+        extra: Mapping[str, object] = _NO_EXTRA,
+    ) -> BuiltRequest:
         """Make a request.
 
         Args:
             messages: The conversation, oldest first. At least one.
             model: As in `resolve`.
             effort: As in `resolve`.
-            limit: The maximum of tokens for reasoning and answer together. None is the engine's default.
-            limit_name: The field that holds the limit, for an error.
-            sampling: Sampling fields by the names of `Sampling`. None counts as absent.
+            limit: The maximum of tokens for reasoning and answer together. None is the engine's default. A limit over
+                the server's maximum counts as the maximum, because clients send the largest number that any model has.
+            sampling: Sampling fields by the names of `Sampling`, and `verbosity`. None counts as absent.
             thinking: As in `resolve`.
+            parameters: Tools, and the form of the answer.
+            extra: Fields that only the engine understands.
 
         Raises:
             ModelNotFoundError: No model has this name.
-            UnsupportedParameterError: The engine does not honour one of the sampling fields.
+            UnsupportedParameterError: The model does not support a field that changes what the answer is. With
+                `strict_fields`, also one that steers it.
+            UnknownParameterError: The model takes no fields that only the engine understands.
             InvalidRequestError: A value is out of range.
         """
         name, mode = self.resolve(model, effort, thinking=thinking)
-        if limit is not None and limit > self._max_output_tokens:
-            message = f"{limit_name} is at most {self._max_output_tokens} here"
-            raise InvalidRequestError(message, limit_name)
-        return Request(
+        can = self._engine.info.capabilities_of(name)
+        _check(parameters, extra, can)
+        given = {field: value for field, value in sampling.items() if value is not None}
+        honoured = {field: value for field, value in given.items() if field in can.sampling}
+        ignored = [
+            field
+            for field, value in given.items()
+            if field not in honoured and (field not in _NEUTRAL or value != _NEUTRAL[field])
+        ]
+        for field in ignored:
+            if self._settings.strict_fields or field in _CHANGES_THE_ANSWER:
+                raise UnsupportedParameterError(field)
+        verbosity = valid(lambda: msgspec.convert({"verbosity": honoured.pop("verbosity", None)}, Parameters)).verbosity
+        request = Request(
             input=tuple(messages),
             mode=mode,
             model=name,
-            max_output_tokens=limit,
-            sampling=self._sampling(sampling, name),
+            max_output_tokens=None if limit is None else min(limit, self._max_output_tokens),
+            sampling=valid(lambda: msgspec.convert(honoured, Sampling)),
+            parameters=msgspec.structs.replace(parameters, verbosity=verbosity),
+            extra=dict(extra),
         )
+        return BuiltRequest(request, tuple(ignored))
 
-    def _sampling(self, values: Mapping[str, object], model: str) -> Sampling:
-        honoured = self._engine.info.capabilities_of(model).sampling
-        given: dict[str, object] = {}
-        for name, value in values.items():
-            if value is None:
-                continue
-            if name in honoured:
-                given[name] = value
-            elif name not in _SAMPLING_DEFAULTS or value != _SAMPLING_DEFAULTS[name]:
-                raise UnsupportedParameterError(name)
-        return valid(lambda: msgspec.convert(given, Sampling))
+
+def _check(parameters: Parameters, extra: Mapping[str, object], can: Capabilities) -> None:
+    """Refuse what changes the answer and cannot be done, by the names of chat completions."""
+    if parameters.tools and parameters.tool_choice != "none" and not can.tools:
+        raise UnsupportedParameterError("tools")
+    if not parameters.tools and parameters.tool_choice not in {None, "auto", "none"}:
+        raise UnsupportedParameterError("tool_choice")
+    if not isinstance(parameters.response_format, TextFormat | None) and not can.structured_output:
+        raise UnsupportedParameterError("response_format")
+    if (parameters.logprobs or parameters.top_logprobs) and not can.logprobs:
+        raise UnsupportedParameterError("logprobs")
+    for name in extra:
+        if not can.unknown_fields:
+            raise UnknownParameterError(name)

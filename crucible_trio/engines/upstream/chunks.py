@@ -7,6 +7,7 @@ Servers agree on `choices[0].delta.content` and on little else:
   the text so far.
 * `content` may be null, a list of parts, or an object. `index` may be null or a text.
 * `finish_reason` may be missing, null, empty, or the text "null". Usage may be in the choice.
+* Tool calls have forms of their own: `call_pieces`.
 
 A value of an unexpected type is skipped and counted, because it must not be the reason that other text is lost. An
 empty value carries nothing, so it is not counted.
@@ -20,6 +21,7 @@ from typing import Any, Final, Literal, TypeAlias, final
 
 import msgspec
 
+from crucible_trio.engines.upstream.call_pieces import CALL_FIELDS, CallPiece, read_calls
 from crucible_trio.engines.upstream.failures import error_in_chunk
 from crucible_trio.engines.upstream.skipped import SkippedFields
 
@@ -28,10 +30,9 @@ PartKind: TypeAlias = Literal["content", "trace", "refusal"]
 
 # The first one with text counts: some servers send the same trace under several names.
 _TRACE_FIELDS: Final = ("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks")
-_CALL_FIELDS: Final = ("tool_calls", "function_call")
 # All other fields of a delta may hold text that we do not understand, so an operator should hear of them.
 _KNOWN_FIELDS: Final = frozenset(
-    {*_TRACE_FIELDS, *_CALL_FIELDS, "content", "refusal", "finish_reason", "usage", "role", "name"}
+    {*_TRACE_FIELDS, *CALL_FIELDS, "content", "refusal", "finish_reason", "usage", "role", "name"}
 )
 
 # The fields of a part that hold its text, and the kind of text they stand for. None: the kind of the part.
@@ -56,7 +57,7 @@ class UpstreamChunk(msgspec.Struct):
 
     Attributes:
         parts: Its pieces of text in order, none of them empty.
-        has_tool_calls: Whether it holds a piece of a tool call.
+        calls: Its pieces of tool calls. They come after the text.
         finish: Its finish reason in lower case.
         usage: Its reports of token counts.
         error: The error that it reports.
@@ -64,7 +65,7 @@ class UpstreamChunk(msgspec.Struct):
     """
 
     parts: list[tuple[PartKind, str]]
-    has_tool_calls: bool = False
+    calls: list[CallPiece] = []
     finish: str | None = None
     usage: list[dict[str, Any]] = []
     error: object = None
@@ -99,7 +100,7 @@ class ChunkReader:
 
     def read(self, fields: dict[str, Any]) -> UpstreamChunk:
         """Read the next chunk."""
-        chunk = UpstreamChunk([], usage=[], error=error_in_chunk(fields))
+        chunk = UpstreamChunk([], calls=[], usage=[], error=error_in_chunk(fields))
         choices = fields.get("choices")
         if isinstance(choices, list):
             for choice in choices:
@@ -132,7 +133,7 @@ class ChunkReader:
             self._add_text(delta, "content", "delta", chunk)
         elif delta:
             self._skipped.add("delta", may_hold_text=True)
-        self._delta_has_text = self._delta_has_text or bool(chunk.parts)
+        self._delta_has_text = self._delta_has_text or bool(chunk.parts) or bool(chunk.calls)
         if not self._delta_has_text:
             self._read_in_place_of_delta(choice, chunk)
         if usage := choice.get("usage"):
@@ -175,10 +176,8 @@ class ChunkReader:
         for name, value in delta.items():
             if value and name not in _KNOWN_FIELDS:
                 self._skipped.add(f"{path}.{name}", may_hold_text=isinstance(value, (str, list, dict)))
-        for name in _CALL_FIELDS:
-            if delta.get(name):
-                chunk.has_tool_calls = True
-                self._skipped.add(f"{path}.{name}", may_hold_text=True)
+        if "tool_calls" in delta or "function_call" in delta:
+            chunk.calls += read_calls(delta, path, self._skipped)
         if usage := delta.get("usage"):
             self._read_usage(usage, f"{path}.usage", chunk)
         if reason := delta.get("finish_reason"):

@@ -18,8 +18,10 @@ from __future__ import annotations
 import re
 from typing import Final, final
 
-from crucible_trio.content import Piece, Reasoning, Refusal, Text
+from crucible_trio.content import Piece, Reasoning, Refusal, Text, TextPiece
 from crucible_trio.engines.segments import SegmentCutter
+from crucible_trio.engines.upstream.call_order import CallOrder
+from crucible_trio.engines.upstream.call_pieces import CallPiece
 from crucible_trio.engines.upstream.chunks import ChunkReader, PartKind, UpstreamChunk, decode_data
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
 from crucible_trio.engines.upstream.skipped import SkippedFields
@@ -49,7 +51,7 @@ _WORDS: Final = re.compile(r"[\w .:-]{1,64}", re.ASCII)
 
 @final
 class UpstreamCompletion:
-    """Folds the events of one stream into pieces of trace, answer and refusal.
+    """Folds the events of one stream into pieces of trace, answer, refusal and tool calls.
 
     A trace is cut into segments at its numbered steps. A trace that resumes after a piece of the answer begins a new
     segment.
@@ -60,12 +62,12 @@ class UpstreamCompletion:
 
     Attributes:
         finish_reason: `stop`, `length` or `content_filter` while the model has ended. None before, and after text
-            that came after a finish reason.
+            that came after a finish reason. After `flush` also `tool_calls`, if any call is whole.
         done: Whether the server has sent `[DONE]`. Anything after it is skipped.
         failure: Why the stream has failed. Anything after the failure is skipped.
         usage: The server's token counts.
         has_chunks: Whether any event was a chunk of a completion.
-        is_empty: Whether no text has come.
+        is_empty: Whether no text and no tool call has come.
     """
 
     def __init__(self, skipped: SkippedFields | None = None, splitter: ThinkSplitter | None = None) -> None:
@@ -79,7 +81,7 @@ class UpstreamCompletion:
         self._chunks = ChunkReader(self._skipped)
         self._splitter = splitter  # None: the server separates the trace
         self._has_plain_output = False  # output in a chunk without a finish reason
-        self._has_calls = False
+        self._calls: CallOrder | None = None  # set with the first tool call
         self._needs_done = False  # a finish reason was too early, or may be
         self._failure_after_finish: EngineError | None = None
         self._cutter: SegmentCutter | None = None  # set while the trace runs
@@ -134,10 +136,22 @@ class UpstreamCompletion:
 
     def flush(self) -> list[Piece]:
         """End the text and return the text held back. Call it after a failure, too."""
-        pieces: list[Piece] = []
-        self._stop_splitting(pieces)
-        self._end_trace(pieces)
+        texts: list[TextPiece] = []
+        self._stop_splitting(texts)
+        self._end_trace(texts)
+        pieces = self._in_order(texts)
+        if self._calls is not None:
+            self._end_calls(self._calls, pieces)
         return pieces
+
+    def _end_calls(self, calls: CallOrder, pieces: list[Piece]) -> None:
+        calls.end(pieces, is_whole=self.failure is None, is_limited=self.finish_reason == "length")
+        if self.failure is None:
+            self.failure = calls.failure
+            if self.finish_reason == "stop" and calls.was_cut:
+                self.finish_reason = "length"
+            elif self.finish_reason == "stop" and calls.has_ended_calls:
+                self.finish_reason = "tool_calls"
 
     def _feed_data(self, data: str, event_type: str, name: str) -> list[Piece]:
         try:
@@ -160,15 +174,15 @@ class UpstreamCompletion:
         return self._feed_chunk(chunk)
 
     def _feed_chunk(self, chunk: UpstreamChunk) -> list[Piece]:
-        pieces: list[Piece] = []
-        has_output = bool(chunk.parts) or chunk.has_tool_calls
+        texts: list[TextPiece] = []
+        has_output = bool(chunk.parts) or bool(chunk.calls)
         if has_output and self.finish_reason is not None:
             self.finish_reason = None
             self._needs_done = True
             self.failure = self._failure_after_finish
-        self._has_calls = self._has_calls or chunk.has_tool_calls
         for kind, text in chunk.parts:
-            self._append_part(kind, text, pieces)
+            self._append_part(kind, text, texts)
+        pieces = self._add_calls(chunk.calls, texts) if chunk.calls else self._in_order(texts)
         for usage in chunk.usage:
             self.usage = merge_usage(self.usage, usage)
         if chunk.error is not None:
@@ -189,45 +203,67 @@ class UpstreamCompletion:
             self.finish_reason = "content_filter"
         elif self.finish_reason is None:  # a repetition as `stop` must not hide that the text was cut
             self.finish_reason = "stop"
-            self._needs_done = self._needs_done or (reason in _CALL_FINISH and not self._has_calls)
+            self._needs_done = self._needs_done or (reason in _CALL_FINISH and self._calls is None)
 
-    def _append_part(self, kind: PartKind, text: str, pieces: list[Piece]) -> None:
+    def _in_order(self, texts: list[TextPiece]) -> list[Piece]:
+        """The pieces that may be written now. A tool call can hold texts back."""
+        if self._calls is None:
+            return list(texts)
+        pieces: list[Piece] = []
+        for text in texts:
+            self._calls.add_text(text, pieces)
+        self.failure = self.failure or self._calls.failure
+        return pieces
+
+    def _add_calls(self, found: list[CallPiece], texts: list[TextPiece]) -> list[Piece]:
         self.is_empty = False
-        if kind == "trace":
-            self._stop_splitting(pieces)
-            self._append("trace", text, pieces)
-        elif kind == "refusal":
-            self._stop_splitting(pieces)
-            self._end_trace(pieces)
-            pieces.append(Refusal(text))
-        elif self._splitter is None:
-            self._append("answer", text, pieces)
-        else:
-            for part, split in self._splitter.feed(text):
-                self._append(part, split, pieces)
-
-    def _stop_splitting(self, pieces: list[Piece]) -> None:
         if self._splitter is not None:
             for part, text in self._splitter.flush():
-                self._append(part, text, pieces)
+                self._append(part, text, texts)
+        self._end_trace(texts)
+        pieces = self._in_order(texts)
+        self._calls = self._calls or CallOrder()
+        self._calls.add_calls(found, pieces)
+        self.failure = self.failure or self._calls.failure
+        return pieces
+
+    def _append_part(self, kind: PartKind, text: str, texts: list[TextPiece]) -> None:
+        self.is_empty = False
+        if kind == "trace":
+            self._stop_splitting(texts)
+            self._append("trace", text, texts)
+        elif kind == "refusal":
+            self._stop_splitting(texts)
+            self._end_trace(texts)
+            texts.append(Refusal(text))
+        elif self._splitter is None:
+            self._append("answer", text, texts)
+        else:
+            for part, split in self._splitter.feed(text):
+                self._append(part, split, texts)
+
+    def _stop_splitting(self, texts: list[TextPiece]) -> None:
+        if self._splitter is not None:
+            for part, text in self._splitter.flush():
+                self._append(part, text, texts)
             self._splitter = None
 
-    def _append(self, part: ThinkPart, text: str, pieces: list[Piece]) -> None:
+    def _append(self, part: ThinkPart, text: str, texts: list[TextPiece]) -> None:
         if part == "answer":
-            self._end_trace(pieces)
-            pieces.append(Text(text))
+            self._end_trace(texts)
+            texts.append(Text(text))
             return
         if self._cutter is None:
             self._cutter = SegmentCutter()
             self._first_segment = self._last_segment + 1
-        self._append_segments(self._cutter.feed(text), pieces)
+        self._append_segments(self._cutter.feed(text), texts)
 
-    def _end_trace(self, pieces: list[Piece]) -> None:
+    def _end_trace(self, texts: list[TextPiece]) -> None:
         if self._cutter is not None:
-            self._append_segments(self._cutter.flush(), pieces)
+            self._append_segments(self._cutter.flush(), texts)
             self._cutter = None
 
-    def _append_segments(self, cut: list[tuple[int, str]], pieces: list[Piece]) -> None:
+    def _append_segments(self, cut: list[tuple[int, str]], texts: list[TextPiece]) -> None:
         for segment, text in cut:
             self._last_segment = self._first_segment + segment
-            pieces.append(Reasoning(text, self._last_segment))
+            texts.append(Reasoning(text, self._last_segment))

@@ -30,14 +30,20 @@ import json
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from typing import Final, Literal, final
+from typing import Final, final
 
 import msgspec
 import trio
 
-from crucible_trio.engine import Capabilities, EngineInfo, Finish
+from crucible_trio.engine import EngineInfo, Finish
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
 from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
+from crucible_trio.engines.upstream.request_body import (
+    LimitField,
+    ReasoningField,
+    RequestBody,
+    upstream_capabilities,
+)
 from crucible_trio.engines.upstream.response import read_error_response, relay_completion
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
@@ -65,8 +71,6 @@ THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
     "deep": {"chat_template_kwargs": {"enable_thinking": True}},
 }
 
-LimitField = Literal["max_tokens", "max_completion_tokens"]
-
 
 @asynccontextmanager
 async def open_upstream(
@@ -79,6 +83,7 @@ async def open_upstream(
     limit_field: LimitField = "max_tokens",
     think_tags: Mapping[str, str] = THINK_TAGS,
     starts_in_trace: Collection[Mode] = (),
+    reasoning_field: ReasoningField | None = None,
 ) -> AsyncIterator[UpstreamEngine]:
     """Open an engine that relays a server's streams. Its connections close with the context.
 
@@ -93,6 +98,8 @@ async def open_upstream(
         limit_field: The field for `max_output_tokens`. OpenAI's reasoning models need `max_completion_tokens`.
         think_tags: The tags around a trace inside the content, from opening to closing tag. Empty: there are none.
         starts_in_trace: Modes in which the content begins inside the trace, without an opening tag.
+        reasoning_field: The field of a message in which the reasoning of earlier turns is sent back. None: it is not
+            sent, and a request that has any is refused.
 
     Raises:
         ConfigError: The URL, the key or a tag is invalid, or the server does not list a model.
@@ -108,7 +115,7 @@ async def open_upstream(
         info = EngineInfo(
             name="upstream",
             models=models,
-            capabilities=Capabilities(sampling=frozenset({"temperature", "top_p", "seed", "stop"})),
+            capabilities=upstream_capabilities(reasoning_field),
             waits_for_upstream=True,
         )
         logger.info("upstream %s, default model %s", url.without_query(), models[0])
@@ -121,6 +128,7 @@ async def open_upstream(
             limit_field=limit_field,
             think_tags=think_tags,
             starts_in_trace=starts_in_trace,
+            reasoning_field=reasoning_field,
             key=key,
         )
 
@@ -145,15 +153,16 @@ class UpstreamEngine:
         limit_field: LimitField,
         think_tags: Mapping[str, str],
         starts_in_trace: Collection[Mode],
+        reasoning_field: ReasoningField | None,
         key: str | None,
     ) -> None:
         self.info = info
         self.skipped_fields = 0
         self._client = client
         self._url = url
-        self._thinking = thinking
-        self._extra_body = extra_body
-        self._limit_field = limit_field
+        self._request_body = RequestBody(
+            thinking=thinking, extra_body=extra_body, limit_field=limit_field, reasoning_field=reasoning_field
+        )
         self._think_tags = think_tags
         self._starts_in_trace = frozenset(starts_in_trace)
         self._key = key
@@ -183,7 +192,8 @@ class UpstreamEngine:
         left_out = self._added.refused(model)
         schedule = RetrySchedule(client_retries=output.client_retries)
         while True:
-            fields = self._body(request, model, left_out)
+            given = self._request_body.fields(request, model)
+            fields = {name: value for name, value in given.items() if name not in left_out}
             is_overloaded = False
             try:
                 response = await self._send(json.dumps(fields).encode())
@@ -226,23 +236,6 @@ class UpstreamEngine:
         if self._added.remember(model, left_out):
             names = ", ".join(sorted(left_out))
             logger.warning("requests for model %s are sent without %s from now on", ascii(model), names)
-
-    def _body(self, request: Request, model: str, left_out: frozenset[str]) -> dict[str, object]:
-        sampling = {name: getattr(request.sampling, name) for name in sorted(request.sampling.given)}
-        limit: dict[str, object] = {}
-        if request.max_output_tokens is not None:
-            limit[self._limit_field] = request.max_output_tokens
-        fields = {
-            **self._extra_body,
-            **self._thinking.get(request.mode, {}),
-            **sampling,
-            **limit,
-            "model": model,
-            "messages": [{"role": message.role, "content": message.text} for message in request.messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        return {name: value for name, value in fields.items() if name not in left_out}
 
     async def _send(self, content: bytes) -> HttpResponse:
         headers = {"Content-Type": "application/json"}

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, Protocol
 
 import trio
 
-from crucible_trio.content import Piece, Reasoning, Refusal, Text
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
 from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.retries import parse_retry_after
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
+from crucible_trio.engines.upstream.writing import PieceWriter
 from crucible_trio.errors import EngineError
 from crucible_trio.http import HttpError, HttpResponse
 from crucible_trio.output import Output
@@ -78,8 +77,9 @@ async def relay_completion(
     """
     reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH)
     try:
-        was_cut, as_promised = await _read_completion(body, reader, output)
-        await _write(reader.end(was_cut=was_cut, as_promised=as_promised), output)
+        async with PieceWriter(output) as writer:
+            was_cut, as_promised = await _read_completion(body, reader, writer)
+            await writer.write(reader.end(was_cut=was_cut, as_promised=as_promised))
         return reader.finish()
     except EngineError as error:
         logger.warning("%s", error)
@@ -102,7 +102,7 @@ async def read_error_response(response: HttpResponse) -> tuple[EngineError, byte
     return to_engine_error(response.status, find_error(content), retry_after=retry_after), content
 
 
-async def _read_completion(body: UpstreamBody, reader: CompletionReader, output: Output) -> tuple[bool, bool]:
+async def _read_completion(body: UpstreamBody, reader: CompletionReader, writer: PieceWriter) -> tuple[bool, bool]:
     """Read until the result is certain. Returns whether the body was cut, and whether it ended as it promised."""
     deadline = math.inf
     while not reader.is_over:
@@ -119,21 +119,10 @@ async def _read_completion(body: UpstreamBody, reader: CompletionReader, output:
             return True, False
         if not chunk:
             return False, body.has_promised_end and not is_too_late
-        await _write(reader.feed(chunk), output)
+        await writer.write(reader.feed(chunk))
         if not reader.is_final:
             deadline = math.inf
         else:
             patience = END_TIMEOUT if reader.is_done else USAGE_TIMEOUT
             deadline = min(deadline, trio.current_time() + patience)
     return False, False
-
-
-async def _write(pieces: Iterable[Piece], output: Output) -> None:
-    for piece in pieces:
-        match piece:
-            case Text():
-                await output.delta(piece.text)
-            case Reasoning():
-                await output.reasoning(piece.text, piece.segment)
-            case Refusal():
-                await output.refusal(piece.text)

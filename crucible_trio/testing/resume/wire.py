@@ -104,7 +104,7 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     events_headers: dict[str, str] = msgspec.field(default_factory=lambda: dict(_ACCEPT))
     kind: str = "type"
     text: str = "delta"
-    channel: tuple[str, ...] = ("segment",)
+    channel: tuple[str, ...] = ("segment", "index")
     terminal: tuple[str, ...] = ("stream.completed", "stream.incomplete", "stream.failed", "stream.cancelled")
     control: tuple[str, ...] = ("server.draining", "server.busy")
     ids: Literal["consecutive", "rising", "opaque"] = "consecutive"

@@ -7,11 +7,15 @@ from typing import Annotated, Final, NamedTuple, final
 
 import msgspec
 
+from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields
-from crucible_trio.apis.openai.messages import OpenAIMessage, read_message
+from crucible_trio.apis.kit.parsing import valid
+from crucible_trio.apis.openai.chat.messages import read_messages
 from crucible_trio.apis.openai.request_builder import HARMLESS, RequestBuilder
+from crucible_trio.apis.openai.tools import read_tool_choice, read_wrapped_tools
+from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.request import Message, Request
+from crucible_trio.request import Parameters, Request, ResponseFormat
 from crucible_trio.settings.apis import Effort
 
 TokenLimit = Annotated[int, msgspec.Meta(ge=1)]
@@ -23,13 +27,7 @@ class ChatStreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
     include_usage: bool = False
     include_obfuscation: bool = False  # padding against traffic analysis: accepted, but no padding is sent
-
-
-@final
-class ChatTemplateKwargs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`chat_template_kwargs`: how clients of vLLM and llama.cpp ask for a trace. Our upstream engine sends it too."""
-
-    enable_thinking: bool = False
+    continuous_usage_stats: bool = False  # vLLM's: usage in every chunk. Accepted, but the usage comes once
 
 
 @final
@@ -41,57 +39,55 @@ class ChatRequestBody(msgspec.Struct):
     stream: bool = False
     stream_options: ChatStreamOptions | None = None
     reasoning_effort: Effort | None = None
-    chat_template_kwargs: ChatTemplateKwargs = ChatTemplateKwargs()
+    chat_template_kwargs: dict[str, object] = {}
     max_tokens: TokenLimit | None = None
     max_completion_tokens: TokenLimit | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    verbosity: str | None = None
+    tools: list[dict[str, object]] = []
+    tool_choice: str | dict[str, object] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, object] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
 
 
 BODY: Final = Fields(
     ChatRequestBody,
     harmless=HARMLESS
     | {
+        "client_metadata": "labels for a store, which this server does not have",
         "metadata": "labels for a store, which this server does not have",
+        "prediction": "a guess of the answer, to make it faster",
+        "store": "this server has no store",
     },
     refused={
         "audio": (),
-        "frequency_penalty": (0,),
         "function_call": ("none", "auto"),
         "functions": ([],),
-        "logit_bias": ({},),
-        "logprobs": (False,),
         "modalities": (["text"],),
         "moderation": (),
         "n": (1,),
-        "parallel_tool_calls": (True, False),
-        "prediction": (),
-        "presence_penalty": (0,),
-        "response_format": ({"type": "text"},),
-        "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
-        "top_logprobs": (0,),
-        "verbosity": ("medium",),
         "web_search_options": (),
     },
 )
-"""The fields of a request's body."""
+"""The fields of a request's body. Unknown fields go to the engine, if it takes them."""
 
-MESSAGE: Final = Fields(
-    OpenAIMessage,
-    harmless={
-        "name": "separates speakers of one role. The models here only know roles",
-        "reasoning": "the trace of an earlier answer, sent back. No model here reads it",
-        "reasoning_content": "the trace of an earlier answer, sent back. No model here reads it",
-    },
-    refused={"annotations": ([],), "audio": (), "function_call": (), "refusal": ("",), "tool_calls": ([],)},
-)
-"""The fields of each message. They accept the message of an earlier answer, sent back unchanged."""
 
-_TEXT_TYPES: Final = frozenset({"text"})
+# The types of response formats, and the fields of each.
+_FORMATS: Final[Mapping[str, frozenset[str]]] = {
+    "text": frozenset({"type"}),
+    "json_object": frozenset({"type"}),
+    "json_schema": frozenset({"type", "json_schema"}),
+}
 
 
 class ChatRequest(NamedTuple):
@@ -99,11 +95,13 @@ class ChatRequest(NamedTuple):
 
     Attributes:
         engine_request: What to generate.
+        ignored: Fields that the model does not honour.
         stream: Whether to answer with events.
         include_usage: Whether the events have a chunk with the usage.
     """
 
     engine_request: Request
+    ignored: tuple[str, ...]
     stream: bool
     include_usage: bool
 
@@ -120,46 +118,75 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder) -> ChatReques
         ModelNotFoundError: No model has this name.
         InvalidRequestError: A value is invalid.
     """
-    fields = BODY.decode(body)
+    extra: dict[str, object] = {}
+    fields = BODY.decode(body, unknown=extra)
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequestError("stream_options goes with stream", "stream_options")
-    limit_name, limit = _limit(fields)
-    engine_request = builder.build(
-        _messages(fields.messages),
+    can = builder.capabilities(fields.model)
+    if fields.chat_template_kwargs.keys() - {"enable_thinking"}:
+        if not can.unknown_fields:
+            raise UnsupportedParameterError("chat_template_kwargs")
+        extra["chat_template_kwargs"] = fields.chat_template_kwargs
+    built = builder.build(
+        read_messages(fields.messages, "messages", can),
         model=fields.model,
         effort=fields.reasoning_effort,
-        thinking=fields.chat_template_kwargs.enable_thinking,
-        limit=limit,
-        limit_name=limit_name,
+        thinking=_is_true(fields.chat_template_kwargs, "enable_thinking", "chat_template_kwargs"),
+        limit=_limit(fields),
         sampling={
             "temperature": fields.temperature,
             "top_p": fields.top_p,
+            "top_k": fields.top_k,
+            "min_p": fields.min_p,
             "seed": fields.seed,
             "stop": [fields.stop] if isinstance(fields.stop, str) else fields.stop or None,
+            "frequency_penalty": fields.frequency_penalty,
+            "presence_penalty": fields.presence_penalty,
+            "logit_bias": fields.logit_bias,
+            "verbosity": fields.verbosity,
         },
+        parameters=Parameters(
+            tools=read_wrapped_tools(fields.tools, "tools"),
+            tool_choice=None if fields.tool_choice is None else read_tool_choice(fields.tool_choice, "tool_choice"),
+            parallel_tool_calls=fields.parallel_tool_calls,
+            response_format=_response_format(fields.response_format, can, extra),
+            logprobs=fields.logprobs,
+            top_logprobs=fields.top_logprobs,
+        ),
+        extra=extra,
     )
     include_usage = fields.stream_options is not None and fields.stream_options.include_usage
-    return ChatRequest(engine_request, fields.stream, include_usage)
+    return ChatRequest(built.request, built.ignored, fields.stream, include_usage)
 
 
-def _messages(given: list[dict[str, object]]) -> list[Message]:
-    messages: list[Message] = []
-    for index, fields in enumerate(given):
-        at = f"messages[{index}]"
-        asked = MESSAGE.read(fields, at)
-        if (message := read_message(asked.role, asked.content, at, text_types=_TEXT_TYPES)) is not None:
-            messages.append(message)
-    if not messages:
-        raise InvalidRequestError("there is no message", "messages")
-    return messages
+def _is_true(fields: Mapping[str, object], name: str, at: str) -> bool:
+    return valid(lambda: msgspec.convert(fields.get(name) or False, bool), f"{at}.{name}")
 
 
-def _limit(fields: ChatRequestBody) -> tuple[str, int | None]:
-    limits: Mapping[str, int | None] = {
-        "max_completion_tokens": fields.max_completion_tokens,
-        "max_tokens": fields.max_tokens,  # the older name
-    }
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    if len(set(given.values())) > 1:
+def _response_format(
+    given: Mapping[str, object] | None, can: Capabilities, extra: dict[str, object]
+) -> ResponseFormat | None:
+    """Read a response format. A server's own one, such as a grammar, goes to `extra`."""
+    if given is None:
+        return None
+    fields = {name: value for name, value in given.items() if value is not None}
+    kind = fields.get("type")
+    if isinstance(kind, str) and fields.keys() - _FORMATS.get(kind, frozenset()) and can.unknown_fields:
+        extra["response_format"] = given
+        return None
+    at = "response_format"
+    if kind == "json_schema":
+        at = f"{at}.json_schema"
+        schema = valid(lambda: msgspec.convert(fields.get("json_schema"), dict[str, object]), at)
+        fields = {"schema": {}} | {name: value for name, value in schema.items() if value is not None}
+        fields["type"] = "json_schema"
+    wanted: ResponseFormat = valid(lambda: msgspec.convert(fields, ResponseFormat), at)
+    return wanted
+
+
+def _limit(fields: ChatRequestBody) -> int | None:
+    """The limit of tokens. `max_tokens` is the older name."""
+    given = {limit for limit in (fields.max_completion_tokens, fields.max_tokens) if limit is not None}
+    if len(given) > 1:
         raise InvalidRequestError("max_tokens and max_completion_tokens are one limit and differ", "max_tokens")
-    return next(iter(given.items()), ("max_completion_tokens", None))
+    return next(iter(given), None)

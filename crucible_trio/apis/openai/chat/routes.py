@@ -26,7 +26,7 @@ from crucible_trio.apis.kit import starting
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body
-from crucible_trio.apis.kit.replies import error_response, json_response, name_stream
+from crucible_trio.apis.kit.replies import error_response, json_response, name_ignored, name_stream
 from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion, logprobs_in
 from crucible_trio.apis.openai.chat.requests import read_request
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, error_of, failure_answer
@@ -86,6 +86,7 @@ class ChatApi:
             assert end is not None
             completion = chat_completion(stream.snapshot(), end, logprobs_in(stream.log.read(0)))
             response = name_stream(json_response(completion), stream)
+        name_ignored(response, asked.ignored)
         return starting.locate_stream(response, started)
 
     async def _refuse(self, started: starting.StartedStream, end: Terminal, key: str | None) -> Response:

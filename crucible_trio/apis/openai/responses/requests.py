@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal, NamedTuple, final
 
 import msgspec
 
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields
-from crucible_trio.apis.openai.messages import OpenAIMessage, read_message
+from crucible_trio.apis.openai.messages import OpenAIMessage, PartReader, read_message, read_text_part
 from crucible_trio.apis.openai.request_builder import HARMLESS, RequestBuilder
 from crucible_trio.apis.openai.responses.objects import EchoedFields, EchoedReasoning
 from crucible_trio.errors import InvalidRequestError
@@ -111,7 +112,7 @@ MESSAGE: Final = Fields(
 )
 """The fields of a message in `input`. They accept the output of an earlier response, sent back unchanged."""
 
-_TEXT_TYPES: Final = frozenset({"input_text", "output_text"})
+_READERS: Final[Mapping[str, PartReader]] = {"input_text": read_text_part, "output_text": read_text_part}
 
 
 class CreateResponse(NamedTuple):
@@ -119,11 +120,13 @@ class CreateResponse(NamedTuple):
 
     Attributes:
         engine_request: What to generate, without `on_disconnect`.
+        ignored: Fields that the model does not honour.
         stream: Whether to answer with events.
         echoed: The fields that the response repeats.
     """
 
     engine_request: Request
+    ignored: tuple[str, ...]
     stream: bool
     echoed: EchoedFields
 
@@ -148,12 +151,11 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder) -> CreateResp
     if fields.background and not fields.store:
         raise InvalidRequestError("a background response must be stored, or it could not be retrieved", "store")
     messages = [Message("system", fields.instructions)] if fields.instructions else []
-    engine_request = builder.build(
+    built = builder.build(
         messages + _messages(fields.input),
         model=fields.model,
         effort=reasoning.effort,
         limit=fields.max_output_tokens,
-        limit_name="max_output_tokens",
         sampling={"temperature": fields.temperature, "top_p": fields.top_p},
     )
     echoed = EchoedFields(
@@ -166,7 +168,7 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder) -> CreateResp
         background=fields.background,
         store=fields.store,
     )
-    return CreateResponse(engine_request, fields.stream, echoed)
+    return CreateResponse(built.request, built.ignored, fields.stream, echoed)
 
 
 def read_flag(name: str, text: str) -> bool:
@@ -207,7 +209,7 @@ def _messages(given: str | list[dict[str, object]]) -> list[Message]:
         if kind != "message":
             raise UnsupportedParameterError(f"{at}.type")
         asked = MESSAGE.read(item, at)
-        if (message := read_message(asked.role, asked.content, at, text_types=_TEXT_TYPES)) is not None:
+        if (message := read_message(asked.role, asked.content, at, _READERS)) is not None:
             messages.append(message)
     if not messages:
         raise InvalidRequestError("there is no message", "input")

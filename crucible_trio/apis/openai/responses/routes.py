@@ -21,7 +21,7 @@ from crucible_trio.apis.kit.body import EventStreamBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body
-from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_stream
+from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_ignored, name_stream
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, failure_answer
 from crucible_trio.apis.openai.request_builder import RequestBuilder
 from crucible_trio.apis.openai.responses.objects import EchoedFields, parse_response_id
@@ -99,6 +99,7 @@ class ResponsesApi:
             response = await self._events(started.stream, None, forget=forget)
         else:
             response = await self._show(started.stream)
+        name_ignored(response, asked.ignored)
         return starting.locate_stream(name_stream(response, started.stream), started)
 
     async def retrieve(self, response_id: str) -> Response:

@@ -1,0 +1,56 @@
+"""Write the pieces of a completion to a stream's output, tool calls included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self, final
+
+from crucible_trio.content import Piece, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.output import Output, ToolCallOutput
+
+
+@final
+class PieceWriter:
+    """Writes pieces to an output. A call without its `ToolCallEnd` was cut: another piece follows, or the block ends.
+
+    Args:
+        output: Takes the pieces.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._call: ToolCallOutput | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def write(self, pieces: Iterable[Piece]) -> None:
+        """Write pieces. Waits and checkpoints as `Output.delta`, for each of them."""
+        for piece in pieces:
+            if isinstance(piece, ToolCallArguments):
+                assert self._call is not None
+                await self._call.arguments(piece.text)
+                continue
+            await self._leave_call(is_whole=isinstance(piece, ToolCallEnd))
+            match piece:
+                case Text():
+                    await self._output.delta(piece.text, piece.logprobs)
+                case Reasoning():
+                    await self._output.reasoning(piece.text, piece.segment)
+                case Refusal():
+                    await self._output.refusal(piece.text)
+                case ToolCallStart():
+                    self._call = await self._output.tool_call(piece.id, piece.name).__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leave_call(is_whole=False)
+
+    async def _leave_call(self, *, is_whole: bool) -> None:
+        if (call := self._call) is not None:
+            self._call = None
+            if not is_whole:
+                call.cut()
+            await call.__aexit__(None, None, None)  # writes the end of a whole call, and otherwise nothing
