@@ -9,6 +9,8 @@ not an error: it is shown with its status, unless nothing was written.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from types import TracebackType
 from typing import ClassVar, Final, Self, final
 
@@ -37,6 +39,11 @@ from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import StreamCancelled, StreamFailed, Terminal
 from crucible_trio.stream import Stream
 
+logger = logging.getLogger(__name__)
+
+# How many types of hosted tools are logged. Clients choose the names.
+_MAX_HOSTED: Final = 50
+
 _RETRIEVE_PARAMETERS: Final = frozenset({"stream", "starting_after", "include", "include[]", "include_obfuscation"})
 
 
@@ -53,6 +60,7 @@ class ResponsesApi:
         self._context = context
         self._pipeline = context.pipeline
         self._access = context.access
+        self._hosted: set[str] = set()
         self._builder = RequestBuilder(
             context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
         )
@@ -75,6 +83,7 @@ class ResponsesApi:
         check_parameters(request)
         body = await read_body(request, self._context.settings.max_request_bytes)
         asked = read_request(body, self._builder)
+        self._log_hosted(asked.hosted)
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         background = asked.echoed.background
         hold_seconds = self._context.settings.hold_seconds
@@ -131,6 +140,13 @@ class ResponsesApi:
         await self._pipeline.forget(await self._find(response_id))
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
+    def _log_hosted(self, types: Sequence[str]) -> None:
+        """Log each type of hosted tool once, because some agents offer the same ones in every request."""
+        for kind in types:
+            if kind not in self._hosted and len(self._hosted) < _MAX_HOSTED:
+                self._hosted.add(kind)
+                logger.info("the hosted tool %.64a does not exist here and is not offered to models", kind)
+
     async def _find(self, response_id: str) -> Stream:
         owner = self._access.owner(request)
         stream = await self._pipeline.find(parse_response_id(response_id), owner=owner)
@@ -183,14 +199,20 @@ class ResponsesApi:
 def _echoed_of(stream: Stream) -> EchoedFields:
     """The fields that a response repeats. They come from the request if another API started the stream."""
     stored = stream.facts.for_apis.get(ResponsesApi.name)
+    asked, parameters = stream.request, stream.request.parameters
     if stored is not None:
-        return msgspec.json.decode(stored, type=EchoedFields)
+        return msgspec.json.decode(stored, type=EchoedFields).completed_from(parameters)
     return EchoedFields(
-        max_output_tokens=stream.request.max_output_tokens,
-        temperature=stream.request.sampling.temperature,
-        top_p=stream.request.sampling.top_p,
+        max_output_tokens=asked.max_output_tokens,
+        temperature=asked.sampling.temperature,
+        top_p=asked.sampling.top_p,
+        presence_penalty=asked.sampling.presence_penalty,
+        frequency_penalty=asked.sampling.frequency_penalty,
+        top_logprobs=parameters.top_logprobs or 0,
+        parallel_tool_calls=parameters.parallel_tool_calls is not False,
         background=stream.on_disconnect == "continue",
-    )
+        text={} if parameters.verbosity is None else {"verbosity": parameters.verbosity},
+    ).completed_from(parameters)
 
 
 @final
