@@ -87,7 +87,7 @@ class EchoedFields(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     namespaces: dict[str, str] = {}
     tools: list[Json] = []
     tool_choice: str | Json = "auto"
-    text: Json = {}
+    text: Json = msgspec.field(default_factory=lambda: {"format": {"type": "text"}})
 
     def completed_from(self, parameters: Parameters) -> EchoedFields:
         """With the fields that the engine's request has."""
@@ -95,7 +95,7 @@ class EchoedFields(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             self,
             tools=echo_tools(parameters.tools, self.origins, self.namespaces),
             tool_choice=echo_choice(parameters.tool_choice, self.origins),
-            text={"format": _echo_format(parameters.response_format), **self.text},
+            text={**self.text, "format": _echo_format(parameters.response_format)},
         )
 
 

@@ -130,7 +130,7 @@ _INCLUDE: Final = frozenset(
 )
 
 # The names of fields in this API, where those of chat completions are different.
-_NAMES: Final[Mapping[str, str]] = {
+_NAMES: Final[dict[str, str]] = {
     "logprobs": "include",
     "response_format": "text.format",
     "verbosity": "text.verbosity",
@@ -210,7 +210,10 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder) -> CreateResp
             ),
         )
     except UnsupportedParameterError as error:
-        raise UnsupportedParameterError(_NAMES.get(error.param, error.param)) from error
+        name = _NAMES.get(error.param, error.param)
+        raise UnsupportedParameterError(
+            "top_logprobs" if name == "include" and fields.top_logprobs else name
+        ) from error
     for name in built.ignored:
         ignored.add(_NAMES.get(name, name))
     echoed = EchoedFields(
