@@ -17,8 +17,8 @@ hypothesis.settings.register_profile("crucible", deadline=None, database=None, m
 hypothesis.settings.load_profile("crucible")
 
 
-# Tests with these fixtures run a browser or a client from npm.
-FIXTURE_MARKERS = {"chromium": "browser", "run_node": "npm"}
+# Tests with these fixtures run a browser, or clients that are not in the development environment.
+FIXTURE_MARKERS = {"chromium": "browser", "run_node": "npm", "run_litellm": "npm", "run_agent": "npm"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,9 +36,7 @@ def need_program() -> Callable[[str], str]:
 
     def find(name: str) -> str:
         path = shutil.which(name)
-        if path is None:
-            _skip(f"{name} is not installed")
-        return path
+        return path or skip_missing(f"{name} is not installed")
 
     return find
 
@@ -48,10 +46,17 @@ def need_package_index(tmp_path_factory: pytest.TempPathFactory) -> None:
     """If pip can download nothing, the test is skipped, or fails if CRUCIBLE_TESTS_SKIP_NOTHING is set."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries=1", "h11", "--dest"]
     if subprocess.run([*command, tmp_path_factory.mktemp("index")], capture_output=True, check=False).returncode:
-        _skip("no package index can be reached")
+        skip_missing("no package index can be reached")
 
 
-def _skip(message: str) -> NoReturn:
+def skip_missing(message: str) -> NoReturn:
+    """Skip the test because something is not installed, or fail if CRUCIBLE_TESTS_SKIP_NOTHING is set."""
     if os.environ.get("CRUCIBLE_TESTS_SKIP_NOTHING"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="session", name="skip_missing")
+def _skip_missing() -> Callable[[str], NoReturn]:
+    """`skip_missing("npm is not installed")` skips the test, or fails if CRUCIBLE_TESTS_SKIP_NOTHING is set."""
+    return skip_missing

@@ -1,8 +1,10 @@
-// The AI SDK with its provider for OpenAI-compatible servers. Argument: the base URL. Prints JSON.
-import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, streamText } from "ai";
+// The AI SDK with its provider for OpenAI-compatible servers. Arguments: the names of the two packages, because there
+// are two major versions, and the base URL. Prints JSON.
+const [ai, compatible, baseURL] = process.argv.slice(2);
+const { generateText, streamText } = await import(ai);
+const { createOpenAICompatible } = await import(compatible);
 
-const provider = createOpenAICompatible({ name: "crucible", baseURL: process.argv[2], includeUsage: true });
+const provider = createOpenAICompatible({ name: "crucible", baseURL, includeUsage: true });
 const model = provider("small:deep");
 
 const stream = streamText({ model, prompt: "Why?", maxRetries: 0 });

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from crucible_trio.content import Reasoning
 from crucible_trio.engine import Finish
@@ -22,15 +18,12 @@ from crucible_trio.request import Request
 from crucible_trio.snapshot import Snapshot
 from crucible_trio.testing import CUTS, ScriptedEngine, Treatment, open_chaos_proxy
 
-FOLDER = Path(__file__).parent / "node"
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "openai.md"
-INSTALL_SECONDS = 300
-SCRIPT_SECONDS = 60  # only a failing test takes this long
 
 Run = Callable[..., Awaitable[Any]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def run_script(run_node: Run) -> Run:
     """`await run_script("chat.mjs", *arguments)` returns the JSON that the script prints."""
 
@@ -38,48 +31,6 @@ def run_script(run_node: Run) -> Run:
         return json.loads(await run_node(script, *arguments))
 
     return run
-
-
-@pytest.fixture(scope="session")
-def run_node(need_program: Callable[[str], str]) -> Run:
-    """`await run_node(*arguments)` returns the output of Node."""
-    node = need_program("node")
-    _install(need_program("npm"))
-
-    async def run(*arguments: str) -> str:
-        with trio.fail_after(SCRIPT_SECONDS):
-            done = await trio.run_process(
-                [node, *arguments], cwd=FOLDER, capture_stdout=True, capture_stderr=True, check=False
-            )
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout.decode()
-
-    return run
-
-
-def _install(npm: str) -> None:
-    """Install the packages of the lock file, once per version of the lock file."""
-    stamp = FOLDER / "node_modules" / ".installed"
-    wanted = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-    done = subprocess.run(
-        command,
-        cwd=FOLDER,
-        capture_output=True,
-        text=True,
-        timeout=INSTALL_SECONDS,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode:
-        code = re.search(r"npm error code (\S+)", done.stderr)
-        message = f"npm cannot install {FOLDER.name}/package-lock.json: {code[1] if code else done.stderr}"
-        if os.environ.get("CRUCIBLE_TESTS_SKIP_NOTHING"):
-            pytest.fail(message)
-        pytest.skip(message)
-    stamp.write_text(wanted)
 
 
 DEEP = [Reasoning("1. Erst ", 0), Reasoning("W\u00e4rme.\n", 0), Reasoning("2. Dann \U0001f375.", 1)]
@@ -161,9 +112,16 @@ async def test_the_openai_package_reads_responses_and_resumes_after_cuts(serving
     assert (result["lost"], result["whole"]["id"][:5]) == (404, "resp_")
 
 
-async def test_the_ai_sdk_separates_reasoning_and_text(serving, run_script: Run) -> None:
+@pytest.mark.parametrize(
+    "packages",
+    [
+        pytest.param(("ai", "@ai-sdk/openai-compatible"), id="AI SDK 7"),
+        pytest.param(("ai-6", "ai-6-openai-compatible"), id="AI SDK 6"),
+    ],
+)
+async def test_the_ai_sdk_separates_reasoning_and_text(serving, run_script: Run, packages) -> None:
     async with serving(engine()) as served:
-        result = await run_script("ai.mjs", served.base_url)
+        result = await run_script("ai.mjs", *packages, served.base_url)
         native, *_ = [stream.snapshot() for stream in await served.pipeline.list() if stream.request.mode == "deep"]
     trace = "".join(native.trace)
     assert (result["parts"]["text"], result["parts"]["reasoning"]) == (native.output, trace)
