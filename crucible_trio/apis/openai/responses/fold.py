@@ -55,6 +55,7 @@ from crucible_trio.apis.openai.responses.objects import (
     format_response_id,
     usage_of,
 )
+from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.apis.openai.responses.tools import ToolOrigin
 from crucible_trio.records import (
     AnyRecord,
@@ -89,15 +90,20 @@ _EVENTS: Final[dict[ResponseStatus, type[TerminalEvent]]] = {
 
 @final
 class ResponseFold:
-    """Folds the records of a log, from record 1 on and in order. Its state depends only on them and on `echoed`.
+    """Folds the records of a log, from record 1 on and in order. Its state depends only on them and on its arguments.
+
+    Args:
+        echoed: The request's fields that the response repeats.
+        seal: Signs the traces. None: the items have no `encrypted_content`.
 
     Attributes:
         next_number: The `sequence_number` of the next event, which is also the number of events so far.
     """
 
-    def __init__(self, echoed: EchoedFields) -> None:
+    def __init__(self, echoed: EchoedFields, seal: Seal | None = None) -> None:
         self.next_number = 0
         self._echoed = echoed
+        self._seal = seal
         self._suffix = ""  # of the items' ids
         self._created_at = 0.0
         self._response: ResponseObject | None = None  # without its output, which grows
@@ -134,7 +140,8 @@ class ResponseFold:
             case ReasoningDelta():
                 if not isinstance(self._open, OpenReasoning):
                     yield from self._finish_item("completed")
-                    self._open = OpenReasoning(f"rs_{self._suffix}_{len(self._finished)}", len(self._finished))
+                    index = len(self._finished)
+                    self._open = OpenReasoning(f"rs_{self._suffix}_{index}", index, self._seal)
                     yield from self._open.begin()
                 yield from self._open.add(record.segment, record.delta)
             case ReasoningDone():

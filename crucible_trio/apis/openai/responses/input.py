@@ -24,6 +24,7 @@ from crucible_trio.apis.openai.messages import (
     read_text_part,
 )
 from crucible_trio.apis.openai.responses.ignored import Ignored
+from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.apis.openai.responses.tools import DeclaredTools, custom_arguments
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
@@ -140,10 +141,16 @@ class InputReader:
         can: The model's capabilities.
         declared: The tools of the request, for the names of earlier calls.
         ignored: Takes the names of fields and items that are ignored.
+        seal: Verifies the traces of earlier turns.
+
+    Attributes:
+        unverified: How many traces were left out because this server has not signed them.
     """
 
-    def __init__(self, can: Capabilities, declared: DeclaredTools, ignored: Ignored) -> None:
+    def __init__(self, can: Capabilities, declared: DeclaredTools, ignored: Ignored, seal: Seal) -> None:
+        self.unverified = 0
         self._can = can
+        self._seal = seal
         self._declared = declared
         self._ignored = ignored
         self._messages: list[Message] = []
@@ -184,7 +191,7 @@ class InputReader:
         if kind == "message":
             self._read_message(item, at)
         elif kind == "reasoning":
-            self._trace += _trace_of(item) if self._can.reasoning_input else ""
+            self._trace += self._trace_of(item) if self._can.reasoning_input else ""
             self._is_open = True
         elif kind in _CALLS:
             self._read_call(item, at, answered)
@@ -205,6 +212,20 @@ class InputReader:
             return
         self._ignored.add_all(unknown, "input[]")
         self._add(read_message(asked.role, asked.content, at, self._readers))
+
+    def _trace_of(self, item: Mapping[str, object]) -> str:
+        """The trace in a reasoning item: the signed one, or else its content or its summary."""
+        sealed = item.get("encrypted_content")
+        if isinstance(sealed, str) and sealed:
+            trace = self._seal.verify(sealed)
+            self.unverified += trace is None
+            return trace or ""
+        for name in ("content", "summary"):
+            parts = item.get(name)
+            if isinstance(parts, list) and parts:
+                texts = (part.get("text") for part in parts if isinstance(part, dict))
+                return "".join(text for text in texts if isinstance(text, str))
+        return ""
 
     def _continue_turn(self, text: str) -> None:
         if not text:
@@ -279,16 +300,6 @@ def _lacks(part: Mapping[str, object], at: str, name: str) -> Exception:
     if part.get("file_id") is not None:
         return UnsupportedParameterError(dotted(at, "file_id"))
     return InvalidRequestError(f"the part has no {name}", dotted(at, name))
-
-
-def _trace_of(item: Mapping[str, object]) -> str:
-    """The trace in a reasoning item: its content, or else its summary."""
-    for name in ("content", "summary"):
-        parts = item.get(name)
-        if isinstance(parts, list) and parts:
-            texts = (part.get("text") for part in parts if isinstance(part, dict))
-            return "".join(text for text in texts if isinstance(text, str))
-    return ""
 
 
 def _read_old_text(part: Mapping[str, object], at: str) -> Part | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias, final
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from crucible_trio.apis.openai.responses.events import (
     ContentPartAdded,
@@ -40,14 +40,22 @@ from crucible_trio.apis.openai.responses.objects import (
     RefusalPart,
     SummaryText,
 )
+from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.apis.openai.responses.tools import ToolOrigin, custom_input
 
 
 @final
 class OpenReasoning:
-    """A trace that is being written. Each segment is a part of its summary. Parts are numbered from 0 in each item."""
+    """A trace that is being written. Each segment is a part of its summary. Parts are numbered from 0 in each item.
 
-    def __init__(self, item_id: str, output_index: int) -> None:
+    Args:
+        item_id: The id of the item.
+        output_index: Its place in the output.
+        seal: Signs the whole trace. None: the item has no `encrypted_content`.
+    """
+
+    def __init__(self, item_id: str, output_index: int, seal: Seal | None = None) -> None:
+        self._seal = seal
         self._id = item_id
         self._index = output_index
         self._finished: list[SummaryText] = []
@@ -82,7 +90,11 @@ class OpenReasoning:
     def item(self, status: ItemStatus) -> ReasoningItem:
         """The item with its text so far."""
         unfinished = [] if self._segment is None else [SummaryText("".join(self._pieces))]
-        return ReasoningItem(self._id, status, self._finished + unfinished)
+        parts = self._finished + unfinished
+        sealed: str | UnsetType = UNSET
+        if self._seal is not None and status != "in_progress":
+            sealed = self._seal.sign("".join(part.text for part in parts))
+        return ReasoningItem(self._id, status, parts, sealed)
 
     def _finish_segment(self) -> Iterator[ResponsesEvent]:
         if self._segment is None:

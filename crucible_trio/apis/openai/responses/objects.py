@@ -60,6 +60,7 @@ class EchoedFields(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     Attributes:
         background: Whether the response continues without readers.
         store: Whether the response can be retrieved.
+        has_sealed_traces: Whether its traces are also in `encrypted_content`.
         origins: The tools that the model knows by another name or in another form, by that name.
         namespaces: The description of each namespace.
         tools: The tools. Not stored, because the engine's request has them.
@@ -80,6 +81,7 @@ class EchoedFields(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     reasoning: EchoedReasoning = EchoedReasoning()
     background: bool = False
     store: bool = True
+    has_sealed_traces: bool = False
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     user: str | None = None
@@ -139,6 +141,7 @@ class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasonin
     id: str
     status: ItemStatus
     summary: list[SummaryText]
+    encrypted_content: str | UnsetType = UNSET
 
 
 @final

@@ -14,6 +14,7 @@ from crucible_trio.apis.openai.request_builder import HARMLESS, RequestBuilder
 from crucible_trio.apis.openai.responses.ignored import Ignored
 from crucible_trio.apis.openai.responses.input import InputReader, tools_in
 from crucible_trio.apis.openai.responses.objects import EchoedFields, EchoedReasoning
+from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.apis.openai.responses.tools import read_choice, read_tools
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import JsonSchemaFormat, Message, Parameters, Request, ResponseFormat
@@ -116,7 +117,7 @@ TEXT: Final = Fields(TextOptions)
 
 # The parts that a response can have besides those that it always has. This server makes some of them. Others belong to
 # hosted tools, which it does not have.
-_INCLUDE: Final = frozenset(
+INCLUDE: Final = frozenset(
     {
         ENCRYPTED_REASONING,
         _LOGPROBS,
@@ -146,6 +147,7 @@ class CreateResponse(NamedTuple):
         stream: Whether to answer with events.
         echoed: The fields that the response repeats, without those that the engine's request has.
         hosted: The types of the hosted tools that are not offered to the model.
+        unverified: How many traces of earlier turns were left out because this server has not signed them.
     """
 
     engine_request: Request
@@ -153,14 +155,16 @@ class CreateResponse(NamedTuple):
     stream: bool
     echoed: EchoedFields
     hosted: tuple[str, ...]
+    unverified: int
 
 
-def read_request(body: bytes | bytearray, builder: RequestBuilder) -> CreateResponse:
+def read_request(body: bytes | bytearray, builder: RequestBuilder, seal: Seal) -> CreateResponse:
     """Read a request.
 
     Args:
         body: The body as received.
         builder: Makes the engine's request.
+        seal: Verifies the traces of earlier turns.
 
     Raises:
         UnsupportedParameterError: A field is refused.
@@ -178,12 +182,12 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder) -> CreateResp
     if fields.background and not fields.store:
         raise InvalidRequestError("a background response must be stored, or it could not be retrieved", "store")
     for name in fields.include:
-        if name not in _INCLUDE:
+        if name not in INCLUDE:
             raise UnsupportedParameterError("include")
     items = [] if isinstance(fields.input, str) else fields.input
     tools = [(f"tools[{index}]", tool) for index, tool in enumerate(fields.tools)]
     declared = read_tools(tools + tools_in(items), ignored)
-    reader = InputReader(builder.capabilities(fields.model), declared, ignored)
+    reader = InputReader(builder.capabilities(fields.model), declared, ignored, seal)
     messages = [Message("system", fields.instructions)] if fields.instructions else []
     try:
         built = builder.build(
@@ -230,6 +234,7 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder) -> CreateResp
         reasoning=EchoedReasoning(effort=reasoning.effort, summary=reasoning.summary or reasoning.generate_summary),
         background=fields.background,
         store=fields.store,
+        has_sealed_traces=ENCRYPTED_REASONING in fields.include,
         safety_identifier=fields.safety_identifier,
         prompt_cache_key=fields.prompt_cache_key,
         user=fields.user,
@@ -237,7 +242,9 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder) -> CreateResp
         namespaces=declared.namespaces,
         text={} if text.verbosity is None else {"verbosity": text.verbosity},
     )
-    return CreateResponse(built.request, ignored.names, fields.stream, echoed, tuple(declared.hosted))
+    return CreateResponse(
+        built.request, ignored.names, fields.stream, echoed, tuple(declared.hosted), reader.unverified
+    )
 
 
 def read_flag(name: str, text: str) -> bool:

@@ -30,10 +30,12 @@ from crucible_trio.apis.openai.responses.objects import EchoedFields, parse_resp
 from crucible_trio.apis.openai.responses.replay import open_dialect, response_object
 from crucible_trio.apis.openai.responses.requests import (
     ENCRYPTED_REASONING,
+    INCLUDE,
     read_event_number,
     read_flag,
     read_request,
 )
+from crucible_trio.apis.openai.responses.sealed import Seal, Seals
 from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import StreamCancelled, StreamFailed, Terminal
@@ -60,6 +62,7 @@ class ResponsesApi:
         self._context = context
         self._pipeline = context.pipeline
         self._access = context.access
+        self._seals = Seals(context.settings.token_secret)
         self._hosted: set[str] = set()
         self._builder = RequestBuilder(
             context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
@@ -82,7 +85,8 @@ class ResponsesApi:
         owner = self._access.owner(request)
         check_parameters(request)
         body = await read_body(request, self._context.settings.max_request_bytes)
-        asked = read_request(body, self._builder)
+        asked = read_request(body, self._builder, self._seals.of(owner))
+        self._pipeline.metrics.unverified_traces += asked.unverified
         self._log_hosted(asked.hosted)
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         background = asked.echoed.background
@@ -116,14 +120,15 @@ class ResponsesApi:
         stream = await self._find(response_id)
         check_parameters(request, _RETRIEVE_PARAMETERS)
         included = {*request.args.getlist("include"), *request.args.getlist("include[]")}
-        if not included <= {"", ENCRYPTED_REASONING}:
+        if not included <= INCLUDE | {""}:
             raise UnsupportedParameterError("include")
+        sealed = ENCRYPTED_REASONING in included
         starting_after = read_event_number("starting_after", request.args.get("starting_after"))
         if read_flag("stream", request.args.get("stream", "false")):
-            return await self._events(stream, starting_after, forget=False)
+            return await self._events(stream, starting_after, forget=False, sealed=sealed)
         if starting_after is not None:
             raise InvalidRequestError("starting_after goes with stream=true", "starting_after")
-        return await self._show(stream)
+        return await self._show(stream, sealed=sealed)
 
     async def cancel(self, response_id: str) -> Response:
         """`POST /v1/responses/{id}/cancel`: stop the response and show it. May be repeated.
@@ -154,12 +159,21 @@ class ResponsesApi:
             raise StreamNotFoundError
         return stream
 
-    async def _show(self, stream: Stream) -> Response:
-        return json_response(await response_object(stream.log, _echoed_of(stream)))
+    async def _show(self, stream: Stream, *, sealed: bool = False) -> Response:
+        echoed = _echoed_of(stream)
+        seal = self._seal_of(stream, echoed, sealed=sealed)
+        return json_response(await response_object(stream.log, echoed, seal))
 
-    async def _events(self, stream: Stream, starting_after: int | None, *, forget: bool) -> Response:
+    def _seal_of(self, stream: Stream, echoed: EchoedFields, *, sealed: bool) -> Seal | None:
+        return self._seals.of(stream.owner) if sealed or echoed.has_sealed_traces else None
+
+    async def _events(
+        self, stream: Stream, starting_after: int | None, *, forget: bool, sealed: bool = False
+    ) -> Response:
         starting.check_room(stream)
-        dialect = await open_dialect(stream.log, _echoed_of(stream), starting_after)
+        echoed = _echoed_of(stream)
+        seal = self._seal_of(stream, echoed, sealed=sealed)
+        dialect = await open_dialect(stream.log, echoed, starting_after, seal)
         if request.method == "HEAD" or stream.finished_before(dialect.resume_offset):
             return event_response(b"", stream)
         if forget:
