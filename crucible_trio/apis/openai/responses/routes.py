@@ -122,13 +122,12 @@ class ResponsesApi:
         included = {*request.args.getlist("include"), *request.args.getlist("include[]")}
         if not included <= INCLUDE | {""}:
             raise UnsupportedParameterError("include")
-        sealed = ENCRYPTED_REASONING in included
         starting_after = read_event_number("starting_after", request.args.get("starting_after"))
         if read_flag("stream", request.args.get("stream", "false")):
-            return await self._events(stream, starting_after, forget=False, sealed=sealed)
+            return await self._events(stream, starting_after, forget=False)  # every replay is the same bytes
         if starting_after is not None:
             raise InvalidRequestError("starting_after goes with stream=true", "starting_after")
-        return await self._show(stream, sealed=sealed)
+        return await self._show(stream, sealed=ENCRYPTED_REASONING in included)
 
     async def cancel(self, response_id: str) -> Response:
         """`POST /v1/responses/{id}/cancel`: stop the response and show it. May be repeated.
@@ -164,15 +163,13 @@ class ResponsesApi:
         seal = self._seal_of(stream, echoed, sealed=sealed)
         return json_response(await response_object(stream.log, echoed, seal))
 
-    def _seal_of(self, stream: Stream, echoed: EchoedFields, *, sealed: bool) -> Seal | None:
+    def _seal_of(self, stream: Stream, echoed: EchoedFields, *, sealed: bool = False) -> Seal | None:
         return self._seals.of(stream.owner) if sealed or echoed.has_sealed_traces else None
 
-    async def _events(
-        self, stream: Stream, starting_after: int | None, *, forget: bool, sealed: bool = False
-    ) -> Response:
+    async def _events(self, stream: Stream, starting_after: int | None, *, forget: bool) -> Response:
         starting.check_room(stream)
         echoed = _echoed_of(stream)
-        seal = self._seal_of(stream, echoed, sealed=sealed)
+        seal = self._seal_of(stream, echoed)
         dialect = await open_dialect(stream.log, echoed, starting_after, seal)
         if request.method == "HEAD" or stream.finished_before(dialect.resume_offset):
             return event_response(b"", stream)
