@@ -19,7 +19,6 @@ PART = "input[].content[]"
         ({"tools": [{"type": "custom", "name": "f"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"include": ["reasoning.encrypted_content", "reasoning.more"]}, "include"),

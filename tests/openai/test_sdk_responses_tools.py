@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import openai
+import pydantic
 import pytest
 import trio
 
@@ -155,3 +156,50 @@ async def test_arguments_that_were_cut_are_never_done(serving, with_sync_client)
     assert kinds[-1] == "response.incomplete"
     assert not any(kind.endswith((".done", "completed")) for kind in kinds)
     assert [item.status for item in response.output] == ["incomplete"]
+
+
+async def test_a_turn_names_the_response_before_it(serving, with_sync_client) -> None:
+    def use(client: openai.OpenAI) -> Any:
+        first = client.responses.create(input=[QUESTION], **ASK)
+        result: Any = {"type": "function_call_output", "call_id": "c1", "output": "31"}
+        second = client.responses.create(input=[result], previous_response_id=first.id, **ASK)
+        assert second.previous_response_id == first.id
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.responses.create(input="And?", previous_response_id="resp_gone", **ASK)
+        assert (caught.value.code, caught.value.param) == ("previous_response_not_found", "previous_response_id")
+        assert second.output_text == "Yes, 31."
+        return [item.type for item in client.responses.input_items.list(second.id, limit=2, order="asc")]
+
+    async with in_front_of(serving, CALL, ANSWER) as (served, upstream):
+        kinds = await with_sync_client(served, use)
+    assert kinds == ["message", "function_call", "function_call_output"]
+    check_upstream(upstream)
+
+
+async def test_a_trace_goes_back_to_an_upstream_that_takes_it(serving, with_sync_client) -> None:
+    def use(client: openai.OpenAI) -> None:
+        options: dict[str, Any] = {"store": False, "include": ["reasoning.encrypted_content"], **ASK}
+        first = client.responses.create(input=[QUESTION], **options)
+        output: list[Any] = [item.model_dump(exclude_none=True) for item in first.output]
+        result: Any = {"type": "function_call_output", "call_id": "c1", "output": "31"}
+        client.responses.create(input=[QUESTION, *output, result], **options)
+
+    deep = chunk(reasoning_content="Ask ") + chunk(reasoning_content="the tool.") + CALL
+    async with in_front_of(serving, deep, ANSWER, reasoning_field="reasoning_content") as (served, upstream):
+        await with_sync_client(served, use)
+    assert upstream.bodies[1]["messages"][1]["reasoning_content"] == "Ask the tool."
+
+
+async def test_structured_output_goes_through(serving, with_sync_client) -> None:
+    class Weather(pydantic.BaseModel):
+        city: str
+
+    def use(client: openai.OpenAI) -> Any:
+        return client.responses.parse(model="m", input="Where?", text_format=Weather).output_parsed
+
+    answer = chunk(content=ARGUMENTS) + chunk("stop") + DONE
+    async with in_front_of(serving, answer) as (served, upstream):
+        assert await with_sync_client(served, use) == Weather(city="Rome")
+    wanted = upstream.bodies[0]["response_format"]
+    assert (wanted["type"], wanted["json_schema"]["strict"]) == ("json_schema", True)
+    assert wanted["json_schema"]["schema"]["required"] == ["city"]

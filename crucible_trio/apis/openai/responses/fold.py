@@ -222,6 +222,7 @@ def _new_response(created: StreamCreated, echoed: EchoedFields) -> ResponseObjec
         metadata=echoed.metadata,
         parallel_tool_calls=echoed.parallel_tool_calls,
         presence_penalty=echoed.presence_penalty or 0.0,
+        previous_response_id=echoed.previous_response_id,
         prompt_cache_key=echoed.prompt_cache_key,
         reasoning=echoed.reasoning,
         safety_identifier=echoed.safety_identifier,

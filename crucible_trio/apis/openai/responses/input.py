@@ -23,6 +23,7 @@ from crucible_trio.apis.openai.messages import (
     read_message,
     read_text_part,
 )
+from crucible_trio.apis.openai.responses.earlier import Earlier, is_reference
 from crucible_trio.apis.openai.responses.ignored import Ignored
 from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.apis.openai.responses.tools import DeclaredTools, custom_arguments
@@ -167,24 +168,41 @@ class InputReader:
         self._calls: list[ToolCall] = []
         self._is_open = False
 
-    def read(self, given: str | Sequence[Mapping[str, object]]) -> list[Message]:
+    def read(self, given: str | Sequence[Mapping[str, object]], earlier: Earlier) -> list[Message]:
         """Read the whole input. Empty messages that are not the user's are left out.
+
+        Args:
+            given: A text, or items.
+            earlier: What they refer to.
+
+        Returns:
+            The conversation, with that of the previous response.
 
         Raises:
             UnsupportedParameterError: An item or a part has a type that this server or the model does not support.
             InvalidRequestError: A value is invalid, or there is no message.
         """
+        self._messages += map(self._without_trace, earlier.messages)
         if isinstance(given, str):
             if not given:
                 raise InvalidRequestError("the input is empty", "input")
-            return [Message("user", given)]
+            given = [{"role": "user", "content": given}]
+        given = [earlier.items[str(item.get("id"))] if is_reference(item) else item for item in given]
         answered = {str(item.get("call_id")) for item in given if item.get("type") in _RESULTS}
+        for item in earlier.output:
+            self._read_item(item, "previous_response_id", answered)
         for index, item in enumerate(given):
             self._read_item(item, f"input[{index}]", answered)
         self._end_turn()
         if not self._messages:
             raise InvalidRequestError("there is no message", "input")
         return self._messages
+
+    def _without_trace(self, message: Message) -> Message:
+        """A message of an earlier turn, which another model may have read."""
+        if message.reasoning is None or self._can.reasoning_input:
+            return message
+        return msgspec.structs.replace(message, reasoning=None)
 
     def _read_item(self, item: Mapping[str, object], at: str, answered: set[str]) -> None:
         kind = item.get("type", "message")

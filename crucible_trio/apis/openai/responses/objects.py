@@ -69,6 +69,7 @@ class EchoedFields(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """
 
     instructions: str | None = None
+    previous_response_id: str | None = None
     metadata: dict[str, str] = {}
     max_output_tokens: int | None = None
     max_tool_calls: int | None = None
@@ -243,7 +244,7 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     output: list[OutputItem] = []
     parallel_tool_calls: bool
     presence_penalty: float
-    previous_response_id: None = None
+    previous_response_id: str | None
     prompt_cache_key: str | None
     reasoning: EchoedReasoning
     safety_identifier: str | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal, NamedTuple, TypeVar, final
 
 import msgspec
@@ -11,6 +11,7 @@ from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.openai.request_builder import HARMLESS, RequestBuilder
+from crucible_trio.apis.openai.responses.earlier import Earlier
 from crucible_trio.apis.openai.responses.ignored import Ignored
 from crucible_trio.apis.openai.responses.input import InputReader, tools_in
 from crucible_trio.apis.openai.responses.objects import EchoedFields, EchoedReasoning
@@ -50,6 +51,7 @@ class ResponsesRequestBody(msgspec.Struct):
 
     input: str | list[dict[str, object]]
     instructions: str | None = None
+    previous_response_id: str | None = None
     model: str | None = None
     stream: bool = False
     stream_options: ResponsesStreamOptions | None = None
@@ -103,7 +105,6 @@ BODY: Final = Fields(
         "conversation": (),
         "image": (),
         "moderation": (),
-        "previous_response_id": (),
         "prompt": (),
     },
 )
@@ -158,11 +159,43 @@ class CreateResponse(NamedTuple):
     unverified: int
 
 
-def read_request(body: bytes | bytearray, builder: RequestBuilder, seal: Seal) -> CreateResponse:
+class DecodedBody(NamedTuple):
+    """A body that has been decoded, but not checked.
+
+    Attributes:
+        fields: The fields that are understood.
+        ignored: Collects the others.
+    """
+
+    fields: ResponsesRequestBody
+    ignored: Ignored
+
+    @property
+    def items(self) -> Sequence[Mapping[str, object]]:
+        """The items of the input."""
+        return [] if isinstance(self.fields.input, str) else self.fields.input
+
+
+def decode_body(body: bytes | bytearray) -> DecodedBody:
+    """Decode the body of a request.
+
+    Raises:
+        UnsupportedParameterError: A field is refused.
+        InvalidRequestError: A value is invalid.
+    """
+    ignored = Ignored()
+    unknown: dict[str, object] = {}
+    fields = BODY.decode(body, unknown=unknown)
+    ignored.add_all(unknown, "")
+    return DecodedBody(fields, ignored)
+
+
+def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, seal: Seal) -> CreateResponse:
     """Read a request.
 
     Args:
-        body: The body as received.
+        body: The decoded body.
+        earlier: The earlier responses that it refers to.
         builder: Makes the engine's request.
         seal: Verifies the traces of earlier turns.
 
@@ -171,10 +204,7 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder, seal: Seal) -
         ModelNotFoundError: No model has this name.
         InvalidRequestError: A value is invalid.
     """
-    ignored = Ignored()
-    unknown: dict[str, object] = {}
-    fields = BODY.decode(body, unknown=unknown)
-    ignored.add_all(unknown, "")
+    fields, ignored = body
     reasoning = _read(REASONING, fields.reasoning, "reasoning", ignored)
     text = _read(TEXT, fields.text, "text", ignored)
     if fields.stream_options is not None and not fields.stream:
@@ -184,14 +214,13 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder, seal: Seal) -
     for name in fields.include:
         if name not in INCLUDE:
             raise UnsupportedParameterError("include")
-    items = [] if isinstance(fields.input, str) else fields.input
     tools = [(f"tools[{index}]", tool) for index, tool in enumerate(fields.tools)]
-    declared = read_tools(tools + tools_in(items), ignored)
+    declared = read_tools(tools + tools_in(body.items), ignored)
     reader = InputReader(builder.capabilities(fields.model), declared, ignored, seal)
     messages = [Message("system", fields.instructions)] if fields.instructions else []
     try:
         built = builder.build(
-            messages + reader.read(fields.input),
+            messages + reader.read(fields.input, earlier),
             model=fields.model,
             effort=reasoning.effort,
             limit=fields.max_output_tokens,
@@ -222,6 +251,7 @@ def read_request(body: bytes | bytearray, builder: RequestBuilder, seal: Seal) -
         ignored.add(_NAMES.get(name, name))
     echoed = EchoedFields(
         instructions=fields.instructions,
+        previous_response_id=fields.previous_response_id,
         metadata=fields.metadata,
         max_output_tokens=fields.max_output_tokens,
         max_tool_calls=fields.max_tool_calls,

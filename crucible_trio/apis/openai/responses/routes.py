@@ -1,4 +1,4 @@
-"""The routes of the responses API: `POST /v1/responses`, then retrieve, cancel and delete.
+"""The routes of the responses API: `POST /v1/responses`, then retrieve, list its input, cancel and delete.
 
 How the end of a stream is answered. With `stream`, every end after the status line is the last event. Without it,
 `completed` and `incomplete` are a response with status 200, as OpenAI answers them. A failed or cancelled one is an
@@ -26,11 +26,14 @@ from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, re
 from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_ignored, name_stream
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, failure_answer
 from crucible_trio.apis.openai.request_builder import RequestBuilder
+from crucible_trio.apis.openai.responses.earlier import find_earlier, without_instructions
+from crucible_trio.apis.openai.responses.input_items import items_of, page_of, read_page_options
 from crucible_trio.apis.openai.responses.objects import EchoedFields, parse_response_id
 from crucible_trio.apis.openai.responses.replay import open_dialect, response_object
 from crucible_trio.apis.openai.responses.requests import (
     ENCRYPTED_REASONING,
     INCLUDE,
+    decode_body,
     read_event_number,
     read_flag,
     read_request,
@@ -47,6 +50,8 @@ logger = logging.getLogger(__name__)
 _MAX_HOSTED: Final = 50
 
 _RETRIEVE_PARAMETERS: Final = frozenset({"stream", "starting_after", "include", "include[]", "include_obfuscation"})
+_PAGE_PARAMETERS: Final = frozenset({"after", "limit", "order"})
+_LIST_PARAMETERS: Final = _PAGE_PARAMETERS | {"include", "include[]"}
 
 
 @final
@@ -74,6 +79,7 @@ class ResponsesApi:
         add("/v1/responses", view_func=self.create, methods=["POST"])
         add("/v1/responses/<response_id>", view_func=self.retrieve, methods=["GET"])
         add("/v1/responses/<response_id>", view_func=self.delete, methods=["DELETE"])
+        add("/v1/responses/<response_id>/input_items", view_func=self.input_items, methods=["GET"])
         add("/v1/responses/<response_id>/cancel", view_func=self.cancel, methods=["POST"])
 
     async def create(self) -> Response:
@@ -84,8 +90,9 @@ class ResponsesApi:
         """
         owner = self._access.owner(request)
         check_parameters(request)
-        body = await read_body(request, self._context.settings.max_request_bytes)
-        asked = read_request(body, self._builder, self._seals.of(owner))
+        body = decode_body(await read_body(request, self._context.settings.max_request_bytes))
+        earlier = await find_earlier(body.fields.previous_response_id, body.items, self)
+        asked = read_request(body, earlier, self._builder, self._seals.of(owner))
         self._pipeline.metrics.unverified_traces += asked.unverified
         self._log_hosted(asked.hosted)
         key = idempotency_key(request.headers.get("Idempotency-Key"))
@@ -117,7 +124,7 @@ class ResponsesApi:
 
     async def retrieve(self, response_id: str) -> Response:
         """`GET /v1/responses/{id}`: the response so far. With `stream=true` its events, from any number on."""
-        stream = await self._find(response_id)
+        stream, _ = await self.find(response_id)
         check_parameters(request, _RETRIEVE_PARAMETERS)
         included = {*request.args.getlist("include"), *request.args.getlist("include[]")}
         if not included <= INCLUDE | {""}:
@@ -134,14 +141,15 @@ class ResponsesApi:
 
         OpenAI cancels only responses in the background. This server cancels any that runs.
         """
-        stream = await self._find(response_id)
+        stream, _ = await self.find(response_id)
         stream.cancel("client")
         await stream.log.wait_finished()  # the end is recorded in the next pass, even if the engine takes long to stop
         return await self._show(stream)
 
     async def delete(self, response_id: str) -> Response:
         """`DELETE /v1/responses/{id}`: stop the response and forget it."""
-        await self._pipeline.forget(await self._find(response_id))
+        stream, _ = await self.find(response_id)
+        await self._pipeline.forget(stream)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     def _log_hosted(self, types: Sequence[str]) -> None:
@@ -151,12 +159,23 @@ class ResponsesApi:
                 self._hosted.add(kind)
                 logger.info("the hosted tool %.64a does not exist here and is not offered to models", kind)
 
-    async def _find(self, response_id: str) -> Stream:
+    async def input_items(self, response_id: str) -> Response:
+        """`GET /v1/responses/{id}/input_items`: the conversation that the model got, without the instructions."""
+        stream, echoed = await self.find(response_id)
+        check_parameters(request, _LIST_PARAMETERS)
+        options = read_page_options({name: request.args[name] for name in _PAGE_PARAMETERS & request.args.keys()})
+        suffix = response_id.removeprefix("resp_")
+        items = items_of(without_instructions(stream, echoed), suffix, echoed.origins)
+        return json_response(page_of(items, options))
+
+    async def find(self, response_id: str) -> tuple[Stream, EchoedFields]:
+        """Find a stored response of the client whose request is being answered (`StoredResponses`)."""
         owner = self._access.owner(request)
         stream = await self._pipeline.find(parse_response_id(response_id), owner=owner)
-        if not _echoed_of(stream).store:
+        echoed = _echoed_of(stream)
+        if not echoed.store:
             raise StreamNotFoundError
-        return stream
+        return stream, echoed
 
     async def _show(self, stream: Stream, *, sealed: bool = False) -> Response:
         echoed = _echoed_of(stream)
