@@ -129,6 +129,11 @@ class ResponseFold:
         output = [*self._finished] if self._open is None else [*self._finished, self._open.item("in_progress")]
         return msgspec.structs.replace(self._response, output=output)
 
+    def in_progress(self) -> ResponseInProgress:
+        """Event 1 again, with the number of the last event. Call it after the first record and before the last one."""
+        assert self._response is not None
+        return ResponseInProgress(response=self._response, sequence_number=self.next_number - 1)
+
     def _events(self, record: AnyRecord) -> Iterator[ResponsesEvent]:
         match record:
             case StreamCreated():

@@ -100,6 +100,14 @@ class ResponsesDialect(OpenAIDialect):
         """Fold the records (`Dialect`)."""
         return b"".join(self._each(frames))
 
+    def keep_alive(self) -> bytes:
+        """The event `response.in_progress` again (`Dialect`).
+
+        Clients with a watchdog count events, and not comments. The event has the number of the one before it, and no
+        place in the log. It is known to all SDKs, which do not know events for this purpose.
+        """
+        return encode_event(self._fold.in_progress())
+
     def _each(self, frames: Sequence[bytes]) -> Iterator[bytes]:
         for frame in frames:
             if self._rest is not None:
