@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, final
 
 import msgspec
+import trio
 
 from crucible_trio.apis.openai.errors import ItemNotFoundError, PreviousResponseNotFoundError
-from crucible_trio.apis.openai.responses.objects import EchoedFields, ResponseObject
+from crucible_trio.apis.openai.responses.objects import EchoedFields, OutputItem
 from crucible_trio.apis.openai.responses.replay import response_object
 from crucible_trio.errors import InvalidRequestError, StreamExpiredError, StreamNotFoundError
 from crucible_trio.request import Message
@@ -62,7 +63,7 @@ async def find_earlier(previous_id: str | None, given: Sequence[Item], responses
         PreviousResponseNotFoundError, ItemNotFoundError: One of them is not there, or not any more.
         InvalidRequestError: The previous response has not ended.
 
-    Checkpoints: while it reads long logs. Cancellation: safe.
+    Checkpoints: for each earlier response. Cancellation: safe.
     """
     reader = _Reader(responses)
     items: dict[str, Item] = {}
@@ -86,7 +87,7 @@ def is_reference(item: Item) -> bool:
 class _Reader:
     def __init__(self, responses: StoredResponses) -> None:
         self._responses = responses
-        self._read: dict[str, ResponseObject] = {}
+        self._read: dict[str, dict[str, OutputItem]] = {}
 
     async def previous(self, response_id: str) -> tuple[tuple[Message, ...], Sequence[Item]]:
         try:
@@ -96,8 +97,8 @@ class _Reader:
         if not stream.log.finished:
             message = "the previous response has not ended"
             raise InvalidRequestError(message, "previous_response_id")
-        response = await self._response(response_id, stream, echoed)
-        return without_instructions(stream, echoed), [_builtins(item) for item in response.output]
+        output = await self._output(response_id, stream, echoed)
+        return without_instructions(stream, echoed), [_builtins(item) for item in output.values()]
 
     async def item(self, item_id: str, at: str) -> Item:
         found = _ITEM_ID.fullmatch(item_id)
@@ -108,15 +109,17 @@ class _Reader:
             stream, echoed = await self._responses.find(response_id)
         except (StreamNotFoundError, StreamExpiredError) as error:
             raise ItemNotFoundError(item_id, at) from error
-        response = await self._response(response_id, stream, echoed)
-        for item in response.output:
-            if item.id == item_id and item.status != "in_progress":
-                return _builtins(item)
-        raise ItemNotFoundError(item_id, at)
+        item = (await self._output(response_id, stream, echoed)).get(item_id)
+        if item is None or item.status == "in_progress":
+            raise ItemNotFoundError(item_id, at)
+        return _builtins(item)
 
-    async def _response(self, response_id: str, stream: Stream, echoed: EchoedFields) -> ResponseObject:
+    async def _output(self, response_id: str, stream: Stream, echoed: EchoedFields) -> dict[str, OutputItem]:
+        """The output of a response, by the ids of its items. A request may name thousands of items."""
         if response_id not in self._read:
-            self._read[response_id] = await response_object(stream.log, echoed)
+            await trio.lowlevel.checkpoint()
+            response = await response_object(stream.log, echoed)
+            self._read[response_id] = {item.id: item for item in response.output}
         return self._read[response_id]
 
 
