@@ -40,6 +40,11 @@ def check_request(request: Request, info: EngineInfo, settings: Settings) -> Non
             raise InvalidRequestError(message, param)
 
 
+def supports(capabilities: Capabilities, request: Request) -> bool:
+    """Whether a model with these capabilities understands every field of a request."""
+    return next(_unsupported(request, capabilities), None) is None
+
+
 def _unsupported(request: Request, can: Capabilities) -> Iterator[tuple[str, str]]:
     """The fields that need a capability the model does not have: the path and the feature of each."""
     for name in sorted(request.sampling.given - can.sampling):

@@ -65,5 +65,12 @@ class ToolCallEnd(msgspec.Struct, frozen=True, gc=False):
     """The model has ended its tool call, so the arguments are whole."""
 
 
+@final
+class Continued(msgspec.Struct, frozen=True, gc=False):
+    """A second request to the model goes on with the answer. `characters` is the length of the answer so far."""
+
+    characters: int
+
+
 TextPiece: TypeAlias = Text | Reasoning | Refusal | ToolCallArguments
-Piece: TypeAlias = TextPiece | ToolCallStart | ToolCallEnd
+Piece: TypeAlias = TextPiece | ToolCallStart | ToolCallEnd | Continued

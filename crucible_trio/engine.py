@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Final, Protocol, Self, TypeAlias, cast, final, runtime_checkable
@@ -68,6 +77,10 @@ class Capabilities:
         known = cls.__dataclass_fields__.keys() - {"sampling"}
         return cls(**dict.fromkeys(known.intersection(names), True), sampling=frozenset(sampling))
 
+    def __and__(self, other: Capabilities) -> Capabilities:
+        """The capabilities that both have."""
+        return Capabilities.of(self.names & other.names, self.sampling & other.sampling)
+
 
 _NONE: Final = Capabilities()
 
@@ -85,6 +98,7 @@ class EngineInfo:
         notice: A sentence for users, such as that the engine is not a model. The start log and the page show it.
         waits_for_upstream: Whether it asks another server, and calls `output.accepted` when that server has accepted.
             Some APIs then wait with their status line, so that a refusal becomes a status.
+        is_up: Whether the server that the engine asks responds. None: there is none, or it has not been asked yet.
     """
 
     name: str
@@ -93,6 +107,7 @@ class EngineInfo:
     by_model: Mapping[str, Capabilities] = field(default_factory=dict)
     notice: str = ""
     waits_for_upstream: bool = False
+    is_up: bool | None = None
 
     def capabilities_of(self, model: str) -> Capabilities:
         """The capabilities of one of the models."""
@@ -128,6 +143,10 @@ class Engine(Protocol):
 class RoutesModels(Protocol):
     """An engine that passes requests on to others, such as `crucible_trio.engines.router.RouterEngine`."""
 
+    @property
+    def engines(self) -> Sequence[Engine]:
+        """All engines that it may pass requests on to. Metrics and `/readyz` name them."""
+
     def engine_of(self, model: str) -> Engine:
         """The engine behind a model. Metrics and the list of models name that one."""
 
@@ -148,6 +167,15 @@ class CountsSkippedFields(Protocol):
     @property
     def skipped_fields(self) -> int:
         """Values and events skipped, since the start."""
+
+
+def engines_behind(engine: Engine) -> Iterator[Engine]:
+    """The engines that generate: `engine`, or all that it passes requests on to."""
+    if isinstance(engine, RoutesModels):
+        for part in engine.engines:
+            yield from engines_behind(part)
+    else:
+        yield engine
 
 
 def engine_of(engine: Engine, model: str) -> Engine:

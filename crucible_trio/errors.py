@@ -197,6 +197,7 @@ class ServerRefusedError(CrucibleError):
         code: The code in the body, or `http_error` when the body is not from this server.
         message: The message in the body.
         param: The field of the request that the body blames. None if it blames none.
+        retry_after: Seconds after which the server wants to be asked again. None if it does not say.
     """
 
     def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
@@ -205,6 +206,7 @@ class ServerRefusedError(CrucibleError):
         self.code = code
         self.message = message
         self.param = param
+        self.retry_after: float | None = None
 
 
 @final

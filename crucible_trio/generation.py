@@ -33,7 +33,7 @@ from crucible_trio.engine import Engine
 from crucible_trio.errors import trace_without_text
 from crucible_trio.hold import Hold
 from crucible_trio.log.contract import Log
-from crucible_trio.metrics import EngineMetrics
+from crucible_trio.metrics import Metrics
 from crucible_trio.output import Output
 from crucible_trio.recorder import Recorder
 from crucible_trio.records import CancelledBy, StreamCompleted, StreamIncomplete, Terminal, Timings, encode_frame
@@ -55,7 +55,8 @@ class Generation:
         facts: The stream's facts.
         log: An empty log.
         settings: Limits and defaults.
-        metrics: The engine's numbers.
+        metrics: The pipeline's numbers.
+        engine_name: The engine that has the model, behind all routers.
         timers: Fire its deadlines.
         batcher: Tells when to record.
         starts_with_reader: Call the engine when a reader has record 1. Otherwise as soon as record 1 is visible.
@@ -66,7 +67,8 @@ class Generation:
         facts: The stream's facts.
         hold: Where clients wait for the engine's answer. None if the stream is not held.
         log: Its records.
-        metrics: The numbers of the engine that had the model when the stream started.
+        engine_name: The engine that generates now, or has generated.
+        metrics: The numbers of that engine.
         pieces: Pieces recorded so far.
         terminal: Its last record, once that has been accepted by the log.
     """
@@ -77,7 +79,8 @@ class Generation:
         facts: StreamFacts,
         log: Log,
         settings: Settings,
-        metrics: EngineMetrics,
+        metrics: Metrics,
+        engine_name: str,
         timers: Timers,
         batcher: Batcher,
         *,
@@ -94,7 +97,9 @@ class Generation:
         self.terminal: Terminal | None = None
         self._engine = engine
         self._settings = settings
-        self.metrics = metrics
+        self.engine_name = engine_name
+        self.metrics = metrics.engine(engine_name)
+        self._all_metrics = metrics
         self._accepted_at = trio.current_time()
         self._first_piece_at: float | None = None
         self._starts_with_reader = starts_with_reader
@@ -295,6 +300,13 @@ class Generation:
         """The engine has counted its tokens (`PieceSink`)."""
         if total > self._token_limit:
             self._stop(endings.incomplete("max_output_tokens"))
+
+    def engine_changed(self, name: str) -> None:
+        """Another engine has been called in place of the one before (`PieceSink`)."""
+        if name != self.engine_name:
+            self.metrics.failovers += 1
+            self.engine_name = name
+            self.metrics = self._all_metrics.engine(name)
 
     def room_available(self) -> None:
         """The log may have room (`RoomListener`). The caller records, so no task has to be woken for it."""

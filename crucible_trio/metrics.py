@@ -49,6 +49,7 @@ class EngineMetrics:
         started: Streams accepted, by mode.
         ended: Streams that have ended, by status.
         pieces: Pieces recorded, by mode.
+        failovers: Streams that another engine took over before the first piece.
         first_token_seconds: From acceptance to the first piece.
         cancel_seconds: From the decision to stop a stream until its engine has let go.
     """
@@ -57,6 +58,7 @@ class EngineMetrics:
         self.started: Counter[Mode] = Counter()
         self.ended: Counter[Status] = Counter()
         self.pieces: dict[Mode, int] = {"standard": 0, "deep": 0}
+        self.failovers = 0
         self.first_token_seconds = Histogram(_FIRST_TOKEN_BUCKETS)
         self.cancel_seconds = Histogram(_CANCEL_BUCKETS)
 

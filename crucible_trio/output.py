@@ -16,6 +16,7 @@ import trio
 
 from crucible_trio.batching import Batcher
 from crucible_trio.content import (
+    Continued,
     Piece,
     Reasoning,
     Refusal,
@@ -44,6 +45,9 @@ class PieceSink(Protocol):
     def tokens_counted(self, total: int) -> None:
         """The engine has counted the tokens that the model has generated so far."""
 
+    def engine_changed(self, name: str) -> None:
+        """Another engine has been called in place of the one before."""
+
     def request_accepted(self) -> None:
         """The server that the engine asks has accepted the request."""
 
@@ -58,6 +62,9 @@ class Output:
         sink: Records the pieces. Without one, all pieces stay in the buffer, as in a test of an engine.
 
     Attributes:
+        has_written: Whether the engine has written anything, into the log or only into the buffer.
+        has_fallback: Whether another engine gets the request if this one fails before it has written anything. Then
+            the engine does not repeat its own attempts.
         client_retries: Whether the client gets a refusal as a status and may repeat its request. An engine that asks
             another server then does not ask again after an error status. Otherwise the two would multiply their
             attempts.
@@ -71,6 +78,8 @@ class Output:
         *,
         client_retries: bool = False,
     ) -> None:
+        self.has_written = False
+        self.has_fallback = False
         self.client_retries = client_retries
         self._send = send
         self._batcher = batcher or Batcher(Timers())
@@ -131,6 +140,24 @@ class Output:
             raise _call_is_open()
         await self._write(Refusal(text), text)
 
+    async def continued(self, characters: int) -> None:
+        """Say that a second request to the model goes on with the answer, because the first was cut.
+
+        Waits, raises and checkpoints as `delta`.
+
+        Args:
+            characters: The length of the answer so far, in Unicode characters.
+
+        Raises:
+            ValueError: It is negative.
+        """
+        if self._call is not None:
+            raise _call_is_open()
+        if characters < 0:
+            message = f"an answer has 0 characters or more, not {characters}"
+            raise ValueError(message)
+        await self._write(Continued(int(characters)), "continued")
+
     def tool_call(self, call_id: str, name: str) -> ToolCallOutput:
         """Open a tool call: `async with output.tool_call("call_1", "weather") as call: await call.arguments(...)`.
 
@@ -161,6 +188,14 @@ class Output:
         by the byte cap of its log alone.
         """
         self._sink.tokens_counted(total)
+
+    def engine_changed(self, name: str) -> None:
+        """Say that another engine is called now. Metrics and log name it from here on.
+
+        Args:
+            name: The engine's name.
+        """
+        self._sink.engine_changed(name)
 
     def accepted(self) -> None:
         """Say that another server, which this engine asks, has accepted the request.
@@ -203,6 +238,7 @@ class Output:
             # Carries nothing, but an engine relies on its call as a place where it can be cancelled.
             await trio.lowlevel.checkpoint()
             return
+        self.has_written = True
         is_first = self._pass != self._batcher.passes
         if not is_first and self._batcher.is_over(self._pieces):
             await trio.lowlevel.checkpoint()
@@ -308,6 +344,9 @@ class _BufferOnly:
         pass
 
     def tokens_counted(self, total: int) -> None:
+        pass
+
+    def engine_changed(self, name: str) -> None:
         pass
 
     def request_accepted(self) -> None:

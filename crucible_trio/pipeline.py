@@ -11,10 +11,11 @@ from typing import Final, final
 import msgspec
 import trio
 
+from crucible_trio.background import background_tasks
 from crucible_trio.batching import Batcher
 from crucible_trio.checks import check_request
 from crucible_trio.config import Settings
-from crucible_trio.engine import Engine, EngineInfo, EngineSource, as_engine, engine_of
+from crucible_trio.engine import Engine, EngineSource, as_engine, engine_of
 from crucible_trio.errors import DrainingError
 from crucible_trio.generation import Generation
 from crucible_trio.metrics import Metrics
@@ -207,18 +208,18 @@ class Pipeline:
     ) -> Stream:
         info = self.engine.info
         check_request(request, info, self.settings)
+        model = request.model or info.models[0]
         stream_facts = StreamFacts(
             id=stream_id,
             owner=owner,
-            request=msgspec.structs.replace(request, model=request.model or info.models[0]),
+            request=msgspec.structs.replace(request, model=model),
             on_disconnect=request.on_disconnect or on_disconnect,
             created_at=time.time(),
             for_apis=facts,
         )
         self._check_takes_streams()
         # Asked once: while the stream runs, a router's engine may lose the model.
-        engine_info = self._engine_info(stream_facts)
-        metrics = self.metrics.engine(engine_info.name)
+        engine_info = engine_of(self.engine, model).info
         held = may_hold and engine_info.waits_for_upstream
         log = await self.store.create(stream_facts)
         generation = Generation(
@@ -226,7 +227,8 @@ class Pipeline:
             stream_facts,
             log,
             self.settings,
-            metrics,
+            self.metrics,
+            engine_info.name,
             self.timers,
             self.batcher,
             starts_with_reader=starts_with_reader and not held,
@@ -235,7 +237,7 @@ class Pipeline:
         )
         stream = Stream(stream_facts, log, generation, self.metrics, max_readers=self.settings.max_readers_per_stream)
         self._running.add(generation)
-        metrics.started[request.mode] += 1
+        generation.metrics.started[request.mode] += 1
         try:
             await self._publish(generation, stream, key)
         except BaseException:
@@ -267,10 +269,6 @@ class Pipeline:
             raise trio.ClosedResourceError
         if self.draining:
             raise DrainingError
-
-    def _engine_info(self, facts: StreamFacts) -> EngineInfo:
-        assert facts.request.model is not None
-        return engine_of(self.engine, facts.request.model).info
 
     async def _release(self, owner: str, key: str | None, stream_id: str) -> None:
         if key is not None:
@@ -359,8 +357,9 @@ class Pipeline:
         status = status_of(terminal)
         generation.metrics.ended[status] += 1
         logger.info(
-            "stream %s ended: mode=%s status=%s pieces=%d first_token_ms=%s total_ms=%s",
+            "stream %s ended: engine=%s mode=%s status=%s pieces=%d first_token_ms=%s total_ms=%s",
             stream.id,
+            generation.engine_name,
             stream.request.mode,
             status,
             generation.pieces,
@@ -383,13 +382,6 @@ async def open_pipeline(engine: EngineSource, settings: Settings | None = None) 
 @asynccontextmanager
 async def run_pipeline(pipeline: Pipeline) -> AsyncIterator[Pipeline]:
     """Run a pipeline while the context is open, as `open_pipeline` does."""
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with background_tasks() as nursery:
         await nursery.start(pipeline.run)
-        try:
-            yield pipeline
-        except Exception as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield pipeline

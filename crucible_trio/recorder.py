@@ -15,6 +15,7 @@ from typing import Final, final
 import msgspec
 
 from crucible_trio.content import (
+    Continued,
     Piece,
     Reasoning,
     Text,
@@ -32,6 +33,7 @@ from crucible_trio.records import (
     ReasoningDelta,
     ReasoningDone,
     RefusalDelta,
+    StreamContinued,
     StreamCreated,
     Terminal,
     ToolCallDelta,
@@ -55,7 +57,7 @@ _MAX_REPORT_LENGTH = 1000
 _MAX_REPORT_BYTES = 2000
 _MAX_REPORT_WORD_LENGTH = 128
 
-_MARKS: Final = (ToolCallStart, ToolCallEnd)  # pieces without text
+_MARKS: Final = (ToolCallStart, ToolCallEnd, Continued)  # pieces without text
 
 # In an upstream's message. A terminal or a log viewer would obey them, and in JSON they take six bytes each.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -175,13 +177,16 @@ class Recorder:
             if not self._add(frames, record):
                 return
 
-    def _add_mark(self, frames: list[bytes], piece: ToolCallStart | ToolCallEnd) -> None:
-        if isinstance(piece, ToolCallStart):
-            self._close_trace(frames)
+    def _add_mark(self, frames: list[bytes], piece: ToolCallStart | ToolCallEnd | Continued) -> None:
+        if isinstance(piece, ToolCallEnd):
+            self._add(frames, ToolCallDone(seq=self.seq + 1, index=self._calls - 1))
+            return
+        self._close_trace(frames)
+        if isinstance(piece, Continued):
+            self._add(frames, StreamContinued(seq=self.seq + 1, characters=piece.characters))
+        else:
             self._calls += 1
             self._add(frames, ToolCallStarted(seq=self.seq + 1, index=self._calls - 1, id=piece.id, name=piece.name))
-        else:
-            self._add(frames, ToolCallDone(seq=self.seq + 1, index=self._calls - 1))
 
     def _close_trace(self, frames: list[bytes]) -> None:
         if self._segments:

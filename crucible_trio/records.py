@@ -136,6 +136,17 @@ class ToolCallDone(Record, frozen=True, tag="tool_call.done"):
 
 
 @final
+class StreamContinued(Record, frozen=True, tag="stream.continued"):
+    """The connection to the model was lost here, and a second request goes on with the answer.
+
+    Attributes:
+        characters: The length of the answer so far, in Unicode characters.
+    """
+
+    characters: int
+
+
+@final
 class StreamCompleted(Record, frozen=True, tag="stream.completed"):
     """The engine finished."""
 
@@ -195,6 +206,7 @@ AnyRecord: TypeAlias = (
     | ToolCallStarted
     | ToolCallDelta
     | ToolCallDone
+    | StreamContinued
     | Terminal
 )
 Control: TypeAlias = ServerDraining | ServerBusy

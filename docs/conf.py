@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from crucible_trio.settings.loading import ENVIRONMENT_PREFIX, GROUPS
+from crucible_trio.settings.upstreams import CapabilitySettings, UpstreamSettings, default_of
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -43,18 +44,20 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
 CONFIG_PAGE = Path(__file__).parent / "reference" / "config.md"
+ONLY_IN_PROGRAMS = {"key"}
 BEGIN, END = "<!-- generated: begin -->\n", "<!-- generated: end -->\n"
 
 
 def settings_table() -> str:
     """The settings as Markdown, a table for each part of each class."""
-    return "\n".join(line for group in GROUPS for line in _rows(group)).strip() + "\n"
+    return "\n".join(line for group in (*GROUPS, UpstreamSettings) for line in _rows(group)).strip() + "\n"
 
 
 def _rows(settings: type[msgspec.Struct]) -> list[str]:
     source = inspect.getsource(settings)
     lines = source.splitlines()
     schema = msgspec.json.schema(settings)["$defs"][settings.__name__]["properties"]
+    fields = {field.name: field for field in msgspec.structs.fields(settings)}
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     out: list[str] = []
@@ -66,15 +69,17 @@ def _rows(settings: type[msgspec.Struct]) -> list[str]:
         assert isinstance(text, ast.Expr)
         assert isinstance(text.value, ast.Constant)
         name = field.target.id
+        if name in ONLY_IN_PROGRAMS:
+            continue
         meaning = inspect.cleandoc(text.value.value).replace("\n", " ").replace("|", r"\|")
-        default = _shown(getattr(settings(), name))
-        variable = f"{ENVIRONMENT_PREFIX}{name.upper()}"
-        out.append(f"| `{name}`<br>`{variable}` | {_takes(schema[name])}<br>default: {default} | {meaning} |")
+        variable = "" if settings is UpstreamSettings else f"<br>`{ENVIRONMENT_PREFIX}{name.upper()}`"
+        default = "needed" if fields[name].required else f"default: {_shown(default_of(fields[name]))}"
+        out.append(f"| `{name}`{variable} | {_takes(schema[name])}<br>{default} | {meaning} |")
     return out
 
 
 def _shown(value: object) -> str:
-    if value in (None, (), {}):
+    if value in (None, (), {}, CapabilitySettings()):
         return "none"
     if isinstance(value, tuple):
         return ", ".join(f"`{part}`" for part in value)
@@ -95,6 +100,8 @@ def _takes(schema: dict[str, object]) -> str:
         choices = schema["enum"]
         assert isinstance(choices, list)
         return ", ".join(f"`{choice}`" for choice in choices)
+    if "$ref" in schema:  # a struct
+        return "table"
     kinds = {
         "integer": "integer",
         "number": "number",

@@ -109,7 +109,7 @@ def start_message(urls: Sequence[str], info: EngineInfo, settings: ApiSettings) 
     lines = [
         f"serving on {', '.join(urls)}",
         *(f"    open   {url.replace('//0.0.0.0:', '//127.0.0.1:').replace('//[::]:', '//[::1]:')}" for url in urls),
-        f"    model  {', '.join(info.models)} (engine {info.name})",
+        f"    model  {', '.join(info.models) or 'none yet'} (engine {info.name})",
     ]
     if info.notice:
         lines.append(f"           {info.notice}")

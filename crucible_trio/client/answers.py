@@ -116,11 +116,13 @@ def raise_error_status(response: httpx.Response, content: bytes, *, names_stream
     if status == httpx.codes.GONE:
         raise StreamExpiredError
     refusal = _refusal(response, content)
-    if status not in RETRYABLE_STATUSES:
-        raise refusal
     # The other form of the header, a date, works only if the clocks of client and server agree. It is ignored.
     seconds = response.headers.get("Retry-After", "")
-    raise CutError(str(refusal), refusal=refusal, wait=float(seconds) if re.fullmatch("[0-9]{1,9}", seconds) else None)
+    if re.fullmatch("[0-9]{1,9}", seconds):
+        refusal.retry_after = float(seconds)
+    if status not in RETRYABLE_STATUSES:
+        raise refusal
+    raise CutError(str(refusal), refusal=refusal, wait=refusal.retry_after)
 
 
 @final

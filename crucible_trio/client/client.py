@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final, final
 
 import httpx
@@ -100,7 +101,13 @@ class Client:
         self._limits = limits
 
     def start(
-        self, request: Request, *, idempotency_key: str | None = None, on_reconnect: OnReconnect | None = None
+        self,
+        request: Request,
+        *,
+        idempotency_key: str | None = None,
+        on_reconnect: OnReconnect | None = None,
+        repeats_refused: bool = True,
+        max_first_attempts: int | None = None,
     ) -> ClientStream:
         """Start a stream and read it: `async with client.start(request) as stream`.
 
@@ -109,9 +116,12 @@ class Client:
             idempotency_key: 1 to 255 visible ASCII characters. The same key and request never start a second stream.
                 By default the client makes a random key.
             on_reconnect: Called with `last_seq` after each reconnect.
+            repeats_refused: Whether the client repeats a start that was refused with 408, 429, 500, 502, 503 or 504.
+                Otherwise entering raises `ServerRefusedError`. A start without an answer is repeated in any case.
+            max_first_attempts: As in `open_client`, for this stream. None: that value.
 
         Raises:
-            ValueError: The key is invalid.
+            ValueError: The key or the number is invalid.
         """
         if idempotency_key is None:
             idempotency_key = secrets.token_urlsafe(16)
@@ -126,8 +136,18 @@ class Client:
         content = msgspec.json.encode(request)
         start = self._http.build_request("POST", "/v1/streams", headers=headers, content=content)
         start.stream = RequestContent(content)
+        limits = self._limits
+        if max_first_attempts is not None:
+            limits = replace(limits, max_first_attempts=max_first_attempts)
         return ClientStream(
-            self._http, self._limits, start, None, after=0, trace=request.trace, on_reconnect=on_reconnect
+            self._http,
+            limits,
+            start,
+            None,
+            after=0,
+            trace=request.trace,
+            on_reconnect=on_reconnect,
+            repeats_refused=repeats_refused,
         )
 
     def read(

@@ -78,6 +78,7 @@ class ClientStream:
         after: int,
         trace: Trace,
         on_reconnect: OnReconnect | None,
+        repeats_refused: bool = True,
     ) -> None:
         self.last_seq = after
         self.reconnects = 0
@@ -89,6 +90,7 @@ class ClientStream:
         self._id = stream_id
         self._trace = trace
         self._on_reconnect = on_reconnect
+        self._repeats_refused = repeats_refused
         self._body: ClientBody | None = None
         self._decoder = sse.Decoder()
         self._events: deque[sse.ServerSentEvent] = deque()  # received, not processed yet
@@ -115,6 +117,8 @@ class ClientStream:
             try:
                 await self._attach()
             except CutError as cut:
+                if cut.refusal is not None and not self._repeats_refused:
+                    raise cut.refusal from None
                 await self._attempts.wait(cut, self.last_seq)
         return self
 

@@ -27,30 +27,11 @@ async def open_engine(settings: EngineSettings, *, progress: DownloadProgress | 
         from crucible_trio.engines.replay import ReplayEngine
 
         yield ReplayEngine(speed=settings.replay_speed)
-    elif settings.engine == "upstream" and settings.upstream_kind == "crucible":
-        from crucible_trio.engines.crucible import open_crucible_upstream
-
-        assert settings.upstream_base_url is not None  # `Settings` checks this at construction
-        async with open_crucible_upstream(
-            settings.upstream_base_url, model=settings.model, key=settings.upstream_key
-        ) as upstream_crucible:
-            yield upstream_crucible
     elif settings.engine == "upstream":
-        from crucible_trio.engines.upstream import THINKING, open_upstream
+        from crucible_trio.engines.upstreams import open_upstreams
 
-        assert settings.upstream_base_url is not None  # `Settings` checks this at construction
-        async with open_upstream(
-            settings.upstream_base_url,
-            model=settings.model,
-            key=settings.upstream_key,
-            thinking=settings.upstream_thinking or THINKING,
-            extra_body=settings.upstream_extra_body,
-            limit_field=settings.upstream_limit_field,
-            think_tags=settings.upstream_think_tags,
-            starts_in_trace=settings.upstream_starts_in_trace,
-            reasoning_field=None if (field := settings.upstream_reasoning_input) == "none" else field,
-        ) as upstream:
-            yield upstream
+        async with open_upstreams(settings) as upstreams:
+            yield upstreams
     else:
         from crucible_trio.engines.local import open_local
 

@@ -17,6 +17,7 @@ from crucible_trio.errors import ConfigError
 from crucible_trio.settings.apis import ApiSettings
 from crucible_trio.settings.engines import EngineSettings
 from crucible_trio.settings.server import ServerSettings
+from crucible_trio.settings.upstreams import UpstreamSettings
 from crucible_trio.settings.values import did_you_mean, make_struct, name_in_path, read_toml
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,16 @@ CLIENT_KEY_VARIABLE: Final = "CRUCIBLE_KEY"  # read by `crucible ask --url`, not
 GROUPS: Final[tuple[type[msgspec.Struct], ...]] = (EngineSettings, Settings, ApiSettings, ServerSettings)
 """The classes of settings. Their fields have different names, so options, variables and files need no sections."""
 
-_IN_JSON: Final = frozenset({"upstream_thinking", "upstream_extra_body", "upstream_think_tags", "openai_models"})
+_IN_JSON: Final = frozenset(
+    {
+        "upstream_thinking",
+        "upstream_extra_body",
+        "upstream_think_tags",
+        "upstream_prefill",
+        "upstreams",
+        "openai_models",
+    }
+)
 _LISTS: Final = frozenset(
     {"allowed_origins", "server_names", "bind", "openai_deep_efforts", "upstream_starts_in_trace"}
 )
@@ -100,9 +110,11 @@ def load_settings(
             raise ConfigError(message)
         values[name] = value
         origins[name] = origin
+    if "upstreams" in values or "upstream_base_url" in values:
+        values.setdefault("engine", "upstream")
     try:
         return ServiceSettings(
-            engine=make_struct(EngineSettings, values),
+            engine=_with_keys(make_struct(EngineSettings, values), environment),
             pipeline=make_struct(Settings, values),
             apis=make_struct(ApiSettings, values),
             server=make_struct(ServerSettings, values),
@@ -120,7 +132,25 @@ def _with_origin(error: ConfigError, origins: Mapping[str, str]) -> ConfigError:
     ]
     if error.settings and not places:
         places = ["default"]
+    places = list(dict.fromkeys(places))
     return ConfigError(f"{error} ({', '.join(places)})") if places else error
+
+
+def _with_keys(settings: EngineSettings, environment: Mapping[str, str]) -> EngineSettings:
+    """Read the keys of the upstream servers from the variables that their tables name."""
+    upstreams: dict[str, UpstreamSettings] = {}
+    for name, table in settings.upstreams.items():
+        key = None
+        if table.key is not None:
+            message = (
+                f"upstreams.{name}.key must not be in the settings: name the variable that holds it in key_variable"
+            )
+            raise ConfigError(message, "upstreams")
+        if table.key_variable is not None and not (key := environment.get(table.key_variable)):
+            message = f"upstreams.{name}.key_variable names the variable {table.key_variable}, which is not set"
+            raise ConfigError(message, "upstreams")
+        upstreams[name] = msgspec.structs.replace(table, key=key)
+    return msgspec.structs.replace(settings, upstreams=upstreams)
 
 
 def _from_file(environment: Mapping[str, str], path: Path | None) -> Iterator[tuple[str, object, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -70,8 +71,7 @@ def convert(setting: str, value: object, annotation: object) -> object:
         _refuse_undecodable(setting, value)
         return msgspec.convert(value, annotation, strict=False)
     except msgspec.ValidationError as error:
-        # If every part has the right type, a struct has refused the whole.
-        problem = next(_problems(setting, value, annotation), None) or f"{setting}: {error.__cause__}"
+        problem = next(_problems(setting, value, annotation), f"{setting} must be {expectation(annotation)}")
         raise ConfigError(problem, setting) from error
     except RecursionError as error:
         message = f"{setting} is nested too deeply"
@@ -98,6 +98,8 @@ def quote(value: object) -> str:
     """A value for a message: on one line, and not long."""
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return "null"
     if isinstance(value, Mapping):
         return "a table"
     if isinstance(value, list | tuple):
@@ -113,7 +115,7 @@ def quote(value: object) -> str:
 def _problems(path: str, value: object, annotation: object) -> Iterator[str]:
     """What is wrong with a value, from the outside in. The first problem is the one to report."""
     kind, _ = _core(annotation)
-    if value is None and annotation is not kind:  # an optional setting
+    if value is None and type(None) in get_args(annotation):  # an optional setting
         return
     parts = get_args(kind)
     if get_origin(kind) in {tuple, list} and isinstance(value, list | tuple):
@@ -127,15 +129,7 @@ def _problems(path: str, value: object, annotation: object) -> Iterator[str]:
                 yield f"{path} has the unknown key {quote(key)}: a key must be {expectation(parts[0])}"
             yield from _problems(f"{path}.{name_in_path(key)}", part, parts[1])
     elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, Mapping):
-        fields = get_type_hints(kind, include_extras=True)
-        for key, part in value.items():
-            if key in fields:
-                yield from _problems(f"{path}.{key}", part, fields[key])
-            else:
-                yield f"{path} has the unknown key {quote(key)}: a key must be one of {', '.join(fields)}"
-        for field in msgspec.structs.fields(kind):
-            if field.required and field.name not in value:
-                yield f"{path}.{field.name} is missing"
+        yield from _problems_in_struct(path, value, kind)
     elif not _fits(value, annotation):
         if value == "":
             yield f"{path} must be {expectation(annotation)}, but it is empty"
@@ -143,6 +137,35 @@ def _problems(path: str, value: object, annotation: object) -> Iterator[str]:
             yield f"{path} must be {expectation(annotation)}"
         else:
             yield f"{path} must be {expectation(annotation)}, not {quote(value)}"
+
+
+def _problems_in_struct(path: str, value: Mapping[object, object], kind: type[msgspec.Struct]) -> Iterator[str]:
+    fields = get_type_hints(kind, include_extras=True)
+    for key, part in value.items():
+        if key in fields:
+            yield from _problems(f"{path}.{key}", part, fields[str(key)])
+        else:
+            yield f"{path} has the unknown key {quote(key)}: a key must be one of {', '.join(fields)}"
+    for field in msgspec.structs.fields(kind):
+        if field.required and field.name not in value:
+            yield f"{path}.{field.name} is missing"
+    try:
+        msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as error:  # if every part has the right type, the struct has refused the whole
+        yield f"{path}: {error.__cause__}"
+
+
+def check_json(name: str, value: object) -> None:
+    """Check a value that is sent as JSON. TOML also has dates, and numbers that are none.
+
+    Raises:
+        ConfigError: JSON cannot hold it.
+    """
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"{name} holds a value that JSON cannot hold, such as a date, inf or nan"
+        raise ConfigError(message, name) from error
 
 
 def name_in_path(key: object) -> str:

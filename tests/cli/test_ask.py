@@ -11,6 +11,7 @@ from crucible_trio.records import (
     ReasoningDelta,
     RefusalDelta,
     StreamCompleted,
+    StreamContinued,
     StreamFailed,
     Timings,
     ToolCallDelta,
@@ -26,6 +27,7 @@ END = (Usage(), Timings(None, 1.0))
     ("records", "printed"),
     [
         ([OutputDelta(2, "Hel"), OutputDelta(3, "lo")], "Hello\n"),
+        ([OutputDelta(2, "Hel"), StreamContinued(3, 3), OutputDelta(4, "lo")], "Hello\n"),
         ([ReasoningDelta(2, 0, "Hm"), OutputDelta(3, "Hi")], "Reasoning\nHm\n\nAnswer\nHi\n"),
         ([RefusalDelta(2, "I cannot.")], "I cannot.\n"),
         (

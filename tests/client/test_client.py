@@ -643,6 +643,17 @@ async def test_a_refusal_without_our_error_body_is_an_http_error(autojump_clock)
         assert (caught.value.code, caught.value.message) == ("http_error", "Forbidden")
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_start_that_shall_not_be_repeated_raises_the_refusal(autojump_clock, status):
+    script = ScriptedTransport(refusal(status, **{"Retry-After": "7"}))
+    async with open_scripted(script) as client:
+        with pytest.raises(ServerRefusedError) as caught:
+            async with client.start(REQUEST, repeats_refused=False):
+                pass
+    assert (caught.value.status, caught.value.retry_after) == (status, 7.0)
+    assert len(script.requests) == 1
+
+
 async def test_a_refusal_names_the_field_that_it_blames(autojump_clock):
     body = b'{"error": {"code": "invalid_request", "message": "No.", "param": "grace_seconds"}}'
     with pytest.raises(ServerRefusedError) as caught:

@@ -94,8 +94,10 @@ async def test_each_ended_stream_logs_one_line_without_its_text(
             cancelled.cancel()
             await wait_all_tasks_blocked()
     assert [record.getMessage() for record in caplog.records] == [
-        f"stream {completed.id} ended: mode=deep status=completed pieces=2 first_token_ms=250.0 total_ms=1250.0",
-        f"stream {cancelled.id} ended: mode=standard status=cancelled pieces=0 first_token_ms=None total_ms=0.0",
+        f"stream {completed.id} ended: engine=scripted mode=deep status=completed"
+        " pieces=2 first_token_ms=250.0 total_ms=1250.0",
+        f"stream {cancelled.id} ended: engine=scripted mode=standard status=cancelled pieces=0"
+        " first_token_ms=None total_ms=0.0",
     ]
 
 

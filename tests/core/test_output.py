@@ -7,7 +7,16 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.batching import Batcher
-from crucible_trio.content import Piece, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.content import (
+    Continued,
+    Piece,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+)
 from crucible_trio.output import Output
 from crucible_trio.timers import Timers
 
@@ -20,6 +29,7 @@ class Sink:
         self.recorded: list[Piece] = []
         self.buffered = 0
         self.counted: list[int] = []
+        self.engines: list[str] = []
 
     def record_now(self, piece: Piece) -> bool:
         if self.records_now:
@@ -31,6 +41,9 @@ class Sink:
 
     def tokens_counted(self, total: int) -> None:
         self.counted.append(total)
+
+    def engine_changed(self, name: str) -> None:
+        self.engines.append(name)
 
 
 @pytest.fixture
@@ -142,9 +155,10 @@ async def test_only_the_first_piece_of_a_scheduler_pass_is_recorded_without_the_
         Output.delta,
         lambda output, text: output.reasoning(text, 0),
         Output.refusal,
+        lambda output, _: output.continued(1),
         lambda output, _: open_call(output),
     ],
-    ids=["delta", "reasoning", "refusal", "tool_call"],
+    ids=["delta", "reasoning", "refusal", "continued", "tool_call"],
 )
 async def test_every_write_checks_for_cancellation(
     text: str, write: Callable[[Output, str], Awaitable[None]], autojump_clock: MockClock
@@ -332,9 +346,10 @@ async def test_arguments_that_are_not_json_are_passed_on_unchanged(autojump_cloc
         lambda output: output.delta(""),
         lambda output: output.reasoning("x", 0),
         lambda output: output.refusal("x"),
+        lambda output: output.continued(1),
         open_call,
     ],
-    ids=["delta", "empty delta", "reasoning", "refusal", "tool_call"],
+    ids=["delta", "empty delta", "reasoning", "refusal", "continued", "tool_call"],
 )
 async def test_while_a_tool_call_is_open_only_its_arguments_can_be_written(
     write: Callable[[Output], Awaitable[None]], autojump_clock: MockClock
@@ -564,3 +579,56 @@ async def test_log_probabilities_may_be_a_hundred_levels_deep(autojump_clock: Mo
     assert written(receive) == [Text("a", logprobs)]
     with pytest.raises(ValueError, match="levels deep"):
         await output.delta("a", [logprobs])
+
+
+async def test_a_continuation_says_how_long_the_answer_is_so_far(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    with pytest.raises(ValueError, match="0 characters or more, not -1"):
+        await output.continued(-1)
+    await output.continued(0)
+    await output.continued(5)
+    assert written(receive) == [Continued(0), Continued(5)]
+
+
+async def _open_a_call(output: Output) -> None:
+    async with output.tool_call("call_1", "weather") as call:
+        call.cut()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda output: output.delta("a"),
+        lambda output: output.delta("", [1]),
+        lambda output: output.reasoning("a", 0),
+        lambda output: output.refusal("a"),
+        _open_a_call,
+    ],
+)
+async def test_an_output_knows_whether_anything_has_been_written(
+    write: Callable[[Output], Awaitable[None]], autojump_clock: MockClock
+) -> None:
+    output, _, _ = open_output(8)
+    await output.delta("")
+    await output.reasoning("", 0)
+    output.count_tokens(5)
+    assert not output.has_written
+    await write(output)
+    assert output.has_written
+
+
+async def test_a_piece_that_waits_for_room_counts_as_written(autojump_clock: MockClock) -> None:
+    output, _, _ = open_output(0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(output.delta, "a")
+        await wait_all_tasks_blocked()
+        assert output.has_written
+        nursery.cancel_scope.cancel()
+
+
+def test_another_engine_is_told_to_the_sink() -> None:
+    output, _, sink = open_output(8)
+    output.engine_changed("second")
+    assert sink.engines == ["second"]
+    send, _ = trio.open_memory_channel[Piece](1)
+    Output(send).engine_changed("second")  # without a sink it does nothing

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crucible_trio.content import (
+    Continued,
     Piece,
     Reasoning,
     Refusal,
@@ -29,6 +30,7 @@ from crucible_trio.records import (
     ReasoningDone,
     RefusalDelta,
     StreamCancelled,
+    StreamContinued,
     StreamCreated,
     StreamFailed,
     Terminal,
@@ -356,6 +358,16 @@ def test_pieces_of_different_kinds_are_never_merged() -> None:
     ]
 
 
+def test_a_continuation_is_a_record_between_the_texts() -> None:
+    pieces = [Text("a"), Text("b\ud83d"), Continued(3), Text("c")]
+    assert decoded(new_recorder().add(pieces)) == [
+        OutputDelta(1, "ab"),
+        OutputDelta(2, "\ufffd"),
+        StreamContinued(3, 3),
+        OutputDelta(4, "c"),
+    ]
+
+
 @each_kind
 def test_a_later_batch_becomes_a_separate_record(kind: str) -> None:
     recorder = new_recorder(kind)
@@ -363,7 +375,7 @@ def test_a_later_batch_becomes_a_separate_record(kind: str) -> None:
         assert deltas_of(decoded(recorder.add([piece_of(kind, text)]))) == [text]
 
 
-@pytest.mark.parametrize("piece", [Text("x"), Refusal("x"), ToolCallStart("call_1", "weather")])
+@pytest.mark.parametrize("piece", [Text("x"), Refusal("x"), ToolCallStart("call_1", "weather"), Continued(0)])
 def test_the_trace_is_closed_before_any_other_kind(piece: Piece) -> None:
     recorder = new_recorder()
     together = decoded(recorder.add([Reasoning("a", 0), Reasoning("b", 1), piece]))

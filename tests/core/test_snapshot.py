@@ -9,6 +9,7 @@ from crucible_trio.records import (
     RefusalDelta,
     StreamCancelled,
     StreamCompleted,
+    StreamContinued,
     StreamCreated,
     StreamFailed,
     StreamIncomplete,
@@ -85,6 +86,11 @@ def test_the_terminal_record_says_how_the_stream_ended(
 
 def test_a_segment_without_records_is_empty() -> None:
     assert folded(ReasoningDelta(1, 0, "a"), ReasoningDelta(2, 2, "c")).trace == ["a", "", "c"]
+
+
+def test_a_continuation_is_no_content() -> None:
+    snapshot = folded(OutputDelta(1, "a"), StreamContinued(2, 1), OutputDelta(3, "b"))
+    assert (snapshot.output, snapshot.last_seq, snapshot.status) == ("ab", 3, "running")
 
 
 def test_a_refusal_is_apart_from_the_answer() -> None:

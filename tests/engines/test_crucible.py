@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -13,7 +14,7 @@ import pytest
 import trio
 
 from crucible_trio import Request, open_pipeline
-from crucible_trio.content import Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.content import Continued, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.engine import Capabilities, EngineInfo, Finish, as_engine
 from crucible_trio.engines import open_engine
 from crucible_trio.engines.crucible import engine as crucible_engine
@@ -30,6 +31,7 @@ from crucible_trio.records import (
     ReasoningDelta,
     StreamCancelled,
     StreamCompleted,
+    StreamContinued,
     StreamCreated,
     StreamFailed,
     StreamIncomplete,
@@ -132,7 +134,8 @@ async def serving(engine: Any, **settings: Any) -> AsyncIterator[Served]:
             app = create_app(pipeline, values.apis)
 
             async def record_headers(scope: Any, receive: Any, send: Any) -> None:
-                served.headers.append({name.decode(): value.decode() for name, value in scope.get("headers", ())})
+                if scope["type"] == "http":
+                    served.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
                 await app(scope, receive, send)
 
             config = Config.from_settings(values.server, values.pipeline)
@@ -218,6 +221,7 @@ async def test_the_request_is_passed_on() -> None:
         assert engine.requests[1].grace_seconds == crucible_engine.GRACE_SECONDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cut", "step"), [("rst", 1), ("fin", 11)])
 async def test_a_cut_at_any_byte_changes_nothing_and_starts_no_second_generation(cut: Any, step: int) -> None:
     engine = PieceEngine(FOR_CUTS)
@@ -257,6 +261,7 @@ async def test_a_cut_at_any_byte_changes_nothing_and_starts_no_second_generation
         assert cut_streams > streams * 0.8  # a cut behind the terminal record is not noticed
 
 
+@pytest.mark.slow
 async def test_two_cuts_in_a_row_and_a_lost_answer_start_no_second_generation() -> None:
     engine = PieceEngine(EVERY_KIND)
     cuts = [Treatment(cut_after=0), Treatment(cut_after=30), Treatment(refuse=True), Treatment(cut_after=900)]
@@ -395,6 +400,7 @@ async def test_a_stream_cancelled_before_the_upstream_has_answered_is_cancelled_
         assert (there.status, there.by) == ("cancelled", "client")
 
 
+@pytest.mark.slow
 async def test_an_upstream_that_does_not_answer_holds_a_cancelled_stream_for_a_bounded_time() -> None:
     engine = ScriptedEngine("x", Gate())
     async with serving(engine) as inner, open_chaos_proxy(inner.port, lambda _: Treatment(stall_after=0)) as proxy:
@@ -527,6 +533,55 @@ async def test_a_refusal_of_the_upstream_is_a_failure() -> None:
     assert "invalid_request" in snapshot.error.message
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "header"),
+    [
+        (EngineError("upstream_refused", "Busy.", retryable=True, status=429, retry_after=7.0), 429, "7"),
+        (EngineError("upstream_unauthorized", "Key.", status=401), 401, None),
+        (EngineError("upstream_rejected", "No.", status=400), 400, None),
+    ],
+)
+async def test_the_status_behind_the_upstream_reaches_a_client_that_waits_for_one(
+    error: EngineError, status: int, header: str | None
+) -> None:
+    async with (
+        serving(ScriptedEngine(error)) as inner,
+        open_crucible_upstream(inner.url) as engine,
+        serving(engine) as outer,
+    ):
+        for stream in (True, False):
+            head, _ = await chat(outer.port, stream=stream)
+            assert head.startswith(f"HTTP/1.1 {status} ")
+            assert (f"retry-after: {header}" in head.lower()) == (header is not None)
+
+
+async def test_a_busy_upstream_is_asked_once_for_a_client_that_repeats() -> None:
+    gate = Gate()
+    async with (
+        serving(ScriptedEngine(gate), max_streams=1) as inner,
+        open_crucible_upstream(inner.url, model="scripted") as engine,
+        serving(engine) as outer,
+    ):
+        busy = await inner.pipeline.start(Request("x"))
+        head, _ = await chat(outer.port, stream=False)
+        assert head.startswith("HTTP/1.1 503 ")
+        assert "retry-after: 5" in head.lower()
+        assert len(inner.headers) == 1
+        busy.cancel()
+
+
+async def chat(port: int, *, stream: bool) -> tuple[str, bytes]:
+    """The head and the body of the answer to a chat completion."""
+    body = json.dumps({"model": "scripted", "messages": [{"role": "user", "content": "x"}], "stream": stream}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    connection = await trio.open_tcp_stream("127.0.0.1", port)
+    async with connection:
+        await connection.send_all(head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        received = b"".join([chunk async for chunk in connection])
+    top, _, rest = received.partition(b"\r\n\r\n")
+    return top.decode(), rest
+
+
 async def test_models_and_capabilities_are_the_upstreams() -> None:
     engine = PieceEngine(["x"], tools=True, logprobs=True, sampling=frozenset({"seed"}))
     async with serving(engine) as inner:
@@ -581,6 +636,7 @@ async def test_a_server_without_a_list_of_models_is_one_sentence(answer: bytes, 
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_the_resume_kit_passes_a_server_whose_upstream_is_cut() -> None:
     # Two of them are too long for one record, so the stream has as many events as pieces on any machine.
     engine = ScriptedEngine([Reasoning("1. Thöught "), *[f"wörd {number} " * 200 for number in range(30)]])
@@ -631,6 +687,11 @@ async def test_a_call_that_another_record_follows_is_cut() -> None:
         Text("x"),
     ]
     assert (await relay(*started))[0] == pieces[:2]
+
+
+async def test_a_continuation_of_the_upstream_is_passed_on() -> None:
+    pieces, _ = await relay(OutputDelta(1, "a"), StreamContinued(2, 1), OutputDelta(3, "b"))
+    assert pieces == [Text("a"), Continued(1), Text("b")]
 
 
 async def test_records_of_unknown_types_are_counted() -> None:

@@ -363,7 +363,7 @@ async def test_a_trace_can_start_without_an_opening_tag(server: ScriptedServer) 
 
 @pytest.mark.parametrize("tags", [{"": "</a>"}, {"<a>": ""}, {" <a>": "</a>"}])
 async def test_an_invalid_tag_is_rejected(tags: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="upstream_think_tags"):
+    with pytest.raises(ConfigError, match="no think tag may be empty or begin with white space"):
         async with open_upstream("http://127.0.0.1:1/v1", model="m", think_tags=tags):
             pass
 

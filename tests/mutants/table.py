@@ -366,4 +366,25 @@ MUTANTS = [
         new='on_disconnect="cancel"',
         tests="tests/engines/test_crucible.py",
     ),
+    Mutant(
+        mechanism="a reply that repeats a lost answer is not appended to it",
+        file="engines/upstream/continuing.py",
+        old="            if len(reply) >= repeated and",
+        new="            if False and",
+        tests="tests/engines/test_continuing.py",
+    ),
+    Mutant(
+        mechanism="after the first piece no other engine is called",
+        file="engines/router.py",
+        old="if output.has_written or blames_request(error):",
+        new="if blames_request(error):",
+        tests="tests/engines/test_fallback.py",
+    ),
+    Mutant(
+        mechanism="another engine gets only requests that it supports",
+        file="engines/router.py",
+        old=" if supports(info.capabilities_of(model), request)]",
+        new="]",
+        tests="tests/engines/test_fallback.py",
+    ),
 ]

@@ -564,3 +564,41 @@ async def test_the_sdk_sees_that_a_call_of_a_response_broke_off(serving, with_sy
 
     async with serving(quick(*TIME, *CUT)) as served:
         await with_sync_client(served, use)
+
+
+# Continuations
+
+
+async def test_a_continuation_is_on_the_native_wire_alone(open_api, autojump_clock: MockClock) -> None:
+    async def continuing(request: Request, output: Output) -> Finish:
+        await output.delta("Hel")
+        await trio.sleep(1)
+        await output.continued(3)
+        await trio.sleep(1)
+        await output.delta("lo.")
+        return Finish()
+
+    async def plain(request: Request, output: Output) -> Finish:
+        await output.delta("Hel")
+        await trio.sleep(1)
+        await output.delta("lo.")
+        return Finish()
+
+    seen: list[list[Any]] = []
+    for model in (continuing, plain):
+        async with open_api(engine=model) as api:
+            chat = choices_in((await api.chat(stream=True)).events)
+            whole = (await api.chat()).json["choices"][0]["message"]
+            response = await api.post("/v1/responses", {"input": "Why?", "stream": True})
+            kinds = [(event["type"], event["sequence_number"], event.get("delta")) for event in response.events]
+            native = (await api.get(f"/v1/streams/{response.headers['crucible-stream']}/events")).body
+            resp_id = response.headers["crucible-stream"].replace("str_", "resp_")
+            rest = []
+            for number in range(len(kinds)):
+                resumed = await api.get(f"/v1/responses/{resp_id}?stream=true&starting_after={number}")
+                events = resumed.events if resumed.body else []
+                rest.append([event["sequence_number"] for event in events])
+            seen.append([[choice["delta"] for choice in chat], whole["content"], kinds, rest])
+        assert (b'"type":"stream.continued","seq":3,"characters":3' in native) == (model is continuing)
+    assert seen[0] == seen[1]
+    assert seen[0][3][0] == list(range(1, len(seen[0][2])))

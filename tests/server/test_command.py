@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -208,3 +209,33 @@ async def test_ask_reports_a_server_that_does_not_answer() -> None:
         assert await asking.wait() == 2
         assert b"no answer from http://127.0.0.1:1" in asking.stderr
         assert b"Traceback" not in asking.stderr
+
+
+async def test_a_server_starts_although_one_of_its_upstreams_is_down(serving, tmp_path: Path) -> None:
+    async def small(request: Request, output: Output) -> Finish:
+        await output.delta("hello")
+        return Finish()
+
+    file = tmp_path / "crucible.toml"
+    async with serving(small) as served:
+        file.write_text(
+            f"[upstreams.down]\nbase_url = 'http://127.0.0.1:1/v1'\n[upstreams.one]\nbase_url = '{served.url}/v1'\n"
+        )
+        async with _run("serve", "--config", str(file), "--bind", "127.0.0.1:0") as server:
+            outer = await _url(server)
+            await server.read_stderr_until(b"stop   Ctrl-C")
+            assert b"WARNING upstream down is down, asking again: cannot get the list of models from" in server.stderr
+            assert b"INFO upstream one is up, models: small" in server.stderr
+            assert b"model  small (engine down, one)" in server.stderr
+            async with httpx.AsyncClient(base_url=outer) as client:
+                assert (await client.get("/readyz")).json() == {
+                    "status": "ready",
+                    "upstreams": {"down": "down", "one": "up"},
+                }
+                [model] = (await client.get("/v1/models")).json()["data"]
+                assert (model["id"], model["owned_by"]) == ("small", "one")
+                answer = await client.post("/v1/streams", json={"input": "x"}, headers={"Accept": "text/event-stream"})
+            assert '"delta":"hello"' in answer.text
+            server.process.send_signal(signal.SIGTERM)
+            assert await server.wait() == 0
+    assert b"engine=one mode=standard status=completed" in server.stderr

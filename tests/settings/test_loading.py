@@ -1,15 +1,17 @@
 import logging
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from crucible_trio.config import Settings
 from crucible_trio.errors import ConfigError
+from crucible_trio.request import Sampling
 from crucible_trio.settings import ApiSettings, ServerSettings, load_settings
 from crucible_trio.settings.loading import GROUPS
+from crucible_trio.settings.upstreams import SamplingField, UpstreamSettings
 
 
 def load(environment: dict[str, str], **options: Any) -> SimpleNamespace:
@@ -141,6 +143,102 @@ def test_the_upstream_engine_needs_an_address() -> None:
     assert load({"CRUCIBLE_ENGINE": "upstream"}, upstream_base_url="http://x/v1").engine == "upstream"
 
 
+def test_an_address_selects_the_upstream_engine_unless_another_is_chosen() -> None:
+    assert load({"CRUCIBLE_UPSTREAM_BASE_URL": "http://x/v1"}).engine == "upstream"
+    assert load({"CRUCIBLE_UPSTREAMS": '{"a": {"base_url": "http://x/v1"}}'}).engine == "upstream"
+    assert load({"CRUCIBLE_UPSTREAM_BASE_URL": "http://x/v1"}, engine="replay").engine == "replay"
+
+
+TABLES = """
+[upstreams.zeta]
+base_url = "http://z/v1"
+key_variable = "ZETA_KEY"
+models = ["b", "a"]
+
+[upstreams.alpha]
+base_url = "http://a/v1"
+headers = { X-Team = "blue red" }
+capabilities = { images = false, sampling = ["seed"] }
+
+[upstreams.alpha.thinking.deep]
+reasoning_effort = "high"
+"""
+
+
+def test_tables_of_upstreams_keep_their_order_and_get_their_keys(tmp_path: Path) -> None:
+    file = tmp_path / "crucible.toml"
+    file.write_text(TABLES)
+    settings = load_settings({"ZETA_KEY": "s3cret"}, config_file=file).engine
+    assert settings.engine == "upstream"
+    assert settings.all_upstreams == settings.upstreams
+    assert list(settings.upstreams) == ["zeta", "alpha"]
+    zeta, alpha = settings.upstreams.values()
+    assert (zeta.key, zeta.models, zeta.capabilities.declared.images) == ("s3cret", ("b", "a"), True)
+    assert (alpha.key, alpha.models, alpha.thinking) == (None, None, {"deep": {"reasoning_effort": "high"}})
+    assert alpha.headers == {"X-Team": "blue red"}
+    declared = alpha.capabilities.declared
+    assert (declared.tools, declared.images, declared.sampling) == (True, False, frozenset({"seed"}))
+
+
+def test_one_upstream_needs_no_table() -> None:
+    assert load_settings({}).engine.all_upstreams == {}
+    settings = load_settings(
+        {}, upstream_base_url="http://x", upstream_key="k", model="m", upstream_extra_body={"a": 1}
+    ).engine
+    assert settings.all_upstreams == {
+        "upstream": UpstreamSettings(base_url="http://x", key="k", models=("m",), extra_body={"a": 1})
+    }
+    assert load_settings({}, upstream_base_url="http://x").engine.all_upstreams["upstream"].models is None
+    peer = load_settings({}, upstream_base_url="http://x", upstream_kind="crucible").engine
+    assert peer.all_upstreams == {"upstream": UpstreamSettings(base_url="http://x", kind="crucible")}
+
+
+def test_the_sampling_fields_of_a_table_are_those_of_a_request() -> None:
+    assert set(get_args(SamplingField)) == {*Sampling.__struct_fields__, "verbosity"}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            'upstream_base_url = "http://s3cret"',
+            "upstream_base_url cannot be set together with tables of upstreams: set base_url in their tables (file {})",
+        ),
+        (
+            'upstream_key = "s3cret"',
+            "upstream_key cannot be set together with tables of upstreams: set key_variable in their tables (file {})",
+        ),
+        (
+            'upstream_starts_in_trace = ["deep"]',
+            "upstream_starts_in_trace cannot be set together with tables of upstreams: set starts_in_trace in their "
+            "tables (file {})",
+        ),
+        (
+            'model = "a"',
+            "model cannot be set together with tables of upstreams: set models in their tables (file {})",
+        ),
+    ],
+)
+def test_tables_and_settings_of_one_upstream_exclude_each_other(line: str, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "crucible.toml"
+    file.write_text(f"{line}\n{TABLES}")
+    with pytest.raises(ConfigError) as refusal:
+        load_settings({"ZETA_KEY": "s3cret"}, config_file=file)
+    assert str(refusal.value) == sentence.format(file)
+
+
+def test_a_conflict_names_both_sources(tmp_path: Path) -> None:
+    file = tmp_path / "crucible.toml"
+    file.write_text(TABLES)
+    with pytest.raises(ConfigError, match=rf"\(option --base-url, file {file}\)$"):
+        load_settings(
+            {"ZETA_KEY": "k"},
+            config_file=file,
+            option_names={"upstream_base_url": "--base-url"},
+            upstream_base_url="http://x",
+        )
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(AttributeError):
         Settings().buffer_tokens = 5  # type: ignore[misc]
@@ -176,6 +274,15 @@ def test_the_groups_share_no_name() -> None:
          "xhigh, max, not 'huge' (file {})"),
         ("allowed_origins = ['https://a.example/']", "allowed_origins must hold origins like https://chat.example.org, "
          "in lower case and without a path, not 'https://a.example/' (file {})"),
+        ("[upstream_extra_body]\na = 1979-05-27", "upstream_extra_body holds a value that JSON cannot hold, such as a "
+         "date, inf or nan (file {})"),
+        ("[upstreams.vllm]\nbase_url = 'x'\nkey_variable = 'A_KEY'", "upstreams.vllm.key_variable names the variable "
+         "A_KEY, which is not set (file {})"),
+        ("[upstreams.vllm]\nbase_url = 'x'\nkey = 'k'", "upstreams.vllm.key must not be in the settings: name the "
+         "variable that holds it in key_variable (file {})"),
+        ("[upstreams.vllm]\nbase_url = 'x'\nheaders = {Host = 'a'}", "upstreams.vllm: headers must not hold Host, "
+         "which this server sets itself (file {})"),
+        ("[[upstreams]]\nbase_url = 'x'", "upstreams must be a table, not a list (file {})"),
         ("server_names = ['a.example:80']", "server_names must hold host names like chat.example.org, without a port, "
          "not 'a.example:80' (file {})"),
         ("max_streams = ", "cannot read the settings file {}: it is not TOML: Invalid value (at end of document) "
@@ -221,8 +328,8 @@ def test_an_error_names_the_source_that_won(tmp_path: Path) -> None:
         ({"CRUCIBLE_MODEL": "\udcff"}, "model must be UTF-8 text (variable CRUCIBLE_MODEL)"),
         (
             {"CRUCIBLE_ENGINE": "upstream"},
-            "engine 'upstream' needs the URL of a server: set upstream_base_url (--base-url) "
-            "(variable CRUCIBLE_ENGINE)",
+            "engine 'upstream' needs the URL of a server: set upstream_base_url (--base-url), or add a table "
+            "[upstreams.NAME] (variable CRUCIBLE_ENGINE)",
         ),
         (
             {

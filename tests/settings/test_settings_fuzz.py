@@ -15,12 +15,20 @@ import pytest
 from crucible_trio.errors import ConfigError
 from crucible_trio.settings import load_settings
 from crucible_trio.settings.loading import GROUPS
+from crucible_trio.settings.upstreams import UpstreamSettings
 
 SEEDS = range(3000)
 MAY_BE_EMPTY = {"openai_deep_suffix"}  # an empty text turns the suffix off
 # An empty list means none.
 NO_ITEMS = {"allowed_origins", "server_names", "openai_deep_efforts", "upstream_starts_in_trace"}
-IN_JSON = {"upstream_thinking", "upstream_extra_body", "upstream_think_tags", "openai_models"}
+IN_JSON = {
+    "upstream_thinking",
+    "upstream_extra_body",
+    "upstream_think_tags",
+    "upstream_prefill",
+    "upstreams",
+    "openai_models",
+}
 SECRET = "s3cret"
 
 
@@ -68,6 +76,8 @@ def wrong_values(name: str) -> Iterator[object]:
         yield from ["{", "[1]", "5", '"x"', '{"a": NaN}', "[" * 100_000]
     if name in {"openai_models", "upstream_think_tags"}:
         yield from ['{"a": 5}', '{"": "b"}', '{"a": ""}', '{"a": null}']
+    if name == "upstreams":
+        yield from ['{"a": {}}', '{"a": 5}', '{"": {"base_url": "http://x"}}', '{"a b": {"base_url": "http://x"}}']
     if name == "upstream_starts_in_trace":
         yield from ["fast", "deep,Standard"]
     if name == "upstream_thinking":
@@ -140,6 +150,99 @@ def test_a_wrong_option_gives_a_sentence(name: str) -> None:
         with pytest.raises(ConfigError) as refusal:
             load_settings({}, option_names={name: "--option"}, **{name: value})
         check_sentence(refusal.value, name, "(option --option)")
+
+
+TABLES = msgspec.json.schema(UpstreamSettings)["$defs"]
+FIELDS = TABLES["UpstreamSettings"]["properties"]
+# TOML texts of wrong values for single fields of a table.
+WRONG_IN_TABLE = {
+    "kind": ["'magic'", "''"],
+    "base_url": ["''", "[]"],
+    "key_variable": ["''", f"'{SECRET}'", "'A-B'", "'NOT_SET'", "'EMPTY'"],
+    "key": [f"'{SECRET}'", "''"],
+    "models": ["[]", "['']", "['a', 'a']", "'a'", "[[]]"],
+    "thinking": ["{ fast = {} }", "{ deep = 5 }", "{ deep = { a = 1979-05-27 } }", "{ deep = { a = nan } }"],
+    "starts_in_trace": ["['fast']", "'deep'"],
+    "think_tags": ["{ '' = 'b' }", "{ a = '' }", "{ a = 5 }"],
+    "limit_field": ["'limit'", "''"],
+    "extra_body": ["{ a = 1979-05-27 }", "{ a = [inf] }", "[1]"],
+    "reasoning_input": ["'thoughts'", "''"],
+    "prefill": ["{ bodies = {} }", "{ body = 5 }", "{ echoes = 'perhaps' }", "{ message = { a = 1979-05-27 } }"],
+    "headers": [
+        f"{{ '' = '{SECRET}' }}",
+        f"{{ 'a b' = '{SECRET}' }}",
+        f'{{ "é" = "{SECRET}" }}',
+        "{ X-Key = '' }",
+        f'{{ X-Key = "{SECRET}\\n" }}',
+        f'{{ X-Key = "{SECRET} " }}',
+        f'{{ X-Key = "{SECRET}é" }}',
+        "{ X-Key = 5 }",
+        f"{{ authorization = 'Bearer {SECRET}' }}",
+        "{ Content-Length = '5' }",
+        "{ transfer-encoding = 'chunked' }",
+    ],
+    "capabilities": ["{ tool = true }", "{ tools = 'perhaps' }", "{ sampling = ['x'] }", "{ sampling = 'seed' }"],
+    "unknown": ["1", "'x'", "{}"],
+}
+
+
+def wrong_fields() -> Iterator[tuple[str, str]]:
+    for field, texts in WRONG_IN_TABLE.items():
+        schema = FIELDS.get(field, {"type": "nothing"})
+        kinds = {option.get("type", "object") for option in schema.get("anyOf", [schema])}
+        if field in {"kind", "limit_field", "reasoning_input"}:
+            kinds = {"string"}
+        others = {"array": "[1]", "object": "{ a = 1 }", "boolean": "true", "integer": "5", "date": "1979-05-27"}
+        yield from ((field, text) for text in texts)
+        yield from ((field, text) for kind, text in others.items() if kind not in kinds and field != "unknown")
+
+
+def test_every_field_of_a_table_is_tried() -> None:
+    assert WRONG_IN_TABLE.keys() == FIELDS.keys() | {"unknown"}
+
+
+@pytest.mark.parametrize(("field", "text"), list(wrong_fields()))
+def test_a_wrong_field_of_a_table_gives_a_sentence_with_table_and_field(field: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    url = "" if field == "base_url" else "base_url = 'http://a'\n"
+    file.write_text(f"[upstreams.good]\nbase_url = 'http://b'\n[upstreams.vllm]\n{url}{field} = {text}\n")
+    with pytest.raises(ConfigError) as refusal:
+        load_settings({"EMPTY": ""}, config_file=file)
+    check_sentence(refusal.value, "upstreams.vllm", f"(file {file})")
+    assert re.search(rf"\b{field}\b", str(refusal.value))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "thinking = { deep = {} }",
+        "starts_in_trace = ['deep']",
+        "think_tags = {}",
+        "limit_field = 'max_completion_tokens'",
+        "extra_body = { a = 1 }",
+        "reasoning_input = 'reasoning'",
+        "prefill = { echoes = true }",
+        "headers = { X-Team = 'blue' }",
+    ],
+)
+def test_a_table_of_another_crucible_trio_refuses_the_fields_of_openais_api(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f"[upstreams.a]\nbase_url = 'http://x'\nkind = 'crucible'\n{line}\n")
+    field = line.partition(" ")[0]
+    with pytest.raises(ConfigError) as refusal:
+        load_settings({}, config_file=file)
+    sentence = f"upstreams.a: {field} is for kind 'openai': set it on the server behind base_url (file {file})"
+    assert str(refusal.value) == sentence
+    file.write_text("[upstreams.a]\nbase_url = 'http://x'\nkind = 'crucible'\nmodels = ['m']\n")
+    assert load_settings({}, config_file=file).engine.upstreams["a"].kind == "crucible"
+
+
+def test_a_table_without_an_address_gives_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[upstreams.vllm]\nkind = 'openai'\n")
+    with pytest.raises(ConfigError) as refusal:
+        load_settings({}, config_file=file)
+    assert str(refusal.value) == f"upstreams.vllm.base_url is missing (file {file})"
 
 
 def random_text(chance: random.Random) -> str:

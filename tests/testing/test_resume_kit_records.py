@@ -23,6 +23,8 @@ RECORDS: list[dict[str, Any]] = [
     {"type": "audio.delta", "delta": {"data": "UklGRg=="}, "segment": [1]},
     {"type": "citation.added", "url": "https://example.org", "text": 7},
     *({"type": "output.delta", "delta": f"Wört {number} "} for number in range(6)),
+    {"type": "stream.continued", "characters": 60},
+    {"type": "output.delta", "delta": "und das Ende."},
     {"type": "stream.completed", "finish_reason": "stop"},
 ]
 FRAMES = [
@@ -68,7 +70,7 @@ async def test_unknown_types_are_not_a_fault() -> None:
     assert f"{LAST} events, 3 channels of text" in report.stream
 
 
-@pytest.mark.parametrize("kind", ["tool_call.started", "tool_call.delta", "audio.delta", "citation.added"])
+@pytest.mark.parametrize("kind", ["tool_call.started", "tool_call.delta", "audio.delta", "stream.continued"])
 async def test_a_lost_record_of_an_unknown_type_is_found(kind: str) -> None:
     seq = 1 + next(number for number, record in enumerate(RECORDS) if record["type"] == kind)
     with trio.fail_after(60):

@@ -52,6 +52,34 @@ async def test_engines_behind_a_router_have_their_own_numbers(autojump_clock: Mo
     assert not any(name[1:2] == ("router",) for name in numbers)
 
 
+async def test_engines_with_one_name_behind_nested_routers_share_their_numbers(autojump_clock: MockClock) -> None:
+    inner = RouterEngine([ThreadedEngine()])
+    router = RouterEngine([ThreadedEngine(), inner])
+    async with open_pipeline(router) as pipeline:
+        lines = render(pipeline).decode().splitlines()
+        assert samples(pipeline)["abandoned_threads", "threaded"] == 4
+    assert len({line.partition(" ")[0] for line in lines if not line.startswith("#")}) == len(
+        [line for line in lines if not line.startswith("#")]
+    )
+
+
+async def test_an_engine_that_loses_all_its_models_keeps_its_numbers(autojump_clock: MockClock) -> None:
+    leaving = ScriptedEngine("a", name="leaving", models=["old"])
+    router = RouterEngine([ThreadedEngine(), leaving])
+    async with open_pipeline(router) as pipeline:
+        stream = await pipeline.start(Request("q", model="old"))
+        async with stream.attach() as reader:
+            assert [record async for record in reader]
+        leaving.info = EngineInfo(name="leaving", models=(), is_up=False)
+        numbers = samples(pipeline)
+        assert numbers["pieces_total", "leaving", "standard"] == 1
+        assert numbers["abandoned_threads", "leaving"] == 0
+        assert numbers["upstream_up", "leaving"] == 0
+        assert ("upstream_up", "threaded") not in numbers
+        router.engines = router.engines[:1]
+        assert samples(pipeline)["pieces_total", "leaving", "standard"] == 1
+
+
 async def test_an_engine_without_a_model_has_its_numbers_too(autojump_clock: MockClock) -> None:
     engine = ScriptedEngine(name="late")
     engine.info = EngineInfo(name="late", models=())

@@ -7,9 +7,12 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.content import Reasoning
-from crucible_trio.engine import Finish
+from crucible_trio.engine import EngineInfo, Finish
+from crucible_trio.engines.router import RouterEngine
 from crucible_trio.errors import EngineError
+from crucible_trio.output import Output
 from crucible_trio.records import new_stream_id
+from crucible_trio.request import Request
 
 NO_USAGE = {"input_tokens": None, "output_tokens": None, "reasoning_tokens": None}
 USAGE = {"input_tokens": 3, "output_tokens": 9, "reasoning_tokens": 4}
@@ -162,6 +165,41 @@ async def test_health_and_readiness_while_serving_and_draining(open_api, autojum
         assert (await api.get("/readyz")).json == {"status": "draining"}
         assert [(await api.ask("HEAD", path)).status for path in ("/healthz", "/readyz")] == [200, 503]
         over.set()
+
+
+class Upstream:
+    """An engine whose server comes and goes."""
+
+    def __init__(self, name: str, *models: str, is_up: bool | None = None) -> None:
+        self.info = EngineInfo(name=name, models=models, is_up=is_up)
+
+    async def generate(self, request: Request, output: Output) -> Finish:
+        return Finish()
+
+
+async def test_readiness_names_the_upstreams_that_are_down(open_api, autojump_clock: MockClock) -> None:
+    spare = Upstream("spare", is_up=False)
+    router = RouterEngine([RouterEngine([Upstream("vllm", "m", is_up=True)]), spare, Upstream("local", "x")])
+    async with open_api(engine=router) as api:
+        answer = await api.get("/readyz")
+        assert (answer.status, answer.json) == (200, {"status": "ready", "upstreams": {"vllm": "up", "spare": "down"}})
+        spare.info = EngineInfo(name="spare", models=("m",), is_up=True)
+        assert (await api.get("/readyz")).json["upstreams"] == {"vllm": "up", "spare": "up"}
+
+
+async def test_without_any_model_the_server_is_not_ready(open_api, autojump_clock: MockClock) -> None:
+    late = Upstream("late", is_up=False)
+    async with open_api(engine=late, openai_models={"o3": "m"}) as api:
+        answer = await api.get("/readyz")
+        assert (answer.status, answer.json) == (503, {"status": "no_model", "upstreams": {"late": "down"}})
+        assert (await api.get("/v1/models")).json == {"object": "list", "data": []}
+        assert (await api.get("/v1/models/o3")).status == 404
+        late.info = EngineInfo(name="late", models=("m",), is_up=True)
+        assert (await api.get("/readyz")).status == 200
+        assert (await api.get("/v1/models/o3")).status == 200
+        # A server that goes down keeps its models: their requests fail with an error that says so.
+        late.info = EngineInfo(name="late", models=("m",), is_up=False)
+        assert (await api.get("/readyz")).status == 200
 
 
 async def test_metrics_are_in_the_text_format_of_prometheus(open_api, autojump_clock: MockClock) -> None:

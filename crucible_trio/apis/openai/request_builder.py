@@ -14,7 +14,7 @@ import msgspec
 from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.openai.errors import ModelNotFoundError
-from crucible_trio.engine import Capabilities, Engine
+from crucible_trio.engine import Capabilities, Engine, engines_behind
 from crucible_trio.errors import ConfigError
 from crucible_trio.records import Mode
 from crucible_trio.request import Message, Parameters, Request, Sampling, TextFormat
@@ -81,6 +81,8 @@ class RequestBuilder:
             try:
                 self.resolve(name)
             except ModelNotFoundError as error:
+                if any(part.info.is_up is False or not part.info.models for part in engines_behind(engine)):
+                    continue  # the model may appear when its server is up
                 message = f"openai_models.{name} must be a model of the engine: {error}"
                 raise ConfigError(message, "openai_models") from error
 

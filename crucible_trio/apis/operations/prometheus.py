@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, final
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from crucible_trio.engine import CountsAbandonedThreads, CountsSkippedFields, Engine, engine_of
+from crucible_trio.engine import CountsAbandonedThreads, CountsSkippedFields, engines_behind
 from crucible_trio.metrics import Histogram
 from crucible_trio.pipeline import Pipeline
 
@@ -26,7 +27,10 @@ class PipelineCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """The numbers now (`prometheus_client.registry.Collector`)."""
         pipeline = self._pipeline
-        engines = {engine.info.name: pipeline.metrics.engine(engine.info.name) for engine in _engines_of(pipeline)}
+        behind = list(engines_behind(pipeline.engine))
+        for engine in behind:
+            pipeline.metrics.engine(engine.info.name)
+        engines = pipeline.metrics.engines  # also those that a router no longer has
         yield _counters(
             "streams_started", "Streams accepted", "mode", {name: numbers.started for name, numbers in engines.items()}
         )
@@ -39,6 +43,12 @@ class PipelineCollector(Collector):
         yield _counters(
             "pieces", "Pieces of content recorded", "mode", {name: numbers.pieces for name, numbers in engines.items()}
         )
+        yield _by_engine(
+            CounterMetricFamily(
+                "crucible_failovers", "Streams that another engine took over before the first piece", labels=["engine"]
+            ),
+            {name: numbers.failovers for name, numbers in engines.items()},
+        )
         yield _histogram(
             "first_token_seconds",
             "From acceptance to the first piece of content",
@@ -49,24 +59,36 @@ class PipelineCollector(Collector):
             "From the decision to stop a stream until its engine has let go",
             {name: numbers.cancel_seconds for name, numbers in engines.items()},
         )
-        threads = GaugeMetricFamily(
-            "crucible_abandoned_threads",
-            "Model threads whose stream ended before them, since the start",
-            labels=["engine"],
-        )
-        for engine in _engines_of(pipeline):
-            abandoned = engine.abandoned_threads if isinstance(engine, CountsAbandonedThreads) else 0
-            threads.add_metric([engine.info.name], abandoned)
-        yield threads
-        skipped = CounterMetricFamily(
-            "crucible_upstream_skipped",
-            "Values and events of an upstream server's streams that were skipped",
-            labels=["engine"],
-        )
-        for engine in _engines_of(pipeline):
+        # Added up, because engines behind different routers may have one name.
+        threads = Counter[str]()
+        skipped = Counter[str]()
+        up: dict[str, bool] = {}
+        for engine in behind:
+            name = engine.info.name
+            threads[name] += engine.abandoned_threads if isinstance(engine, CountsAbandonedThreads) else 0
             if isinstance(engine, CountsSkippedFields):
-                skipped.add_metric([engine.info.name], engine.skipped_fields)
-        yield skipped
+                skipped[name] += engine.skipped_fields
+            if (is_up := engine.info.is_up) is not None:
+                up[name] = up.get(name, True) and is_up
+        yield _by_engine(
+            GaugeMetricFamily(
+                "crucible_abandoned_threads",
+                "Model threads whose stream ended before them, since the start",
+                labels=["engine"],
+            ),
+            threads,
+        )
+        yield _by_engine(
+            CounterMetricFamily(
+                "crucible_upstream_skipped",
+                "Values and events of an upstream server's streams that were skipped",
+                labels=["engine"],
+            ),
+            skipped,
+        )
+        yield _by_engine(
+            GaugeMetricFamily("crucible_upstream_up", "Whether an upstream server responds", labels=["engine"]), up
+        )
         refused = CounterMetricFamily("crucible_requests_refused", "Requests answered with an error", labels=["code"])
         for code, number in pipeline.metrics.refused.items():
             refused.add_metric([code], number)
@@ -92,18 +114,10 @@ def render(pipeline: Pipeline) -> bytes:
     return generate_latest(registry)
 
 
-def _engines_of(pipeline: Pipeline) -> list[Engine]:
-    """The engines that generate, each once: those behind a router, not the router."""
-    found = {id(engine): engine for engine in _behind(pipeline.engine)}
-    return list(found.values())
-
-
-def _behind(engine: Engine) -> Iterator[Engine]:
-    models = engine.info.models
-    if not models:
-        yield engine
-    for model in models:
-        yield engine_of(engine, model)
+def _by_engine(family: GaugeMetricFamily | CounterMetricFamily, numbers: Mapping[str, int]) -> Metric:
+    for engine, number in numbers.items():
+        family.add_metric([engine], number)
+    return family
 
 
 def _counters(name: str, text: str, label: str, counts: Mapping[str, Mapping[Any, int]]) -> Metric:

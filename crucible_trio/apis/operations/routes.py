@@ -10,6 +10,7 @@ from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.replies import json_response
 from crucible_trio.apis.operations import prometheus
+from crucible_trio.engine import engines_behind
 
 
 @final
@@ -37,12 +38,20 @@ class OperationsApi:
         return json_response({"status": "ok"})
 
     async def readyz(self) -> Response:
-        """`GET /readyz`: 200 while new streams are accepted, 503 while the server drains."""
+        """`GET /readyz`: 200 while new streams are accepted, 503 while the server drains or has no model."""
         if self._pipeline.draining:
-            return json_response({"status": "draining"}, 503)
-        if not self._pipeline.store.ready:
-            return json_response({"status": "log_unavailable"}, 503)
-        return json_response({"status": "ready"})
+            status = "draining"
+        elif not self._pipeline.store.ready:
+            status = "log_unavailable"
+        elif not self._pipeline.engine.info.models:
+            status = "no_model"
+        else:
+            status = "ready"
+        answer: dict[str, object] = {"status": status}
+        infos = [engine.info for engine in engines_behind(self._pipeline.engine)]
+        if upstreams := {info.name: "up" if info.is_up else "down" for info in infos if info.is_up is not None}:
+            answer["upstreams"] = upstreams
+        return json_response(answer, 200 if status == "ready" else 503)
 
     async def metrics(self) -> Response:
         """`GET /metrics`: the metrics as Prometheus text. Needs a key if keys are configured."""

@@ -8,8 +8,8 @@ import msgspec
 import trio
 
 from crucible_trio.client import Client
-from crucible_trio.engine import Capabilities, EngineInfo
-from crucible_trio.errors import ConfigError, ServerRefusedError, StreamLostError
+from crucible_trio.engine import Capabilities
+from crucible_trio.errors import EngineError, ServerRefusedError, StreamLostError
 from crucible_trio.request import Sampling
 
 # Seconds. The models are asked for at start, where no stream's deadlines apply.
@@ -29,35 +29,33 @@ class _ModelList(msgspec.Struct):
     data: list[_ListedModel]
 
 
-async def ask_for_models(client: Client, name: str, shown: str) -> EngineInfo:
+async def ask_for_models(client: Client, shown: str) -> dict[str, Capabilities]:
     """Ask a server for its models.
 
     Args:
         client: Of the server.
-        name: Of the engine.
         shown: The server's URL, for messages.
 
     Returns:
-        An engine's info with at least one model.
+        At least one model, with its capabilities.
 
     Raises:
-        ConfigError: The server is unreachable, sends an invalid list or lists no models. The message says what to do.
+        EngineError: The server is unreachable, sends an invalid list or lists no models. `status` is the HTTP status,
+            if one came.
     """
-    hint = "check the base URL, or name the model with --model"
     try:
         with trio.fail_after(LIST_TIMEOUT):
             listed = msgspec.convert(await client.models(), _ModelList).data
     except (StreamLostError, trio.TooSlowError) as error:
-        message = f"cannot get the list of models from {shown}: start the server, or {hint}"
-        raise ConfigError(message, "upstream_base_url") from error
+        message = f"cannot get the list of models from {shown}"
+        raise EngineError("upstream_unreachable", message, retryable=True) from error
     except ServerRefusedError as error:
-        message = f"{shown} returned status {error.status} instead of a list of models: {hint}"
-        raise ConfigError(message, "upstream_base_url") from error
+        message = f"{shown} returned status {error.status} instead of a list of models"
+        raise EngineError("upstream_error", message, retryable=True, status=error.status) from error
     except msgspec.ValidationError as error:
-        message = f"{shown} returned an invalid list of models: {hint}"
-        raise ConfigError(message, "upstream_base_url") from error
+        message = f"{shown} returned an invalid list of models"
+        raise EngineError("upstream_invalid_response", message, status=200) from error
     if not listed:
-        message = f"{shown} lists no models: {hint}"
-        raise ConfigError(message, "upstream_base_url")
-    by_model = {model.id: Capabilities.of(model.capabilities, model.sampling) for model in listed}
-    return EngineInfo(name=name, models=tuple(by_model), by_model=by_model)
+        message = f"{shown} lists no models"
+        raise EngineError("upstream_invalid_response", message, status=200)
+    return {model.id: Capabilities.of(model.capabilities, model.sampling) for model in listed}

@@ -30,6 +30,7 @@ from crucible_trio.records import (
     RefusalDelta,
     StreamCancelled,
     StreamCompleted,
+    StreamContinued,
     StreamFailed,
     StreamIncomplete,
     Terminal,
@@ -98,6 +99,9 @@ class RecordRelay:
             case RefusalDelta():
                 await self._cut_call()
                 await self._output.refusal(record.delta)
+            case StreamContinued():
+                await self._cut_call()
+                await self._output.continued(record.characters)
             case ToolCallDelta() | ToolCallDone():
                 raise _invalid()
             case _:

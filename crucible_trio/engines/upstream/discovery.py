@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 import trio
 
-from crucible_trio.errors import ConfigError
+from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.http import HttpClient, HttpError, Url, parse_url
 
 # Seconds. The models are asked for at start, where no stream's deadlines apply.
@@ -34,29 +34,30 @@ async def list_models(client: HttpClient, url: Url) -> tuple[str, ...]:
         At least one name.
 
     Raises:
-        ConfigError: The server is unreachable, sends an invalid list or lists no models. The message says what to do.
+        EngineError: The server is unreachable, sends an invalid list or lists no models. `status` is the HTTP status,
+            if one came.
     """
     shown = url.without_query()
-    hint = "check the base URL, or name the model with --model"
     try:
         with trio.fail_after(LIST_TIMEOUT):
             async with await client.send("GET", url, headers={"Accept": "application/json"}) as response:
                 content = await response.read_all(MAX_LIST_BYTES)
     except (HttpError, trio.TooSlowError) as error:
         reason = "it took too long" if isinstance(error, trio.TooSlowError) else error
-        message = f"cannot get the list of models from {shown} ({reason}): start the server, or {hint}"
-        raise ConfigError(message, "upstream_base_url") from error
+        message = f"cannot get the list of models from {shown} ({reason})"
+        raise EngineError("upstream_unreachable", message, retryable=True) from error
+    status = response.status
     if not response.is_success:
-        message = f"{shown} returned status {response.status} instead of a list of models: {hint}"
-        raise ConfigError(message, "upstream_base_url")
+        message = f"{shown} returned status {status} instead of a list of models"
+        raise EngineError("upstream_error", message, retryable=True, status=status)
     try:
         models = tuple(model.id for model in msgspec.json.decode(content, type=_ModelList).data)
     except (ValueError, RecursionError) as error:
-        message = f"{shown} returned an invalid list of models: {hint}"
-        raise ConfigError(message, "upstream_base_url") from error
+        message = f"{shown} returned an invalid list of models"
+        raise EngineError("upstream_invalid_response", message, status=status) from error
     if not models:
-        message = f"{shown} lists no models: {hint}"
-        raise ConfigError(message, "upstream_base_url")
+        message = f"{shown} lists no models"
+        raise EngineError("upstream_invalid_response", message, status=status)
     return models
 
 

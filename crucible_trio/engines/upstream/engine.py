@@ -28,15 +28,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from typing import Final, final
 
 import msgspec
 import trio
 
-from crucible_trio.engine import EngineInfo, Finish
+from crucible_trio.engine import Capabilities, EngineInfo, Finish
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
+from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
 from crucible_trio.engines.upstream.request_body import (
     LimitField,
@@ -48,6 +50,7 @@ from crucible_trio.engines.upstream.response import read_error_response, relay_c
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
+from crucible_trio.engines.watching import discover_at_start
 from crucible_trio.errors import EngineError, UpstreamReport
 from crucible_trio.http import (
     ConnectFailedError,
@@ -62,8 +65,12 @@ from crucible_trio.http import (
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 from crucible_trio.request import Request
+from crucible_trio.settings.upstreams import Prefill
 
 logger = logging.getLogger(__name__)
+
+# Codes of failures that say that the server does not respond at all.
+_DOWN: Final = frozenset({"upstream_unreachable", "upstream_timeout"})
 
 # Makes servers with Jinja templates (vLLM, llama.cpp, SGLang) think or not. Other servers need other fields.
 THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
@@ -76,22 +83,33 @@ THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
 async def open_upstream(
     base_url: str,
     *,
+    name: str = "upstream",
     model: str | None = None,
+    models: Sequence[str] = (),
+    must_be_up: bool = True,
     key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    capabilities: Capabilities | None = None,
     thinking: Mapping[Mode, Mapping[str, object]] = THINKING,
     extra_body: Mapping[str, object] | None = None,
     limit_field: LimitField = "max_tokens",
     think_tags: Mapping[str, str] = THINK_TAGS,
     starts_in_trace: Collection[Mode] = (),
     reasoning_field: ReasoningField | None = None,
+    prefill: Prefill | None = None,
 ) -> AsyncIterator[UpstreamEngine]:
     """Open an engine that relays a server's streams. Its connections close with the context.
 
     Args:
         base_url: The URL without `/chat/completions`, such as `http://127.0.0.1:8080/v1`.
-        model: The model's name on the server, which is then not asked and need not be up yet. None: ask the server for
-            its models. The first one it lists is the default.
+        name: The engine's name, for metrics and the list of models.
+        model: The only model, in place of `models`.
+        models: Names of models on the server, which is then not asked and need not be up yet. None given: ask the
+            server for its models. The first one is the default.
+        must_be_up: Without names of models, ask for them now. False: the engine has none until `discover` is called.
         key: Sent as `Authorization: Bearer`.
+        headers: Further headers of every request.
+        capabilities: Those of the models. None: all that this engine can pass on, and the server judges.
         thinking: Per mode, fields for the request's body that make the server think, or not. The default fields are
             left out for a model for which the server refuses them.
         extra_body: Fields for every request's body. `thinking` and the request's fields win over them.
@@ -100,6 +118,7 @@ async def open_upstream(
         starts_in_trace: Modes in which the content begins inside the trace, without an opening tag.
         reasoning_field: The field of a message in which the reasoning of earlier turns is sent back. None: it is not
             sent, and a request that has any is refused.
+        prefill: How the server is asked to go on with an answer whose connection was lost. None: the stream fails.
 
     Raises:
         ConfigError: The URL, the key or a tag is invalid, or the server does not list a model.
@@ -107,30 +126,36 @@ async def open_upstream(
     url = parse_base_url(base_url)
     check_tags(think_tags)
     # A server that compresses holds tokens back.
-    headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+    all_headers = {**(headers or {}), "Accept": "text/event-stream", "Accept-Encoding": "identity"}
     if key is not None:
-        headers["Authorization"] = f"Bearer {check_key(key)}"
-    async with open_http_client(url, headers=headers) as client:
-        models = (model,) if model is not None else await list_models(client, url.join("models"))
-        info = EngineInfo(
-            name="upstream",
-            models=models,
-            capabilities=upstream_capabilities(reasoning_field),
-            waits_for_upstream=True,
-        )
-        logger.info("upstream %s, default model %s", url.without_query(), models[0])
-        yield UpstreamEngine(
+        all_headers["Authorization"] = f"Bearer {check_key(key)}"
+    async with open_http_client(url, headers=all_headers) as client:
+        can_carry = upstream_capabilities(reasoning_field)
+        engine = UpstreamEngine(
             client,
-            url.join("chat/completions"),
-            info,
+            url,
+            EngineInfo(
+                name=name,
+                models=tuple(models) if model is None else (model,),
+                capabilities=can_carry & (capabilities or can_carry),
+                waits_for_upstream=True,
+            ),
             thinking=thinking,
             extra_body=extra_body or {},
             limit_field=limit_field,
             think_tags=think_tags,
             starts_in_trace=starts_in_trace,
             reasoning_field=reasoning_field,
+            prefill=prefill,
             key=key,
         )
+        if must_be_up and not engine.info.models:
+            await discover_at_start(engine)
+        if engine.info.models:
+            logger.info(
+                "engine %s: upstream server %s, default model %s", name, url.without_query(), engine.info.models[0]
+            )
+        yield engine
 
 
 @final
@@ -138,14 +163,14 @@ class UpstreamEngine:
     """Relays a server's streams. Made by `open_upstream`.
 
     Attributes:
-        info: The engine's models and the sampling fields it honours.
+        info: The engine's models and capabilities, and whether the server responds.
         skipped_fields: Values and events of the server's streams that were skipped, since the start.
     """
 
     def __init__(
         self,
         client: HttpClient,
-        url: Url,
+        base_url: Url,
         info: EngineInfo,
         *,
         thinking: Mapping[Mode, Mapping[str, object]],
@@ -154,23 +179,48 @@ class UpstreamEngine:
         think_tags: Mapping[str, str],
         starts_in_trace: Collection[Mode],
         reasoning_field: ReasoningField | None,
+        prefill: Prefill | None,
         key: str | None,
     ) -> None:
         self.info = info
         self.skipped_fields = 0
         self._client = client
-        self._url = url
+        self._url = base_url.join("chat/completions")
+        self._models_url = base_url.join("models")
+        self._asks_for_models = not info.models
         self._request_body = RequestBody(
             thinking=thinking, extra_body=extra_body, limit_field=limit_field, reasoning_field=reasoning_field
         )
         self._think_tags = think_tags
         self._starts_in_trace = frozenset(starts_in_trace)
+        self._prefill = prefill
         self._key = key
         modes = {name for fields in thinking.values() for name in fields}
         defaults = modes if thinking == THINKING else set()
         # Fields that the operator has chosen are never left out.
         self._configured = (modes - defaults) | extra_body.keys()
         self._added = AddedFields((defaults | {"stream_options"}) - self._configured)
+
+    async def discover(self) -> None:
+        """Ask the server for its models, and declare in `info` what it says (`DiscoversModels`).
+
+        If the models were named when the engine was opened, this only finds out whether the server responds.
+
+        Raises:
+            EngineError: The server does not respond, or has no list of models. The engine keeps the models that it has.
+        """
+        try:
+            models = await list_models(self._client, self._models_url)
+        except EngineError as error:
+            if self._asks_for_models or error.status is None or error.status >= 500:
+                self.info = replace(self.info, is_up=False)
+                raise
+            models = ()
+        self.info = replace(self.info, is_up=True, models=models if self._asks_for_models else self.info.models)
+
+    def _saw(self, *, is_up: bool) -> None:
+        if self.info.is_up is not is_up:
+            self.info = replace(self.info, is_up=is_up)
 
     async def generate(self, request: Request, output: Output) -> Finish:
         """Send the request to the server and relay its stream.
@@ -188,24 +238,47 @@ class UpstreamEngine:
             raise
 
     async def _generate(self, request: Request, output: Output) -> Finish:
+        if self._prefill is None:
+            return await self._complete(request, output)
+        answer = ContinuedAnswer(request, self._prefill)
+        lost: EngineError | None = None
+        while True:
+            try:
+                return answer.finish(await self._complete(request, output, answer))
+            except EngineError as failure:
+                if lost is not None and not answer.has_reply:  # the server refused to go on, or could not be reached
+                    raise lost from failure
+                following = answer.next_request()
+                if following is None:
+                    raise
+                request, lost = following, failure
+            logger.info("the answer goes on in another request: continuation %d", answer.continuations)
+
+    async def _complete(self, request: Request, output: Output, answer: ContinuedAnswer | None = None) -> Finish:
+        """Send one request, again where that is safe, and relay the server's stream."""
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
         schedule = RetrySchedule(client_retries=output.client_retries)
         while True:
             given = self._request_body.fields(request, model)
             fields = {name: value for name, value in given.items() if name not in left_out}
+            if answer is not None:
+                answer.add_fields(fields)
             is_overloaded = False
             try:
                 response = await self._send(json.dumps(fields).encode())
             except HttpError as error:
                 logger.warning("no response from the upstream server: %s", error)
                 failure, delay = _no_response(error), schedule.after_no_response()
+                if failure.code in _DOWN:
+                    self._saw(is_up=False)
             else:
+                self._saw(is_up=True)
                 async with response:
                     if response.is_success:
                         output.accepted()
                         self._remember(model, left_out)
-                        return await self._relay(response, request, output)
+                        return await self._relay(response, request, output, answer)
                     failure, content = await read_error_response(response)
                 if refused := self._added.refused_by(response.status, content, fields):
                     left_out |= refused
@@ -216,7 +289,7 @@ class UpstreamEngine:
                     names = ", ".join(sorted(named))
                     logger.warning("the upstream server's error names fields of the settings: %s", names)
                 delay, is_overloaded = schedule.after_error_response(failure), True
-            if delay is None:
+            if delay is None or output.has_fallback:
                 logger.warning("%s", failure)
                 raise failure
             logger.info("retrying in %.1f s after %s", delay, failure)
@@ -224,11 +297,17 @@ class UpstreamEngine:
             async with output.queued() if is_overloaded else nullcontext():
                 await trio.sleep(delay)
 
-    async def _relay(self, response: HttpResponse, request: Request, output: Output) -> Finish:
-        splitter = ThinkSplitter(self._think_tags, starts_inside=request.mode in self._starts_in_trace)
+    async def _relay(
+        self, response: HttpResponse, request: Request, output: Output, answer: ContinuedAnswer | None
+    ) -> Finish:
+        starts_inside = request.mode in self._starts_in_trace
+        if answer is not None:
+            answer.has_reply = True
+            starts_inside = starts_inside and not answer.continuations
+        splitter = ThinkSplitter(self._think_tags, starts_inside=starts_inside)
         skipped = SkippedFields()
         try:
-            return await relay_completion(response, output, splitter, skipped)
+            return await relay_completion(response, output, splitter, skipped, answer)
         finally:
             self.skipped_fields += skipped.total
 

@@ -22,6 +22,7 @@ from crucible_trio.engines.upstream.failures import error_in_chunk, to_engine_er
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.errors import EngineError
+from crucible_trio.records import Usage
 from crucible_trio.sse import Decoder, ServerSentEvent
 
 # Bytes of a body without events that are kept, to find an error in it.
@@ -39,9 +40,13 @@ class CompletionReader:
         splitter: Separates a trace inside the content.
         skipped: Counts the skipped values.
         max_event_length: Characters of one event.
+
+    Attributes:
+        lost: The failure of a completion whose connection was lost before the model ended.
     """
 
     def __init__(self, splitter: ThinkSplitter | None, skipped: SkippedFields, max_event_length: int) -> None:
+        self.lost: EngineError | None = None
         self._completion = UpstreamCompletion(skipped, splitter)
         self._skipped = skipped
         self._decoder = Decoder(max_event_length=sys.maxsize)  # would raise before it returns earlier events
@@ -66,6 +71,11 @@ class CompletionReader:
     def is_done(self) -> bool:
         """Whether only the end of the body can still come."""
         return self._completion.done
+
+    @property
+    def usage(self) -> Usage:
+        """The server's token counts so far."""
+        return self._completion.usage
 
     def feed(self, data: bytes) -> list[Piece]:
         """Take the next bytes. Returns the decided pieces in order, none of them empty."""
@@ -116,7 +126,9 @@ class CompletionReader:
         if not self._has_events and self._head and not was_cut and not _may_begin_events(self._head):
             return _not_an_event_stream()
         if was_cut:
-            return _lost_connection()
+            failure = _lost_connection()
+            self.lost = failure if self._completion.finish_reason is None else None
+            return failure
         if not self._head and not self._has_events:
             return EngineError("upstream_ended_early", "The upstream server sent an empty response.", retryable=True)
         if not self._completion.has_chunks and self._skipped.may_hold_text and as_promised:

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import trio
 
 from crucible_trio.engine import Finish
+from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
 from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.retries import parse_retry_after
@@ -59,7 +60,11 @@ class UpstreamBody(Protocol):
 
 
 async def relay_completion(
-    body: UpstreamBody, output: Output, splitter: ThinkSplitter | None, skipped: SkippedFields
+    body: UpstreamBody,
+    output: Output,
+    splitter: ThinkSplitter | None,
+    skipped: SkippedFields,
+    answer: ContinuedAnswer | None = None,
 ) -> Finish:
     """Write the completion in a body to `output`, each piece as it arrives.
 
@@ -70,6 +75,7 @@ async def relay_completion(
         output: Takes the pieces.
         splitter: Separates a trace inside the content.
         skipped: Counts the skipped values.
+        answer: Decides what of the completion goes on with an answer, and learns whether the connection is lost.
 
     Raises:
         EngineError: `upstream_ended_early`, `upstream_invalid_response`, `upstream_error`, `upstream_rejected`,
@@ -78,14 +84,20 @@ async def relay_completion(
     reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH)
     try:
         async with PieceWriter(output) as writer:
-            was_cut, as_promised = await _read_completion(body, reader, writer)
-            await writer.write(reader.end(was_cut=was_cut, as_promised=as_promised))
-        return reader.finish()
+            was_cut, as_promised = await _read_completion(body, reader, writer, answer)
+            pieces = reader.end(was_cut=was_cut, as_promised=as_promised)
+            await writer.write(pieces if answer is None else answer.pass_on(pieces))
+            finish = reader.finish()
+            if answer is not None:
+                await writer.write(answer.end())
     except EngineError as error:
         logger.warning("%s", error)
+        if answer is not None and error is reader.lost:
+            answer.lose(reader.usage, may_lack_text=skipped.may_hold_text)
         raise
     finally:
         skipped.log(logger)
+    return finish
 
 
 async def read_error_response(response: HttpResponse) -> tuple[EngineError, bytes]:
@@ -102,7 +114,9 @@ async def read_error_response(response: HttpResponse) -> tuple[EngineError, byte
     return to_engine_error(response.status, find_error(content), retry_after=retry_after), content
 
 
-async def _read_completion(body: UpstreamBody, reader: CompletionReader, writer: PieceWriter) -> tuple[bool, bool]:
+async def _read_completion(
+    body: UpstreamBody, reader: CompletionReader, writer: PieceWriter, answer: ContinuedAnswer | None
+) -> tuple[bool, bool]:
     """Read until the result is certain. Returns whether the body was cut, and whether it ended as it promised."""
     deadline = math.inf
     while not reader.is_over:
@@ -119,7 +133,8 @@ async def _read_completion(body: UpstreamBody, reader: CompletionReader, writer:
             return True, False
         if not chunk:
             return False, body.has_promised_end and not is_too_late
-        await writer.write(reader.feed(chunk))
+        pieces = reader.feed(chunk)
+        await writer.write(pieces if answer is None else answer.pass_on(pieces))
         if not reader.is_final:
             deadline = math.inf
         else:

@@ -124,7 +124,7 @@ def check_tags(tags: Mapping[str, str]) -> None:
     """
     for opening, closing in tags.items():
         if not opening or not closing or opening[0].isspace():
-            message = f"upstream_think_tags: {opening!r} = {closing!r} has an empty tag or begins with white space"
+            message = f"no think tag may be empty or begin with white space, as in {opening!r} = {closing!r}"
             raise ConfigError(message, "upstream_think_tags")
 
 

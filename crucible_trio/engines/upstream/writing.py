@@ -6,7 +6,16 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self, final
 
-from crucible_trio.content import Piece, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.content import (
+    Continued,
+    Piece,
+    Reasoning,
+    Refusal,
+    Text,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+)
 from crucible_trio.output import Output, ToolCallOutput
 
 
@@ -40,6 +49,8 @@ class PieceWriter:
                     await self._output.reasoning(piece.text, piece.segment)
                 case Refusal():
                     await self._output.refusal(piece.text)
+                case Continued():
+                    await self._output.continued(piece.characters)
                 case ToolCallStart():
                     self._call = await self._output.tool_call(piece.id, piece.name).__aenter__()
 

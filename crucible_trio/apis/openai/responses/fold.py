@@ -65,6 +65,7 @@ from crucible_trio.records import (
     RefusalDelta,
     StreamCancelled,
     StreamCompleted,
+    StreamContinued,
     StreamCreated,
     StreamFailed,
     StreamIncomplete,
@@ -115,7 +116,8 @@ class ResponseFold:
         """Fold the next record.
 
         Returns:
-            Its events, numbered. None for `reasoning.done` without a trace, and for a piece of a custom tool's input.
+            Its events, numbered. `stream.continued`, `reasoning.done` without a trace, and a piece of a custom tool's
+            input have none.
         """
         events = list(self._events(record))
         for event in events:
@@ -174,6 +176,8 @@ class ResponseFold:
                 assert isinstance(self._open, OpenCall)
                 self._open.is_whole = True
                 yield from self._finish_item("completed")
+            case StreamContinued():
+                pass
             case _:
                 yield from self._end(record)
 
