@@ -15,7 +15,7 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import Final, Protocol, Self, TypeAlias, cast, final, runtime_checkable
+from typing import Final, Literal, Protocol, Self, TypeAlias, cast, final, runtime_checkable
 
 from crucible_trio.content import Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.errors import EngineError
@@ -167,6 +167,31 @@ class CountsSkippedFields(Protocol):
     @property
     def skipped_fields(self) -> int:
         """Values and events skipped, since the start."""
+
+
+PassedPath: TypeAlias = Literal["completions", "embeddings"]
+"""Where a request is passed on to, below the base URL of the server."""
+
+
+@runtime_checkable
+class PassesOn(Protocol):
+    """An engine that asks another server, and can pass on requests of APIs that this package does not have."""
+
+    async def pass_on(self, path: PassedPath, fields: Mapping[str, object]) -> bytes:
+        """Send a request and return the whole body of the answer: JSON.
+
+        Sends no header of the client. Sends the request again only if no status came.
+
+        Args:
+            path: Where to.
+            fields: The request's body, with the name of the model and without `stream`. The fields that the operator
+                has chosen win over them.
+
+        Raises:
+            EngineError: As for `Engine.generate`.
+
+        Cancellation: closes the connection to the server.
+        """
 
 
 def engines_behind(engine: Engine) -> Iterator[Engine]:

@@ -45,20 +45,21 @@ class ModelServer:
         self._epoll.register(self._listener, select.EPOLLIN)
         self._connections: dict[int, _Connection] = {}
         self._streams: dict[_Connection, None] = {}
-        self._period = 0.0
+        self._period = 1.0
+        self._is_going = False
 
     def run(self) -> None:
         """Print the port, and serve."""
         print(self._listener.getsockname()[1], flush=True)
         due = 0.0
         while True:
-            wait = max(0.0, due - time.monotonic()) if self._period else -1
+            wait = max(0.0, due - time.monotonic()) if self._is_going else -1
             for file, _ in self._epoll.poll(wait):
                 if file == self._listener.fileno():
                     self._accept()
                 else:
                     self._receive(self._connections[file])
-            if self._period and time.monotonic() >= due:
+            if self._is_going and time.monotonic() >= due:
                 due = max(due + self._period, time.monotonic())  # a delayed model does not catch up
                 self._tick()
 
@@ -79,7 +80,7 @@ class ModelServer:
         connection.received += data
         head, blank, body = connection.received.partition(b"\r\n\r\n")
         if head.startswith(b"GET /bench/go"):
-            self._period = max((1 / each.spec.rate for each in self._streams if each.spec), default=1.0)
+            self._is_going = True  # a request may still be on its way through the gateway
             connection.sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
             connection.received = b""
         elif blank and b'"messages"' in body:
@@ -90,6 +91,7 @@ class ModelServer:
             connection.received = b""
             connection.spec = Spec.from_json(request["messages"][-1]["content"])
             connection.number = 0
+            self._period = 1 / connection.spec.rate
             self._streams[connection] = None
             connection.sock.sendall(_HEAD + _ROLE)
 

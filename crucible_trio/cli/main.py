@@ -305,4 +305,3 @@ def _run(command: Callable[[], Awaitable[Result]]) -> Result:
 
 def _log_to_stderr(level: int) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request with its URL

@@ -15,17 +15,17 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, Final, final
 
-import httpx
 import msgspec
 
 from crucible_trio import sse
-from crucible_trio.client.answers import send_with_retries
+from crucible_trio.client.answers import ClientRequest, ServerLink, send_with_retries
 from crucible_trio.client.attempts import MAX_ATTEMPTS, MAX_FIRST_ATTEMPTS, RETRY_SECONDS, Attempts, RetryLimits
 from crucible_trio.client.stream import ClientStream, OnReconnect
 from crucible_trio.errors import ServerRefusedError
-from crucible_trio.httpx_bodies import RequestContent
+from crucible_trio.http import Connect, open_http_client, parse_url
 from crucible_trio.records import format_event_id, parse_event_id
 from crucible_trio.request import Request, Trace
 
@@ -44,7 +44,7 @@ async def open_client(
     retry_seconds: float = RETRY_SECONDS,
     max_first_attempts: int = MAX_FIRST_ATTEMPTS,
     max_attempts: int = MAX_ATTEMPTS,
-    transport: httpx.AsyncBaseTransport | None = None,
+    connect: Connect | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client of one server. Leaving closes all its connections.
 
@@ -55,14 +55,19 @@ async def open_client(
         retry_seconds: The first delay after a cut, until the server sets another one. Later delays double.
         max_first_attempts: Failures in a row until the server has answered for the first time.
         max_attempts: Failures in a row without progress, after which a stream is lost.
-        transport: Replaces httpx's transport, for a Unix socket or a test.
+        connect: Opens a connection in place of TCP, such as `lambda: trio.open_unix_socket("/run/crucible.sock")`.
 
     Raises:
         ValueError: An argument is invalid.
+        ConfigError: The environment names a proxy or certificates that cannot be used.
     """
-    url = httpx.URL(base_url)
-    if url.scheme not in {"http", "https"} or not url.host:
-        message = f"{base_url!r} is not an http or https URL"
+    try:
+        url = parse_url(base_url)
+    except ValueError as error:
+        message = f"{base_url!r} is not an http or https URL: {error}"
+        raise ValueError(message) from error
+    if url.user is not None:
+        message = "the base URL must not have a user or a password"  # nor must the message
         raise ValueError(message)
     if silence_seconds <= 0:
         message = "silence_seconds must be more than 0"
@@ -75,15 +80,8 @@ async def open_client(
             raise ValueError(message)
         headers["Authorization"] = f"Bearer {key}"
     limits = RetryLimits(retry_seconds=retry_seconds, max_first_attempts=max_first_attempts, max_attempts=max_attempts)
-    async with httpx.AsyncClient(
-        base_url=url,
-        headers=headers,
-        timeout=silence_seconds,  # for each read, also between two chunks of a body
-        # With the default of 100 connections the 101st stream would wait for another one to end.
-        limits=httpx.Limits(max_connections=None),
-        transport=transport,
-    ) as http:
-        yield Client(http, limits)
+    async with open_http_client(url, headers=headers, connect=connect, connect_timeout=silence_seconds) as http:
+        yield Client(ServerLink(http, url, silence_seconds), limits)
 
 
 @final
@@ -96,8 +94,8 @@ class Client:
     client gives up without an answer. Cancellation closes the connection immediately.
     """
 
-    def __init__(self, http: httpx.AsyncClient, limits: RetryLimits) -> None:
-        self._http = http
+    def __init__(self, server: ServerLink, limits: RetryLimits) -> None:
+        self._server = server
         self._limits = limits
 
     def start(
@@ -134,13 +132,12 @@ class Client:
             "Idempotency-Key": idempotency_key,
         }
         content = msgspec.json.encode(request)
-        start = self._http.build_request("POST", "/v1/streams", headers=headers, content=content)
-        start.stream = RequestContent(content)
         limits = self._limits
         if max_first_attempts is not None:
             limits = replace(limits, max_first_attempts=max_first_attempts)
+        start = ClientRequest(method="POST", path="v1/streams", headers=headers, content=content)
         return ClientStream(
-            self._http,
+            self._server,
             limits,
             start,
             None,
@@ -167,7 +164,7 @@ class Client:
         """
         parse_event_id(format_event_id(stream_id, after))
         return ClientStream(
-            self._http, self._limits, None, stream_id, after=after, trace=trace, on_reconnect=on_reconnect
+            self._server, self._limits, None, stream_id, after=after, trace=trace, on_reconnect=on_reconnect
         )
 
     async def snapshot(self, stream_id: str) -> dict[str, Any]:
@@ -177,7 +174,7 @@ class Client:
             InvalidLastEventIdError: The id is invalid.
         """
         parse_event_id(format_event_id(stream_id, 0))
-        return _decode(await self._send("GET", f"/v1/streams/{stream_id}", names_stream=True))
+        return _decode(await self._send("GET", f"v1/streams/{stream_id}", names_stream=True))
 
     async def cancel(self, stream_id: str) -> None:
         """Stop a stream. Its readers get the terminal record. A stream that has ended does not change.
@@ -186,18 +183,18 @@ class Client:
             InvalidLastEventIdError: The id is invalid.
         """
         parse_event_id(format_event_id(stream_id, 0))
-        await self._send("POST", f"/v1/streams/{stream_id}/cancel", names_stream=True)
+        await self._send("POST", f"v1/streams/{stream_id}/cancel", names_stream=True)
 
     async def models(self) -> dict[str, Any]:
         """The models that a request may name, as the server's JSON."""
-        return _decode(await self._send("GET", "/v1/models", names_stream=False))
+        return _decode(await self._send("GET", "v1/models", names_stream=False))
 
     async def _send(self, method: str, path: str, *, names_stream: bool) -> bytes:
-        return await send_with_retries(self._http, Attempts(self._limits), method, path, names_stream=names_stream)
+        return await send_with_retries(self._server, Attempts(self._limits), method, path, names_stream=names_stream)
 
 
 def _decode(content: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(content, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
-        raise ServerRefusedError(httpx.codes.OK, "http_error", "the response is not a JSON object") from error
+        raise ServerRefusedError(HTTPStatus.OK, "http_error", "the response is not a JSON object") from error

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from http import HTTPStatus
 from types import TracebackType
 from typing import Final, TypeAlias, final, get_args
 
-import httpx
 import msgspec
 import trio
 
 from crucible_trio import sse
 from crucible_trio.client.answers import (
     MAX_ERROR_BYTES,
-    ClientBody,
+    ClientRequest,
+    ClientResponse,
+    ServerLink,
     raise_error_status,
     send_with_retries,
-    transport_cut,
 )
 from crucible_trio.client.attempts import Attempts, CutError, RetryLimits
 from crucible_trio.errors import EventTooLargeError, InvalidLastEventIdError
+from crucible_trio.http import Headers
 from crucible_trio.records import (
     TERMINAL,
     AnyRecord,
@@ -70,9 +72,9 @@ class ClientStream:
 
     def __init__(
         self,
-        http: httpx.AsyncClient,
+        server: ServerLink,
         limits: RetryLimits,
-        start: httpx.Request | None,
+        start: ClientRequest | None,
         stream_id: str | None,
         *,
         after: int,
@@ -83,7 +85,7 @@ class ClientStream:
         self.last_seq = after
         self.reconnects = 0
         self.terminal: Terminal | None = None
-        self._http = http
+        self._server = server
         self._limits = limits
         self._attempts = Attempts(limits)
         self._start = start
@@ -91,7 +93,7 @@ class ClientStream:
         self._trace = trace
         self._on_reconnect = on_reconnect
         self._repeats_refused = repeats_refused
-        self._body: ClientBody | None = None
+        self._body: ClientResponse | None = None
         self._decoder = sse.Decoder()
         self._events: deque[sse.ServerSentEvent] = deque()  # received, not processed yet
         self._attached_at = 0.0
@@ -172,22 +174,19 @@ class ClientStream:
 
         The iteration goes on: it yields the records that were already made, then the terminal record.
         """
-        path = f"/v1/streams/{self.id}/cancel"
+        path = f"v1/streams/{self.id}/cancel"
         await send_with_retries(
-            self._http, Attempts(self._limits), "POST", path, names_stream=True, last_seq=self.last_seq
+            self._server, Attempts(self._limits), "POST", path, names_stream=True, last_seq=self.last_seq
         )
 
     async def _attach(self) -> None:
+        body = await self._server.send(self._request())
+        response = body.http
         try:
-            response = await self._http.send(self._request(), stream=True)
-        except httpx.RequestError as error:
-            raise transport_cut(error) from error
-        body = ClientBody(response)
-        try:
-            if response.status_code == httpx.codes.OK:
-                self._accept(response)
+            if response.status == HTTPStatus.OK:
+                self._accept(response.headers)
                 self._body = body
-            elif response.status_code == httpx.codes.NO_CONTENT and self._id is not None:
+            elif response.status == HTTPStatus.NO_CONTENT and self._id is not None:
                 self._ended = True  # the offset is the terminal record
             else:
                 raise_error_status(response, await body.read(MAX_ERROR_BYTES), names_stream=self._id is not None)
@@ -195,25 +194,23 @@ class ClientStream:
             if self._body is None:
                 await body.aclose()
 
-    def _request(self) -> httpx.Request:
+    def _request(self) -> ClientRequest:
         if self._start is not None and self._id is None:
             return self._start  # may be sent again: with the same key it is the same stream
-        return self._http.build_request(
-            "GET",
-            f"/v1/streams/{self.id}/events",
-            params={"trace": self._trace},
+        return ClientRequest(
+            method="GET",
+            path=f"v1/streams/{self.id}/events",
+            query=f"trace={self._trace}",
             headers={"Accept": sse.MEDIA_TYPE, "Last-Event-ID": format_event_id(self.id, self.last_seq)},
         )
 
-    def _accept(self, response: httpx.Response) -> None:
+    def _accept(self, headers: Headers) -> None:
         # A captive portal answers every request with 200.
-        if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() != sse.MEDIA_TYPE:
+        if headers.get("Content-Type", "").partition(";")[0].strip().lower() != sse.MEDIA_TYPE:
             raise CutError("the response is not an event stream")
         if self._id is None:
             # Only the id is taken from `Location`. The key must not be sent to any other host.
-            stream_id = (
-                response.headers.get("Crucible-Stream") or response.headers.get("Location", "").rpartition("/")[2]
-            )
+            stream_id = headers.get("Crucible-Stream") or headers.get("Location", "").rpartition("/")[2]
             try:
                 parse_event_id(format_event_id(stream_id, 0))
             except InvalidLastEventIdError as error:
@@ -224,9 +221,9 @@ class ClientStream:
         self._decoder = sse.Decoder()
         self._attempts.mark_reached()
 
-    async def _receive(self, body: ClientBody) -> None:
+    async def _receive(self, body: ClientResponse) -> None:
         chunk = await body.receive()
-        if chunk is None:
+        if not chunk:
             # If the stream has ended too, the next request gets 204.
             raise CutError("the response ended before the stream")
         try:

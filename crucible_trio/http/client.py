@@ -63,9 +63,15 @@ class HttpClient:
     def __init__(self, url: Url, pool: ConnectionPool, headers: Mapping[str, str], *, whole_urls: bool) -> None:
         self._origin = url.origin
         self._pool = pool
-        self._headers = {"Host": url.host_header, **headers}
+        # Some gateways refuse requests without a user agent.
+        self._headers = {"Host": url.host_header, "User-Agent": "crucible_trio", **headers}
         encode_headers(self._headers)  # a wrong one is an error now, and not at the first request
         self._whole_urls = whole_urls
+
+    @property
+    def open_connections(self) -> int:
+        """The number of open connections, idle ones included."""
+        return self._pool.open_connections
 
     async def send(
         self, method: str, url: Url, *, headers: Mapping[str, str] | None = None, content: bytes = b""

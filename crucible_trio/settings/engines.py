@@ -73,7 +73,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `chat_template_kwargs.enable_thinking`, which vLLM and llama.cpp understand. Where the server refuses the default
     field, requests are sent without it. In the environment, JSON."""
     upstream_extra_body: dict[str, Any] = {}
-    """Fields added to every request to the upstream server. In the environment, JSON."""
+    """Fields added to every request to the upstream server. They win over the fields of the request. In the
+    environment, JSON."""
     upstream_limit_field: LimitField = "max_tokens"
     """The upstream server's name for `max_output_tokens`. OpenAI's own reasoning models need
     `max_completion_tokens`."""

@@ -20,6 +20,7 @@ from crucible_trio.apis.native.errors import NATIVE_ERRORS
 from crucible_trio.apis.native.routes import NativeApi
 from crucible_trio.apis.openai.chat.routes import ChatApi
 from crucible_trio.apis.openai.models.routes import ModelsApi
+from crucible_trio.apis.openai.passing.routes import PassingApi
 from crucible_trio.apis.openai.responses.routes import ResponsesApi
 from crucible_trio.apis.operations.routes import OperationsApi
 from crucible_trio.apis.page.routes import PageApi
@@ -35,6 +36,7 @@ APIS: Final = ApiRegistry(
         PageApi,
         ChatApi,
         ResponsesApi,
+        PassingApi,
         ModelsApi,
     ),
     default_shape=NATIVE_ERRORS,

@@ -120,6 +120,27 @@ async def test_an_error_found_late_names_the_variable(variables: dict[str, str],
     assert await refusal(**variables) == f"Error: {sentence}"
 
 
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"ALL_PROXY": "socks://user:s3cret@127.0.0.1:9"}, "ALL_PROXY names a proxy that is not an HTTP proxy"),
+        ({"HTTPS_PROXY": "http://"}, "HTTPS_PROXY is not the URL of a proxy"),
+        ({"SSL_CERT_FILE": "/no/such/file.pem"}, "SSL_CERT_FILE names /no/such/file.pem, which cannot be read"),
+        ({"SSL_CERT_DIR": "/no/such/folder"}, "SSL_CERT_DIR names /no/such/folder, which is not a folder"),
+    ],
+)
+async def test_a_wrong_proxy_or_certificate_names_the_variable(variables: dict[str, str], sentence: str) -> None:
+    line = await refusal("--base-url", "https://model.test/v1", "--model", "m", **variables)
+    assert line.startswith(f"Error: {sentence}")
+
+
+async def test_a_wrong_proxy_does_not_matter_on_loopback() -> None:
+    line = await refusal(
+        "--base-url", "http://127.0.0.1:1/v1", ALL_PROXY="socks://127.0.0.1:9", NO_PROXY="[::1],fd00::/8"
+    )
+    assert "start the server" in line
+
+
 async def test_a_busy_port_names_another_one() -> None:
     with trio.socket.socket() as taken:
         await taken.bind(("127.0.0.1", 0))

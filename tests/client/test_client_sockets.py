@@ -122,11 +122,11 @@ async def test_a_silent_connection_is_replaced(serve):
 async def test_a_refused_connection_is_reported_after_the_first_attempts():
     with url_that_refuses() as url, trio.fail_after(20):
         async with open_client(url, retry_seconds=0.001, max_first_attempts=2) as client:
-            with pytest.raises(StreamLostError, match="ConnectError") as caught:
+            with pytest.raises(StreamLostError, match="refused") as caught:
                 async with client.start(Request(PROMPT)):
                     pass
             assert caught.value.last_seq == 0
-            with pytest.raises(StreamLostError, match="ConnectError"):
+            with pytest.raises(StreamLostError, match="refused"):
                 await client.models()
 
 
@@ -152,12 +152,12 @@ async def test_leaving_early_closes_the_connection_and_sends_no_request(serve, w
                 await anext(stream)
             # The client is still open, but its connection is closed.
             assert server.open_connections == 1
-            assert client._http._transport._pool.connections == []
+            assert client._server._http.open_connections == 0
             gone.set()
     assert len(server.requests) == 1
 
 
-async def test_more_streams_than_httpx_connections_by_default_are_read_at_the_same_time(serve):
+async def test_the_number_of_streams_at_the_same_time_is_not_limited(serve):
     with trio.fail_after(20):  # less than the silence after which the client closes a connection
         server = await serve(make_records)
         all_there = trio.Event()
@@ -189,5 +189,4 @@ async def test_the_prompt_is_in_no_log_and_no_message(serve, caplog):
                 async with client.start(Request(PROMPT), idempotency_key="lost") as stream:
                     await read_all(stream)
             assert PROMPT not in f"{stream!r} {client!r} {caught.value!r} {caught.value.__cause__!r}"
-    assert "httpx" in caplog.text
     assert "7f3a9c" not in caplog.text

@@ -67,8 +67,9 @@ class Agent:
         """Let the agent answer a prompt.
 
         Returns:
-            What it printed.
+            Its standard output.
         """
+        sandbox.home.mkdir(exist_ok=True)
         values = {"{base_url}": base_url, "{model}": MODEL}
         for name, content in self.files.items():
             path = sandbox.home / name

@@ -1,4 +1,4 @@
-"""Fixtures: a server in front of an engine, and real clients in an environment of their own."""
+"""Fixtures: a server in front of an engine, and real clients with a separate environment."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def sandbox(tmp_path: Path) -> Sandbox:
 
 @pytest.fixture
 def run_node(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
-    """`await run_node("chat.mjs", *arguments)` returns what a program prints that uses clients from npm."""
+    """`await run_node("chat.mjs", *arguments)` returns the output of a program that uses clients from npm."""
     try:
         install_packages(npm, PACKAGES / "sdks")
     except InstallError as error:
@@ -112,14 +112,14 @@ def run_node(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[str
 
 @pytest.fixture
 def run_agent(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
-    """`await run_agent(QWEN_CODE, prompt, base_url=...)` returns what a coding agent prints."""
+    """`await run_agent(QWEN_CODE, prompt, base_url=...)` returns the output of a coding agent."""
     try:
         packages = install_packages(npm, PACKAGES / "agents")
     except InstallError as error:
         skip_missing(str(error))
 
-    async def run(agent: Agent, prompt: str, *, base_url: str) -> str:
-        return await agent.run(prompt, base_url=base_url, sandbox=sandbox, packages=packages, node=node)
+    async def run(agent: Agent, prompt: str, *, base_url: str, home: Path = sandbox.home) -> str:
+        return await agent.run(prompt, base_url=base_url, sandbox=Sandbox(home), packages=packages, node=node)
 
     return run
 
@@ -160,7 +160,7 @@ LITELLM = "litellm==1.110.2"
 
 @pytest.fixture
 def run_litellm(sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
-    """`await run_litellm("program.py", *arguments)` returns what a program prints that uses LiteLLM."""
+    """`await run_litellm("program.py", *arguments)` returns the output of a program that uses LiteLLM."""
     folder = FOLDER / ".venv"
     stamp = folder / ".installed"
     wanted = f"{LITELLM} {sys.version}"

@@ -1,6 +1,6 @@
 """Installs clients from npm and runs them, on Node 22 or newer.
 
-A client runs with an environment of its own: it sees no key, no proxy and no settings of the user. Packages are
+A client runs with a separate environment: it sees no key, no proxy and no settings of the user. Packages are
 installed once per checkout, from lock files and without install scripts.
 """
 
@@ -18,13 +18,29 @@ import trio
 
 FOLDER = Path(__file__).parent
 PACKAGES = FOLDER / "packages"
-OLDEST_NODE = 22  # what the clients need. Debian 12 has 18
+OLDEST_NODE = 22  # the clients need it. Debian 12 has 18
 INSTALL_SECONDS = 600
 RUN_SECONDS = 240  # only a failing test takes this long
 
 
 class InstallError(Exception):
-    """A package manager could not install what a test needs."""
+    """A package manager could not install the packages for a test."""
+
+
+class ClientError(Exception):
+    """A client ended with an error.
+
+    Attributes:
+        code: Its exit code.
+        output: Its standard output.
+        errors: Its standard error.
+    """
+
+    def __init__(self, code: int, output: str, errors: str) -> None:
+        super().__init__(f"exit code {code}: {errors[-4000:]}")
+        self.code = code
+        self.output = output
+        self.errors = errors
 
 
 def install_packages(npm: str, folder: Path) -> Path:
@@ -116,10 +132,13 @@ class Sandbox:
         Args:
             command: The program and its arguments.
             folder: The working directory.
-            standard_input: What the client can read there.
+            standard_input: The text for the client to read.
 
         Returns:
             Its standard output.
+
+        Raises:
+            ClientError: Its exit code is not 0.
         """
         with trio.fail_after(RUN_SECONDS):
             done = await trio.run_process(
@@ -131,5 +150,7 @@ class Sandbox:
                 capture_stderr=True,
                 check=False,
             )
-        assert done.returncode == 0, done.stderr.decode()[-4000:]
-        return done.stdout.decode()
+        output = done.stdout.decode()
+        if done.returncode:
+            raise ClientError(done.returncode, output, done.stderr.decode())
+        return output

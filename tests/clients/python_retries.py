@@ -74,7 +74,7 @@ def of_chat(call: Call, answer: Any) -> str:
 def end(call: Call) -> dict[str, Any]:
     try:
         return {"text": CLIENTS[call["client"]](call)}
-    except Exception as error:  # whatever the client raises is the result
+    except Exception as error:  # the error is the result
         return {"error": f"{type(error).__name__}: {error}", "status": getattr(error, "status_code", None)}
 
 

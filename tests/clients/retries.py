@@ -44,7 +44,7 @@ class Case:
         name: As the table in the docs has it.
         repeats: Who sends a request again. `nobody`: a repetition cannot mend it. `both`: no status came, so the server
             repeats each of the client's requests too.
-        answer: What the upstream does with a request. None: it does not run.
+        answer: Answers a request to the upstream. None: it does not run.
         status: The status that the client gets. None: some clients get an incomplete answer instead.
     """
 
@@ -127,7 +127,7 @@ class Call:
         return f"{self.case.name}/{self.client}/{self.way}"
 
     def arguments(self, url: str) -> dict[str, Any]:
-        """What the programs that make the calls read."""
+        """The call as the programs read it that make the calls."""
         retries = LANGCHAIN_RETRIES if self.client == "LangChain JS" and self.case.repeats != "nobody" else None
         return {"id": self.id, "client": self.client, "url": url, "stream": self.way == "streamed", "retries": retries}
 
@@ -142,7 +142,7 @@ class Measured:
     """How all calls went.
 
     Attributes:
-        ends: By call id, what the client reports: `text`, or `error` and `status`.
+        ends: By call id, the client's report: `text`, or `error` and `status`.
         client_requests: By call id, requests that reached this server.
         upstream_requests: By call id, requests that reached the upstream.
     """

@@ -3,89 +3,196 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import pytest
+import trio
 
-from .agents import QWEN_CODE, Agent
-from .upstream import ScriptedUpstream, UpstreamRequest, open_scripted_upstream
+from crucible_trio.testing import Treatment, open_chaos_proxy
+
+from .agents import CODEX, QWEN_CODE, Agent
+from .npm import ClientError, Sandbox
+from .retries import CASE, CASES, Case
+from .upstream import Json, UpstreamRequest, open_scripted_upstream
 
 pytestmark = pytest.mark.slow
 
 RunAgent: TypeAlias = Callable[..., Awaitable[str]]
 CrucibleServe: TypeAlias = Callable[..., AbstractAsyncContextManager[str]]
 
+PROMPT = "Say something with your shell."
+FINAL = ("The tool ", "has ", "spoken.")
 CALL_ID = "call_scripted"
-COMMAND = "echo the tool was here"
 PIECE = 7  # characters of the call's arguments in one chunk, so that none of the names in it is whole
+
+# The tool leaves a line behind each time it runs.
+COMMAND = "echo the tool was here | tee -a ~/lines"
+# A long comment makes the arguments longer than all that the server sends before them.
+LONG_COMMAND = f"{COMMAND} # {'x' * 8000}"
+IN_THE_ARGUMENTS = 4000  # bytes of the response
 
 
 class ToolModel:
-    """A scripted model: it calls the agent's shell tool once, then it says what the tool printed.
+    """A scripted model: it calls the agent's shell tool once, then it ends the turn with a text.
 
     Attributes:
         agent: The agent that it works for.
-        cuts: How many times it resets the connection in the middle of the call's arguments.
+        command: For the tool to run.
+        is_cut: Whether it resets its connection in the middle of the call's arguments.
     """
 
-    def __init__(self, agent: Agent, *, cuts: int = 0) -> None:
+    def __init__(self, agent: Agent, command: str = COMMAND, *, is_cut: bool = False) -> None:
         self.agent = agent
-        self.cuts = cuts
+        self.command = command
+        self.is_cut = is_cut
+
+    @property
+    def arguments(self) -> str:
+        return self.agent.call_arguments(self.command)
 
     async def answer(self, request: UpstreamRequest) -> None:
         await request.start_stream()
         await request.send(role="assistant", content="")
         if request.body["messages"][-1]["role"] == "tool":
-            for piece in ("The tool ", "has ", "spoken."):
+            for piece in FINAL:
                 await request.send(content=piece)
             await request.finish()
             return
         function = {"name": self.agent.shell_tool, "arguments": ""}
         await request.send(tool_calls=[{"index": 0, "id": CALL_ID, "type": "function", "function": function}])
-        arguments = self.agent.call_arguments(COMMAND)
-        if self.cuts:
-            self.cuts -= 1
-            await request.send(tool_calls=[{"index": 0, "function": {"arguments": arguments[: len(arguments) // 2]}}])
+        arguments = self.arguments
+        size = max(PIECE, len(arguments) // 20)
+        pieces = [arguments[start : start + size] for start in range(0, len(arguments), size)]
+        for piece in pieces[: len(pieces) // 2] if self.is_cut else pieces:
+            await request.send(tool_calls=[{"index": 0, "function": {"arguments": piece}}])
+        if self.is_cut:
             request.reset()
-            return
-        for start in range(0, len(arguments), PIECE):
-            piece = {"arguments": arguments[start : start + PIECE]}
-            await request.send(tool_calls=[{"index": 0, "function": piece}])
-        await request.finish("tool_calls")
+        else:
+            await request.finish("tool_calls")
 
 
-async def test_qwen_code_calls_its_shell_tool(run_agent: RunAgent, crucible_serve: CrucibleServe) -> None:
+def check_turn(model: ToolModel, first: Json, second: Json) -> None:
+    """The upstream was asked with the agent's tools, and again with its own call and the tool's output."""
+    tools = {tool["function"]["name"]: tool["function"] for tool in first["tools"]}
+    assert set(model.agent.shell_arguments) <= set(tools[model.agent.shell_tool]["parameters"]["properties"])
+    assert second["tools"] == first["tools"]
+    *before, call, result = second["messages"]
+    assert before == first["messages"]
+    [tool_call] = call["tool_calls"]
+    assert (call["role"], tool_call["id"], tool_call["type"]) == ("assistant", CALL_ID, "function")
+    assert tool_call["function"]["name"] == model.agent.shell_tool
+    assert json.loads(tool_call["function"]["arguments"]) == json.loads(model.arguments)
+    assert (result["role"], result["tool_call_id"]) == ("tool", CALL_ID)
+    content = result["content"] if isinstance(result["content"], str) else result["content"][0]["text"]
+    assert "the tool was here" in content.replace(model.command, "")
+
+
+def lines(sandbox: Sandbox) -> list[str]:
+    """The lines that the tool left behind."""
+    file = sandbox.home / "lines"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+async def test_qwen_code_calls_its_shell_tool(
+    run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox
+) -> None:
     model = ToolModel(QWEN_CODE)
     async with (
         open_scripted_upstream(model.answer) as upstream,
         crucible_serve("--base-url", upstream.base_url) as base_url,
     ):
-        printed = await run_agent(QWEN_CODE, "Say something with your shell.", base_url=base_url)
-    assert printed == "The tool has spoken.\n"
-    check_turn(QWEN_CODE, upstream)
-
-
-def check_turn(agent: Agent, upstream: ScriptedUpstream) -> None:
-    """The upstream was asked with the agent's tools, and again with its own call and what the tool printed."""
+        assert await run_agent(QWEN_CODE, PROMPT, base_url=base_url) == "".join(FINAL) + "\n"
     first, second = (request.body for request in upstream.requests)
-    tools = {tool["function"]["name"]: tool["function"] for tool in first["tools"]}
-    assert set(agent.shell_arguments) <= set(tools[agent.shell_tool]["parameters"]["properties"])
-    assert second["tools"] == first["tools"]
-    *before, call, result = second["messages"]
-    assert before == first["messages"]
-    assert call["role"] == "assistant"
-    [tool_call] = call["tool_calls"]
-    assert (tool_call["id"], tool_call["type"], tool_call["function"]["name"]) == (
-        CALL_ID,
-        "function",
-        agent.shell_tool,
-    )
-    assert json.loads(tool_call["function"]["arguments"]) == json.loads(agent.call_arguments(COMMAND))
-    assert (result["role"], result["tool_call_id"]) == ("tool", CALL_ID)
-    assert "the tool was here" in text_of(result["content"]).replace(COMMAND, "")
+    check_turn(model, first, second)
+    assert lines(sandbox) == ["the tool was here"]
 
 
-def text_of(content: Any) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+async def test_qwen_code_runs_nothing_and_says_why_after_a_call_that_the_upstream_cut(
+    run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox
+) -> None:
+    model = ToolModel(QWEN_CODE, is_cut=True)
+    async with (
+        open_scripted_upstream(model.answer) as upstream,
+        crucible_serve("--base-url", upstream.base_url) as base_url,
+    ):
+        with pytest.raises(ClientError) as caught:
+            await run_agent(QWEN_CODE, PROMPT, base_url=base_url)
+    assert "[API Error: The connection to the upstream server was lost" in caught.value.errors
+    assert (caught.value.code, len(upstream.requests), lines(sandbox)) == (1, 1, [])
+
+
+@pytest.mark.parametrize("cut", ["fin", "rst"])
+async def test_qwen_code_repeats_a_request_whose_connection_was_cut_in_a_call(
+    run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox, cut: Any
+) -> None:
+    model = ToolModel(QWEN_CODE, LONG_COMMAND)
+    async with (
+        open_scripted_upstream(model.answer) as upstream,
+        crucible_serve("--base-url", upstream.base_url) as base_url,
+        open_chaos_proxy(port_of(base_url), [Treatment(cut_after=IN_THE_ARGUMENTS, cut=cut)]) as proxy,
+    ):
+        printed = await run_agent(QWEN_CODE, PROMPT, base_url=f"http://127.0.0.1:{proxy.port}/v1")
+    assert printed == "".join(FINAL) + "\n"
+    cut_short, first, second = (request.body for request in upstream.requests)
+    assert cut_short == first
+    check_turn(model, first, second)
+    assert lines(sandbox) == ["the tool was here"]
+
+
+async def test_qwen_code_does_not_repeat_a_request_that_a_repetition_cannot_mend(
+    run_agent: RunAgent, crucible_serve: CrucibleServe, tmp_path: Path
+) -> None:
+    cases = [case for case in CASES if case.repeats == "nobody" and case.name.isdecimal()]
+    assert len(cases) == 6
+    failures: dict[str, str] = {}
+    asked: Counter[str] = Counter()
+
+    async def answer(request: UpstreamRequest) -> None:
+        case = CASE[request.text.split()[-1]]  # Qwen Code puts a list of its skills before the prompt
+        asked[case.name] += 1
+        assert case.answer is not None
+        await case.answer(request, never)
+
+    async def ask(case: Case, base_url: str) -> None:
+        with pytest.raises(ClientError) as caught:
+            await run_agent(QWEN_CODE, case.name, base_url=base_url, home=tmp_path / case.name)
+        failures[case.name] = caught.value.errors
+
+    async with (
+        open_scripted_upstream(answer) as upstream,
+        crucible_serve("--base-url", upstream.base_url) as base_url,
+        trio.open_nursery() as nursery,
+    ):
+        for case in cases:
+            nursery.start_soon(ask, case, base_url)
+    assert asked == {case.name: 1 for case in cases}
+    for case in cases:
+        assert re.search(rf"\[API Error: .*\b{case.status} ", failures[case.name])
+
+
+async def never() -> None:
+    raise AssertionError("nothing is cancelled here")
+
+
+async def test_codex_calls_its_shell_tool(run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox) -> None:
+    model = ToolModel(CODEX)
+    async with (
+        open_scripted_upstream(model.answer) as upstream,
+        crucible_serve("--base-url", upstream.base_url) as base_url,
+    ):
+        assert await run_agent(CODEX, PROMPT, base_url=base_url) == "".join(FINAL) + "\n"
+    first, second = (request.body for request in upstream.requests)
+    check_turn(model, first, second)
+    assert lines(sandbox) == ["the tool was here"]
+
+
+def port_of(base_url: str) -> int:
+    port = urlsplit(base_url).port
+    assert port is not None
+    return port

@@ -12,11 +12,12 @@ import pytest
 
 from crucible_trio.content import Reasoning
 from crucible_trio.engine import Finish
+from crucible_trio.engines.upstream.request_body import UPSTREAM_CAPABILITIES
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 from crucible_trio.request import Request
 from crucible_trio.snapshot import Snapshot
-from crucible_trio.testing import CUTS, ScriptedEngine, Treatment, open_chaos_proxy
+from crucible_trio.testing import CUTS, CallTool, ScriptedEngine, Treatment, open_chaos_proxy
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "openai.md"
 
@@ -112,13 +113,16 @@ async def test_the_openai_package_reads_responses_and_resumes_after_cuts(serving
     assert (result["lost"], result["whole"]["id"][:5]) == (404, "resp_")
 
 
-@pytest.mark.parametrize(
+both_ai_sdks = pytest.mark.parametrize(
     "packages",
     [
         pytest.param(("ai", "@ai-sdk/openai-compatible"), id="AI SDK 7"),
         pytest.param(("ai-6", "ai-6-openai-compatible"), id="AI SDK 6"),
     ],
 )
+
+
+@both_ai_sdks
 async def test_the_ai_sdk_separates_reasoning_and_text(serving, run_script: Run, packages) -> None:
     async with serving(engine()) as served:
         result = await run_script("ai.mjs", *packages, served.base_url)
@@ -143,3 +147,27 @@ async def test_the_programs_in_the_docs_print_trace_and_answer(serving, run_node
             printed = await run_node("--input-type=module", "--eval", source)
             native, *_ = await snapshots(served)
         assert printed == "".join(native.trace) + "\n-- answer:\n" + native.output
+
+
+@both_ai_sdks
+async def test_tools_of_the_ai_sdk_and_the_openai_package_run_and_their_results_go_back(
+    serving, run_script: Run, packages
+) -> None:
+    def answer(request: Request) -> Any:
+        last = request.messages[-1]
+        if last.role == "tool":
+            assert json.loads(request.messages[-2].tool_calls[0].arguments) == {"city": "Rome"}
+            return f"It is {last.text}."
+        return Reasoning("Hm. "), "Let me see. ", CallTool("weather", ('{"city": ', '"Rome"}'), "c1")
+
+    engine = ScriptedEngine(answer, models=["small"], capabilities=UPSTREAM_CAPABILITIES)
+    async with serving(engine) as served:
+        got = await run_script("tools.mjs", *packages, served.base_url)
+    assert got["asked"] == [{"city": "Rome"}] * 3
+    assert [got["streamed"], got["whole"]] == ["It is 31 in Rome."] * 2
+    assert got["runner"] == "It is 31 in Rome."
+    assert "tool-call" in got["kinds"]
+    assert "tool-result" in got["kinds"]
+    assert "error" not in got["kinds"]
+    assert all(run.request.parameters.tools[0].name == "weather" for run in engine.runs)
+    assert len(engine.runs) == 6

@@ -1,4 +1,4 @@
-"""Real clients in front of failing upstreams: how often the upstream is asked, and what the client learns."""
+"""Real clients in front of failing upstreams: how often the upstream is asked, and which status the client reports."""
 
 from __future__ import annotations
 

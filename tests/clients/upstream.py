@@ -1,4 +1,4 @@
-"""A scripted server of chat completions, for tests with real clients: what it answers is up to the test."""
+"""A scripted server of chat completions, for tests with real clients. The test decides how it answers."""
 
 from __future__ import annotations
 

@@ -60,6 +60,13 @@ def test_an_unsupported_field_is_refused_and_named(fields: dict[str, object], pa
     assert param in str(refusal)
 
 
+def test_tools_that_must_not_be_called_need_no_capability() -> None:
+    check_request(Request("q", parameters=Parameters((Tool("f"),), tool_choice="none")), INFO, SETTINGS)
+    for choice in (None, "auto", "required", NamedTool("f")):
+        request = Request("q", parameters=Parameters((Tool("f"),), tool_choice=choice))
+        assert refusal_of(request, INFO).param == "parameters.tools"
+
+
 def test_values_at_the_maximum_are_accepted() -> None:
     request = Request(
         "q",

@@ -83,6 +83,9 @@ class RecordingOutput:
 
     def __init__(self, output: Output, calls: list[Call], drive: Drive, drive_write: Drive) -> None:
         self.queued = output.queued
+        self.accepted = output.accepted
+        self.client_retries = output.client_retries
+        self.has_fallback = output.has_fallback
         self.drive = drive  # for tasks that the engine starts
         self._drive_write = drive_write
         self._output = output

@@ -581,6 +581,14 @@ async def test_log_probabilities_may_be_a_hundred_levels_deep(autojump_clock: Mo
         await output.delta("a", [logprobs])
 
 
+async def test_an_output_without_a_sink_takes_the_word_that_a_request_was_accepted(autojump_clock: MockClock) -> None:
+    send, receive = trio.open_memory_channel[Piece](1)
+    output = Output(send)
+    assert not output.client_retries
+    output.accepted()
+    assert receive.statistics().current_buffer_used == 0
+
+
 async def test_a_continuation_says_how_long_the_answer_is_so_far(autojump_clock: MockClock) -> None:
     output, receive, _ = open_output(9)
     with pytest.raises(ValueError, match="0 characters or more, not -1"):

@@ -59,6 +59,12 @@ BODY_BYTES = st.lists(
 @given(BODY_BYTES | st.binary(), st.lists(st.integers(0, 10**6), max_size=8))
 @example(b"data: a\r\n\r\ndata: b\r\r", [9, 10])
 @example(b"\xef\xbb\xbfdata: a\n\n", [1, 2])
+@example(b"data: a\n\n\xf0data: b\n\n", [9, 10])
+@example(b"data: a\n\ndata: b\xff\n\ndata: \n\ndata: d\n\n", [9, 27])
+@example(b"data: a\n\ndata: b\ndata: c\n\n", [9])
+@example(b"data: a\n\ndata: b\n\nid: 7\n\n\n\n", [9, 18])
+@example(b"data: a\n\nid: 7\ndata: b\n\n", [9, 15])
+@example(b"data: a\n\ndata: b\r\r\ndata: c\n\n", [9])
 def test_any_split_of_any_bytes_gives_the_same_events(body: bytes, places: list[int]) -> None:
     whole, pieces = Decoder(), Decoder()
     expected = whole.feed(body)

@@ -195,7 +195,9 @@ def test_a_held_tag_comes_out_before_a_call_and_a_trace_goes_on_after_it() -> No
 # Ends
 
 
-@pytest.mark.parametrize("end", [T + D, S + D, L, L + D, S])
+@pytest.mark.parametrize(
+    "end", [T + D, S + D, L, L + D, S], ids=["calls", "stop", "length", "length done", "stop only"]
+)
 def test_arguments_that_are_cut_are_never_called_whole(end: bytes) -> None:
     for arguments in (HALF, '{"a": "x', "[", '"x', '{"a": {}'):
         text, finish = read(R + calls(entry(0, "a", "f", arguments)) + end)

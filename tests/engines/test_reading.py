@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from crucible_trio.content import Text
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.skipped import SkippedFields
+from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 
@@ -490,3 +492,38 @@ def test_after_too_long_an_event_nothing_more_is_read() -> None:
         assert not reader.is_over
         reader.feed(b"x" * 20)
         assert reader.is_over
+
+
+# Log probabilities
+
+
+def logprobs_of(body: bytes, *, keeps: bool = True, skipped: SkippedFields | None = None) -> list[tuple[str, object]]:
+    """The pieces of the answer with their log probabilities."""
+    reader = CompletionReader(ThinkSplitter(), skipped or SkippedFields(), 10_000, keeps_logprobs=keeps)
+    pieces = reader.feed(body) + reader.end(was_cut=False)
+    return [(piece.text, piece.logprobs) for piece in pieces if isinstance(piece, Text)]
+
+
+def likely(text: str, *entries: object, field: str = "content") -> bytes:
+    return choice(delta={field: text}, logprobs={"content": list(entries)})
+
+
+def test_log_probabilities_come_with_the_answer_if_they_are_asked_for() -> None:
+    body = R + likely("Bl", {"token": "Bl", "logprob": -0.5}) + likely("ue", {"token": "ue"}) + S
+    assert logprobs_of(body) == [("Bl", [{"token": "Bl", "logprob": -0.5}]), ("ue", [{"token": "ue"}])]
+    assert logprobs_of(body, keeps=False) == [("Bl", None), ("ue", None)]
+    assert logprobs_of(R + A + choice(delta={"content": "b"}, logprobs=None) + S) == [("a", None), ("b", None)]
+
+
+def test_log_probabilities_wait_with_text_that_is_held_back_and_those_of_the_trace_are_dropped() -> None:
+    assert logprobs_of(R + likely("<th", 1) + likely("x", 2) + S) == [("<thx", [1, 2])]
+    assert logprobs_of(R + likely("Hm", 1, field="reasoning_content") + likely("a", 2) + S) == [("a", [2])]
+    assert logprobs_of(R + likely("<think>Hm", 1) + likely("</think>a", 2) + S) == [("a", [2])]
+
+
+def test_log_probabilities_that_our_json_cannot_hold_are_skipped() -> None:
+    half = b'data: {"choices":[{"delta":{"content":"a"},"logprobs":{"content":[{"token":"\\ud83d"}]}}]}\n\n'
+    for body in (half, likely("a", nested(200))):
+        skipped = SkippedFields()
+        assert logprobs_of(R + body + S, skipped=skipped) == [("a", None)]
+        assert skipped.names == ["choices.logprobs"]

@@ -295,7 +295,7 @@ async def test_the_body_has_the_fields_of_the_request(server: ScriptedServer) ->
             "max_tokens": 5,
             "temperature": 0.5,
             "top_p": 0.9,
-            "seed": 7,
+            "seed": 9,
             "stop": ["END"],
             "top_k": 3,
         },
@@ -762,6 +762,9 @@ def test_retry_after_can_be_a_date() -> None:
     soon = datetime.now(UTC) + timedelta(seconds=100)
     assert retries.parse_retry_after(format_datetime(soon, usegmt=True)) == pytest.approx(100, abs=30)
     assert retries.parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    week = 7 * 24 * 3600
+    assert retries.parse_retry_after("9" * 400) == week
+    assert retries.parse_retry_after("Wed, 21 Oct 9999 07:28:00 GMT") == week
     for invalid in ("", "soon", "-1", "1.5", "Wed, 21 Oct 2015 07:28:00", "²"):
         assert retries.parse_retry_after(invalid) is None
 

@@ -20,6 +20,7 @@ from crucible_trio.http.pool import MAX_IDLE_CONNECTIONS, MAX_IDLE_SECONDS
 
 from .conftest import URL, MemoryServer, ServerEnd, always, answering, fetch
 
+AGENT = b"\r\nUser-Agent: crucible_trio"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nBlue"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -34,11 +35,13 @@ async def test_a_request_has_its_line_its_headers_and_its_body(server: MemorySer
     assert await fetch(client) == (200, b"Blue")
     async with await client.send("POST", URL) as response:
         pass
-    assert server.ends[0].requests == [
-        (b"POST /v1/a%20b?q=1 HTTP/1.1\r\nHost: model.test\r\nX: y\r\nContent-Length: 4", b"\r\n\r\n"),
-        (b"GET /v1 HTTP/1.1\r\nHost: model.test", b""),
-        (b"POST /v1 HTTP/1.1\r\nHost: model.test\r\nContent-Length: 0", b""),
-    ]
+    post, get, empty = server.ends[0].requests
+    assert post == (
+        b"POST /v1/a%20b?q=1 HTTP/1.1\r\nHost: model.test" + AGENT + b"\r\nX: y\r\nContent-Length: 4",
+        b"\r\n\r\n",
+    )
+    assert get == (b"GET /v1 HTTP/1.1\r\nHost: model.test" + AGENT, b"")
+    assert empty == (b"POST /v1 HTTP/1.1\r\nHost: model.test" + AGENT + b"\r\nContent-Length: 0", b"")
 
 
 async def test_headers_of_a_request_win_over_those_of_the_client(server: MemoryServer) -> None:
@@ -48,7 +51,10 @@ async def test_headers_of_a_request_win_over_those_of_the_client(server: MemoryS
         await client.send("GET", URL, headers={"B": "3"}),
     ):
         pass
-    assert server.ends[0].requests[0][0] == b"GET /v1 HTTP/1.1\r\nHost: model.test\r\nA: 1\r\nB: 3"
+    assert (
+        server.ends[0].requests[0][0]
+        == b"GET /v1 HTTP/1.1\r\nHost: model.test\r\nUser-Agent: crucible_trio\r\nA: 1\r\nB: 3"
+    )
 
 
 async def test_a_request_to_another_server_is_refused(server: MemoryServer, client: HttpClient) -> None:
@@ -254,6 +260,22 @@ async def test_a_request_on_an_idle_connection_that_ends_is_sent_again_once(
         await fetch(client)
     assert caught.value.received_nothing
     assert [len(end.requests) for end in server.ends] == [2, 2, 0]
+
+
+async def test_the_second_attempt_does_not_use_another_idle_connection(
+    server: MemoryServer, client: HttpClient
+) -> None:
+    async def close_at_second(end: ServerEnd) -> None:
+        await end.request()
+        await end.send(ANSWER)
+        await end.request()
+
+    server.scripts = [close_at_second]
+    first, second = await client.send("GET", URL), await client.send("GET", URL)
+    await first.aclose()
+    await second.aclose()
+    assert await fetch(client) == (200, b"Blue")
+    assert [len(end.requests) for end in server.ends] == [1, 2, 1]
 
 
 async def test_a_request_of_whose_response_a_byte_came_is_not_sent_again(

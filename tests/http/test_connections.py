@@ -133,6 +133,25 @@ async def test_an_idle_connection_that_the_server_has_closed_is_not_used(ports: 
     assert [len(end.requests) for end in ports.ends] == [1, 1, 1]
 
 
+async def test_bytes_that_nobody_asked_for_are_not_the_next_response(ports: Ports) -> None:
+    async def time_out(end: ServerEnd) -> None:
+        await end.request()
+        await end.send(ANSWER)
+        await is_idle.wait()
+        await end.send(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        has_sent.set()
+        await end.wait_for_close()
+
+    is_idle, has_sent = trio.Event(), trio.Event()
+    port = await ports.listen(time_out)
+    async with client_of(f"http://127.0.0.1:{port}") as (client, url):
+        assert await fetch(client, url) == (200, b"Blue")
+        is_idle.set()
+        await has_sent.wait()
+        assert await fetch(client, url) == (200, b"Blue")
+    assert len(ports.ends) == 2
+
+
 async def test_a_reset_is_a_lost_connection(ports: Ports) -> None:
     async def reset(end: ServerEnd) -> None:
         await end.request()
@@ -245,7 +264,7 @@ async def test_cancelling_at_every_checkpoint_leaves_no_socket_open(
                     finished += 1
                 finally:
                     trio.lowlevel.remove_instrument(instrument)
-            assert client._pool.open_connections in {0, 1}
+            assert client.open_connections in {0, 1}
             assert await fetch(client, url) == (200, b"Blue")
         await ports.wait_until_closed()
         assert open_sockets() == base
@@ -406,7 +425,7 @@ async def test_a_proxy_gets_the_whole_url_and_its_password(ports: Ports, monkeyp
     assert await get("http://model.test:8080/v1?a=b") == (200, b"Blue")
     assert ports.ends[0].requests == [
         (
-            b"GET http://model.test:8080/v1?a=b HTTP/1.1\r\nHost: model.test:8080\r\n"
+            b"GET http://model.test:8080/v1?a=b HTTP/1.1\r\nHost: model.test:8080\r\nUser-Agent: crucible_trio\r\n"
             b"Proxy-Authorization: Basic dXNlcjpwQHNz",
             b"",
         )
@@ -426,7 +445,9 @@ async def test_a_tunnel_through_a_proxy_leads_to_a_server_with_tls(
     assert tunnel.requests == [
         (b"CONNECT model.test:443 HTTP/1.1\r\nHost: model.test:443\r\nProxy-Authorization: Basic dXNlcjo=", b"")
     ]
-    assert [head for head, _ in end.requests] == [b"GET /v1 HTTP/1.1\r\nHost: model.test"] * 2
+    assert [head for head, _ in end.requests] == [
+        b"GET /v1 HTTP/1.1\r\nHost: model.test\r\nUser-Agent: crucible_trio"
+    ] * 2
 
 
 async def test_a_proxy_can_have_tls(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from itertools import count
 from math import inf
 from typing import Protocol, TypeAlias
@@ -14,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
 from crucible_trio.engine import Finish
-from crucible_trio.errors import CursorAheadError, DrainingError, TooManyReadersError
+from crucible_trio.errors import CursorAheadError, DrainingError, EngineError, TooManyReadersError
 from crucible_trio.output import Output
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.reader import Reader
@@ -26,6 +27,7 @@ from crucible_trio.records import (
     StreamCancelled,
     StreamCompleted,
     StreamCreated,
+    StreamFailed,
     StreamIncomplete,
     ToolCallDelta,
     Usage,
@@ -752,3 +754,27 @@ async def test_a_start_that_is_cancelled_while_it_waits_for_another_holds_nothin
             assert engine.calls == at
             if cut.steps < at:
                 break
+
+
+@pytest.mark.parametrize("step", [EngineError("upstream_refused", "Busy.", status=429), "a"])
+async def test_the_hold_ends_when_the_answer_is_visible(
+    step: object, open_pipeline_over: OpenPipeline, kind: LogKind, autojump_clock: MockClock
+) -> None:
+    kind.committer.seconds = 1
+    scripted = ScriptedEngine(1, step)
+    scripted.info = replace(scripted.info, waits_for_upstream=True)
+    async with open_pipeline_over(scripted) as pipeline:
+        stream, _ = await pipeline.start_or_join(
+            Request("q"), "key", owner="", on_disconnect="pause", starts_with_reader=True, may_hold=True
+        )
+        assert stream.hold is not None
+        await stream.hold.wait(100)
+        if isinstance(step, EngineError):
+            assert isinstance(stream.terminal, StreamFailed)
+            assert stream.terminal.error.status == 429
+            await pipeline.discard(stream, "key")
+            assert pipeline.store.log_bytes == 0
+        else:
+            async with stream.attach() as reader:
+                assert isinstance([record async for record in reader][-1], StreamCompleted)
+            assert stream.snapshot().output == "a"

@@ -1,4 +1,4 @@
-"""Tools in chat completions: what the engine gets, and what the client gets."""
+"""Tools in chat completions: the request that the engine gets, and the answer that the client gets."""
 
 from __future__ import annotations
 

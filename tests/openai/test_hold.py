@@ -253,7 +253,7 @@ async def test_a_client_with_a_key_that_left_the_hold_can_come_back(
         assert engine.calls == 1
 
 
-# What is never held
+# Streams that are not held
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,21 @@ async def test_an_internal_error_is_500_and_tells_the_client_not_to_retry(
         assert answer.headers["x-should-retry"] == "false"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat", "/v1/chat/x", "/v1/chat/completions/", "/v1/chat/completions/x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat",
+        "/v1/chat/x",
+        "/v1/chat/completions/",
+        "/v1/chat/completions/x",
+        "/v1/chats",
+        "/v1/moderations",
+        "/v1/images/generations",
+        "/v1/audio/speech",
+        "/v1/responsesx",
+        "/v1/streamsx",
+    ],
+)
 async def test_a_path_without_a_route_is_404(open_api, path, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
         for method in ("GET", "POST"):
@@ -167,7 +181,11 @@ async def test_a_path_without_a_route_is_404(open_api, path, autojump_clock: Moc
 
 async def test_a_method_that_a_route_does_not_support_is_405(open_api, autojump_clock: MockClock) -> None:
     async with open_api("a") as api:
-        for method, path, allowed in (("GET", CHAT, "OPTIONS, POST"), ("POST", "/v1/models/x", "GET, HEAD, OPTIONS")):
+        for method, path, allowed in (
+            ("GET", CHAT, "OPTIONS, POST"),
+            ("POST", "/v1/models/x", "GET, HEAD, OPTIONS"),
+            ("POST", "/v1/models", "GET, HEAD, OPTIONS"),
+        ):
             answer = await api.ask(method, path)
             assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")
             assert ", ".join(sorted(answer.headers["allow"].split(", "))) == allowed
@@ -179,8 +197,12 @@ async def test_the_native_routes_keep_their_error_format(open_api, autojump_cloc
             ("GET", "/v1/streams"),
             ("GET", "/v1/models"),
             ("PUT", "/v1/streams"),
-            ("GET", "/v1/x"),
-            ("GET", "/v1/chats"),
+            ("GET", "/v1/streams/x/y"),
+            ("POST", "/v1/generate"),
+            ("GET", "/v1"),
+            ("GET", "/v1/"),
+            ("GET", "/x"),
+            ("GET", "/chat/completions"),
         ):
             answer = await api.ask(method, path)
             assert set(answer.json["error"]) == {"code", "message"}, path

@@ -180,3 +180,22 @@ async def test_an_unreachable_upstream_is_a_status(serving: Any) -> None:
                 assert isinstance(error, openai.InternalServerError)
                 assert (error.status_code, error.code) == (503, "upstream_unreachable")
                 assert sent == 1 + MAX_RETRIES
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+async def test_a_client_that_closes_its_connection_in_the_hold_frees_the_upstream(path: str, serving: Any) -> None:
+    async with (
+        open_scripted_upstream(b"", stays_open=True) as upstream,
+        open_upstream(upstream.url, model="m") as engine,
+        serving(engine, hold_seconds=30) as served,
+    ):
+        body = {"input": ASKED} if path == "responses" else {"messages": [{"role": "user", "content": ASKED}]}
+        content = json.dumps(body | {"stream": True}).encode()
+        head = f"POST /v1/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        async with await trio.open_tcp_stream("127.0.0.1", served.port) as connection:
+            await connection.send_all(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            await upstream.until_open(1)
+            [stream] = await served.pipeline.list()
+        await upstream.until_open(0)
+        await stream.log.wait_finished()
+        assert stream.snapshot().by == "disconnect"

@@ -132,12 +132,14 @@ class Upstream:
         answer: The answer. None resets the connection.
         stays_open: Whether a connection stays open after the answer.
         answers: Set when the server may answer. None: immediately.
+        open: How many requests have come whose connection is open.
     """
 
     url: str
     answer: bytes | None
     stays_open: bool = False
     answers: trio.Event | None = None
+    open: int = 0
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
 
     async def serve(self, stream: trio.SocketStream) -> None:
@@ -154,14 +156,26 @@ class Upstream:
             while len(body) < int(headers.get("content-length", 0)):
                 body += await stream.receive_some()
             self.requests.append((line, headers, body))
-            if self.answers is not None:
-                await self.answers.wait()
-            if self.answer is None:
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                return
-            await stream.send_all(self.answer)
-            while self.stays_open and await stream.receive_some():
-                pass
+            self.open += 1
+            try:
+                await self._answer(stream)
+            finally:
+                self.open -= 1
+
+    async def _answer(self, stream: trio.SocketStream) -> None:
+        if self.answers is not None:
+            await self.answers.wait()
+        if self.answer is None:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return
+        await stream.send_all(self.answer)
+        while self.stays_open and await stream.receive_some():
+            pass
+
+    async def until_open(self, count: int) -> None:
+        """Wait until `count` connections are open."""
+        while self.open != count:
+            await trio.lowlevel.checkpoint()
 
 
 @asynccontextmanager

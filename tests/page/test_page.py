@@ -75,6 +75,34 @@ async def test_a_standard_question_shows_its_answer_and_no_reasoning(chromium, s
         assert not await page.evaluate("document.getElementById('reasoning').checkVisibility()")
 
 
+async def test_tool_calls_are_shown_with_their_arguments_and_a_cut_one_says_so(chromium, serving) -> None:
+    async def engine(request, output):
+        await output.delta("Let me see.")
+        async with output.tool_call("c1", "weather") as call:
+            await call.arguments('{"city": ')
+            await call.arguments('"<b>Zürich"}')
+        async with output.tool_call("c2", "note") as call:
+            await call.arguments('{"text": "')
+            call.cut()
+        await output.refusal(" No.")
+        return Finish("tool_calls")
+
+    calls = "[...document.querySelectorAll('#calls li')].map((item) => [item.textContent, item.className])"
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask("Hot?", mode="standard")
+        await page.status_is("Done: the model waits for the results of its tool calls.")
+        await page.answer_is("Let me see. No.")
+        assert await page.evaluate(calls) == [
+            ['weather {"city": "<b>Zürich"}', ""],
+            ['note {"text": "', "open"],
+        ]
+        assert await page.evaluate("document.getElementById('calls').checkVisibility()")
+        await page.ask("Again?", mode="standard")
+        await page.status_is("Done: the model waits for the results of its tool calls.")
+        assert len(await page.evaluate(calls)) == 2
+
+
 async def test_a_step_that_the_user_opened_stays_open(chromium, serving) -> None:
     second, answer = trio.Event(), trio.Event()
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
 import select
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import h11
-import httpx
 import msgspec
 import trio
 from workload import request_for, script_for
 
 from crucible_trio.client import Client, ClientStream
+from crucible_trio.http import parse_url
+from crucible_trio.http.parser import ResponseParser
 from crucible_trio.records import TERMINAL, AnyRecord, StreamCancelled, StreamFailed, parse_event_id
 from crucible_trio.sse import Decoder
 
@@ -95,45 +96,57 @@ def first_difference(text: str, expected: str) -> str:
     return f"{len(text)} of {len(expected)} characters, at {at} {got!r} instead of {wanted!r}"
 
 
-class WireTap(httpx.AsyncBaseTransport):
+class WireTap:
     """Checks the records on a client's connections. The client itself drops repeated records without telling."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, url: str) -> None:
+        self._url = parse_url(url)
         self._tally = tally
-        self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None))
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await self._inner.handle_async_request(request)
-        if response.headers.get("Content-Type", "").startswith("text/event-stream"):
-            last_id = request.headers.get("Last-Event-ID")
-            after = parse_event_id(last_id)[1] if last_id else 0
-            assert isinstance(response.stream, httpx.AsyncByteStream)
-            response.stream = _TappedStream(response.stream, self._tally, after)
-        return response
+    async def __call__(self) -> trio.abc.Stream:
+        stream = await trio.open_tcp_stream(self._url.host, self._url.port)
+        return _TappedStream(stream, self._tally)
+
+
+class _TappedStream(trio.abc.Stream):
+    """One connection. Only the records of event streams count."""
+
+    def __init__(self, stream: trio.SocketStream, tally: Tally) -> None:
+        self._stream = stream
+        self._tally = tally
+        self._after = 0
+        self._seqs: list[int] | None = None  # of the event stream that is being received
+        self._decoder = Decoder()
+        self._parser = ResponseParser()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self._count()
+        found = re.search(rb"\r\nLast-Event-ID: ([^\r]*)", bytes(data).partition(b"\r\n\r\n")[0])
+        self._after = parse_event_id(found[1].decode())[1] if found else 0
+        self._decoder, self._parser = Decoder(), ResponseParser()
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._stream.receive_some(max_bytes)
+        if data:
+            self._parser.feed(data)
+            if self._parser.headers.get("Content-Type", "").startswith("text/event-stream"):
+                events = self._decoder.feed(self._parser.take_body())
+                self._seqs = (self._seqs or []) + [parse_event_id(event.id)[1] for event in events if event.id]
+        return data
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        self._count()
+        await self._stream.aclose()
 
-
-class _TappedStream(httpx.AsyncByteStream):
-    def __init__(self, inner: httpx.AsyncByteStream, tally: Tally, after: int) -> None:
-        self._inner = inner
-        self._tally = tally
-        self._after = after
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        decoder = Decoder()
-        seqs: list[int] = []
-        try:
-            async for data in self._inner:
-                seqs += [parse_event_id(event.id)[1] for event in decoder.feed(data) if event.id]
-                yield data
-        finally:
+    def _count(self) -> None:
+        if self._seqs is not None:
             self._tally.connections += 1
-            self._tally.count(seqs, self._after, "on a connection")
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
+            self._tally.count(self._seqs, self._after, "on a connection")
+            self._seqs = None
 
 
 @dataclass

@@ -105,13 +105,14 @@ class Round:
         attempts = BRIEF if sigterm_in_the_middle else PATIENT
         patience: dict[str, Any] = {"retry_seconds": 0.01, "max_attempts": attempts, "max_first_attempts": attempts}
         port = self.process.port
+        uncut_url = f"http://127.0.0.1:{port}"
         tap = partial(readers.WireTap, self.tally)
         streams = [SoakStream(name) for name in names]
         controlled = [target for target in streams if kind_of(target.prompt) in {"reads", "fails", "drains"}][:controls]
         async with (
             open_chaos_proxy(port, chaos) as proxy,
-            open_client(proxy.url, silence_seconds=3.0, transport=tap(), **patience) as cut,
-            open_client(f"http://127.0.0.1:{port}", transport=tap()) as uncut,
+            open_client(proxy.url, silence_seconds=3.0, connect=tap(proxy.url), **patience) as cut,
+            open_client(uncut_url, connect=tap(uncut_url)) as uncut,
         ):
             with trio.move_on_after(ROUND_SECONDS) as scope:
                 async with trio.open_nursery() as nursery:

@@ -225,7 +225,7 @@ async def test_metrics_are_in_the_text_format_of_prometheus(open_api, autojump_c
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1", "/v1/", "/v1/streams/", "/v1//streams", "/V1/streams", "/v2/streams", "/v1/streams/x/y", "/x", "/static/x"],
+    ["/v1", "/v1/", "/v1/streams/", "/V1/streams", "/v2/streams", "/v1/streams/x/y", "/x", "/static/x"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_an_unknown_path_is_404_in_json(open_api, method, path, autojump_clock: MockClock) -> None:
@@ -245,7 +245,6 @@ async def test_an_unknown_path_is_404_in_json(open_api, method, path, autojump_c
         ("GET", "/v1/streams/x/cancel", "OPTIONS, POST"),
         ("DELETE", "/v1/streams/x/cancel", "OPTIONS, POST"),
         ("POST", "/v1/generate", "GET, HEAD, OPTIONS"),
-        ("POST", "/v1/models", "GET, HEAD, OPTIONS"),
         ("PATCH", "/healthz", "GET, HEAD, OPTIONS"),
         ("POST", "/", "GET, HEAD, OPTIONS"),
         ("BREW", "/v1/streams", "GET, HEAD, OPTIONS, POST"),

@@ -30,6 +30,7 @@ class Api(Protocol):
         error_shape: How it writes errors. None for the application's default.
         path_prefixes: Where its paths are. A path below a prefix that matches no route, or has no such method, is
             answered in `error_shape`. `/v1/chat` covers this path and all below it, `/v1/models/` only those below it.
+            The longest prefix of all APIs counts.
         open_endpoints: Endpoints that answer any page, under any host name and without CORS preflight. They must not
             start, stop or read a stream.
     """
@@ -87,10 +88,9 @@ class ApiRegistry:
 
     def error_shape(self, path: str) -> ErrorShape:
         """The error shape for a path that matches no route."""
-        for api in self._apis:
-            if api.error_shape is not None and any(_covers(prefix, path) for prefix in api.path_prefixes):
-                return api.error_shape
-        return self._default_shape
+        prefixes = {prefix: api.error_shape for api in self._apis for prefix in api.path_prefixes}
+        longest = max((prefix for prefix in prefixes if _covers(prefix, path)), key=len, default="")
+        return prefixes.get(longest) or self._default_shape
 
 
 def stream_url(stream_id: str) -> str:

@@ -21,7 +21,12 @@ _EVENT_STREAM: Final = f"{sse.MEDIA_TYPE}; charset=utf-8"
 
 def json_response(value: object, status: int = 200) -> Response:
     """A response in JSON that no cache may store."""
-    response = Response(msgspec.json.encode(value), status, content_type="application/json")
+    return encoded_json_response(msgspec.json.encode(value), status)
+
+
+def encoded_json_response(content: bytes, status: int = 200) -> Response:
+    """A response in JSON that is already encoded."""
+    response = Response(content, status, content_type="application/json")
     response.headers["Cache-Control"] = "no-store"
     return response
 

@@ -170,20 +170,34 @@ def failure_answer(terminal: Terminal, *, repeatable: bool) -> ErrorAnswer:
         terminal: Its last record, for which `error_of` has an error.
         repeatable: Whether the same request would start another stream. With an idempotency key it finds this one.
     """
-    error = error_of(terminal)
-    assert error is not None
-    assert error.code is not None
-    status, retry_after = 400, None
     match terminal:
         case StreamFailed(error=failure):
-            if failure.status in _KEPT_STATUS:
-                status = failure.status
-            elif failure.code not in CLIENTS_FAULT and repeatable and _may_be_mended(failure):
-                status = 429 if failure.status == 429 else 503
-                retry_after = _RETRY_AFTER if failure.retry_after is None else ceil(failure.retry_after)
-        case StreamCancelled(by="shutdown"):  # a new process knows no idempotency keys, so a repeat starts anew
-            status, retry_after = 503, _RETRY_AFTER
-    return ErrorAnswer(status, error.code, error.message, error.param, retry_after, error.type)
+            return answer_to_failure(failure, repeatable=repeatable)
+        case StreamIncomplete(reason=reason):
+            return answer_to_deadline(reason)
+        case _:
+            assert isinstance(terminal, StreamCancelled)
+            message = _CANCELLED[terminal.by]
+            if terminal.by == "shutdown":  # a new process knows no idempotency keys, so a repeat starts anew
+                return ErrorAnswer(503, "cancelled", message, retry_after=_RETRY_AFTER, type="server_error")
+            return ErrorAnswer(400, "cancelled", message, type="server_error")
+
+
+def answer_to_failure(failure: ErrorInfo, *, repeatable: bool) -> ErrorAnswer:
+    """How to answer the failure of an engine. `repeatable` is that of `failure_answer`."""
+    error = error_of_failure(failure)
+    status, retry_after = 400, None
+    if failure.status in _KEPT_STATUS:
+        status = failure.status
+    elif failure.code not in CLIENTS_FAULT and repeatable and _may_be_mended(failure):
+        status = 429 if failure.status == 429 else 503
+        retry_after = _RETRY_AFTER if failure.retry_after is None else ceil(failure.retry_after)
+    return ErrorAnswer(status, error.code or failure.code, error.message, error.param, retry_after, error.type)
+
+
+def answer_to_deadline(reason: IncompleteReason) -> ErrorAnswer:
+    """How to answer when a deadline has passed. A repeat would take as long again."""
+    return ErrorAnswer(400, reason, _DEADLINES[reason], type="server_error")
 
 
 def _may_be_mended(failure: ErrorInfo) -> bool:

@@ -1,6 +1,6 @@
 """From a request in OpenAI's form to a request for the engine: model names, efforts, limits, sampling.
 
-One rule for the fields of both APIs: a field that changes what the answer is, such as `tools`, is refused if the model
+One rule for the fields of both APIs: a field that the answer depends on, such as `tools`, is refused if the model
 cannot honour it. A field that only steers the answer, such as `temperature`, is then ignored, and the response says so.
 """
 
@@ -42,7 +42,7 @@ _NEUTRAL: Final[Mapping[str, object]] = {
     "verbosity": "medium",
 }
 # Without it the answer is another one, not the same one worded differently.
-_CHANGES_THE_ANSWER: Final = frozenset({"stop"})
+_ANSWER_DEPENDS_ON: Final = frozenset({"stop"})
 
 _NO_PARAMETERS: Final = Parameters()
 _NO_EXTRA: Final[Mapping[str, object]] = {}
@@ -149,7 +149,7 @@ class RequestBuilder:
 
         Raises:
             ModelNotFoundError: No model has this name.
-            UnsupportedParameterError: The model does not support a field that changes what the answer is. With
+            UnsupportedParameterError: The model does not support a field that the answer depends on. With
                 `strict_fields`, also one that steers it.
             UnknownParameterError: The model takes no fields that only the engine understands.
             InvalidRequestError: A value is out of range.
@@ -165,7 +165,7 @@ class RequestBuilder:
             if field not in honoured and (field not in _NEUTRAL or value != _NEUTRAL[field])
         ]
         for field in ignored:
-            if self._settings.strict_fields or field in _CHANGES_THE_ANSWER:
+            if self._settings.strict_fields or field in _ANSWER_DEPENDS_ON:
                 raise UnsupportedParameterError(field)
         verbosity = valid(lambda: msgspec.convert({"verbosity": honoured.pop("verbosity", None)}, Parameters)).verbosity
         request = Request(
@@ -181,7 +181,7 @@ class RequestBuilder:
 
 
 def _check(parameters: Parameters, extra: Mapping[str, object], can: Capabilities) -> None:
-    """Refuse what changes the answer and cannot be done, by the names of chat completions."""
+    """Refuse a field that the answer depends on if the model does not support it, by the names of chat completions."""
     if parameters.tools and parameters.tool_choice != "none" and not can.tools:
         raise UnsupportedParameterError("tools")
     if not parameters.tools and parameters.tool_choice not in {None, "auto", "none"}:

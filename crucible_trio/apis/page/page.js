@@ -174,8 +174,16 @@ function take(record) {
     case "reasoning.done":
       return view.foldTrace();
     case "output.delta":
+    case "refusal.delta":
       view.addToAnswer(record.delta);
       return countToken("Answering…");
+    case "tool_call.started":
+      return view.beginCall(record.index, record.name);
+    case "tool_call.delta":
+      view.addToCall(record.index, record.delta);
+      return countToken("Calling a tool…");
+    case "tool_call.done":
+      return view.endCall(record.index);
     case "stream.completed":
     case "stream.incomplete":
     case "stream.failed":

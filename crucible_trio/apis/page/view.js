@@ -1,15 +1,19 @@
-// The trace and the answer on the page. The model's text is only inserted as text nodes, never as markup.
+// The trace, the answer and the tool calls on the page. The model's text is only inserted as text nodes, never as markup.
 
 const $ = (id) => document.getElementById(id);
 
 let answer; // a text node
 let segments; // text nodes by number
 let current; // the segment that is being written, as its details element
+let calls; // by index: the call's element, and the text node of its arguments
 
 export function clear() {
   answer = document.createTextNode("");
   segments = new Map();
   current = null;
+  calls = new Map();
+  $("calls").replaceChildren();
+  $("calls-section").hidden = true;
   $("answer").replaceChildren(answer);
   $("segments").replaceChildren();
   $("trace").open = true;
@@ -20,6 +24,24 @@ export function clear() {
 export function addToAnswer(text) {
   $("answer-section").hidden = false;
   answer.appendData(text);
+}
+
+export function beginCall(index, name) {
+  $("calls-section").hidden = false;
+  const [item, code, text] = [document.createElement("li"), document.createElement("code"), document.createTextNode("")];
+  code.append(`${name} `, text);
+  item.append(code);
+  item.className = "open"; // until the model has ended it
+  $("calls").append(item);
+  calls.set(index, { item, text });
+}
+
+export function addToCall(index, text) {
+  calls.get(index).text.appendData(text);
+}
+
+export function endCall(index) {
+  calls.get(index).item.className = "";
 }
 
 export function addToTrace(text, segment) {

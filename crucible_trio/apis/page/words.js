@@ -19,6 +19,7 @@ export function ending({ type, reason, error, by, finish_reason: finishReason })
   if (type === "stream.failed") return `It failed: ${error.message}${error.retryable ? " Asking again may help." : ""}`;
   if (type === "stream.cancelled") return CANCELLED[by] ?? `Stopped: ${by}.`;
   if (type === "stream.incomplete") return REASONS[reason] ?? `Ended early: ${reason}.`;
+  if (finishReason === "tool_calls") return "Done: the model waits for the results of its tool calls.";
   return finishReason === "stop" ? "Done." : `Done (${finishReason}).`;
 }
 

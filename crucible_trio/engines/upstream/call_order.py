@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, final
 
-from crucible_trio.content import Piece, TextPiece, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.content import Piece, Text, TextPiece, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.engines.upstream.call_pieces import CallPiece
 from crucible_trio.engines.upstream.json_end import JsonEnd
 from crucible_trio.errors import EngineError
@@ -44,7 +44,7 @@ class _Call:
         json: Follows the arguments.
         has_begun: Whether its start is out.
         has_ended: Whether its end is out.
-        cost: What it counts while it waits, besides its arguments.
+        cost: Its share of the waiting length, besides its arguments.
     """
 
     def __init__(self, first: CallPiece) -> None:
@@ -82,7 +82,7 @@ class CallOrder:
     def add_text(self, piece: TextPiece, pieces: list[Piece]) -> None:
         """Take a text. It goes to `pieces` when it may."""
         self._waiting.append(piece)
-        self._waiting_length += len(piece.text) + _ENTRY_LENGTH
+        self._waiting_length += _cost(piece)
         self._drain(pieces)
 
     def add_calls(self, found: Sequence[CallPiece], pieces: list[Piece]) -> None:
@@ -166,11 +166,11 @@ class CallOrder:
             self._waiting_length -= first.cost
             self._open = first
         else:
-            self._waiting_length -= _ENTRY_LENGTH + len(first.text)
+            self._waiting_length -= _cost(first)
             pieces.append(first)
 
     def _write(self, call: _Call, pieces: list[Piece]) -> None:
-        """Write what has come of the open call."""
+        """Write the parts of the open call that have come."""
         if not call.name:
             return
         if not call.has_begun:
@@ -197,6 +197,11 @@ class CallOrder:
     def _fail(self, found: str) -> None:
         message = f"The upstream server sent {found}."
         self.failure = self.failure or EngineError("upstream_invalid_response", message)
+
+
+def _cost(piece: TextPiece) -> int:
+    logprobs = piece.logprobs or () if isinstance(piece, Text) else ()
+    return len(piece.text) + _ENTRY_LENGTH * (1 + len(logprobs))
 
 
 def _begins_another(piece: CallPiece, call: _Call, *, in_one_chunk: bool) -> bool:

@@ -58,6 +58,7 @@ class UpstreamChunk(msgspec.Struct):
     Attributes:
         parts: Its pieces of text in order, none of them empty.
         calls: Its pieces of tool calls. They come after the text.
+        logprobs: The log probabilities of its tokens.
         finish: Its finish reason in lower case.
         usage: Its reports of token counts.
         error: The error that it reports.
@@ -66,6 +67,7 @@ class UpstreamChunk(msgspec.Struct):
 
     parts: list[tuple[PartKind, str]]
     calls: list[CallPiece] = []
+    logprobs: list[object] = []
     finish: str | None = None
     usage: list[dict[str, Any]] = []
     error: object = None
@@ -100,7 +102,7 @@ class ChunkReader:
 
     def read(self, fields: dict[str, Any]) -> UpstreamChunk:
         """Read the next chunk."""
-        chunk = UpstreamChunk([], calls=[], usage=[], error=error_in_chunk(fields))
+        chunk = UpstreamChunk([], calls=[], logprobs=[], usage=[], error=error_in_chunk(fields))
         choices = fields.get("choices")
         if isinstance(choices, list):
             for choice in choices:
@@ -136,6 +138,8 @@ class ChunkReader:
         self._delta_has_text = self._delta_has_text or bool(chunk.parts) or bool(chunk.calls)
         if not self._delta_has_text:
             self._read_in_place_of_delta(choice, chunk)
+        if isinstance(logprobs := choice.get("logprobs"), dict) and isinstance(logprobs.get("content"), list):
+            chunk.logprobs += logprobs["content"]
         if usage := choice.get("usage"):
             self._read_usage(usage, "choices.usage", chunk)
         if reason := choice.get("finish_reason"):

@@ -18,6 +18,8 @@ from __future__ import annotations
 import re
 from typing import Final, final
 
+import msgspec
+
 from crucible_trio.content import Piece, Reasoning, Refusal, Text, TextPiece
 from crucible_trio.engines.segments import SegmentCutter
 from crucible_trio.engines.upstream.call_order import CallOrder
@@ -28,7 +30,7 @@ from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkPart, ThinkSplitter
 from crucible_trio.engines.upstream.usage import merge_usage
 from crucible_trio.errors import EngineError
-from crucible_trio.records import Usage
+from crucible_trio.records import Usage, is_deeper
 from crucible_trio.sse import ServerSentEvent
 
 DONE: Final = "[DONE]"
@@ -59,6 +61,7 @@ class UpstreamCompletion:
     Args:
         skipped: Counts the skipped values.
         splitter: Separates a trace inside the content. None: the content is answer.
+        keeps_logprobs: Whether the log probabilities of the answer's tokens come with its pieces.
 
     Attributes:
         finish_reason: `stop`, `length` or `content_filter` while the model has ended. None before, and after text
@@ -70,7 +73,13 @@ class UpstreamCompletion:
         is_empty: Whether no text and no tool call has come.
     """
 
-    def __init__(self, skipped: SkippedFields | None = None, splitter: ThinkSplitter | None = None) -> None:
+    def __init__(
+        self,
+        skipped: SkippedFields | None = None,
+        splitter: ThinkSplitter | None = None,
+        *,
+        keeps_logprobs: bool = False,
+    ) -> None:
         self.finish_reason: str | None = None
         self.done = False
         self.failure: EngineError | None = None
@@ -82,6 +91,8 @@ class UpstreamCompletion:
         self._splitter = splitter  # None: the server separates the trace
         self._has_plain_output = False  # output in a chunk without a finish reason
         self._calls: CallOrder | None = None  # set with the first tool call
+        self._keeps_logprobs = keeps_logprobs
+        self._logprobs: list[object] = []  # of text that the splitter holds back
         self._needs_done = False  # a finish reason was too early, or may be
         self._failure_after_finish: EngineError | None = None
         self._cutter: SegmentCutter | None = None  # set while the trace runs
@@ -182,6 +193,8 @@ class UpstreamCompletion:
             self.failure = self._failure_after_finish
         for kind, text in chunk.parts:
             self._append_part(kind, text, texts)
+        if self._keeps_logprobs:
+            self._add_logprobs(chunk.logprobs, texts)
         pieces = self._add_calls(chunk.calls, texts) if chunk.calls else self._in_order(texts)
         for usage in chunk.usage:
             self.usage = merge_usage(self.usage, usage)
@@ -204,6 +217,19 @@ class UpstreamCompletion:
         elif self.finish_reason is None:  # a repetition as `stop` must not hide that the text was cut
             self.finish_reason = "stop"
             self._needs_done = self._needs_done or (reason in _CALL_FINISH and self._calls is None)
+
+    def _add_logprobs(self, found: list[object], texts: list[TextPiece]) -> None:
+        """Put log probabilities into the first piece of the answer. Those of trace are dropped."""
+        if found and not _is_json(found):
+            self._skipped.add("choices.logprobs")
+        else:
+            self._logprobs += found
+        for number, piece in enumerate(texts):
+            if isinstance(piece, Text) and self._logprobs:
+                texts[number] = Text(piece.text, self._logprobs)
+                break
+        if texts:
+            self._logprobs = []
 
     def _in_order(self, texts: list[TextPiece]) -> list[Piece]:
         """The pieces that may be written now. A tool call can hold texts back."""
@@ -267,3 +293,12 @@ class UpstreamCompletion:
         for segment, text in cut:
             self._last_segment = self._first_segment + segment
             texts.append(Reasoning(text, self._last_segment))
+
+
+def _is_json(value: list[object]) -> bool:
+    """Whether our own JSON can hold a value. That of others may have half a character, or be nested too deeply."""
+    try:
+        msgspec.json.encode(value)
+    except ValueError:
+        return False
+    return not is_deeper(value)

@@ -29,14 +29,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final, final
 
 import msgspec
 import trio
 
-from crucible_trio.engine import Capabilities, EngineInfo, Finish
+from crucible_trio.engine import Capabilities, EngineInfo, Finish, PassedPath
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
 from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
@@ -46,12 +46,12 @@ from crucible_trio.engines.upstream.request_body import (
     RequestBody,
     upstream_capabilities,
 )
-from crucible_trio.engines.upstream.response import read_error_response, relay_completion
+from crucible_trio.engines.upstream.response import read_error_response, read_json, relay_completion
 from crucible_trio.engines.upstream.retries import RetrySchedule
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
 from crucible_trio.engines.watching import discover_at_start
-from crucible_trio.errors import EngineError, UpstreamReport
+from crucible_trio.errors import EngineError
 from crucible_trio.http import (
     ConnectFailedError,
     ConnectTimeoutError,
@@ -112,7 +112,7 @@ async def open_upstream(
         capabilities: Those of the models. None: all that this engine can pass on, and the server judges.
         thinking: Per mode, fields for the request's body that make the server think, or not. The default fields are
             left out for a model for which the server refuses them.
-        extra_body: Fields for every request's body. `thinking` and the request's fields win over them.
+        extra_body: Fields for every request's body. `thinking` wins over them, and they win over the request's fields.
         limit_field: The field for `max_output_tokens`. OpenAI's reasoning models need `max_completion_tokens`.
         think_tags: The tags around a trace inside the content, from opening to closing tag. Empty: there are none.
         starts_in_trace: Modes in which the content begins inside the trace, without an opening tag.
@@ -185,7 +185,8 @@ class UpstreamEngine:
         self.info = info
         self.skipped_fields = 0
         self._client = client
-        self._url = base_url.join("chat/completions")
+        self._base_url = base_url
+        self._extra_body = extra_body
         self._models_url = base_url.join("models")
         self._asks_for_models = not info.models
         self._request_body = RequestBody(
@@ -233,8 +234,7 @@ class UpstreamEngine:
         try:
             return await self._generate(request, output)
         except EngineError as error:
-            if self._key is not None and _quotes(error.upstream, self._key):
-                error.upstream = None
+            self._without_key(error)
             raise
 
     async def _generate(self, request: Request, output: Output) -> Finish:
@@ -258,44 +258,64 @@ class UpstreamEngine:
         """Send one request, again where that is safe, and relay the server's stream."""
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
-        schedule = RetrySchedule(client_retries=output.client_retries)
+        schedule = RetrySchedule(client_retries=output.client_retries, has_fallback=output.has_fallback)
         while True:
             given = self._request_body.fields(request, model)
             fields = {name: value for name, value in given.items() if name not in left_out}
             if answer is not None:
                 answer.add_fields(fields)
-            is_overloaded = False
+            response = await self._answer_to("chat/completions", fields, schedule)
+            async with response:
+                if response.is_success:
+                    output.accepted()
+                    self._remember(model, left_out)
+                    return await self._relay(response, request, output, answer)
+                failure, content = await read_error_response(response)
+            if refused := self._added.refused_by(response.status, content, fields):
+                left_out |= refused
+                names = ", ".join(sorted(refused))
+                logger.warning("status %d: sending the request again without %s", response.status, names)
+                continue
+            if response.status in {400, 422} and (named := named_in(content, self._configured)):
+                names = ", ".join(sorted(named))
+                logger.warning("the upstream server's error names fields of the settings: %s", names)
+            # Waiting for an overloaded server is waiting for a slot at a model. Waiting for an unreachable one is not.
+            async with output.queued():
+                await _wait_or_raise(schedule.after_error_response(failure), failure)
+
+    async def pass_on(self, path: PassedPath, fields: Mapping[str, object]) -> bytes:
+        """Send a request of another API and return the whole answer (`PassesOn`).
+
+        Raises:
+            EngineError: With one of this module's codes.
+        """
+        all_fields = {**fields, **self._extra_body, "model": fields["model"]}
+        response = await self._answer_to(path, all_fields, RetrySchedule(client_retries=True))
+        async with response:
+            if response.is_success:
+                return await read_json(response)
+            failure, _ = await read_error_response(response)
+        raise self._without_key(failure)
+
+    async def _answer_to(self, path: str, fields: Mapping[str, object], schedule: RetrySchedule) -> HttpResponse:
+        """Send a request until a status comes.
+
+        Raises:
+            EngineError: None came.
+        """
+        content = json.dumps(fields).encode()
+        while True:
             try:
-                response = await self._send(json.dumps(fields).encode())
+                response = await self._send(path, content)
             except HttpError as error:
                 logger.warning("no response from the upstream server: %s", error)
-                failure, delay = _no_response(error), schedule.after_no_response()
-                if failure.code in _DOWN:
-                    self._saw(is_up=False)
+                failure = _no_response(error)
             else:
                 self._saw(is_up=True)
-                async with response:
-                    if response.is_success:
-                        output.accepted()
-                        self._remember(model, left_out)
-                        return await self._relay(response, request, output, answer)
-                    failure, content = await read_error_response(response)
-                if refused := self._added.refused_by(response.status, content, fields):
-                    left_out |= refused
-                    names = ", ".join(sorted(refused))
-                    logger.warning("status %d: sending the request again without %s", response.status, names)
-                    continue
-                if response.status in {400, 422} and (named := named_in(content, self._configured)):
-                    names = ", ".join(sorted(named))
-                    logger.warning("the upstream server's error names fields of the settings: %s", names)
-                delay, is_overloaded = schedule.after_error_response(failure), True
-            if delay is None or output.has_fallback:
-                logger.warning("%s", failure)
-                raise failure
-            logger.info("retrying in %.1f s after %s", delay, failure)
-            # Waiting for an overloaded server is waiting for a slot at a model. Waiting for an unreachable one is not.
-            async with output.queued() if is_overloaded else nullcontext():
-                await trio.sleep(delay)
+                return response
+            if failure.code in _DOWN:
+                self._saw(is_up=False)
+            await _wait_or_raise(schedule.after_no_response(), failure)
 
     async def _relay(
         self, response: HttpResponse, request: Request, output: Output, answer: ContinuedAnswer | None
@@ -307,22 +327,37 @@ class UpstreamEngine:
         splitter = ThinkSplitter(self._think_tags, starts_inside=starts_inside)
         skipped = SkippedFields()
         try:
-            return await relay_completion(response, output, splitter, skipped, answer)
+            return await relay_completion(
+                response, output, splitter, skipped, answer, keeps_logprobs=request.parameters.logprobs
+            )
         finally:
             self.skipped_fields += skipped.total
+
+    def _without_key(self, failure: EngineError) -> EngineError:
+        """Leave the upstream's words out if they quote this server's key."""
+        words = () if failure.upstream is None else msgspec.structs.astuple(failure.upstream)
+        if self._key is not None and any(self._key in word for word in words if word is not None):
+            failure.upstream = None
+        return failure
 
     def _remember(self, model: str, left_out: frozenset[str]) -> None:
         if self._added.remember(model, left_out):
             names = ", ".join(sorted(left_out))
             logger.warning("requests for model %s are sent without %s from now on", ascii(model), names)
 
-    async def _send(self, content: bytes) -> HttpResponse:
+    async def _send(self, path: str, content: bytes) -> HttpResponse:
         headers = {"Content-Type": "application/json"}
-        return await self._client.send("POST", self._url, headers=headers, content=content)
+        if path != "chat/completions":
+            headers["Accept"] = "application/json"
+        return await self._client.send("POST", self._base_url.join(path), headers=headers, content=content)
 
 
-def _quotes(report: UpstreamReport | None, key: str) -> bool:
-    return report is not None and any(key in word for word in msgspec.structs.astuple(report) if word is not None)
+async def _wait_or_raise(delay: float | None, failure: EngineError) -> None:
+    if delay is None:
+        logger.warning("%s", failure)
+        raise failure
+    logger.info("retrying in %.1f s after %s", delay, failure)
+    await trio.sleep(delay)
 
 
 def _no_response(error: HttpError) -> EngineError:

@@ -40,14 +40,22 @@ class CompletionReader:
         splitter: Separates a trace inside the content.
         skipped: Counts the skipped values.
         max_event_length: Characters of one event.
+        keeps_logprobs: As in `UpstreamCompletion`.
 
     Attributes:
         lost: The failure of a completion whose connection was lost before the model ended.
     """
 
-    def __init__(self, splitter: ThinkSplitter | None, skipped: SkippedFields, max_event_length: int) -> None:
+    def __init__(
+        self,
+        splitter: ThinkSplitter | None,
+        skipped: SkippedFields,
+        max_event_length: int,
+        *,
+        keeps_logprobs: bool = False,
+    ) -> None:
         self.lost: EngineError | None = None
-        self._completion = UpstreamCompletion(skipped, splitter)
+        self._completion = UpstreamCompletion(skipped, splitter, keeps_logprobs=keeps_logprobs)
         self._skipped = skipped
         self._decoder = Decoder(max_event_length=sys.maxsize)  # would raise before it returns earlier events
         self._max_event_length = max_event_length

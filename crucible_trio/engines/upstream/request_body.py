@@ -34,6 +34,7 @@ UPSTREAM_CAPABILITIES: Final = Capabilities(
     files=True,
     audio=True,
     structured_output=True,
+    logprobs=True,
     sampling=frozenset(
         {
             "temperature",
@@ -50,7 +51,7 @@ UPSTREAM_CAPABILITIES: Final = Capabilities(
     ),
     unknown_fields=True,
 )
-"""What the wire can carry. The server judges whether its model can do it."""
+"""The capabilities of the wire. The server judges whether its model has them."""
 
 
 def upstream_capabilities(reasoning_field: ReasoningField | None) -> Capabilities:
@@ -85,11 +86,11 @@ class RequestBody:
     def fields(self, request: Request, model: str) -> dict[str, object]:
         """The fields of a request's body.
 
-        The request's own fields win over those for its mode, and these over those for every request.
+        The request's own fields win over those for its mode. No client replaces a field that the operator sends with
+        every request. If such a field is also one for the mode, the mode decides about it.
         """
         thinking = self._thinking.get(request.mode, {})
-        fields = {
-            **self._extra_body,
+        fields: dict[str, object] = {
             **thinking,
             **{name: _merged(thinking.get(name), value) for name, value in request.extra.items()},
             **{name: getattr(request.sampling, name) for name in sorted(request.sampling.given)},
@@ -97,7 +98,11 @@ class RequestBody:
         }
         if request.max_output_tokens is not None:
             fields[self._limit_field] = request.max_output_tokens
-        return fields | {
+        for name, value in self._extra_body.items():
+            ours = _merged(value, thinking[name]) if name in thinking else value
+            fields[name] = _merged(fields.get(name), ours)
+        return {
+            **fields,
             "model": model,
             "messages": [self._message(message) for message in request.messages],
             "stream": True,
@@ -115,9 +120,9 @@ class RequestBody:
         return fields
 
 
-def _merged(ours: object, theirs: object) -> object:
-    """A field that both the mode and the request set, such as `chat_template_kwargs`."""
-    return {**ours, **theirs} if isinstance(ours, Mapping) and isinstance(theirs, Mapping) else theirs
+def _merged(weaker: object, stronger: object) -> object:
+    """A field that two sides set, such as `chat_template_kwargs`. Two objects are joined."""
+    return {**weaker, **stronger} if isinstance(weaker, Mapping) and isinstance(stronger, Mapping) else stronger
 
 
 def _content(message: Message) -> object:
@@ -156,6 +161,10 @@ def _parameters(parameters: Parameters) -> dict[str, object]:
             fields["parallel_tool_calls"] = parameters.parallel_tool_calls
     if parameters.response_format is not None:
         fields["response_format"] = _response_format(parameters.response_format)
+    if parameters.logprobs:
+        fields["logprobs"] = True
+        if parameters.top_logprobs is not None:
+            fields["top_logprobs"] = parameters.top_logprobs
     if parameters.verbosity is not None:
         fields["verbosity"] = parameters.verbosity
     return fields

@@ -14,6 +14,7 @@ import math
 from contextlib import suppress
 from typing import Final, Protocol
 
+import msgspec
 import trio
 
 from crucible_trio.engine import Finish
@@ -40,6 +41,9 @@ END_TIMEOUT: Final = 0.5
 # Characters of one event. A chunk usually has a few tokens, but some servers send a whole answer in one.
 MAX_CHUNK_LENGTH: Final = 4 * 1024 * 1024
 
+# Bytes of an answer that is passed on whole. 2,048 embeddings of 1,024 numbers in JSON take about 25 MB.
+MAX_PASSED_BODY: Final = 32 * 1024 * 1024
+
 # Bytes and seconds spent on the body of an error response, to find its identifier.
 _MAX_ERROR_BODY = 16 * 1024
 _ERROR_BODY_TIMEOUT = 2.0
@@ -65,6 +69,8 @@ async def relay_completion(
     splitter: ThinkSplitter | None,
     skipped: SkippedFields,
     answer: ContinuedAnswer | None = None,
+    *,
+    keeps_logprobs: bool = False,
 ) -> Finish:
     """Write the completion in a body to `output`, each piece as it arrives.
 
@@ -76,12 +82,13 @@ async def relay_completion(
         splitter: Separates a trace inside the content.
         skipped: Counts the skipped values.
         answer: Decides what of the completion goes on with an answer, and learns whether the connection is lost.
+        keeps_logprobs: Whether the log probabilities of the answer's tokens are written.
 
     Raises:
         EngineError: `upstream_ended_early`, `upstream_invalid_response`, `upstream_error`, `upstream_rejected`,
             `upstream_refused`.
     """
-    reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH)
+    reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH, keeps_logprobs=keeps_logprobs)
     try:
         async with PieceWriter(output) as writer:
             was_cut, as_promised = await _read_completion(body, reader, writer, answer)
@@ -112,6 +119,29 @@ async def read_error_response(response: HttpResponse) -> tuple[EngineError, byte
             content += chunk
     retry_after = parse_retry_after(response.headers.get("Retry-After", ""))
     return to_engine_error(response.status, find_error(content), retry_after=retry_after), content
+
+
+async def read_json(body: UpstreamBody) -> bytes:
+    """Read the whole body of a response in JSON.
+
+    Raises:
+        EngineError: `upstream_invalid_response`: it is not JSON, or too long. `upstream_ended_early`: it was cut.
+    """
+    content = bytearray()
+    try:
+        while chunk := await body.read():
+            content += chunk
+            if len(content) > MAX_PASSED_BODY:
+                raise EngineError("upstream_invalid_response", "The upstream server's response is too long.")
+    except HttpError as error:
+        logger.info("the upstream server's response was cut: %s", error)
+        message = "The connection to the upstream server was lost before the response ended."
+        raise EngineError("upstream_ended_early", message, retryable=True) from error
+    try:
+        msgspec.json.decode(content, type=msgspec.Raw)  # reads every byte and builds nothing
+    except (ValueError, RecursionError) as error:
+        raise EngineError("upstream_invalid_response", "The upstream server's response is not JSON.") from error
+    return bytes(content)
 
 
 async def _read_completion(

@@ -32,10 +32,12 @@ class RetrySchedule:
 
     Args:
         client_retries: As `Output.client_retries`.
+        has_fallback: Whether another server is asked next. Then this one is asked once.
     """
 
-    def __init__(self, *, client_retries: bool) -> None:
+    def __init__(self, *, client_retries: bool, has_fallback: bool = False) -> None:
         self._client_retries = client_retries
+        self._has_fallback = has_fallback
         self._attempts = 0
 
     def after_no_response(self) -> float | None:
@@ -53,6 +55,8 @@ class RetrySchedule:
 
     def _next(self, delays: tuple[float, ...]) -> float | None:
         self._attempts += 1
+        if self._has_fallback:
+            return None
         return delays[self._attempts - 1] * random.uniform(0.5, 1.0) if self._attempts <= len(delays) else None
 
 

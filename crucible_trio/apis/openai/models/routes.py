@@ -19,7 +19,8 @@ class ModelsApi:
 
     name: ClassVar[str] = "openai_models"
     error_shape: ClassVar[ErrorShape | None] = OPENAI_ERRORS
-    path_prefixes: ClassVar[tuple[str, ...]] = ("/v1/models/",)
+    # Everything below `/v1` that no other API has: only clients of OpenAI's APIs ask for other paths there.
+    path_prefixes: ClassVar[tuple[str, ...]] = ("/v1/",)
     open_endpoints: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, context: ApiContext) -> None:
