@@ -180,7 +180,6 @@ async def never() -> None:
     raise AssertionError("nothing is cancelled here")
 
 
-@pytest.mark.xfail(strict=True, reason="the responses API does not take tools yet")
 async def test_codex_calls_its_shell_tool(run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox) -> None:
     model = ToolModel(CODEX)
     async with (

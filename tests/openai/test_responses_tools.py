@@ -329,6 +329,7 @@ GOT = Message("tool", "31", tool_call_id="c1")
         ),
         # Text after a call belongs to the same turn: a server wants the result right after the message with the call.
         ([CALL, said("Wait."), RESULT], [Message("assistant", "Wait.", tool_calls=(MADE,)), GOT]),
+        ([said("A"), CALL, said("B"), RESULT], [Message("assistant", "AB", tool_calls=(MADE,)), GOT]),
         (
             [CALL, CALL | {"call_id": "c2"}, RESULT, RESULT | {"call_id": "c2", "output": None}],
             [
