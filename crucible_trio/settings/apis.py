@@ -33,8 +33,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_request_bytes: Count = 256 * 1024
     """Size limit of a request body."""
     keys: dict[Text, Secret] = {}
-    """From owner to key. In the environment `alice:key1,bob:key2`. Without keys there is one anonymous owner, and only
-    this machine can connect."""
+    """From owner to key. In the environment `alice:key1,bob:key2`, or JSON. Without keys there is one anonymous owner,
+    and only this machine can connect."""
     token_secret: Secret | None = None
     """Signs the stream tokens. Default: a random secret for each process."""
     allowed_origins: tuple[str, ...] = ()
