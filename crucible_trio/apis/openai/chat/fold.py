@@ -34,10 +34,7 @@ from crucible_trio.records import (
 from crucible_trio.snapshot import Snapshot
 
 _DONE: Final = sse.encode_line(b"[DONE]")
-
-# An engine may report a reason that is not OpenAI's, and some clients accept only the listed ones. `tool_calls` is not
-# the engine's to report: it follows from the calls.
-_FINISH_REASONS: Final = frozenset({"stop", "length", "content_filter"})
+_CONTENT_FILTER: Final = "content_filter"
 
 
 @final
@@ -290,11 +287,14 @@ def logprobs_in(frames: Iterable[bytes]) -> list[object]:
 
 
 def _finish_reason(terminal: Terminal, *, whole_calls: int, open_calls: int) -> str:
-    if not isinstance(terminal, StreamCompleted) or open_calls:
+    """One of OpenAI's reasons. Some clients accept no others."""
+    if not isinstance(terminal, StreamCompleted):
+        return "length"
+    if terminal.finish_reason == _CONTENT_FILTER:
+        return _CONTENT_FILTER  # also after a call: the filter stopped the model, so the answer is not whole
+    if open_calls:
         return "length"  # a call that broke off must not be executed
-    if whole_calls:
-        return "tool_calls"
-    return terminal.finish_reason if terminal.finish_reason in _FINISH_REASONS else "stop"
+    return "tool_calls" if whole_calls else "stop"
 
 
 def usage_of(usage: Usage) -> CompletionUsage | None:

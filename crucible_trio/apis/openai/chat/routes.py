@@ -5,7 +5,7 @@ How the end of a stream is answered. With `stream`, the status line waits for an
 
 | the stream | after the status line | before it |
 |---|---|---|
-| completed | `finish_reason` of the engine: `stop`, `content_filter` | 200, the same |
+| completed | `finish_reason`: `content_filter`, `length` if a call was cut, `tool_calls`, `stop` | 200, the same |
 | incomplete: `max_output_tokens`, `log_limit` | `finish_reason: length` | 200, the same |
 | incomplete: a deadline | an event with an `error` and no `[DONE]`, `code` is the reason | 400 |
 | failed | the same, `code` and `message` are the engine's or the upstream's | `failure_answer` |
