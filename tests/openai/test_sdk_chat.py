@@ -33,8 +33,8 @@ def check_chunks(chunks: list[Any]) -> None:
     *pieces, usage = chunks
     deltas = [chunk.choices[0].delta for chunk in pieces]
     assert "".join(delta.content or "" for delta in deltas) == "Hello."
-    for name in ("reasoning_content", "reasoning"):
-        assert "".join(getattr(delta, name, None) or "" for delta in deltas) == "First, then."
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "First, then."
+    assert not any(hasattr(delta, "reasoning") for delta in deltas)
     assert pieces[-1].choices[0].finish_reason == "stop"
     assert usage.choices == []
     assert (usage.usage.prompt_tokens, usage.usage.completion_tokens, usage.usage.total_tokens) == (3, 9, 12)

@@ -79,12 +79,14 @@ class ChatApi:
             end = await starting.read_to_end(stream)
         if end is not None and error_of(end) is not None:
             return await self._refuse(started, end, key)
+        trace_field = self._context.settings.openai_trace_field
         if asked.stream:
-            dialect = ChatDialect(include_usage=asked.include_usage)
+            dialect = ChatDialect(include_usage=asked.include_usage, trace_field=trace_field)
             response = starting.event_stream(self._context, stream, dialect)
         else:
             assert end is not None
-            completion = chat_completion(stream.snapshot(), end, logprobs_in(stream.log.read(0)))
+            logprobs = logprobs_in(stream.log.read(0))
+            completion = chat_completion(stream.snapshot(), end, logprobs, trace_field=trace_field)
             response = name_stream(json_response(completion), stream)
         name_ignored(response, asked.ignored)
         return starting.locate_stream(response, started)
