@@ -1,6 +1,6 @@
 """Asks three times with LiteLLM: streamed, whole, and in a second turn with the message of the first.
 
-A program, because LiteLLM has an environment of its own. Argument: the base URL. Prints the messages as JSON.
+A program, because LiteLLM has a separate environment. Argument: the base URL. Prints the messages as JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What programs put into chat completions by default: nothing is refused, and an upstream gets all that it understands.
+"""Fields that programs send with every chat completion: none is refused, and an upstream gets those it understands.
 
 Each row was seen in the requests of a real program.
 """
@@ -24,7 +24,7 @@ STREAM = b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in CHUN
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%s" % (len(STREAM), STREAM)
 
 USER = {"role": "user", "content": "hi"}
-# What the upstream gets besides the row's own fields.
+# The body for the upstream, without the fields of the row.
 PLAIN = {"model": "m", "messages": [USER], "stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -135,7 +135,7 @@ async def test_the_message_that_this_server_sent_comes_back(serving) -> None:
     assert body["messages"][1] == {"role": "assistant", "content": "Hi."}
 
 
-# An engine without tools and sampling takes what asks for nothing, and says what it does not honour.
+# An engine without tools and sampling takes what asks for nothing, and names the fields that it does not honour.
 
 
 @pytest.mark.parametrize(
