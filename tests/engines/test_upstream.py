@@ -539,7 +539,8 @@ async def test_the_log_says_what_is_wrong_with_a_response(
         server.answers = [HEAD + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nsecret"]
         error, _ = await failure_of(server.url)
         assert error.message == "The upstream server's response is not valid HTTP."
-        assert (error.code, error.retryable) == ("upstream_ended_early", True)
+        assert (error.code, error.retryable) == ("upstream_invalid_response", False)
+        assert len(server.bodies) == 1  # a status came, so a repetition would start another generation
         assert "no response from the upstream server: Duplicate Content-Length" in caplog.text
         server.answers = [BEGUN + b"zz secret\r\n"]
         await failure_of(server.url)
@@ -765,7 +766,8 @@ def test_retry_after_can_be_a_date() -> None:
     week = 7 * 24 * 3600
     assert retries.parse_retry_after("9" * 400) == week
     assert retries.parse_retry_after("Wed, 21 Oct 9999 07:28:00 GMT") == week
-    for invalid in ("", "soon", "-1", "1.5", "Wed, 21 Oct 2015 07:28:00", "²"):
+    beyond = "Wed, 21 Oct 99999999999 07:28:00 GMT"
+    for invalid in ("", "soon", "-1", "1.5", "Wed, 21 Oct 2015 07:28:00", "²", beyond):
         assert retries.parse_retry_after(invalid) is None
 
 

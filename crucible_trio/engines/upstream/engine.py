@@ -301,7 +301,7 @@ class UpstreamEngine:
         """Send a request until a status comes.
 
         Raises:
-            EngineError: None came.
+            EngineError: None came, or one with headers that break HTTP.
         """
         content = json.dumps(fields).encode()
         while True:
@@ -315,7 +315,7 @@ class UpstreamEngine:
                 return response
             if failure.code in _DOWN:
                 self._saw(is_up=False)
-            await _wait_or_raise(schedule.after_no_response(), failure)
+            await _wait_or_raise(schedule.after_no_response() if failure.retryable else None, failure)
 
     async def _relay(
         self, response: HttpResponse, request: Request, output: Output, answer: ContinuedAnswer | None
@@ -369,6 +369,8 @@ def _no_response(error: HttpError) -> EngineError:
             return EngineError("upstream_unreachable", "The upstream server is unreachable.", retryable=True)
         case InvalidResponseError():
             message = "The upstream server's response is not valid HTTP."
+            if error.has_status:
+                return EngineError("upstream_invalid_response", message)
             return EngineError("upstream_ended_early", message, retryable=True)
         case _:
             message = "The upstream server closed the connection without a response."

@@ -72,7 +72,7 @@ def parse_retry_after(value: str) -> float | None:
         return min(float(value), _LONGEST_RETRY_AFTER)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year of eleven digits
         return None
     if moment.tzinfo is None:
         return None
