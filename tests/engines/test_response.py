@@ -125,3 +125,11 @@ async def test_the_body_of_an_error_that_does_not_end_is_not_waited_for_as_long_
     assert b"rate_limit" in content
     # Twice: the first error may refuse a field, and the second request may be refused too.
     assert 2 * (trio.current_time() - begin) < ApiSettings().hold_seconds
+
+
+async def test_a_call_with_a_name_that_no_output_takes_is_an_invalid_response(autojump_clock: MockClock) -> None:
+    call = {"index": 0, "id": "call_1", "function": {"name": "n" * 257, "arguments": "{}"}}
+    text, end, _ = await relay((0, R + A + chunk(tool_calls=[call]) + S + D))
+    assert text == answer("a")
+    assert isinstance(end, EngineError)
+    assert end.code == "upstream_invalid_response"
