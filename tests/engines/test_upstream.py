@@ -22,7 +22,7 @@ from crucible_trio.config import Settings
 from crucible_trio.content import Piece, Refusal
 from crucible_trio.engine import CountsSkippedFields, Engine, Finish
 from crucible_trio.engines import open_engine
-from crucible_trio.engines.upstream import open_upstream, retries
+from crucible_trio.engines.upstream import discovery, open_upstream, retries
 from crucible_trio.engines.upstream import response as upstream_response
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.http.client import CONNECT_TIMEOUT
@@ -955,6 +955,7 @@ async def test_without_a_model_the_server_is_asked_for_its_models(server: Script
         (status(200, body=b'{"data":[]}'), "lists no models"),
         (status(200, body=b"<html>"), "invalid list of models"),
         (status(200, body=b'{"data":[{"name":"x"}]}'), "invalid list of models"),
+        (status(200, body=b'{"data":[{"id":""},{"id":null},null]}'), "invalid list of models"),
         (reset_immediately, "start the server"),
     ],
 )
@@ -967,6 +968,20 @@ async def test_a_server_without_models_is_rejected_in_one_sentence(
             pass
     assert "\n" not in str(caught.value)
     assert "--model" in str(caught.value)
+
+
+async def test_an_entry_without_a_usable_name_does_not_hide_the_other_models(server: ScriptedServer) -> None:
+    names: list[object] = ["a", "", None, 5, "x" * 513, "a", "b\n", "c"]
+    server.answers = [status(200, body=json.dumps({"data": [*({"id": name} for name in names), None, "d"]}).encode())]
+    async with open_upstream(server.url) as engine:
+        assert engine.info.models == ("a", "b\n", "c")
+
+
+async def test_a_huge_list_of_models_is_cut(server: ScriptedServer) -> None:
+    body = json.dumps({"data": [{"id": str(number)} for number in range(discovery.MAX_MODELS + 10)]}).encode()
+    server.answers = [status(200, body=body)]
+    async with open_upstream(server.url) as engine:
+        assert engine.info.models == tuple(str(number) for number in range(discovery.MAX_MODELS))
 
 
 async def test_with_a_model_the_server_need_not_be_up() -> None:
