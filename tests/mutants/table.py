@@ -404,8 +404,8 @@ MUTANTS = [
     Mutant(
         mechanism="after the first piece no other engine is called",
         file="engines/router.py",
-        old="if output.has_written or blames_request(error):",
-        new="if blames_request(error):",
+        old="if output.has_written or error.blames_request:",
+        new="if error.blames_request:",
         tests="tests/engines/test_fallback.py",
     ),
     Mutant(

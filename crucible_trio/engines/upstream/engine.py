@@ -283,14 +283,16 @@ class UpstreamEngine:
             async with output.queued():
                 await _wait_or_raise(schedule.after_error_response(failure), failure)
 
-    async def pass_on(self, path: PassedPath, fields: Mapping[str, object]) -> bytes:
+    async def pass_on(self, path: PassedPath, fields: Mapping[str, object], *, has_fallback: bool = False) -> bytes:
         """Send a request of another API and return the whole answer (`PassesOn`).
 
         Raises:
             EngineError: With one of this module's codes.
         """
         all_fields = {**fields, **self._extra_body, "model": fields["model"]}
-        response = await self._answer_to(path, all_fields, RetrySchedule(client_retries=True))
+        response = await self._answer_to(
+            path, all_fields, RetrySchedule(client_retries=True, has_fallback=has_fallback)
+        )
         async with response:
             if response.is_success:
                 return await read_json(response)
