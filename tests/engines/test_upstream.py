@@ -514,6 +514,12 @@ async def test_a_request_is_not_sent_again_after_another_error(server: ScriptedS
     assert len(server.bodies) == 1
 
 
+async def test_an_error_that_still_names_a_field_left_out_refuses_no_other_field(server: ScriptedServer) -> None:
+    server.answers = [refusing(400, {"error": {"message": "Unknown parameter: 'chat_template_kwargs'."}})]
+    await failure_of(server.url)
+    assert len(server.bodies) == 2
+
+
 async def test_fields_of_the_settings_are_never_left_out(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
