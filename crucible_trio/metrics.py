@@ -72,6 +72,7 @@ class Metrics:
         readers: Readers attached now.
         resumes: Readers that attached behind record 1.
         refused: Requests answered with an error, by its code.
+        unverified_traces: Traces of earlier turns that were left out, because the server has not signed them.
     """
 
     def __init__(self) -> None:
@@ -79,6 +80,7 @@ class Metrics:
         self.readers = 0
         self.resumes = 0
         self.refused: Counter[str] = Counter()
+        self.unverified_traces = 0
 
     def engine(self, name: str) -> EngineMetrics:
         """The numbers of an engine, made when they are first asked for."""

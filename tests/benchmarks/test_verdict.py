@@ -111,4 +111,6 @@ def test_every_goal_has_a_metric_and_every_server_exists() -> None:
         names = {metric.name for metric in each.metrics}
         assert {goal.metric for goal in each.goals} | {goal.rival_by for goal in each.goals} - {None} <= names
         assert set(each.servers) <= set(SERVERS)
-        assert {"crucible", "crucible-plain"} <= set(each.servers)
+        # The relay measures what comes before the writes, so it has no server without direct writes.
+        ours = {"crucible"} if each.name == "relay" else {"crucible", "crucible-plain"}
+        assert ours <= set(each.servers)

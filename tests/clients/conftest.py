@@ -128,7 +128,7 @@ def run_agent(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[st
 async def _crucible_serve(*arguments: str) -> AsyncIterator[str]:
     command = [sys.executable, "-c", "from crucible_trio.cli import main; main()", "serve", *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CRUCIBLE_")}
-    run = partial(trio.run_process, check=False, env=environment, stderr=subprocess.PIPE)
+    run = partial(trio.run_process, check=False, env=environment, stderr=subprocess.PIPE, deliver_cancel=_kill)
     with trio.fail_after(REAL_SECONDS):
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(run, [*command, "--bind", "127.0.0.1:0"])
@@ -141,6 +141,10 @@ async def _crucible_serve(*arguments: str) -> AsyncIterator[str]:
             nursery.start_soon(_drain, process.stderr)
             yield f"{match[1].decode()}/v1"
             nursery.cancel_scope.cancel()  # ends the process
+
+
+async def _kill(process: trio.Process) -> None:
+    process.kill()  # it has nothing to save, and on a busy machine its own shutdown takes seconds
 
 
 async def _drain(stream: trio.abc.ReceiveStream) -> None:

@@ -39,6 +39,7 @@ from crucible_trio.apis.openai.chat import messages as chat_messages
 from crucible_trio.apis.openai.chat import requests as chat_requests
 from crucible_trio.apis.openai.chat.fold import ChatDialect
 from crucible_trio.apis.openai.errors import CLIENTS_FAULT, OPENAI_RULES
+from crucible_trio.apis.openai.responses import input as responses_input
 from crucible_trio.apis.openai.responses import requests as responses_requests
 from crucible_trio.apis.openai.responses.objects import EchoedFields
 from crucible_trio.apis.openai.responses.replay import open_dialect
@@ -490,7 +491,7 @@ def test_the_example_of_openais_error_is_the_servers_answer(server: str) -> None
                 "": responses_requests.BODY,
                 "reasoning.": responses_requests.REASONING,
                 "text.": responses_requests.TEXT,
-                "input[].": responses_requests.MESSAGE,
+                "input[].": responses_input.MESSAGE,
             },
         ),
     ],

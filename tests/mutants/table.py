@@ -415,4 +415,25 @@ MUTANTS = [
         new="]",
         tests="tests/engines/test_fallback.py",
     ),
+    Mutant(
+        mechanism="a signed trace is accepted from its owner only",
+        file="apis/openai/responses/sealed.py",
+        old='return b"%d.%b.%b" % (len(self._owner), self._owner, content)',
+        new="return content",
+        tests="tests/openai/test_responses_traces.py",
+    ),
+    Mutant(
+        mechanism="a tool call that broke off is not part of the next turn",
+        file="apis/openai/responses/input.py",
+        old='if item.get("status") == "incomplete" and call.call_id not in answered:',
+        new="if False:",
+        tests="tests/openai/test_responses_earlier.py",
+    ),
+    Mutant(
+        mechanism="two tools never have one name for the model",
+        file="apis/openai/responses/tools.py",
+        old="if name not in self._taken:",
+        new="if True:",
+        tests="tests/openai/test_responses_tools.py",
+    ),
 ]

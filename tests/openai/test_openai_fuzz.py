@@ -13,8 +13,12 @@ from trio.testing import MockClock
 
 from crucible_trio.apis.openai.chat import messages as chat_messages
 from crucible_trio.apis.openai.chat import requests as chat
+from crucible_trio.apis.openai.responses import input as responses_input
 from crucible_trio.apis.openai.responses import requests as responses
 from crucible_trio.content import Reasoning
+from crucible_trio.engine import Capabilities
+from crucible_trio.request import Sampling
+from crucible_trio.testing import CallTool
 
 FIELDS = [
     name
@@ -22,12 +26,17 @@ FIELDS = [
         chat.BODY,
         chat_messages.MESSAGE,
         responses.BODY,
-        responses.MESSAGE,
+        responses_input.MESSAGE,
         responses.REASONING,
     )
     for name in (*fields.shape.__struct_fields__, *fields.harmless, *fields.refused)
 ]
 WORDS = [
+    "function",
+    "namespace",
+    "custom",
+    "json_schema",
+    "required",
     "scripted",
     "scripted:deep",
     "user",
@@ -58,6 +67,56 @@ messages = st.fixed_dictionaries(
     optional={"name": texts, "id": texts},
 )
 conversations = st.lists(messages, min_size=1, max_size=3)
+tools = st.recursive(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["function", "custom", "web_search"]), "name": texts},
+        optional={"parameters": values, "format": values, "description": values, "strict": values},
+    ),
+    lambda inner: st.fixed_dictionaries(
+        {"type": st.just("namespace"), "name": texts, "tools": st.lists(inner, max_size=3)}
+    ),
+    max_leaves=4,
+)
+items = st.one_of(
+    messages,
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(
+                [
+                    "additional_tools",
+                    "custom_tool_call",
+                    "custom_tool_call_output",
+                    "function_call",
+                    "function_call_output",
+                    "item_reference",
+                    "message",
+                    "reasoning",
+                    "web_search_call",
+                ]
+            )
+        },
+        optional={
+            "arguments": texts,
+            "call_id": texts,
+            "content": contents,
+            "encrypted_content": texts,
+            "id": texts,
+            "input": texts,
+            "name": texts,
+            "namespace": texts,
+            "output": contents,
+            "status": st.sampled_from(["completed", "incomplete"]),
+            "summary": contents,
+            "tools": st.lists(tools, max_size=2),
+        },
+    ),
+)
+agent_turns = st.builds(
+    lambda turn, tools, more: {"input": turn, "tools": tools} | more,
+    st.lists(items, max_size=4),
+    st.lists(tools, max_size=3),
+    st.dictionaries(st.sampled_from(FIELDS), values, max_size=2),
+)
 # The required field of each API, usually valid, and up to two other fields.
 asks = {
     path: st.builds(
@@ -96,7 +155,10 @@ paths = st.one_of(
     st.builds("/v1/responses/{}{}?{}".format, ids, st.sampled_from(["", "", "/cancel", "/input_items"]), queries),
     st.builds("/v1/models/x{}".format, ids),
 )
-starts = st.one_of(*(st.tuples(st.just("POST"), st.just(path), encoded(asked)) for path, asked in asks.items()))
+starts = st.one_of(
+    *(st.tuples(st.just("POST"), st.just(path), encoded(asked)) for path, asked in asks.items()),
+    st.tuples(st.just("POST"), st.just("/v1/responses"), encoded(agent_turns)),
+)
 others = st.tuples(
     st.sampled_from(["GET", "GET", "POST", "DELETE", "HEAD", "OPTIONS"]),
     paths,
@@ -117,9 +179,12 @@ NAMED_DEEPLY = b'{"input":"a","' + b"x" * 100_000 + b'":1}'
 @example(batch=[("POST", "/v1/responses", b'{"input":"a","max_output_tokens":1' + b"0" * 5000 + b"}")])
 @example(batch=[("POST", "/v1/chat/completions", b'{"messages":[{"role":"user","content":"\\ud800"}]}')])
 @example(batch=[("POST", "/v1/responses", b'{"input":"a","text":' + b'{"format":' * 5000 + b"1" + b"}" * 5001)])
-def test_no_request_causes_an_internal_error(open_api: Any, batch: list[tuple[str, str, bytes]]) -> None:
+def test_no_request_causes_an_internal_error(open_api: Any, scripted: Any, batch: list[tuple[str, str, bytes]]) -> None:
+    able = Capabilities.of(Capabilities.__dataclass_fields__, Sampling.__struct_fields__)
+
     async def send_all() -> None:
-        async with open_api(Reasoning("Hm", 0), "a") as api:
+        steps = (Reasoning("Hm", 0), CallTool("function"), "a")
+        async with open_api(engine=scripted(*steps, capabilities=able)) as api:
             finished = (await api.post("/v1/responses", {"input": "Why?"})).json["id"]
             for method, target, body in batch:
                 target = target.replace("{id}", finished)

@@ -110,8 +110,8 @@ async def test_a_resume_at_the_head_waits_for_new_events(open_api, autojump_cloc
         (f"stream=true&starting_after={'9' * 5000}", "starting_after"),
         ("stream=yes", "stream"),
         ("stream=true&after=3", "after"),
-        ("include=message.output_text.logprobs", "include"),
-        ("include[]=reasoning.encrypted_content&include[]=web_search_call.results", "include"),
+        ("include=message.more", "include"),
+        ("include[]=reasoning.encrypted_content&include[]=reasoning.more", "include"),
     ],
 )
 async def test_an_invalid_retrieval_query_is_400(query: str, param: str, open_api, autojump_clock) -> None:

@@ -133,14 +133,16 @@ async def test_every_event_has_exactly_the_documented_json() -> None:
     blocks = body.split("\n\n")
     asked = (
         '"instructions":"Be short.","max_output_tokens":64,"max_tool_calls":null,"metadata":{"run":"7"},'
-        '"model":"tiny","output":OUTPUT,"parallel_tool_calls":false,"previous_response_id":null,'
-        '"reasoning":{"effort":"high","summary":"auto"},"service_tier":"default","store":true,"temperature":0.5,'
-        '"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_logprobs":0,"top_p":null,'
+        '"model":"tiny","output":OUTPUT,"parallel_tool_calls":true,"presence_penalty":0.0,'
+        '"previous_response_id":null,"prompt_cache_key":null,"reasoning":{"effort":"high","summary":"auto"},'
+        '"safety_identifier":null,"service_tier":"default","store":true,"temperature":0.5,'
+        '"text":{"format":{"type":"text"}},"tool_choice":"auto","tools":[],"top_logprobs":0,"top_p":1.0,'
         '"truncation":"disabled"'
     )
     begun = (
         f'{{"id":"{RESPONSE}","object":"response","created_at":1764000000,"completed_at":null,"status":"in_progress",'
-        f'"background":true,"error":null,"incomplete_details":null,{asked.replace("OUTPUT", "[]")},"usage":null}}'
+        '"background":true,"error":null,"frequency_penalty":0.0,"incomplete_details":null,'
+        f'{asked.replace("OUTPUT", "[]")},"usage":null,"user":null}}'
     )
     rs, msg = "rs_7Q2M4kWcT0aXn3v9LzB1pg_0", "msg_7Q2M4kWcT0aXn3v9LzB1pg_1"
     in_rs = f'"item_id":"{rs}","output_index":0,"summary_index":0'
@@ -151,10 +153,10 @@ async def test_every_event_has_exactly_the_documented_json() -> None:
     answer = f'{{"type":"message","id":"{msg}","status":"completed","content":[{hi}],"role":"assistant"}}'
     ended = (
         f'{{"id":"{RESPONSE}","object":"response","created_at":1764000000,"completed_at":1764000004,'
-        f'"status":"completed","background":true,"error":null,"incomplete_details":null,'
+        f'"status":"completed","background":true,"error":null,"frequency_penalty":0.0,"incomplete_details":null,'
         f'{asked.replace("OUTPUT", f"[{trace},{answer}]")},"usage":{{"input_tokens":3,'
         '"input_tokens_details":{"cached_tokens":0,"cache_write_tokens":0},"output_tokens":9,'
-        '"output_tokens_details":{"reasoning_tokens":4},"total_tokens":12}}'
+        '"output_tokens_details":{"reasoning_tokens":4},"total_tokens":12},"user":null}'
     )
     expected = [
         ("created", f'"response":{begun}'),
@@ -201,7 +203,8 @@ async def test_the_sdks_models_accept_every_event_in_strict_mode() -> None:
             parsed = adapter.validate_python(event)
             assert not parsed.model_extra
             if response := getattr(parsed, "response", None):
-                assert set(response.model_extra) == {"store"}  # the API documents it, the SDK does not know it
+                # Open Responses has them, the SDK does not know them.
+                assert set(response.model_extra) == {"store", "frequency_penalty", "presence_penalty"}
                 assert all(not item.model_extra for item in response.output)
 
 

@@ -7,19 +7,21 @@ import pytest
 ASK = {"model": "scripted", "input": "Why?"}
 USER = {"role": "user", "content": "And?"}
 PATH = "/v1/responses"
+PART = "input[].content[]"
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
+        ({"tools": [{"type": "custom", "name": "f"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
-        ({"include": ["reasoning.encrypted_content", "web_search_call.results"]}, "include"),
-        ({"truncation": "auto"}, "truncation"),
+        ({"include": ["reasoning.encrypted_content", "reasoning.more"]}, "include"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"context_management": [{"type": "compaction"}]}, "context_management"),
@@ -28,10 +30,12 @@ PATH = "/v1/responses"
         ({"image": {}}, "image"),
         ({"access_programs": {}}, "access_programs"),
         ({"text": {"format": {"type": "json_object"}}}, "text.format"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}}, "text.format"),
         ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
         ({"reasoning": {"context": "all_turns"}}, "reasoning.context"),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}]}, "input[0].type"),
+        ({"input": [{"type": "compaction", "encrypted_content": "x"}]}, "input[0].type"),
         ({"input": [{"type": ["message"], "role": "user", "content": "x"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
     ],
@@ -43,23 +47,36 @@ async def test_an_unsupported_field_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("fields", "param"),
+    ("fields", "name"),
     [
         ({"mode": "deep"}, "mode"),
         ({"max_tokens": 5}, "max_tokens"),
         ({"reasoning": {"depth": 3}}, "reasoning.depth"),
         ({"text": {"size": 3}}, "text.size"),
-        ({"input": [{"role": "user", "content": "x", "name": "Eve"}]}, "input[0].name"),
-        (
-            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "b": 1}]}]},
-            "input[0].content[0].b",
-        ),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"format": {"type": "text", "x": 1}}}, "text.format.x"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"tools": [{"type": "web_search", "external_web_access": True}]}, "tools.web_search"),
+        ({"input": [USER | {"name": "Eve"}, USER | {"name": "Bob"}]}, "input[].name"),
+        ({"input": [USER, {"type": "web_search_call", "id": "ws_1"}]}, "input[].web_search_call"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "b": 1}]}]}, f"{PART}.b"),
     ],
-)
-async def test_an_unknown_field_is_refused_by_its_name(
-    fields: dict[str, object], param: str, open_api, autojump_clock
+)  # fmt: skip
+async def test_an_unknown_field_is_ignored_and_a_header_names_it(
+    fields: dict[str, object], name: str, open_api, autojump_clock
 ) -> None:
-    await _is_refused(open_api, ASK | fields, 400, "unknown_parameter", param)
+    async with open_api("Hi") as api:
+        answer = await api.post(PATH, ASK | fields)
+    assert (answer.status, answer.header("crucible-ignored")) == (200, name)
+
+
+async def test_names_that_fit_into_no_header_are_left_out(open_api, autojump_clock) -> None:
+    unfit = {"a\r\nb": 1, "\u00e9": 1, "": 1, "n" * 81: 1, "null": None}
+    async with open_api("Hi") as api:
+        answer = await api.post(PATH, ASK | unfit | {"x": 1})
+        assert (answer.status, answer.header("crucible-ignored")) == (200, "x")
+        answer = await api.post(PATH, ASK | {f"x{number}": 1 for number in range(50)})
+    assert answer.header("crucible-ignored").count(",") == 19
 
 
 @pytest.mark.parametrize(
@@ -88,6 +105,9 @@ async def test_an_unknown_field_is_refused_by_its_name(
         ({"reasoning": 3}, "reasoning"),
         ({"text": "long"}, "text"),
         ({"instructions": ["x"]}, "instructions"),
+        ({"truncation": "left"}, "truncation"),
+        ({"max_tool_calls": 0}, "max_tool_calls"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
     ],
 )
 async def test_an_invalid_value_is_refused_by_name(
@@ -127,6 +147,8 @@ async def test_an_invalid_idempotency_key_is_refused(open_api, autojump_clock) -
     "fields",
     [
         {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "max_tool_calls": 3},
+        {"tools": [{"type": "function", "name": "f"}], "tool_choice": "none", "client_metadata": {"a": "b"}},
+        {"include": ["web_search_call.results", "message.input_image.image_url"], "frequency_penalty": 0},
         {"tools": None, "tool_choice": "auto", "include": [], "truncation": "disabled", "top_logprobs": 0},
         {"previous_response_id": None, "conversation": None, "prompt": None, "moderation": None},
         {"text": {"format": {"type": "text"}, "verbosity": "medium"}},

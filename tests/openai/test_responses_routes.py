@@ -58,11 +58,31 @@ async def test_events_arrive_as_soon_as_they_are_made(open_api, autojump_clock) 
             assert trio.current_time() == begun + 5 * number
 
 
-async def test_silence_is_filled_with_comments_outside_of_events(open_api, autojump_clock) -> None:
+async def test_silence_is_filled_with_the_event_before_it(open_api, autojump_clock) -> None:
     async with open_api("a", 25, "b", heartbeat_seconds=10) as api:
         answer = await api.post(PATH, LIVE)
-    assert answer.body.count(b"\n\n:\n:\nevent: ") == 1
-    assert text_of(answer.events[-1]["response"]) == "ab"
+        response_id = answer.events[0]["response"]["id"]
+        replay = await api.get(f"{PATH}/{response_id}?stream=true")
+    events = answer.events
+    started, (first, again, once_more, second) = events[1], events[4:8]
+    assert (first["delta"], second["delta"]) == ("a", "b")
+    assert started["type"] == "response.in_progress"
+    # The same event, with the number of the last one: a client that resumes after this number misses nothing.
+    assert again == once_more == started | {"sequence_number": first["sequence_number"]}
+    assert [event for event in events if event not in (again, once_more)] == replay.events
+    assert text_of(events[-1]["response"]) == "ab"
+
+
+async def test_a_resumed_stream_is_kept_alive_with_the_number_of_the_last_event(open_api, autojump_clock) -> None:
+    async with open_api("a", 25, "b", heartbeat_seconds=10) as api:
+        started = (await api.post(PATH, BACKGROUND)).json
+        await wait_all_tasks_blocked()
+        answer = await api.get(f"{PATH}/{started['id']}?stream=true&starting_after=4")
+    assert [(event["type"], event["sequence_number"]) for event in answer.events[:3]] == [
+        ("response.in_progress", 4),
+        ("response.in_progress", 4),
+        ("response.output_text.delta", 5),
+    ]
 
 
 async def test_a_response_can_also_be_read_natively(open_api, autojump_clock) -> None:

@@ -8,10 +8,10 @@ import pytest
 import trio
 
 from crucible_trio.content import Reasoning
-from crucible_trio.engine import Finish
+from crucible_trio.engine import Capabilities, Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
-from crucible_trio.testing import Gate, Repeat, ScriptedEngine
+from crucible_trio.testing import CallTool, Gate, Repeat, ScriptedEngine
 
 pytestmark = pytest.mark.slow
 
@@ -252,9 +252,34 @@ async def test_a_failed_stream_ends_with_its_error_and_has_no_final_response(ser
 async def test_a_refusal_names_the_parameter(serving, with_sync_client) -> None:
     def use(client: Any) -> Any:
         with pytest.raises(openai.BadRequestError) as caught:
-            client.responses.create(**ASK, tools=[{"type": "web_search"}])
+            client.responses.create(**ASK, tools=[{"type": "function", "name": "f"}])
         return caught.value
 
     async with serving(ScriptedEngine(*DEEP)) as served:
         error = await with_sync_client(served, use)
     assert (error.param, error.code, error.type) == ("tools", "unsupported_parameter", "invalid_request_error")
+
+
+# The second one makes an event that is too large for one write.
+@pytest.mark.parametrize("description", ["", "x" * 50_000])
+async def test_keep_alives_change_nothing_for_the_helper(serving, with_sync_client, description) -> None:
+    gates = [Gate(), Gate(), Gate()]
+    first, second, third = gates
+    steps = (Reasoning("Hm", 0), first, "Hel", second, "lo", CallTool("weather", ('{"ci', third, 'ty": 1}')))
+
+    def use(client: Any) -> Any:
+        numbers: list[int] = []
+        closed = list(gates)
+        tool = {"type": "function", "name": "weather", "description": description}
+        with client.responses.stream(**ASK, tools=[tool]) as helper:
+            for event in helper:
+                if event.type == "response.in_progress" and event.sequence_number in numbers and closed:
+                    trio.from_thread.run_sync(closed.pop(0).open)  # the silence lasts until an event has filled it
+                numbers.append(event.sequence_number)
+            return helper.get_final_response()
+
+    engine = ScriptedEngine(*steps, capabilities=Capabilities(tools=True))
+    async with serving(engine, heartbeat_seconds=0.01) as served:
+        response = await with_sync_client(served, use)
+    assert [item.type for item in response.output] == ["reasoning", "message", "function_call"]
+    assert (response.output_text, response.output[2].arguments) == ("Hello", '{"city": 1}')

@@ -130,6 +130,24 @@ async def test_heartbeats_are_written_directly_and_repeat(open_api: Callable, au
         assert exchange.direct.count(b":\n") == 3
 
 
+@pytest.mark.parametrize("size", [10, 45_000])
+@pytest.mark.parametrize("is_direct", [True, False])
+async def test_a_keep_alive_of_any_size_is_sent_in_messages_of_16_kib(
+    open_api: Callable, size: int, is_direct: bool, autojump_clock: MockClock
+) -> None:
+    asked = {"input": "q", "stream": True, "instructions": "x" * size}  # the keep-alive repeats them
+    async with (
+        open_api("a", 25.0, "b") as api,
+        api.open("POST", "/v1/responses", asked, offers_direct_writes=is_direct) as exchange,
+    ):
+        await exchange.until(lambda exchange: exchange.ended)
+        assert exchange.body.count(b"event: response.in_progress\n") == 3
+        assert exchange.body.count(b"x" * size) == 5
+        assert max(map(len, exchange.messages)) <= 16 * 1024
+        assert is_direct or not exchange.direct
+        assert any(b"response.in_progress" in message for message in exchange.direct) == (is_direct and size == 10)
+
+
 async def test_an_error_of_the_body_does_not_reach_the_engine(
     open_api: Callable, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,7 +105,7 @@ class EventStreamBody(ResponseBody):
                 if event := self._dialect.draining():
                     return event
             if self._silence.is_over:
-                return self._dialect.keep_alive()
+                return self._message(self._dialect.keep_alive())
             self._timer = self._pipeline.timers.set_no_later(self._timer, self._silence.deadline, self)
             await self._reader.wait()
             if self._direct is not None and (events := await self._direct.settle()):

@@ -107,8 +107,10 @@ class AppendWriter:
         Returns:
             Whether the kernel took it. If not, wake the reader.
         """
-        can_write = self._reader.is_waiting and self._left is None and self._writer.ready
-        return can_write and self._write(self._dialect.keep_alive())
+        if not (self._reader.is_waiting and self._left is None and self._writer.ready):
+            return False
+        keep_alive = self._dialect.keep_alive()
+        return len(keep_alive) <= MESSAGE_BYTES and self._write(keep_alive)
 
     async def settle(self) -> bytes:
         """Do the work that the last write left. The body calls this whenever its reader has woken.

@@ -49,9 +49,34 @@ class ModelNotFoundError(CrucibleError):
         super().__init__(f"there is no model {name!r}; there is {', '.join(models)}")
 
 
+@final
+class PreviousResponseNotFoundError(CrucibleError):
+    """The response that `previous_response_id` names is not there, or not any more."""
+
+    param: Final = "previous_response_id"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"there is no response {response_id[:64]!r}, or it is not kept any more")
+
+
+@final
+class ItemNotFoundError(CrucibleError):
+    """The item that an `item_reference` names is not there, or not any more.
+
+    Attributes:
+        param: The field, as a dotted path.
+    """
+
+    def __init__(self, item_id: str, param: str) -> None:
+        super().__init__(f"there is no item {item_id[:64]!r}, or its response is not kept any more")
+        self.param = param
+
+
 OPENAI_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
     UnauthorizedError: ErrorRule(401, "invalid_api_key"),
     ModelNotFoundError: ErrorRule(404, "model_not_found"),
+    PreviousResponseNotFoundError: ErrorRule(404, "previous_response_not_found"),
+    ItemNotFoundError: ErrorRule(404, "item_not_found"),
 }
 
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

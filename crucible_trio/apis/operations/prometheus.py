@@ -94,6 +94,11 @@ class PipelineCollector(Collector):
             refused.add_metric([code], number)
         yield refused
         yield CounterMetricFamily(
+            "crucible_unverified_traces",
+            "Traces of earlier turns that were left out of a request, because this server has not signed them",
+            value=pipeline.metrics.unverified_traces,
+        )
+        yield CounterMetricFamily(
             "crucible_resumes", "Readers that attached behind record 1", value=pipeline.metrics.resumes
         )
         yield _gauge("readers", "Readers attached", pipeline.metrics.readers)

@@ -166,6 +166,20 @@ class FunctionCallArgumentsDone(_InItem, tag="response.function_call_arguments.d
     arguments: str
 
 
+@final
+class CustomToolCallInputDelta(_InItem, tag="response.custom_tool_call_input.delta", kw_only=True):
+    """The input of a custom tool, in one piece."""
+
+    delta: str
+
+
+@final
+class CustomToolCallInputDone(_InItem, tag="response.custom_tool_call_input.done", kw_only=True):
+    """The whole input of a custom tool."""
+
+    input: str
+
+
 def encode_event(event: ResponsesEvent) -> bytes:
     """The bytes of an event: its type, then its JSON on one `data` line. No `id` line: the SDKs do not read it here."""
     return b"event: %b\ndata: %b\n\n" % (_type_of(event).encode(), encode_json(event))

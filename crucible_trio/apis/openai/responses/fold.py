@@ -9,6 +9,7 @@ refusal.delta      the same with a refusal part, refusal.delta
 tool_call.started  output_item.added
 tool_call.delta    function_call_arguments.delta
 tool_call.done     function_call_arguments.done, output_item.done
+                   of a custom tool: custom_tool_call_input.delta and .done, output_item.done
 terminal           the open item's .done events, then response.completed, .incomplete or .failed
 ```
 
@@ -35,6 +36,8 @@ from crucible_trio.apis.openai.responses.events import (
     TerminalEvent,
 )
 from crucible_trio.apis.openai.responses.items import (
+    OpenCall,
+    OpenCustomCall,
     OpenFunctionCall,
     OpenItem,
     OpenMessage,
@@ -52,6 +55,8 @@ from crucible_trio.apis.openai.responses.objects import (
     format_response_id,
     usage_of,
 )
+from crucible_trio.apis.openai.responses.sealed import Seal
+from crucible_trio.apis.openai.responses.tools import ToolOrigin
 from crucible_trio.records import (
     AnyRecord,
     OutputDelta,
@@ -86,15 +91,20 @@ _EVENTS: Final[dict[ResponseStatus, type[TerminalEvent]]] = {
 
 @final
 class ResponseFold:
-    """Folds the records of a log, from record 1 on and in order. Its state depends only on them and on `echoed`.
+    """Folds the records of a log, from record 1 on and in order. Its state depends only on them and on its arguments.
+
+    Args:
+        echoed: The request's fields that the response repeats.
+        seal: Signs the traces. None: the items have no `encrypted_content`.
 
     Attributes:
         next_number: The `sequence_number` of the next event, which is also the number of events so far.
     """
 
-    def __init__(self, echoed: EchoedFields) -> None:
+    def __init__(self, echoed: EchoedFields, seal: Seal | None = None) -> None:
         self.next_number = 0
         self._echoed = echoed
+        self._seal = seal
         self._suffix = ""  # of the items' ids
         self._created_at = 0.0
         self._response: ResponseObject | None = None  # without its output, which grows
@@ -106,7 +116,8 @@ class ResponseFold:
         """Fold the next record.
 
         Returns:
-            Its events, numbered. `stream.continued`, and `reasoning.done` without a trace, have none.
+            Its events, numbered. `stream.continued`, `reasoning.done` without a trace, and a piece of a custom tool's
+            input have none.
         """
         events = list(self._events(record))
         for event in events:
@@ -120,6 +131,11 @@ class ResponseFold:
         output = [*self._finished] if self._open is None else [*self._finished, self._open.item("in_progress")]
         return msgspec.structs.replace(self._response, output=output)
 
+    def in_progress(self) -> ResponseInProgress:
+        """Event 1 again, with the number of the last event. Call it after the first record and before the last one."""
+        assert self._response is not None
+        return ResponseInProgress(response=self._response, sequence_number=self.next_number - 1)
+
     def _events(self, record: AnyRecord) -> Iterator[ResponsesEvent]:
         match record:
             case StreamCreated():
@@ -131,7 +147,8 @@ class ResponseFold:
             case ReasoningDelta():
                 if not isinstance(self._open, OpenReasoning):
                     yield from self._finish_item("completed")
-                    self._open = OpenReasoning(f"rs_{self._suffix}_{len(self._finished)}", len(self._finished))
+                    index = len(self._finished)
+                    self._open = OpenReasoning(f"rs_{self._suffix}_{index}", index, self._seal)
                     yield from self._open.begin()
                 yield from self._open.add(record.segment, record.delta)
             case ReasoningDone():
@@ -150,14 +167,13 @@ class ResponseFold:
                 yield from self._open.add(record.delta)
             case ToolCallStarted():
                 yield from self._finish_item("completed")
-                item_id = f"fc_{self._suffix}_{len(self._finished)}"
-                self._open = OpenFunctionCall(item_id, len(self._finished), record.id, record.name)
+                self._open = self._open_call(record)
                 yield from self._open.begin()
             case ToolCallDelta():
-                assert isinstance(self._open, OpenFunctionCall)  # a call's records are contiguous
+                assert isinstance(self._open, OpenCall)  # a call's records are contiguous
                 yield from self._open.add(record.delta)
             case ToolCallDone():
-                assert isinstance(self._open, OpenFunctionCall)
+                assert isinstance(self._open, OpenCall)
                 self._open.is_whole = True
                 yield from self._finish_item("completed")
             case StreamContinued():
@@ -165,10 +181,17 @@ class ResponseFold:
             case _:
                 yield from self._end(record)
 
+    def _open_call(self, started: ToolCallStarted) -> OpenCall:
+        tool = self._echoed.origins.get(started.name) or ToolOrigin(started.name)
+        index = len(self._finished)
+        if tool.kind == "custom":
+            return OpenCustomCall(f"ctc_{self._suffix}_{index}", index, started.id, tool)
+        return OpenFunctionCall(f"fc_{self._suffix}_{index}", index, started.id, tool)
+
     def _finish_item(self, status: ItemStatus) -> Iterator[ResponsesEvent]:
         if self._open is not None:
             item, self._open = self._open, None
-            if isinstance(item, OpenFunctionCall) and not item.is_whole:
+            if isinstance(item, OpenCall) and not item.is_whole:
                 status = "incomplete"
                 self._has_broken_call = True
             yield from item.finish(status)
@@ -200,7 +223,26 @@ def _new_response(created: StreamCreated, echoed: EchoedFields) -> ResponseObjec
         id=format_response_id(created.stream),
         created_at=int(created.created_at),
         model=created.model,
-        **msgspec.structs.asdict(echoed),
+        background=echoed.background,
+        frequency_penalty=echoed.frequency_penalty or 0.0,
+        instructions=echoed.instructions,
+        max_output_tokens=echoed.max_output_tokens,
+        max_tool_calls=echoed.max_tool_calls,
+        metadata=echoed.metadata,
+        parallel_tool_calls=echoed.parallel_tool_calls,
+        presence_penalty=echoed.presence_penalty or 0.0,
+        previous_response_id=echoed.previous_response_id,
+        prompt_cache_key=echoed.prompt_cache_key,
+        reasoning=echoed.reasoning,
+        safety_identifier=echoed.safety_identifier,
+        store=echoed.store,
+        temperature=1.0 if echoed.temperature is None else echoed.temperature,
+        text=echoed.text,
+        tool_choice=echoed.tool_choice,
+        tools=echoed.tools,
+        top_logprobs=echoed.top_logprobs,
+        top_p=1.0 if echoed.top_p is None else echoed.top_p,
+        user=echoed.user,
     )
 
 

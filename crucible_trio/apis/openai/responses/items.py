@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias, final
 
+from msgspec import UNSET, UnsetType
+
 from crucible_trio.apis.openai.responses.events import (
     ContentPartAdded,
     ContentPartDone,
+    CustomToolCallInputDelta,
+    CustomToolCallInputDone,
     FunctionCallArgumentsDelta,
     FunctionCallArgumentsDone,
     OutputItemAdded,
@@ -27,6 +31,7 @@ from crucible_trio.apis.openai.responses.events import (
     SummaryTextDone,
 )
 from crucible_trio.apis.openai.responses.objects import (
+    CustomCallItem,
     FunctionCallItem,
     ItemStatus,
     MessageItem,
@@ -35,13 +40,22 @@ from crucible_trio.apis.openai.responses.objects import (
     RefusalPart,
     SummaryText,
 )
+from crucible_trio.apis.openai.responses.sealed import Seal
+from crucible_trio.apis.openai.responses.tools import ToolOrigin, custom_input
 
 
 @final
 class OpenReasoning:
-    """A trace that is being written. Each segment is a part of its summary. Parts are numbered from 0 in each item."""
+    """A trace that is being written. Each segment is a part of its summary. Parts are numbered from 0 in each item.
 
-    def __init__(self, item_id: str, output_index: int) -> None:
+    Args:
+        item_id: The id of the item.
+        output_index: Its place in the output.
+        seal: Signs the whole trace. None: the item has no `encrypted_content`.
+    """
+
+    def __init__(self, item_id: str, output_index: int, seal: Seal | None = None) -> None:
+        self._seal = seal
         self._id = item_id
         self._index = output_index
         self._finished: list[SummaryText] = []
@@ -76,7 +90,11 @@ class OpenReasoning:
     def item(self, status: ItemStatus) -> ReasoningItem:
         """The item with its text so far."""
         unfinished = [] if self._segment is None else [SummaryText("".join(self._pieces))]
-        return ReasoningItem(self._id, status, self._finished + unfinished)
+        parts = self._finished + unfinished
+        sealed: str | UnsetType = UNSET
+        if self._seal is not None and status != "in_progress":
+            sealed = self._seal.sign("".join(part.text for part in parts))
+        return ReasoningItem(self._id, status, parts, sealed)
 
     def _finish_segment(self) -> Iterator[ResponsesEvent]:
         if self._segment is None:
@@ -167,12 +185,12 @@ class OpenFunctionCall:
         is_whole: Whether the model has ended the call.
     """
 
-    def __init__(self, item_id: str, output_index: int, call_id: str, name: str) -> None:
+    def __init__(self, item_id: str, output_index: int, call_id: str, tool: ToolOrigin) -> None:
         self.is_whole = False
         self._id = item_id
         self._index = output_index
         self._call_id = call_id
-        self._name = name
+        self._tool = tool
         self._pieces: list[str] = []
 
     def begin(self) -> Iterator[ResponsesEvent]:
@@ -193,7 +211,53 @@ class OpenFunctionCall:
 
     def item(self, status: ItemStatus) -> FunctionCallItem:
         """The item with its arguments so far."""
-        return FunctionCallItem(self._id, status, self._call_id, self._name, "".join(self._pieces))
+        namespace = UNSET if self._tool.namespace is None else self._tool.namespace
+        return FunctionCallItem(
+            self._id, status, self._call_id, self._tool.name, "".join(self._pieces), namespace=namespace
+        )
 
 
-OpenItem: TypeAlias = OpenReasoning | OpenMessage | OpenRefusal | OpenFunctionCall
+@final
+class OpenCustomCall:
+    """A call of a custom tool that is being written.
+
+    The model writes arguments in JSON. The input is known when they are whole, so it has one delta.
+
+    Attributes:
+        is_whole: Whether the model has ended the call.
+    """
+
+    def __init__(self, item_id: str, output_index: int, call_id: str, tool: ToolOrigin) -> None:
+        self.is_whole = False
+        self._id = item_id
+        self._index = output_index
+        self._call_id = call_id
+        self._tool = tool
+        self._pieces: list[str] = []
+
+    def begin(self) -> Iterator[ResponsesEvent]:
+        """The event that opens it."""
+        yield OutputItemAdded(output_index=self._index, item=self.item("in_progress"))
+
+    def add(self, delta: str) -> Iterator[ResponsesEvent]:
+        """Nothing yet."""
+        self._pieces.append(delta)
+        yield from ()
+
+    def finish(self, status: ItemStatus) -> Iterator[ResponsesEvent]:
+        """The events of its input, and the one that closes it. None for a call that is not whole."""
+        if self.is_whole:
+            item = self.item(status)
+            yield CustomToolCallInputDelta(item_id=self._id, output_index=self._index, delta=item.input)
+            yield CustomToolCallInputDone(item_id=self._id, output_index=self._index, input=item.input)
+            yield OutputItemDone(output_index=self._index, item=item)
+
+    def item(self, status: ItemStatus) -> CustomCallItem:
+        """The item. Its input is empty until the call is whole."""
+        text = custom_input("".join(self._pieces)) if self.is_whole else ""
+        namespace = UNSET if self._tool.namespace is None else self._tool.namespace
+        return CustomCallItem(self._id, status, self._call_id, self._tool.name, text, namespace=namespace)
+
+
+OpenCall: TypeAlias = OpenFunctionCall | OpenCustomCall
+OpenItem: TypeAlias = OpenReasoning | OpenMessage | OpenRefusal | OpenCall

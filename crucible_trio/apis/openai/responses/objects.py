@@ -1,7 +1,7 @@
 """The objects of the responses API: the response, its parts and its id.
 
-The response has all fields that OpenAI's SDK requires. Fields of features that this server does not have (tools,
-conversations) have the value that says so. Two fields have values that OpenAI does not list, because none of the listed
+The response has all fields that OpenAI's SDK and Open Responses require. Where these require a number that the request
+does not have, it is OpenAI's default. Two fields have values that OpenAI does not list, because none of the listed
 values is true: `incomplete_details.reason` (the reasons of the log, `cancelled` and `incomplete_tool_call`) and
 `error.code` (the codes of the engine). The SDKs do not check these values. But an SDK that finds no reason in an
 incomplete response takes it for a complete one.
@@ -13,12 +13,16 @@ import re
 from typing import Literal, TypeAlias, final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from crucible_trio.apis.openai.responses.tools import ToolOrigin, echo_choice, echo_tools
 from crucible_trio.errors import StreamNotFoundError
 from crucible_trio.records import Usage
+from crucible_trio.request import JsonSchemaFormat, Parameters, ResponseFormat, TextFormat
 
 ResponseStatus: TypeAlias = Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
 ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
+Json: TypeAlias = dict[str, object]
 
 _STREAM_PREFIX = "str_"
 _RESPONSE_ID = re.compile(r"resp_(?P<random>[A-Za-z0-9_-]{22})")
@@ -50,22 +54,59 @@ class EchoedReasoning(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @final
-class EchoedFields(msgspec.Struct, frozen=True, kw_only=True):
+class EchoedFields(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Fields of a request that its response repeats. They are not in the log and never change.
 
     Attributes:
         background: Whether the response continues without readers.
         store: Whether the response can be retrieved.
+        has_sealed_traces: Whether its traces are also in `encrypted_content`.
+        origins: The tools that the model knows by another name or in another form, by that name.
+        namespaces: The description of each namespace.
+        tools: The tools. Not stored, because the engine's request has them.
+        tool_choice: The tool choice. Not stored either.
+        text: The form of the answer. Only its `verbosity` is stored.
     """
 
     instructions: str | None = None
+    previous_response_id: str | None = None
     metadata: dict[str, str] = {}
     max_output_tokens: int | None = None
+    max_tool_calls: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    top_logprobs: int = 0
+    parallel_tool_calls: bool = True
     reasoning: EchoedReasoning = EchoedReasoning()
     background: bool = False
     store: bool = True
+    has_sealed_traces: bool = False
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    user: str | None = None
+    origins: dict[str, ToolOrigin] = {}
+    namespaces: dict[str, str] = {}
+    tools: list[Json] = []
+    tool_choice: str | Json = "auto"
+    text: Json = msgspec.field(default_factory=lambda: {"format": {"type": "text"}})
+
+    def completed_from(self, parameters: Parameters) -> EchoedFields:
+        """With the fields that the engine's request has."""
+        return msgspec.structs.replace(
+            self,
+            tools=echo_tools(parameters.tools, self.origins, self.namespaces),
+            tool_choice=echo_choice(parameters.tool_choice, self.origins),
+            text={**self.text, "format": _echo_format(parameters.response_format)},
+        )
+
+
+def _echo_format(wanted: ResponseFormat | None) -> Json:
+    fields: Json = msgspec.to_builtins(TextFormat() if wanted is None else wanted)
+    if isinstance(wanted, JsonSchemaFormat):
+        return {"description": None, "strict": False} | fields
+    return fields
 
 
 @final
@@ -101,6 +142,7 @@ class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasonin
     id: str
     status: ItemStatus
     summary: list[SummaryText]
+    encrypted_content: str | UnsetType = UNSET
 
 
 @final
@@ -122,9 +164,22 @@ class FunctionCallItem(msgspec.Struct, frozen=True, tag_field="type", tag="funct
     call_id: str
     name: str
     arguments: str
+    namespace: str | UnsetType = UNSET
 
 
-OutputItem: TypeAlias = ReasoningItem | MessageItem | FunctionCallItem
+@final
+class CustomCallItem(msgspec.Struct, frozen=True, tag_field="type", tag="custom_tool_call"):
+    """A call of a tool whose input is a text."""
+
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    input: str
+    namespace: str | UnsetType = UNSET
+
+
+OutputItem: TypeAlias = ReasoningItem | MessageItem | FunctionCallItem | CustomCallItem
 
 
 @final
@@ -169,18 +224,6 @@ class ResponseUsage(msgspec.Struct, frozen=True):
 
 
 @final
-class TextFormat(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
-    """`text.format`."""
-
-
-@final
-class TextConfig(msgspec.Struct, frozen=True):
-    """`text`: plain text is the only format."""
-
-    format: TextFormat = TextFormat()
-
-
-@final
 class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     """The response object at one offset of its log."""
 
@@ -191,26 +234,31 @@ class ResponseObject(msgspec.Struct, frozen=True, kw_only=True):
     status: ResponseStatus = "in_progress"
     background: bool
     error: ResponseError | None = None
+    frequency_penalty: float
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
     max_output_tokens: int | None
-    max_tool_calls: None = None
+    max_tool_calls: int | None
     metadata: dict[str, str]
     model: str
     output: list[OutputItem] = []
-    parallel_tool_calls: bool = False
-    previous_response_id: None = None
+    parallel_tool_calls: bool
+    presence_penalty: float
+    previous_response_id: str | None
+    prompt_cache_key: str | None
     reasoning: EchoedReasoning
+    safety_identifier: str | None
     service_tier: Literal["default"] = "default"
     store: bool
-    temperature: float | None
-    text: TextConfig = TextConfig()
-    tool_choice: Literal["auto"] = "auto"
-    tools: tuple[str, ...] = ()
-    top_logprobs: int = 0
-    top_p: float | None
+    temperature: float
+    text: Json
+    tool_choice: str | Json
+    tools: list[Json]
+    top_logprobs: int
+    top_p: float
     truncation: Literal["disabled"] = "disabled"
     usage: ResponseUsage | None = None
+    user: str | None
 
 
 def usage_of(usage: Usage) -> ResponseUsage | None:

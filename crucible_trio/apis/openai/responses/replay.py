@@ -15,6 +15,7 @@ from crucible_trio.apis.openai.dialect import OpenAIDialect
 from crucible_trio.apis.openai.responses.events import encode_event
 from crucible_trio.apis.openai.responses.fold import ResponseFold
 from crucible_trio.apis.openai.responses.objects import EchoedFields, ResponseObject
+from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.log.contract import LogReader
 from crucible_trio.records import decode_frame
@@ -23,13 +24,16 @@ from crucible_trio.records import decode_frame
 _FOLD_BYTES: Final = 64 * 1024
 
 
-async def open_dialect(log: LogReader, echoed: EchoedFields, starting_after: int | None = None) -> ResponsesDialect:
+async def open_dialect(
+    log: LogReader, echoed: EchoedFields, starting_after: int | None = None, seal: Seal | None = None
+) -> ResponsesDialect:
     """Open one reader's view of a response.
 
     Args:
         log: The log.
         echoed: The request's fields that the response repeats.
         starting_after: The `sequence_number` of the last event that the client has. None for none.
+        seal: Signs the traces (`ResponseFold`).
 
     Returns:
         The view. One record can have several events. If the client has some of them, `resume_offset` lies before this
@@ -40,7 +44,7 @@ async def open_dialect(log: LogReader, echoed: EchoedFields, starting_after: int
 
     Checkpoints: while it folds earlier records, so that a long log does not block other tasks. Cancellation: safe.
     """
-    fold = ResponseFold(echoed)
+    fold = ResponseFold(echoed, seal)
     if starting_after is None:
         return ResponsesDialect(fold, 0)
     offset = 0
@@ -61,12 +65,12 @@ async def open_dialect(log: LogReader, echoed: EchoedFields, starting_after: int
     return ResponsesDialect(fold, offset)
 
 
-async def response_object(log: LogReader, echoed: EchoedFields) -> ResponseObject:
+async def response_object(log: LogReader, echoed: EchoedFields, seal: Seal | None = None) -> ResponseObject:
     """The response, from the records that the log has when this returns.
 
     Checkpoints: between the parts of a long log. Cancellation: safe.
     """
-    fold = ResponseFold(echoed)
+    fold = ResponseFold(echoed, seal)
     offset = 0
     while frames := log.read(offset, _FOLD_BYTES):
         if offset:
@@ -95,6 +99,14 @@ class ResponsesDialect(OpenAIDialect):
     def feed(self, frames: Sequence[bytes]) -> bytes:
         """Fold the records (`Dialect`)."""
         return b"".join(self._each(frames))
+
+    def keep_alive(self) -> bytes:
+        """The event `response.in_progress` again (`Dialect`).
+
+        Clients with a watchdog count events, and not comments. The event has the number of the one before it, and no
+        place in the log. It is known to all SDKs, which do not know events for this purpose.
+        """
+        return encode_event(self._fold.in_progress())
 
     def _each(self, frames: Sequence[bytes]) -> Iterator[bytes]:
         for frame in frames:

@@ -1,4 +1,4 @@
-"""The routes of the responses API: `POST /v1/responses`, then retrieve, cancel and delete.
+"""The routes of the responses API: `POST /v1/responses`, then retrieve, list its input, cancel and delete.
 
 How the end of a stream is answered. With `stream`, every end after the status line is the last event. Without it,
 `completed` and `incomplete` are a response with status 200, as OpenAI answers them. A failed or cancelled one is an
@@ -9,6 +9,8 @@ not an error: it is shown with its status, unless nothing was written.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from types import TracebackType
 from typing import ClassVar, Final, Self, final
 
@@ -24,20 +26,32 @@ from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, re
 from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_ignored, name_stream
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, failure_answer
 from crucible_trio.apis.openai.request_builder import RequestBuilder
+from crucible_trio.apis.openai.responses.earlier import find_earlier, without_instructions
+from crucible_trio.apis.openai.responses.input_items import items_of, page_of, read_page_options
 from crucible_trio.apis.openai.responses.objects import EchoedFields, parse_response_id
 from crucible_trio.apis.openai.responses.replay import open_dialect, response_object
 from crucible_trio.apis.openai.responses.requests import (
     ENCRYPTED_REASONING,
+    INCLUDE,
+    decode_body,
     read_event_number,
     read_flag,
     read_request,
 )
+from crucible_trio.apis.openai.responses.sealed import Seal, Seals
 from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import StreamCancelled, StreamFailed, Terminal
 from crucible_trio.stream import Stream
 
+logger = logging.getLogger(__name__)
+
+# How many types of hosted tools are logged. Clients choose the names.
+_MAX_HOSTED: Final = 50
+
 _RETRIEVE_PARAMETERS: Final = frozenset({"stream", "starting_after", "include", "include[]", "include_obfuscation"})
+_PAGE_PARAMETERS: Final = frozenset({"after", "limit", "order"})
+_LIST_PARAMETERS: Final = _PAGE_PARAMETERS | {"include", "include[]"}
 
 
 @final
@@ -53,6 +67,8 @@ class ResponsesApi:
         self._context = context
         self._pipeline = context.pipeline
         self._access = context.access
+        self._seals = Seals(context.settings.token_secret)
+        self._hosted: set[str] = set()
         self._builder = RequestBuilder(
             context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
         )
@@ -63,6 +79,7 @@ class ResponsesApi:
         add("/v1/responses", view_func=self.create, methods=["POST"])
         add("/v1/responses/<response_id>", view_func=self.retrieve, methods=["GET"])
         add("/v1/responses/<response_id>", view_func=self.delete, methods=["DELETE"])
+        add("/v1/responses/<response_id>/input_items", view_func=self.input_items, methods=["GET"])
         add("/v1/responses/<response_id>/cancel", view_func=self.cancel, methods=["POST"])
 
     async def create(self) -> Response:
@@ -73,8 +90,11 @@ class ResponsesApi:
         """
         owner = self._access.owner(request)
         check_parameters(request)
-        body = await read_body(request, self._context.settings.max_request_bytes)
-        asked = read_request(body, self._builder)
+        body = decode_body(await read_body(request, self._context.settings.max_request_bytes))
+        earlier = await find_earlier(body.fields.previous_response_id, body.items, self)
+        asked = read_request(body, earlier, self._builder, self._seals.of(owner))
+        self._pipeline.metrics.unverified_traces += asked.unverified
+        self._log_hosted(asked.hosted)
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         background = asked.echoed.background
         hold_seconds = self._context.settings.hold_seconds
@@ -104,46 +124,72 @@ class ResponsesApi:
 
     async def retrieve(self, response_id: str) -> Response:
         """`GET /v1/responses/{id}`: the response so far. With `stream=true` its events, from any number on."""
-        stream = await self._find(response_id)
+        stream, _ = await self.find(response_id)
         check_parameters(request, _RETRIEVE_PARAMETERS)
         included = {*request.args.getlist("include"), *request.args.getlist("include[]")}
-        if not included <= {"", ENCRYPTED_REASONING}:
+        if not included <= INCLUDE | {""}:
             raise UnsupportedParameterError("include")
         starting_after = read_event_number("starting_after", request.args.get("starting_after"))
         if read_flag("stream", request.args.get("stream", "false")):
-            return await self._events(stream, starting_after, forget=False)
+            return await self._events(stream, starting_after, forget=False)  # every replay is the same bytes
         if starting_after is not None:
             raise InvalidRequestError("starting_after goes with stream=true", "starting_after")
-        return await self._show(stream)
+        return await self._show(stream, sealed=ENCRYPTED_REASONING in included)
 
     async def cancel(self, response_id: str) -> Response:
         """`POST /v1/responses/{id}/cancel`: stop the response and show it. May be repeated.
 
         OpenAI cancels only responses in the background. This server cancels any that runs.
         """
-        stream = await self._find(response_id)
+        stream, _ = await self.find(response_id)
         stream.cancel("client")
         await stream.log.wait_finished()  # the end is recorded in the next pass, even if the engine takes long to stop
         return await self._show(stream)
 
     async def delete(self, response_id: str) -> Response:
         """`DELETE /v1/responses/{id}`: stop the response and forget it."""
-        await self._pipeline.forget(await self._find(response_id))
+        stream, _ = await self.find(response_id)
+        await self._pipeline.forget(stream)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
-    async def _find(self, response_id: str) -> Stream:
+    def _log_hosted(self, types: Sequence[str]) -> None:
+        """Log each type of hosted tool once, because some agents offer the same ones in every request."""
+        for kind in types:
+            if kind not in self._hosted and len(self._hosted) < _MAX_HOSTED:
+                self._hosted.add(kind)
+                logger.info("the hosted tool %.64a does not exist here and is not offered to models", kind)
+
+    async def input_items(self, response_id: str) -> Response:
+        """`GET /v1/responses/{id}/input_items`: the conversation that the model got, without the instructions."""
+        stream, echoed = await self.find(response_id)
+        check_parameters(request, _LIST_PARAMETERS)
+        options = read_page_options({name: request.args[name] for name in _PAGE_PARAMETERS & request.args.keys()})
+        suffix = response_id.removeprefix("resp_")
+        items = items_of(without_instructions(stream, echoed), suffix, echoed.origins)
+        return json_response(page_of(items, options))
+
+    async def find(self, response_id: str) -> tuple[Stream, EchoedFields]:
+        """Find a stored response of the client whose request is being answered (`StoredResponses`)."""
         owner = self._access.owner(request)
         stream = await self._pipeline.find(parse_response_id(response_id), owner=owner)
-        if not _echoed_of(stream).store:
+        echoed = _echoed_of(stream)
+        if not echoed.store:
             raise StreamNotFoundError
-        return stream
+        return stream, echoed
 
-    async def _show(self, stream: Stream) -> Response:
-        return json_response(await response_object(stream.log, _echoed_of(stream)))
+    async def _show(self, stream: Stream, *, sealed: bool = False) -> Response:
+        echoed = _echoed_of(stream)
+        seal = self._seal_of(stream, echoed, sealed=sealed)
+        return json_response(await response_object(stream.log, echoed, seal))
+
+    def _seal_of(self, stream: Stream, echoed: EchoedFields, *, sealed: bool = False) -> Seal | None:
+        return self._seals.of(stream.owner) if sealed or echoed.has_sealed_traces else None
 
     async def _events(self, stream: Stream, starting_after: int | None, *, forget: bool) -> Response:
         starting.check_room(stream)
-        dialect = await open_dialect(stream.log, _echoed_of(stream), starting_after)
+        echoed = _echoed_of(stream)
+        seal = self._seal_of(stream, echoed)
+        dialect = await open_dialect(stream.log, echoed, starting_after, seal)
         if request.method == "HEAD" or stream.finished_before(dialect.resume_offset):
             return event_response(b"", stream)
         if forget:
@@ -183,14 +229,20 @@ class ResponsesApi:
 def _echoed_of(stream: Stream) -> EchoedFields:
     """The fields that a response repeats. They come from the request if another API started the stream."""
     stored = stream.facts.for_apis.get(ResponsesApi.name)
+    asked, parameters = stream.request, stream.request.parameters
     if stored is not None:
-        return msgspec.json.decode(stored, type=EchoedFields)
+        return msgspec.json.decode(stored, type=EchoedFields).completed_from(parameters)
     return EchoedFields(
-        max_output_tokens=stream.request.max_output_tokens,
-        temperature=stream.request.sampling.temperature,
-        top_p=stream.request.sampling.top_p,
+        max_output_tokens=asked.max_output_tokens,
+        temperature=asked.sampling.temperature,
+        top_p=asked.sampling.top_p,
+        presence_penalty=asked.sampling.presence_penalty,
+        frequency_penalty=asked.sampling.frequency_penalty,
+        top_logprobs=parameters.top_logprobs or 0,
+        parallel_tool_calls=parameters.parallel_tool_calls is not False,
         background=stream.on_disconnect == "continue",
-    )
+        text={} if parameters.verbosity is None else {"verbosity": parameters.verbosity},
+    ).completed_from(parameters)
 
 
 @final

@@ -1,0 +1,337 @@
+"""The `input` of a responses request: items, which become messages.
+
+A turn of the model is several items: its trace, its text and its calls. For the engine it is one message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final, TypeVar, final
+
+import msgspec
+
+from crucible_trio.apis.kit.errors import UnsupportedParameterError
+from crucible_trio.apis.kit.fields import Fields, dotted
+from crucible_trio.apis.kit.parsing import valid
+from crucible_trio.apis.openai.messages import (
+    OpenAIContent,
+    OpenAIMessage,
+    PartReader,
+    make_part,
+    read_content,
+    read_message,
+    read_text_part,
+)
+from crucible_trio.apis.openai.responses.earlier import Earlier, is_reference
+from crucible_trio.apis.openai.responses.ignored import Ignored
+from crucible_trio.apis.openai.responses.sealed import Seal
+from crucible_trio.apis.openai.responses.tools import DeclaredTools, custom_arguments
+from crucible_trio.engine import Capabilities
+from crucible_trio.errors import InvalidRequestError
+from crucible_trio.request import AudioPart, FilePart, ImagePart, Message, NonEmpty, Part, TextPart, ToolCall
+
+MESSAGE: Final = Fields(
+    OpenAIMessage,
+    harmless={
+        "id": "part of an earlier answer, sent back",
+        "phase": "part of an earlier answer, sent back",
+        "status": "part of an earlier answer, sent back",
+        "type": "the item is a message",
+    },
+)
+"""The fields of a message in `input`. Any others are ignored too, and the header `Crucible-Ignored` names them."""
+
+# What hosted tools did in an earlier turn, on another server. The answer has their results.
+_HOSTED_CALLS: Final = frozenset(
+    {
+        "code_interpreter_call",
+        "computer_call",
+        "file_search_call",
+        "image_generation_call",
+        "mcp_approval_request",
+        "mcp_approval_response",
+        "mcp_call",
+        "mcp_list_tools",
+        "tool_search_call",
+        "tool_search_output",
+        "web_search_call",
+    }
+)
+
+_CALLS: Final = ("function_call", "custom_tool_call")
+_RESULTS: Final = ("function_call_output", "custom_tool_call_output")
+
+
+_Shape = TypeVar("_Shape", bound=msgspec.Struct)
+
+
+@final
+class _TextPart(msgspec.Struct):
+    type: str
+    text: str
+    prompt_cache_breakpoint: object = None  # a hint for a cache
+
+
+@final
+class _ImagePart(msgspec.Struct):
+    type: str
+    image_url: str | None = None
+    detail: str | None = None
+    file_id: object = None
+    prompt_cache_breakpoint: object = None
+
+
+@final
+class _FilePart(msgspec.Struct):
+    type: str
+    file_data: str | None = None
+    file_url: str | None = None
+    filename: str | None = None
+    file_id: object = None
+    prompt_cache_breakpoint: object = None
+
+
+@final
+class _Audio(msgspec.Struct):
+    data: str
+    format: str
+
+
+@final
+class _AudioPart(msgspec.Struct):
+    type: str
+    input_audio: _Audio
+
+
+@final
+class _FunctionCall(msgspec.Struct):
+    call_id: NonEmpty
+    name: NonEmpty
+    arguments: str = ""
+    namespace: str | None = None
+    input: str = ""
+
+
+@final
+class _Result(msgspec.Struct):
+    call_id: NonEmpty
+    output: OpenAIContent = ""
+
+
+def tools_in(given: Sequence[Mapping[str, object]]) -> list[tuple[str, Mapping[str, object]]]:
+    """The tools in items of type `additional_tools`, each with its place in the body.
+
+    Raises:
+        InvalidRequestError: They are not a list of objects.
+    """
+    found: list[tuple[str, Mapping[str, object]]] = []
+    for index, item in enumerate(given):
+        if item.get("type") == "additional_tools":
+            at = f"input[{index}].tools"
+            tools = valid(partial(msgspec.convert, item.get("tools"), list[dict[str, object]]), at)
+            found += ((f"{at}[{number}]", tool) for number, tool in enumerate(tools))
+    return found
+
+
+@final
+class InputReader:
+    """Reads items.
+
+    Args:
+        can: The model's capabilities.
+        declared: The tools of the request, for the names of earlier calls.
+        ignored: Takes the names of fields and items that are ignored.
+        seal: Verifies the traces of earlier turns.
+
+    Attributes:
+        unverified: How many traces were left out because this server has not signed them.
+    """
+
+    def __init__(self, can: Capabilities, declared: DeclaredTools, ignored: Ignored, seal: Seal) -> None:
+        self.unverified = 0
+        self._can = can
+        self._seal = seal
+        self._declared = declared
+        self._ignored = ignored
+        self._messages: list[Message] = []
+        self._readers: dict[str, PartReader] = dict.fromkeys(("input_text", "output_text", "text"), self._read_text)
+        if can.images:
+            self._readers["input_image"] = self._read_image
+        if can.files:
+            self._readers["input_file"] = self._read_file
+        if can.audio:
+            self._readers["input_audio"] = self._read_audio
+        # The turn of the model that is being read. It is open if more text belongs to it.
+        self._trace = ""
+        self._answer = ""
+        self._calls: list[ToolCall] = []
+        self._is_open = False
+
+    def read(self, given: str | Sequence[Mapping[str, object]], earlier: Earlier) -> list[Message]:
+        """Read the whole input. Empty messages that are not the user's are left out.
+
+        Args:
+            given: A text, or items.
+            earlier: What they refer to.
+
+        Returns:
+            The conversation, with that of the previous response.
+
+        Raises:
+            UnsupportedParameterError: An item or a part has a type that this server or the model does not support.
+            InvalidRequestError: A value is invalid, or there is no message.
+        """
+        self._messages += map(self._without_trace, earlier.messages)
+        if isinstance(given, str):
+            if not given:
+                raise InvalidRequestError("the input is empty", "input")
+            given = [{"role": "user", "content": given}]
+        given = [earlier.items[str(item.get("id"))] if is_reference(item) else item for item in given]
+        answered = {str(item.get("call_id")) for item in given if item.get("type") in _RESULTS}
+        for item in earlier.output:
+            self._read_item(item, "previous_response_id", answered)
+        for index, item in enumerate(given):
+            self._read_item(item, f"input[{index}]", answered)
+        self._end_turn()
+        if not self._messages:
+            raise InvalidRequestError("there is no message", "input")
+        return self._messages
+
+    def _without_trace(self, message: Message) -> Message:
+        """A message of an earlier turn, which another model may have read."""
+        if message.reasoning is None or self._can.reasoning_input:
+            return message
+        return msgspec.structs.replace(message, reasoning=None)
+
+    def _read_item(self, item: Mapping[str, object], at: str, answered: set[str]) -> None:
+        kind = item.get("type", "message")
+        if kind == "message":
+            self._read_message(item, at)
+        elif kind == "reasoning":
+            self._trace += self._trace_of(item) if self._can.reasoning_input else ""
+            self._is_open = True
+        elif kind in _CALLS:
+            self._read_call(item, at, answered)
+        elif kind in _RESULTS:
+            self._read_result(item, at)
+        elif isinstance(kind, str) and kind in _HOSTED_CALLS:
+            self._ignored.add(f"input[].{kind}")
+        elif kind != "additional_tools":
+            raise UnsupportedParameterError(dotted(at, "type"))
+
+    def _read_message(self, item: Mapping[str, object], at: str) -> None:
+        unknown: dict[str, object] = {}
+        asked = MESSAGE.read(item, at, unknown=unknown)
+        if asked.role == "assistant":
+            text = read_content(asked.content, dotted(at, "content"), _HISTORY_READERS)
+            assert isinstance(text, str)  # these readers read texts only
+            self._continue_turn(text)
+            return
+        self._ignored.add_all(unknown, "input[]")
+        self._add(read_message(asked.role, asked.content, at, self._readers))
+
+    def _trace_of(self, item: Mapping[str, object]) -> str:
+        """The trace in a reasoning item: the signed one, or else its content or its summary."""
+        sealed = item.get("encrypted_content")
+        if isinstance(sealed, str) and sealed:
+            trace = self._seal.verify(sealed)
+            self.unverified += trace is None
+            return trace or ""
+        for name in ("content", "summary"):
+            parts = item.get(name)
+            if isinstance(parts, list) and parts:
+                texts = (part.get("text") for part in parts if isinstance(part, dict))
+                return "".join(text for text in texts if isinstance(text, str))
+        return ""
+
+    def _continue_turn(self, text: str) -> None:
+        if not text:
+            return
+        if self._answer and not self._is_open:  # nothing joins the two, as in examples that a program has written
+            self._end_turn()
+        self._answer += text
+        self._is_open = False
+
+    def _read_call(self, item: Mapping[str, object], at: str, answered: set[str]) -> None:
+        if not self._can.tools:
+            raise UnsupportedParameterError(dotted(at, "type"))
+        given = {name: item[name] for name in _FunctionCall.__struct_fields__ if item.get(name) is not None}
+        call = valid(lambda: msgspec.convert(given, _FunctionCall), at)
+        if item.get("status") == "incomplete" and call.call_id not in answered:
+            return  # it broke off, so it was never run
+        name = self._declared.model_name(call.name, call.namespace)
+        arguments = call.arguments if item["type"] == "function_call" else custom_arguments(call.input)
+        self._is_open = True
+        made = {"id": call.call_id, "name": name, "arguments": arguments}
+        self._calls.append(valid(lambda: msgspec.convert(made, ToolCall), at))
+
+    def _read_result(self, item: Mapping[str, object], at: str) -> None:
+        if not self._can.tools:
+            raise UnsupportedParameterError(dotted(at, "type"))
+        given = {name: item[name] for name in _Result.__struct_fields__ if item.get(name) is not None}
+        result = valid(lambda: msgspec.convert(given, _Result), at)
+        content = read_content(result.output, dotted(at, "output"), self._readers)
+        self._add(Message("tool", content or None, tool_call_id=result.call_id))
+
+    def _add(self, message: Message | None) -> None:
+        if message is not None:
+            self._end_turn()
+            self._messages.append(message)
+
+    def _end_turn(self) -> None:
+        """Add the model's turn as one message. A trace without an answer or a call is no turn."""
+        if self._answer or self._calls:
+            self._messages.append(
+                Message("assistant", self._answer or None, tool_calls=tuple(self._calls), reasoning=self._trace or None)
+            )
+        self._trace, self._answer, self._calls, self._is_open = "", "", [], False
+
+    def _read_text(self, part: Mapping[str, object], at: str) -> Part | None:
+        text = self._read_part(part, at, _TextPart).text
+        return TextPart(text) if text else None
+
+    def _read_image(self, part: Mapping[str, object], at: str) -> Part:
+        image = self._read_part(part, at, _ImagePart)
+        if image.image_url is None:
+            raise _lacks(part, at, "image_url")
+        return make_part(ImagePart, dotted(at, "image_url"), url=image.image_url, detail=image.detail)
+
+    def _read_file(self, part: Mapping[str, object], at: str) -> Part:
+        file = self._read_part(part, at, _FilePart)
+        url = file.file_data or file.file_url
+        if not url:
+            raise _lacks(part, at, "file_data")
+        return make_part(FilePart, at, url=url, name=file.filename)
+
+    def _read_audio(self, part: Mapping[str, object], at: str) -> Part:
+        audio = self._read_part(part, at, _AudioPart).input_audio
+        return make_part(AudioPart, dotted(at, "input_audio"), data=audio.data, format=audio.format)
+
+    def _read_part(self, part: Mapping[str, object], at: str, shape: type[_Shape]) -> _Shape:
+        known = self._ignored.known(part, shape.__struct_fields__, "input[].content[]")
+        return valid(lambda: msgspec.convert(known, shape), at)
+
+
+def _lacks(part: Mapping[str, object], at: str, name: str) -> Exception:
+    """The error of a part without data. This server keeps no files, so a part that names one is not supported."""
+    if part.get("file_id") is not None:
+        return UnsupportedParameterError(dotted(at, "file_id"))
+    return InvalidRequestError(f"the part has no {name}", dotted(at, name))
+
+
+def _read_old_text(part: Mapping[str, object], at: str) -> Part | None:
+    return read_text_part({name: part[name] for name in ("type", "text") if name in part}, at)
+
+
+def _read_old_refusal(part: Mapping[str, object], at: str) -> Part | None:
+    return read_text_part({"type": "refusal", "text": part.get("refusal") or ""}, at)
+
+
+# The parts of an earlier answer. Their other fields are ignored.
+_HISTORY_READERS: Final[Mapping[str, PartReader]] = {
+    "input_text": _read_old_text,
+    "output_text": _read_old_text,
+    "text": _read_old_text,
+    "refusal": _read_old_refusal,
+}

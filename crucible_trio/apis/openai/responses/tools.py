@@ -1,0 +1,264 @@
+"""The tools of a responses request, and the names under which the model knows them.
+
+The model knows functions. So a function in a namespace gets a name of at most 64 characters that holds both, and a
+custom tool becomes a function with one text. Their calls leave as the client knows these tools. Hosted tools, such as
+`web_search`, would have to run in this server. They are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal, final
+
+import msgspec
+
+from crucible_trio.apis.kit.errors import UnsupportedParameterError
+from crucible_trio.apis.kit.fields import dotted
+from crucible_trio.apis.kit.parsing import valid
+from crucible_trio.apis.openai.responses.ignored import Ignored
+from crucible_trio.apis.openai.tools import read_tool, read_tool_choice
+from crucible_trio.errors import InvalidRequestError
+from crucible_trio.request import NamedTool, NonEmpty, Tool, ToolChoice, ToolName
+
+# OpenAI's limits for the name of a function. Servers of chat completions have the same.
+_NAME_LENGTH: Final = 64
+_FORBIDDEN: Final = re.compile(r"[^A-Za-z0-9_-]")
+
+_FUNCTION_FIELDS: Final = frozenset({"type", *Tool.__struct_fields__})
+_CUSTOM_FIELDS: Final = frozenset({"type", "name", "description", "format"})
+_NAMESPACE_FIELDS: Final = frozenset({"type", "name", "description", "tools"})
+
+# The one parameter of the function that stands for a custom tool.
+_INPUT: Final = "input"
+_CUSTOM_PARAMETERS: Final[dict[str, object]] = {
+    "type": "object",
+    "properties": {_INPUT: {"type": "string"}},
+    "required": [_INPUT],
+    "additionalProperties": False,
+}
+
+
+@final
+class ToolOrigin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tool as its client knows it, where the model knows it by another name or in another form.
+
+    Attributes:
+        name: Its name.
+        namespace: The namespace that it is in.
+        kind: `custom`: its input is a text, and not arguments in JSON.
+        description: The description of a custom tool.
+        format: The format of a custom tool's input.
+    """
+
+    name: str
+    namespace: str | None = None
+    kind: Literal["function", "custom"] = "function"
+    description: str | None = None
+    format: dict[str, object] | None = None
+
+
+@final
+class _CustomTool(msgspec.Struct):
+    name: ToolName
+    description: str | None = None
+    format: dict[str, object] | None = None
+
+
+@final
+class _Namespace(msgspec.Struct):
+    name: NonEmpty
+    description: str = ""
+    tools: list[dict[str, object]] = []
+
+
+@final
+class DeclaredTools:
+    """The tools of a request.
+
+    Args:
+        names: Names that the model will know without a change.
+
+    Attributes:
+        tools: As the model knows them.
+        origins: As the client knows them, by the names that the model knows. Without those that are the same.
+        namespaces: The description of each namespace.
+        hosted: The types of the hosted tools. The model does not know them.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.tools: list[Tool] = []
+        self.origins: dict[str, ToolOrigin] = {}
+        self.namespaces: dict[str, str] = {}
+        self.hosted: list[str] = []
+        self._taken = set(names)
+        self._model_names: dict[tuple[str | None, str], str] = {}
+
+    def model_name(self, name: str, namespace: str | None) -> str:
+        """The name by which the model knows a tool of this request, or knew one of an earlier turn."""
+        if namespace is None:
+            return name
+        return self._model_names.get((namespace, name)) or _joined(namespace, name)
+
+    def claim(self, origin: ToolOrigin, at: str) -> str:
+        """Find a name for a tool whose calls are translated back. It can be no other tool's name.
+
+        Raises:
+            InvalidRequestError: There is no such name.
+        """
+        names = [origin.name]
+        if origin.namespace is not None:
+            names = [_joined(origin.namespace, origin.name), _hashed(origin.namespace, origin.name)]
+        for name in names:
+            if name not in self._taken:
+                self._taken.add(name)
+                self.origins[name] = origin
+                self._model_names[origin.namespace, origin.name] = name
+                return name
+        message = f"two tools have the name {origin.name!r}"
+        raise InvalidRequestError(message, dotted(at, "name"))
+
+
+def read_tools(given: Sequence[tuple[str, Mapping[str, object]]], ignored: Ignored) -> DeclaredTools:
+    """Read the tools of a request.
+
+    Args:
+        given: The tools, each with its place in the body.
+        ignored: Takes the names of unknown fields, and of hosted tools.
+
+    Raises:
+        UnsupportedParameterError: A namespace holds something else than tools.
+        InvalidRequestError: A value is invalid, or two tools would have the same name for the model.
+    """
+    names = (fields.get("name") for _, fields in given if fields.get("type") == "function")
+    declared = DeclaredTools(name for name in names if isinstance(name, str))
+    for at, fields in given:
+        match _kind_of(fields, at):
+            case "function":
+                declared.tools.append(_read_function(fields, at, ignored))
+            case "custom":
+                declared.tools.append(_read_custom(fields, at, None, declared, ignored))
+            case "namespace":
+                _read_namespace(fields, at, declared, ignored)
+            case hosted:
+                declared.hosted.append(hosted)
+                ignored.add(f"tools.{hosted}")
+    return declared
+
+
+def read_choice(choice: str | Mapping[str, object], declared: DeclaredTools) -> ToolChoice:
+    """Read `tool_choice`.
+
+    Raises:
+        UnsupportedParameterError: It names a hosted tool.
+        InvalidRequestError: It is another word, or has no name.
+    """
+    at = "tool_choice"
+    if isinstance(choice, str) or choice.get("type") not in ("function", "custom"):
+        return read_tool_choice(choice, at)
+    read = read_tool_choice({**choice, "type": "function"}, at)
+    namespace = valid(lambda: msgspec.convert(choice.get("namespace"), str | None), dotted(at, "namespace"))
+    return NamedTool(declared.model_name(read.name, namespace)) if isinstance(read, NamedTool) else read
+
+
+def echo_tools(
+    tools: Sequence[Tool], origins: Mapping[str, ToolOrigin], namespaces: Mapping[str, str]
+) -> list[dict[str, object]]:
+    """The tools as the client knows them, with all fields that OpenAI's form requires."""
+    echoed: list[dict[str, object]] = []
+    within: dict[str, list[dict[str, object]]] = {}
+    for tool in tools:
+        origin = origins.get(tool.name) or ToolOrigin(tool.name)
+        fields: dict[str, object] = {"type": origin.kind, "name": origin.name}
+        if origin.kind == "custom":
+            fields |= {"description": origin.description, "format": origin.format or {"type": "text"}}
+        else:
+            fields |= {"description": tool.description, "parameters": tool.parameters, "strict": tool.strict}
+        if origin.namespace is None:
+            echoed.append(fields)
+            continue
+        name = origin.namespace
+        if name not in within:
+            within[name] = []
+            description = namespaces.get(name, "")
+            echoed.append({"type": "namespace", "name": name, "description": description, "tools": within[name]})
+        within[name].append(fields)
+    return echoed
+
+
+def echo_choice(choice: ToolChoice | None, origins: Mapping[str, ToolOrigin]) -> str | dict[str, object]:
+    """The tool choice as the client knows it."""
+    if not isinstance(choice, NamedTool):
+        return choice or "auto"
+    origin = origins.get(choice.name) or ToolOrigin(choice.name)
+    namespace = {} if origin.namespace is None else {"namespace": origin.namespace}
+    return {"type": origin.kind, "name": origin.name, **namespace}
+
+
+def custom_arguments(text: str) -> str:
+    """The arguments of the function that stands for a custom tool, from the input of the tool."""
+    return msgspec.json.encode({_INPUT: text}).decode()
+
+
+def custom_input(arguments: str) -> str:
+    """The input of a custom tool, from the arguments that the model wrote. Whatever else it wrote is the input too."""
+    try:
+        given = msgspec.json.decode(arguments, type=dict[str, object])
+    except (msgspec.DecodeError, RecursionError):
+        return arguments
+    text = given.get(_INPUT)
+    return text if isinstance(text, str) and len(given) == 1 else arguments
+
+
+def _kind_of(fields: Mapping[str, object], at: str) -> str:
+    return valid(lambda: msgspec.convert(fields.get("type"), NonEmpty), dotted(at, "type"))
+
+
+def _read_function(fields: Mapping[str, object], at: str, ignored: Ignored) -> Tool:
+    return read_tool(ignored.known(fields, _FUNCTION_FIELDS, "tools[]"), at)
+
+
+def _read_custom(
+    fields: Mapping[str, object], at: str, namespace: str | None, declared: DeclaredTools, ignored: Ignored
+) -> Tool:
+    known = ignored.known(fields, _CUSTOM_FIELDS, "tools[]")
+    tool = valid(lambda: msgspec.convert(known, _CustomTool), at)
+    origin = ToolOrigin(tool.name, namespace, "custom", tool.description, tool.format)
+    return Tool(declared.claim(origin, at), _described(tool), _CUSTOM_PARAMETERS)
+
+
+def _read_namespace(fields: Mapping[str, object], at: str, declared: DeclaredTools, ignored: Ignored) -> None:
+    namespace = valid(lambda: msgspec.convert(ignored.known(fields, _NAMESPACE_FIELDS, "tools[]"), _Namespace), at)
+    declared.namespaces[namespace.name] = namespace.description
+    for index, inner in enumerate(namespace.tools):
+        place = f"{at}.tools[{index}]"
+        match _kind_of(inner, place):
+            case "function":
+                tool = _read_function(inner, place, ignored)
+                name = declared.claim(ToolOrigin(tool.name, namespace.name), place)
+                declared.tools.append(msgspec.structs.replace(tool, name=name))
+            case "custom":
+                declared.tools.append(_read_custom(inner, place, namespace.name, declared, ignored))
+            case _:
+                raise UnsupportedParameterError(dotted(place, "type"))
+
+
+def _joined(namespace: str, name: str) -> str:
+    joined = f"{namespace}__{name}"
+    if len(joined) > _NAME_LENGTH or _FORBIDDEN.search(joined):
+        return _hashed(namespace, name)
+    return joined
+
+
+def _hashed(namespace: str, name: str) -> str:
+    digest = hashlib.sha256(f"{namespace}\0{name}".encode()).hexdigest()[:8]
+    return f"{_FORBIDDEN.sub('_', f'{namespace}__{name}')[: _NAME_LENGTH - 9]}_{digest}"
+
+
+def _described(tool: _CustomTool) -> str | None:
+    """The description for the model. A grammar is part of it, because a function has no other place for one."""
+    if not tool.format or tool.format.get("type") in (None, "text"):
+        return tool.description
+    form = msgspec.json.encode(tool.format).decode()
+    return f"{tool.description or ''}\n\nThe input must have this form: {form}".strip()
