@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.engine import PassedPath, PassesOn
+from crucible_trio.engine import PassedPath, PassesOn, passing_engines
 from crucible_trio.engines.router import RouterEngine
 from crucible_trio.engines.upstream import open_upstream, retries
 from crucible_trio.engines.upstream import response as upstream_response
@@ -331,3 +332,10 @@ async def test_an_error_that_blames_the_request_and_the_last_one_go_to_the_clien
         answer = await api.post("/v1/completions", {"model": "m", "prompt": "x"})
         assert answer.status == status
         assert len(one.requests) == 1
+
+
+def test_an_upstream_that_is_down_is_asked_last() -> None:
+    down, up = PassingEngine(), PassingEngine()
+    down.info = replace(down.info, name="down", is_up=False)
+    other = ScriptedEngine(models=["passing"])
+    assert passing_engines(RouterEngine([down, other, up]), "passing") == [up, down]

@@ -81,7 +81,7 @@ async def start_or_join(
             facts=facts,
         )
         if not joined:
-            stream.is_known = not client_retries
+            stream.is_known = False  # until `locate_stream`
         elif not stream.is_known and _was_refused(stream):
             await pipeline.discard(stream, key)
             continue
