@@ -71,6 +71,7 @@ class Metrics:
         engines: Numbers by the engine's name.
         readers: Readers attached now.
         resumes: Readers that attached behind record 1.
+        upload_bytes: Bytes of the request bodies that are being received or parsed.
         refused: Requests answered with an error, by its code.
         unverified_traces: Traces of earlier turns that were left out, because the server has not signed them.
     """
@@ -79,6 +80,7 @@ class Metrics:
         self.engines: dict[str, EngineMetrics] = {}
         self.readers = 0
         self.resumes = 0
+        self.upload_bytes = 0
         self.refused: Counter[str] = Counter()
         self.unverified_traces = 0
 

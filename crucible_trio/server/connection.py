@@ -29,9 +29,11 @@ logger = logging.getLogger(__name__)
 
 # Bytes written under one write deadline. A client that does not accept this much in that time has stalled.
 _WRITE_BYTES: Final = 16 * 1024
-# After an early response the server reads and drops the rest of the request body for this long. To close immediately
-# would reset the connection, and the client would lose the response.
+# After an early response the server reads and drops the rest of the request body until the client has sent nothing for
+# this long. To close immediately would reset the connection, and the client would lose the response.
 _LINGER_SECONDS: Final = 2.0
+# Such a client is cut after this time. Many clients send a whole body before they read, and 20 MiB take a while.
+_MAX_LINGER_SECONDS: Final = 30.0
 
 
 @final
@@ -58,7 +60,7 @@ class HttpConnection:
         self._send_lock = trio.Lock()
         self._writers = 0  # tasks inside `_write`
         self._closing = Timer(inf, self)
-        self._is_lingering = False
+        self._lingers_until: float | None = None  # the latest time, while the connection lingers
         self._unsent = b""  # the rest of a write that did not wait
         self._tasks = AppTasks(self, offers_direct_writes=server.config.direct_writes)
         sock = stream.socket
@@ -119,8 +121,10 @@ class HttpConnection:
                     # A connection waits here nearly all the time. Waiting in `receive_some` takes 1.5 KiB more.
                     await trio.lowlevel.wait_readable(sock)
                     data = bytes(await self._stream.receive_some(MAX_RECV))
-                if not self._is_lingering:
+                if self._lingers_until is None:
                     await self._protocol.handle(RawData(data))
+                else:
+                    self._linger(self._lingers_until)
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 break
             if not data:
@@ -227,14 +231,18 @@ class HttpConnection:
                     await self._stream.send_all(view[start : start + _WRITE_BYTES])
 
     async def _end(self) -> None:
-        if self._protocol.answered_early and not self._is_lingering:
-            self._is_lingering = True
+        if self._protocol.answered_early and self._lingers_until is None:
+            self._lingers_until = trio.current_time() + _MAX_LINGER_SECONDS
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._stream.send_eof()
-            self._close_in(_LINGER_SECONDS)
+            self._linger(self._lingers_until)
         else:
             self.close()
         await self._protocol.handle(Closed())
+
+    def _linger(self, until: float) -> None:
+        self._closing.cancel()
+        self._close_in(min(_LINGER_SECONDS, until - trio.current_time()))
 
     def close(self, *, reset: bool = False) -> None:
         """Close immediately, with FIN after a complete response. May be repeated.

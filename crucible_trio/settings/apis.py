@@ -33,8 +33,12 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     hold_seconds: Seconds = 2.0
     """How long the OpenAI-compatible APIs wait with their status line for an upstream server's answer, so that its
     refusal becomes a status. 0: not at all."""
-    max_request_bytes: Count = 256 * 1024
-    """Size limit of a request body."""
+    max_request_bytes: Count = 20 * 1024 * 1024
+    """Size limit of a request body. Images in base64 are part of it."""
+    total_request_bytes: Count = 128 * 1024 * 1024
+    """Size limit of all request bodies together, while they are received and parsed. At the limit a request gets 503,
+    and a body that is larger than the limit gets 413. What parsed requests hold counts in `total_log_bytes`, which is
+    four times as much by default."""
     keys: dict[Text, Secret] = {}
     """From owner to key. In the environment `alice:key1,bob:key2`, or JSON. Without keys there is one anonymous owner,
     and only this machine can connect."""

@@ -86,11 +86,11 @@ class MemoryStore:
         if len(self._created) >= self._settings.max_streams:
             message = f"the server already has {self._settings.max_streams} running streams"
             raise OverloadedError(message)
-        self._evict()
-        if self.log_bytes >= self._settings.total_log_bytes:
+        size = len(encode_json(facts))  # fails for half a character, so before anything is counted
+        self._evict(size)
+        if self.log_bytes + size >= self._settings.total_log_bytes:
             message = "the server's event log memory limit is reached"
             raise OverloadedError(message)
-        size = len(encode_json(facts))  # fails for half a character, so before anything is counted
         self._created.add(facts.id)
         self._created_by_owner[facts.owner] += 1
         self._facts_bytes[facts.id] = size
@@ -165,8 +165,9 @@ class MemoryStore:
     def _set_expiry(self) -> None:
         self._expiry = self._timers.set_no_later(self._expiry, self._retention.next_change(), self)
 
-    def _evict(self) -> None:
-        while self.log_bytes >= self._settings.total_log_bytes:
+    def _evict(self, size: int = 0) -> None:
+        """Evict finished streams until the logs have room for more bytes, if they can have it."""
+        while size < self._settings.total_log_bytes <= self.log_bytes + size:
             stream = self._retention.oldest_unread()
             if stream is None:
                 return

@@ -16,6 +16,7 @@ from crucible_trio.apis.kit.access import Access
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.registration import ApiRegistry
 from crucible_trio.apis.kit.replies import http_error_response
+from crucible_trio.apis.kit.uploads import Uploads, drop_body
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
 from crucible_trio.apis.native.routes import NativeApi
 from crucible_trio.apis.openai.chat.routes import ChatApi
@@ -65,7 +66,7 @@ def create_app(pipeline: Pipeline | None = None, settings: ApiSettings | None = 
         service = load_settings(os.environ)
         settings = settings or service.apis
         _run_own_pipeline(app, service, settings)
-    # Quart keeps a request's body in memory even if no handler reads it, for as long as the stream lasts.
+    # Quart keeps a request's body in memory until it is read or the response begins.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     return app
 
@@ -108,8 +109,9 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None) -> Bluepr
     """
     settings = settings or ApiSettings()
     access = Access(settings)
+    uploads = Uploads(settings.total_request_bytes, pipeline.metrics)
     root = Blueprint("crucible", __name__)
-    APIS.add_to(root, ApiContext(pipeline, settings, access))
+    APIS.add_to(root, ApiContext(pipeline, settings, access, uploads))
 
     @root.record_once
     def correct_connection(state: BlueprintSetupState) -> None:
@@ -125,7 +127,8 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None) -> Bluepr
         return access.preflight(request) if request.method == "OPTIONS" else None
 
     @root.after_request
-    async def add_cors(response: Response) -> Response:
+    async def finish(response: Response) -> Response:
+        drop_body(request)
         access.add_cors(request, response)
         return response
 

@@ -227,6 +227,35 @@ async def test_running_streams_are_never_evicted_and_new_ones_are_refused_until_
         assert not any([await is_found(pipeline, stream) for stream in running])
 
 
+async def test_a_request_is_counted_before_its_stream_starts(scripted: Callable, autojump_clock: MockClock) -> None:
+    large = Request("x" * 6000)
+    async with open_pipeline(scripted("a", 50), Settings(total_log_bytes=20_000)) as pipeline:
+        for _ in range(2):
+            await pipeline.start(large, on_disconnect="continue")
+        await wait_all_tasks_blocked()
+        before = kept_bytes(pipeline)
+        with pytest.raises(OverloadedError):
+            await pipeline.start(Request("x" * 12_000))
+        assert kept_bytes(pipeline) == before < 20_000
+        await pipeline.start(Request("q"))
+
+
+async def test_finished_streams_are_evicted_for_a_large_request_unless_it_can_never_fit(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("a"), Settings(total_log_bytes=20_000)) as pipeline:
+        old, young = await finished(pipeline), await finished(pipeline)
+        room = 20_000 - kept_bytes(pipeline)
+        with pytest.raises(OverloadedError):
+            await pipeline.start(Request("x" * 20_000))
+        assert await pipeline.find(old.id) is old
+        await pipeline.start(Request("x" * (room - 300)))
+        with pytest.raises(StreamExpiredError):
+            await pipeline.find(old.id)
+        assert await pipeline.find(young.id) is young
+        assert kept_bytes(pipeline) < 20_000
+
+
 async def test_at_exactly_the_cap_a_finished_stream_is_evicted_before_a_new_one_is_refused(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:

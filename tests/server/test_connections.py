@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio import Finish, Output, Request
 from crucible_trio.errors import ConfigError
@@ -97,6 +98,34 @@ async def test_an_early_response_arrives_and_ends_with_fin(serving) -> None:
             await client.read_to_close()
         assert status == 413
         assert b"body_too_large" in body
+
+
+async def test_a_client_that_still_sends_after_an_early_response_is_cut_after_a_silence_or_30_seconds(
+    serving, mock_clock: MockClock
+) -> None:
+    async def is_open(client) -> bool:
+        await wait_all_tasks_blocked(0.05)
+        try:
+            await client.send(b"x" * 1000)
+            await wait_all_tasks_blocked(0.05)
+            await client.send(b"x")
+        except trio.BrokenResourceError:
+            return False
+        await wait_all_tasks_blocked(0.05)
+        return True
+
+    async with serving(three, load_settings({}, keys={"alice": "key"})) as served:
+        silent, busy = await served.connect(), await served.connect()
+        for client in (silent, busy):
+            await client.request("POST", "/v1/streams", "Content-Type: application/json", "Content-Length: 20000000")
+            assert (await client.read_response())[0] == 401
+        await wait_all_tasks_blocked(0.05)
+        for _ in range(19):
+            mock_clock.jump(1.5)
+            assert await is_open(busy)
+        assert not await is_open(silent)
+        mock_clock.jump(1.6)
+        assert not await is_open(busy)
 
 
 async def test_connections_over_the_limit_are_closed_without_a_response(serving) -> None:

@@ -97,7 +97,7 @@ async def test_a_draining_server_refuses_new_streams_and_serves_running_ones(
             "body_too_large",
             "POST",
             "/v1/streams",
-            ALICE | {"Content_Type": "application/json", "Content_Length": "999999"},
+            ALICE | {"Content_Type": "application/json", "Content_Length": "99999999"},
         ),
     ],
 )

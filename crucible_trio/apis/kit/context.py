@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.uploads import Uploads
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.settings.apis import ApiSettings
 
@@ -19,8 +20,10 @@ class ApiContext:
         pipeline: An open pipeline.
         settings: The settings of the APIs.
         access: The access rules.
+        uploads: The bodies of requests that are being received.
     """
 
     pipeline: Pipeline
     settings: ApiSettings
     access: Access
+    uploads: Uploads

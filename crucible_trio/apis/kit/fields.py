@@ -31,7 +31,7 @@ class Fields(Generic[Shape]):
     harmless: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
-    def decode(self, body: bytes | bytearray, *, unknown: dict[str, object] | None = None) -> Shape:
+    def decode(self, body: bytes | memoryview, *, unknown: dict[str, object] | None = None) -> Shape:
         """Read a whole body.
 
         Args:

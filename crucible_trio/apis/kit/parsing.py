@@ -1,16 +1,13 @@
-"""Reading a request and checking it: body, query parameters, idempotency key."""
+"""Checking a request: values of its body, query parameters, idempotency key."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-import trio
-from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
-from crucible_trio.apis.kit.errors import BodyTooLargeError, UnsupportedMediaTypeError
 from crucible_trio.errors import InvalidRequestError
 
 if TYPE_CHECKING:  # modules that only parse requests import this one, and must not load Quart
@@ -18,49 +15,11 @@ if TYPE_CHECKING:  # modules that only parse requests import this one, and must 
 
 T = TypeVar("T")
 
-BODY_SECONDS: Final = 60.0
-"""The longest time a request's body may take. A client slower than this would not keep up with a stream either."""
-
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 # How msgspec names the place: ``... field `x` - at `$.a` ``, and for the name of a field ``... - at `key` in `$.a` ``.
 _FIELD = re.compile(
     r"(?:(?P<kind>unknown|required) field `(?P<name>[^`]*)`)?(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$"
 )
-
-
-async def read_body(request: Request, limit: int) -> bytearray:
-    """Read a JSON body.
-
-    Args:
-        request: The request.
-        limit: The largest body to accept, in bytes.
-
-    Raises:
-        UnsupportedMediaTypeError: The content type is not JSON, or the body is compressed.
-        BodyTooLargeError: The body is larger than the limit.
-        RequestTimeout: The body took longer than `BODY_SECONDS`.
-
-    Cancellation: safe.
-    """
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in {"", "identity"}:
-        raise UnsupportedMediaTypeError(encoding)
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaTypeError
-    if (request.content_length or 0) > limit:
-        raise BodyTooLargeError(limit)
-    body = bytearray()
-    with trio.move_on_after(BODY_SECONDS) as slow:
-        try:
-            async for chunk in request.body:
-                body += chunk
-                if len(body) > limit:
-                    raise BodyTooLargeError(limit)
-        except RequestEntityTooLarge as error:  # the application's own limit, which may be lower than ours
-            raise BodyTooLargeError(request.max_content_length or limit) from error
-    if slow.cancelled_caught:
-        raise RequestTimeout
-    return body
 
 
 def valid(make: Callable[[], T], at: str = "") -> T:

@@ -11,10 +11,11 @@ from werkzeug.http import parse_accept_header
 from crucible_trio import sse
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
-from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body, valid
+from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, valid
 from crucible_trio.apis.kit.registration import STREAM_BLUEPRINT, STREAM_ENDPOINT
 from crucible_trio.apis.kit.replies import event_response, json_response, model_entries, no_content
 from crucible_trio.apis.kit.starting import event_stream, locate_stream, start_or_join
+from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.native import fold
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
 from crucible_trio.errors import CursorAheadError, InvalidLastEventIdError, InvalidRequestError
@@ -80,8 +81,9 @@ class NativeApi:
         if last_event_id := request.headers.get("Last-Event-ID"):
             stream, after = await self._resume(last_event_id, owner)
             return await self._event_stream(stream, after)
-        body = await read_body(request, self._context.settings.max_request_bytes)
-        engine_request = valid(lambda: _request_decoder.decode(body))
+        engine_request = await read_body(
+            request, self._context, lambda body: valid(lambda: _request_decoder.decode(body))
+        )
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         if _accepts_events(request):
             return await self._start_event_stream(engine_request, key, owner)

@@ -102,6 +102,9 @@ class PipelineCollector(Collector):
             "crucible_resumes", "Readers that attached behind record 1", value=pipeline.metrics.resumes
         )
         yield _gauge("readers", "Readers attached", pipeline.metrics.readers)
+        yield _gauge(
+            "upload_bytes", "Bytes of request bodies that are being received or parsed", pipeline.metrics.upload_bytes
+        )
         yield _gauge("streams_running", "Streams whose engine may run", pipeline.store.running)
         yield _gauge("streams_kept", "Finished streams that can still be read", pipeline.store.kept)
         yield _gauge("log_bytes", "Bytes of all logs and of the facts kept with them", pipeline.store.log_bytes)

@@ -106,7 +106,7 @@ class ChatRequest(NamedTuple):
     include_usage: bool
 
 
-def read_request(body: bytes | bytearray, builder: RequestBuilder) -> ChatRequest:
+def read_request(body: bytes | memoryview, builder: RequestBuilder) -> ChatRequest:
     """Read a request.
 
     Args:

@@ -25,8 +25,9 @@ from quart import Blueprint, Response, request
 from crucible_trio.apis.kit import starting
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
-from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body
+from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, json_response, name_ignored, name_stream
+from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion, logprobs_in
 from crucible_trio.apis.openai.chat.requests import read_request
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, error_of, failure_answer
@@ -59,8 +60,7 @@ class ChatApi:
         """`POST /v1/chat/completions`: start a stream, or join the one that the idempotency key started."""
         owner = self._access.owner(request)
         check_parameters(request)
-        body = await read_body(request, self._context.settings.max_request_bytes)
-        asked = read_request(body, self._builder)
+        asked = await read_body(request, self._context, lambda body: read_request(body, self._builder))
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         hold_seconds = self._context.settings.hold_seconds
         started = await starting.start_or_join(

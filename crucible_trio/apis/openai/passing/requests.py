@@ -30,7 +30,7 @@ class PassedRequest(NamedTuple):
     fields: dict[str, object]
 
 
-def read_request(body: bytes | bytearray, builder: RequestBuilder) -> PassedRequest:
+def read_request(body: bytes | memoryview, builder: RequestBuilder) -> PassedRequest:
     """Read a request. The upstream judges all fields but the model and `stream`.
 
     Raises:

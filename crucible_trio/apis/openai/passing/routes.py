@@ -15,8 +15,9 @@ from werkzeug.exceptions import NotFound
 
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
-from crucible_trio.apis.kit.parsing import check_parameters, read_body
+from crucible_trio.apis.kit.parsing import check_parameters
 from crucible_trio.apis.kit.replies import encoded_json_response, error_response
+from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, answer_to_deadline, answer_to_failure
 from crucible_trio.apis.openai.passing.requests import read_request
 from crucible_trio.apis.openai.request_builder import RequestBuilder
@@ -64,8 +65,7 @@ class PassingApi:
     async def _pass_on(self, path: PassedPath) -> Response:
         self._access.owner(request)
         check_parameters(request)
-        body = await read_body(request, self._context.settings.max_request_bytes)
-        model, fields = read_request(body, self._builder)
+        model, fields = await read_body(request, self._context, lambda body: read_request(body, self._builder))
         engines = passing_engines(self._pipeline.engine, model)
         if not engines:
             raise NotFound

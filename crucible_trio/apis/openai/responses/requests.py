@@ -176,7 +176,7 @@ class DecodedBody(NamedTuple):
         return [] if isinstance(self.fields.input, str) else self.fields.input
 
 
-def decode_body(body: bytes | bytearray) -> DecodedBody:
+def decode_body(body: bytes | memoryview) -> DecodedBody:
     """Decode the body of a request.
 
     Raises:

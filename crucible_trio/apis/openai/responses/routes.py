@@ -22,8 +22,9 @@ from crucible_trio.apis.kit import starting
 from crucible_trio.apis.kit.body import EventStreamBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
-from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, read_body
+from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_ignored, name_stream
+from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, failure_answer
 from crucible_trio.apis.openai.request_builder import RequestBuilder
 from crucible_trio.apis.openai.responses.earlier import find_earlier, without_instructions
@@ -90,7 +91,7 @@ class ResponsesApi:
         """
         owner = self._access.owner(request)
         check_parameters(request)
-        body = decode_body(await read_body(request, self._context.settings.max_request_bytes))
+        body = await read_body(request, self._context, decode_body)
         earlier = await find_earlier(body.fields.previous_response_id, body.items, self)
         asked = read_request(body, earlier, self._builder, self._seals.of(owner))
         self._pipeline.metrics.unverified_traces += asked.unverified
