@@ -177,7 +177,7 @@ PassedPath: TypeAlias = Literal["completions", "embeddings"]
 class PassesOn(Protocol):
     """An engine that asks another server, and can pass on requests of APIs that this package does not have."""
 
-    async def pass_on(self, path: PassedPath, fields: Mapping[str, object]) -> bytes:
+    async def pass_on(self, path: PassedPath, fields: Mapping[str, object], *, has_fallback: bool = False) -> bytes:
         """Send a request and return the whole body of the answer: JSON.
 
         Sends no header of the client. Sends the request again only if no status came.
@@ -186,6 +186,7 @@ class PassesOn(Protocol):
             path: Where to.
             fields: The request's body, with the name of the model and without `stream`. The fields that the operator
                 has chosen win over them.
+            has_fallback: As `Output.has_fallback`.
 
         Raises:
             EngineError: As for `Engine.generate`.
@@ -201,6 +202,16 @@ def engines_behind(engine: Engine) -> Iterator[Engine]:
             yield from engines_behind(part)
     else:
         yield engine
+
+
+def passing_engines(engine: Engine, model: str) -> list[PassesOn]:
+    """The engines behind `engine` that pass on requests for a model, in the order in which to ask them.
+
+    Engines whose server does not respond come last.
+    """
+    engines = [part for part in engines_behind(engine) if model in part.info.models]
+    engines.sort(key=lambda part: part.info.is_up is False)
+    return [part for part in engines if isinstance(part, PassesOn)]
 
 
 def engine_of(engine: Engine, model: str) -> Engine:

@@ -7,9 +7,13 @@ ended raises `trio.ClosedResourceError`.
 from __future__ import annotations
 
 import traceback
-from typing import final
+from typing import Final, final
 
 import msgspec
+
+# A prompt that is too long, or a field that the model does not accept. Other statuses, such as 401, 404 or 429, concern
+# one server.
+_BLAMES_REQUEST: Final = frozenset({400, 413, 422})
 
 
 class CrucibleError(Exception):
@@ -186,6 +190,11 @@ class EngineError(CrucibleError):
         self.status = status
         self.retry_after = retry_after
         self.upstream = upstream
+
+    @property
+    def blames_request(self) -> bool:
+        """Whether an upstream server says that the request is wrong, so that another server would say the same."""
+        return self.status in _BLAMES_REQUEST or (self.status is None and self.code == "upstream_rejected")
 
 
 @final

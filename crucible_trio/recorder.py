@@ -54,6 +54,8 @@ TERMINAL_RESERVE_BYTES: Final = 6 * 1024
 _MAX_ERROR_CODE_LENGTH = 64
 _MAX_ERROR_MESSAGE_LENGTH = 400
 _MAX_REPORT_LENGTH = 1000
+# Seconds. A daily or weekly quota is the longest that upstream servers name.
+LONGEST_RETRY_AFTER: Final = 7 * 24 * 3600.0
 _MAX_REPORT_BYTES = 2000
 _MAX_REPORT_WORD_LENGTH = 128
 
@@ -223,7 +225,7 @@ def bounded_error(error: EngineError) -> ErrorInfo:
         clean[1][:_MAX_ERROR_MESSAGE_LENGTH],
         error.retryable,
         status if status is not None and 100 <= status < 600 else None,
-        retry_after if retry_after is not None and 0 <= retry_after < inf else None,
+        min(retry_after, LONGEST_RETRY_AFTER) if retry_after is not None and 0 <= retry_after < inf else None,
         error.upstream and _bounded_report(error.upstream),
     )
 

@@ -77,6 +77,7 @@ class Stream:
         request: With `model` filled in.
         log: Its records.
         max_readers: How many readers may be attached at a time.
+        is_known: Whether a client may have been told its id.
     """
 
     __slots__ = (
@@ -86,6 +87,7 @@ class Stream:
         "_terminal",
         "facts",
         "id",
+        "is_known",
         "log",
         "max_readers",
         "owner",
@@ -101,6 +103,7 @@ class Stream:
         self.request = facts.request
         self.log = log
         self.max_readers = max_readers
+        self.is_known = True
         self._producer = producer
         self._metrics = metrics
         self._terminal: Terminal | None = None

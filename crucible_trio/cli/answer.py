@@ -27,15 +27,21 @@ from crucible_trio.records import (
 class AnswerPrinter:
     """Shows records in order, after an offset.
 
+    Args:
+        display: Shows the text.
+        after: The offset.
+        with_trace: Whether to show the reasoning trace.
+
     Attributes:
         last_seq: The last record that is shown.
         terminal: The terminal record, or None until it arrives.
     """
 
-    def __init__(self, display: Display, *, after: int = 0) -> None:
+    def __init__(self, display: Display, *, after: int = 0, with_trace: bool = True) -> None:
         self.last_seq = after
         self.terminal: Terminal | None = None
         self._display = display
+        self._with_trace = with_trace
         self._display.muted = after > 0
         # Lines are not wrapped, because users copy a command from them.
         self._notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -47,6 +53,8 @@ class AnswerPrinter:
             self._display.unmute()
         self.last_seq = max(self.last_seq, record.seq)
         match record:
+            case ReasoningDelta() if not self._with_trace:
+                pass
             case ReasoningDelta(delta=delta):
                 self._begin("trace", "Reasoning\n")
                 self._display.other(delta, "dim")

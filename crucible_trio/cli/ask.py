@@ -20,6 +20,7 @@ from crucible_trio.engines import open_engine
 from crucible_trio.errors import (
     ConfigError,
     CrucibleError,
+    InvalidRequestError,
     ServerRefusedError,
     StreamExpiredError,
     StreamLostError,
@@ -40,18 +41,22 @@ async def ask_here(request: Request, settings: ServiceSettings, display: Display
         The exit code.
 
     Raises:
-        ConfigError: The engine cannot run here.
+        ConfigError: The engine cannot run here, or the request is invalid.
 
     Cancellation: the stream ends as cancelled.
     """
-    session = _Session(AnswerPrinter(display))
+    # A server leaves the trace out of its events. This log has it.
+    session = _Session(AnswerPrinter(display, with_trace=request.trace != "none"))
 
     async def ask() -> int:
         async with AsyncExitStack() as stack:
             with fetch_progress() as progress, settings.errors_name_origins():
                 engine = await stack.enter_async_context(open_engine(settings.engine, progress=progress))
             pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
-            stream = await pipeline.start(request)
+            try:
+                stream = await pipeline.start(request)
+            except InvalidRequestError as error:
+                raise ConfigError(str(error)) from error
             async with stream.attach() as reader:
                 return await session.show(reader, _StreamHere(stream))
 

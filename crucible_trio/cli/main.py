@@ -11,6 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Final, TypeVar, final
 
@@ -150,7 +151,7 @@ def ask(
     it could not start, and 130 if it was stopped.
     """
     from crucible_trio.cli import ask as asking
-    from crucible_trio.cli.question import Server, check_options, parse_stream, parse_url, read_prompt
+    from crucible_trio.cli.question import Server, check_key, check_options, parse_stream, parse_url, read_prompt
     from crucible_trio.cli.rendering import open_display
     from crucible_trio.request import Request, Trace
 
@@ -162,7 +163,7 @@ def ask(
     with _one_sentence(), _interrupted_is_stopped():
         check_options(given)
         display = open_display(markdown=markdown)
-        server = None if url is None else Server(url=parse_url(url), key=key, key_is_option="--key" in given)
+        server = None if url is None else Server(url=parse_url(url), key=check_key(key), key_is_option="--key" in given)
         if server is not None and stream is not None:
             stream_id, after = parse_stream(stream)
             run = partial(asking.show_stream, server, stream_id, after, view, display, *again)
@@ -173,6 +174,13 @@ def ask(
             else:
                 run = partial(asking.ask_server, request, server, display, *again)
         sys.exit(_run(run))
+
+
+def _finite(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if not isfinite(value):
+        message = "must be a finite number"
+        raise click.BadParameter(message)
+    return value
 
 
 @main.command()
@@ -204,7 +212,11 @@ def ask(
 @click.option("--seed", type=int, default=0, help="Seed for the choice of bytes, if not every byte is cut.")
 @click.option("--at-once", type=click.IntRange(min=1), default=8, help="Number of cuts that run at the same time.")
 @click.option(
-    "--timeout", type=float, default=60.0, help="Seconds without an event after which a response counts as stuck."
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
+    default=60.0,
+    help="Seconds without an event after which a response counts as stuck.",
 )
 @click.option("--key", envvar=CLIENT_KEY_VARIABLE, help="The server's key. [env: CRUCIBLE_KEY]")
 def check(url: str, wire_file: Path | None, key: str | None, **options: object) -> None:
@@ -216,14 +228,17 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
     run.
     """
     from crucible_trio.cli.check import check_server, command_again
+    from crucible_trio.cli.question import check_key, parse_url
     from crucible_trio.testing.resume import CLIENTS, WireFormat, load_wire
     from crucible_trio.testing.resume import check as run_check
 
     _log_to_stderr(logging.ERROR)
     with _one_sentence():
         wire = load_wire(wire_file) if wire_file is not None else WireFormat()
-    if key is not None:
-        wire = wire.with_headers({"Authorization": f"Bearer {key}"})
+        if wire_file is None:
+            url = parse_url(url, name="URL")
+        if key is not None:
+            wire = wire.with_headers({"Authorization": f"Bearer {check_key(key)}"})
     options |= {
         "clients": options["clients"] or tuple(CLIENTS),
         "phases": options["phases"] or ("log", "live"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -18,6 +19,8 @@ from crucible_trio.settings.loading import CLIENT_KEY_VARIABLE
 
 # More than any model reads. It keeps an endless file from filling the memory.
 MAX_PROMPT_BYTES: Final = 20 * 1024 * 1024
+
+_VISIBLE_ASCII: Final = re.compile(r"[!-~]{1,255}")
 
 _OPTIONS_OF_A_PIPELINE: Final = ("--engine", "--model", "--base-url", "--replay-speed", "--config")
 _OPTIONS_OF_A_REQUEST: Final = ("PROMPT", "--mode", "--max-output-tokens")
@@ -108,8 +111,12 @@ class Server:
         return f"{self.url} does not accept the key in {source}"
 
 
-def parse_url(text: str) -> str:
+def parse_url(text: str, *, name: str = "--url") -> str:
     """A server's base URL. `/v1` at its end is removed, because the base URLs of OpenAI's SDKs have it.
+
+    Args:
+        text: The URL.
+        name: The option or argument, for the message.
 
     Raises:
         ConfigError: It is not an http(s) URL with a host, or has more than a path behind it.
@@ -121,8 +128,21 @@ def parse_url(text: str) -> str:
         is_url = False
     # A password would be in messages and in the command that resumes. The message does not quote it either.
     if not is_url or parts.username is not None or parts.query or parts.fragment or not text.isprintable():
-        raise ConfigError("--url must look like http://127.0.0.1:8000, without a user or password")
+        message = f"{name} must look like http://127.0.0.1:8000, without a user or password"
+        raise ConfigError(message)
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def check_key(key: str | None) -> str | None:
+    """The key, if a header can carry it.
+
+    Raises:
+        ConfigError: It cannot. The message does not quote it.
+    """
+    if key is not None and not _VISIBLE_ASCII.fullmatch(key):
+        message = f"the key of --key or {CLIENT_KEY_VARIABLE} must be 1 to 255 visible ASCII characters"
+        raise ConfigError(message)
+    return key
 
 
 def parse_stream(text: str) -> tuple[str, int]:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from crucible_trio.cli.live_lines import LiveLines
 from crucible_trio.cli.markdown import OpenText, render_block
+from crucible_trio.errors import ConfigError
 
 # Control characters in a model's text must not reach a terminal: no escape, no backspace, no C1 control.
 _CONTROLS: Final = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -57,7 +58,12 @@ def open_display(*, markdown: bool) -> Display:
 
     Args:
         markdown: Whether a terminal renders Markdown.
+
+    Raises:
+        ConfigError: Standard output is closed.
     """
+    if sys.stdout is None:  # Python's value for a closed one
+        raise ConfigError("standard output is closed")
     # Not `Console.is_terminal`: environment variables set it for pipes, too, and those get the text as it is.
     if not sys.stdout.isatty():
         return _Pipe(sys.stdout.buffer)
@@ -84,11 +90,14 @@ class _Pipe:
         try:
             self._out.write(text.encode())
             self._out.flush()
-        except BrokenPipeError:
+        except OSError as error:
             # Python flushes standard output once more at its exit, and would complain.
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
-            raise
+            if isinstance(error, BrokenPipeError):
+                raise
+            message = f"cannot write to standard output: {error.strerror}"
+            raise ConfigError(message) from error
 
     def other(self, text: str, style: str | None = None) -> None:
         self.answer(text)

@@ -70,7 +70,8 @@ def _port_hint() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno == EADDRINUSE:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno == EADDRINUSE and " unix:" not in str(error):
             message = f"{error}, choose another port with --bind 127.0.0.1:8001 or make serve PORT=8001"
             raise ConfigError(message, *error.settings) from error
         raise

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Final, final
+from typing import final
 
 from crucible_trio.checks import supports
 from crucible_trio.engine import Capabilities, Engine, EngineInfo, Finish, engine_of
@@ -20,10 +20,6 @@ from crucible_trio.output import Output
 from crucible_trio.request import Request
 
 logger = logging.getLogger(__name__)
-
-# A prompt that is too long, or a field that the model does not accept. Other statuses, such as 401, 404 or 429, concern
-# one server.
-_BLAMES_REQUEST: Final = frozenset({400, 413, 422})
 
 
 @final
@@ -96,7 +92,7 @@ class RouterEngine:
             try:
                 return await engine.generate(request, output)
             except EngineError as error:
-                if output.has_written or blames_request(error):
+                if output.has_written or error.blames_request:
                     raise
                 logger.warning("engine %s failed before its first piece, trying the next one: %s", name, error)
         output.has_fallback = has_fallback
@@ -110,8 +106,3 @@ class RouterEngine:
         if not able:  # the model has gone, or changed since the request was checked
             return [self.engine_of(model)]
         return [engine for engine, _ in sorted(able, key=lambda pair: pair[1].is_up is False)]
-
-
-def blames_request(error: EngineError) -> bool:
-    """Whether an upstream server's error says that the request is wrong, so that another server would say the same."""
-    return error.status in _BLAMES_REQUEST or (error.status is None and error.code == "upstream_rejected")

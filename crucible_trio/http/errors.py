@@ -38,4 +38,12 @@ class ConnectionLostError(HttpError):
 
 @final
 class InvalidResponseError(HttpError):
-    """The response breaks HTTP, or its headers are too large."""
+    """The response breaks HTTP, or its headers are too large.
+
+    Attributes:
+        has_status: Whether a status came before the fault.
+    """
+
+    def __init__(self, message: str, *, has_status: bool = False) -> None:
+        super().__init__(message)
+        self.has_status = has_status

@@ -140,7 +140,7 @@ class ResponseParser:
     def _fail(self, message: str) -> None:
         self.is_reusable = False
         if not self.is_complete:
-            self._fault = InvalidResponseError(message)
+            self._fault = InvalidResponseError(message, has_status=self._parser.get_status_code() >= 100)
 
     # Called by the parser
 

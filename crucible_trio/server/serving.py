@@ -65,8 +65,13 @@ async def serve(
             async with trio.open_nursery() as connections:
 
                 async def handle(stream: trio.SocketStream) -> None:
-                    if len(connections.child_tasks) <= config.max_connections:
-                        await HttpConnection(server, stream).run()
+                    if len(connections.child_tasks) > config.max_connections:
+                        return
+                    try:
+                        connection = HttpConnection(server, stream)
+                    except OSError:  # the client has already reset the connection, so it has no address
+                        return
+                    await connection.run()
 
                 async with trio.open_nursery() as accepting:
                     accepting.start_soon(partial(trio.serve_listeners, handle, listeners, handler_nursery=connections))
@@ -110,17 +115,20 @@ async def _lifespan(app: AppWrapper, config: Config, state: LifespanState) -> As
 
 
 def _listen(config: Config, stack: ExitStack) -> list[trio.SocketListener]:
-    sockets = [stack.enter_context(sock) for address in config.bind for sock in _bind(config, address)]
+    sockets = [(address, stack.enter_context(sock)) for address in config.bind for sock in _bind(config, address)]
     if not sockets:
         message = "there is no address to listen on"
         raise ConfigError(message, "bind")
     user_timeout = (config.write_timeout + _USER_TIMEOUT_MARGIN_SECONDS) * 1000
-    for sock in sockets:
+    for address, sock in sockets:
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             # Accepted sockets inherit it.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(user_timeout, _LARGEST_USER_TIMEOUT)))
-        sock.listen(config.backlog)
-    return [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+        try:
+            sock.listen(config.backlog)
+        except OSError as error:  # such as an address that is named twice
+            raise _cannot_listen(address, error.strerror) from error
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for _, sock in sockets]
 
 
 def _bind(config: Config, address: str) -> list[socket.socket]:
@@ -130,8 +138,11 @@ def _bind(config: Config, address: str) -> list[socket.socket]:
         return one.create_sockets().insecure_sockets
     except (OSError, OverflowError, ValueError, SocketTypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "this is not an address"
-        message = f"cannot listen on {address}: {reason}"
-        raise ConfigError(message, "bind") from error
+        raise _cannot_listen(address, reason) from error
+
+
+def _cannot_listen(address: str, reason: str | None) -> ConfigError:
+    return ConfigError(f"cannot listen on {address}: {reason}", "bind")
 
 
 def _url(listener: trio.SocketListener) -> str:

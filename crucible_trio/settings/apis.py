@@ -15,6 +15,8 @@ from crucible_trio.settings.values import quote
 Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """OpenAI's `reasoning_effort`."""
 
+TraceField: TypeAlias = Literal["reasoning_content", "reasoning", "both"]
+
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
 
@@ -24,7 +26,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     # The wire.
     heartbeat_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
-    """Silence after which the server sends a comment. Proxies cut silent connections after 30 to 60 s."""
+    """Silence after which the server sends a comment, or an event without content on the OpenAI-compatible APIs.
+    Proxies cut silent connections after 30 to 60 s."""
     retry_milliseconds: Count = 1000
     """How long a browser waits before it reconnects. Without this line it waits 3 s."""
     hold_seconds: Seconds = 2.0
@@ -37,8 +40,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     and a body that is larger than the limit gets 413. What parsed requests hold counts in `total_log_bytes`, which is
     four times as much by default."""
     keys: dict[Text, Secret] = {}
-    """From owner to key. In the environment `alice:key1,bob:key2`. Without keys there is one anonymous owner, and only
-    this machine can connect."""
+    """From owner to key. In the environment `alice:key1,bob:key2`, or JSON. Without keys there is one anonymous owner,
+    and only this machine can connect."""
     token_secret: Secret | None = None
     """Signs the stream tokens. Default: a random secret for each process."""
     allowed_origins: tuple[str, ...] = ()
@@ -54,6 +57,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     openai_deep_suffix: str = ":deep"
     """A model name with this suffix means that model in mode `deep`. This is for clients that let the user choose only
     a model name. Empty: no such names."""
+    openai_trace_field: TraceField = "reasoning_content"
+    """The field of a chat completion that holds the trace. `both`: two fields with the same text."""
     strict_fields: bool = False
     """Refuse a field that steers the answer, such as `temperature`, if the model does not honour it. Otherwise the
     field is ignored, and the header `Crucible-Ignored` names it."""

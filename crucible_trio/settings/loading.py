@@ -176,9 +176,9 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, obj
         if name not in _NAMES:
             # Not an error: an orchestrator may name a service "crucible" and set CRUCIBLE_SERVICE_HOST for it.
             logger.warning("ignoring unknown setting %s%s", variable, did_you_mean(name, _NAMES))
-        elif name == "keys":
+        elif name == "keys" and not text.lstrip().startswith("{"):
             yield name, _keys(text), origin
-        elif name in _IN_JSON:
+        elif name in _IN_JSON or name == "keys":
             yield name, _json(name, text, origin), origin
         elif name in _LISTS:
             yield name, [part.strip() for part in text.split(",") if part.strip()], origin

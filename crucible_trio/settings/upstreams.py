@@ -139,7 +139,7 @@ class UpstreamSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def __post_init__(self) -> None:
         """Check the variable's name and the headers. No message quotes a value that may be a key."""
         if self.key_variable is not None and not _VARIABLE.fullmatch(self.key_variable):
-            message = "key_variable must be the name of an variable in capitals, such as VLLM_KEY, and not the key"
+            message = "key_variable must be the name of a variable in capitals, such as VLLM_KEY, and not the key"
             raise ConfigError(message, "upstreams")
         if self.models is not None and (not self.models or len(set(self.models)) != len(self.models)):
             message = "models must name at least one model, and each model once"

@@ -222,7 +222,9 @@ def test_another_url_gives_one_sentence_that_does_not_quote_it(text: str) -> Non
 
 def test_an_invalid_key_gives_one_sentence_without_it() -> None:
     for key in ("s3cr\u00e9t", "s3cret\n", ""):
-        assert sentence("x", "--url", URL, "--key", key) == "the key must be 1 to 255 visible ASCII characters"
+        assert sentence("x", "--url", URL, "--key", key) == (
+            "the key of --key or CRUCIBLE_KEY must be 1 to 255 visible ASCII characters"
+        )
 
 
 @pytest.mark.parametrize(("text", "after"), [(STREAM, 0), (f"{STREAM}.43", 43), (f"{STREAM}.0", 0)])

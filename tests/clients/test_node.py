@@ -67,7 +67,6 @@ async def test_the_openai_package_reads_chat_completions(serving, run_script: Ru
     assert result["streamed"] == {
         "content": native.output,
         "reasoning_content": trace,
-        "reasoning": trace,
         "finish_reason": "stop",
         "usage": usage,
     }

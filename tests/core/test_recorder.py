@@ -558,6 +558,11 @@ def test_the_words_of_an_upstream_are_bounded_and_free_of_control_characters(
     assert bounded_error(EngineError("code", "Message.", upstream=said)).upstream == kept
 
 
+@pytest.mark.parametrize(("seconds", "kept"), [(604_799.0, 604_799.0), (604_801.0, 604_800.0), (1e308, 604_800.0)])
+def test_no_client_is_asked_to_wait_longer_than_a_week(seconds: float, kept: float) -> None:
+    assert bounded_error(EngineError("code", "Message.", retry_after=seconds)).retry_after == kept
+
+
 @pytest.mark.parametrize("retry_after", [-1.0, inf, nan])
 @pytest.mark.parametrize("status", [99, 600])
 def test_a_status_or_retry_after_that_cannot_be_one_is_left_out(status: int, retry_after: float) -> None:

@@ -618,6 +618,7 @@ async def test_a_wrong_address_or_key_is_one_sentence(url: str, options: Any, wo
     [
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "returned status 404"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "an invalid list"),
+        (b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n", "cannot get the list"),
         (b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"data":[]}', "lists no models"),
     ],
 )

@@ -386,7 +386,7 @@ async def test_without_the_extra_the_error_names_three_alternatives(
     with pytest.raises(ConfigError) as caught:
         async with open_local(cache_folder=tmp_path):
             pass
-    for way in ("pip install 'crucible_trio[local]'", "--engine upstream --base-url", "--engine replay"):
+    for way in ("pip install xllamacpp", "--engine upstream --base-url", "--engine replay"):
         assert way in str(caught.value)
     assert os.listdir(tmp_path) == []  # nothing was downloaded
 

@@ -10,12 +10,14 @@ from trio.testing import MockClock
 
 from crucible_trio.content import Piece
 from crucible_trio.engine import Finish
-from crucible_trio.engines.upstream.response import END_TIMEOUT, USAGE_TIMEOUT, relay_completion
+from crucible_trio.engines.upstream.response import END_TIMEOUT, USAGE_TIMEOUT, read_error_response, relay_completion
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.errors import EngineError
 from crucible_trio.http import ConnectionLostError
+from crucible_trio.http.headers import Headers
 from crucible_trio.output import Output
+from crucible_trio.settings.apis import ApiSettings
 
 from .reads import Parts, join
 from .test_reading import A, B, D, R, S, answer, chunk
@@ -107,3 +109,27 @@ async def test_after_a_failure_nothing_is_waited_for(autojump_clock: MockClock) 
         text, end, seconds = await relay((1, R + A), (0, last), (0, SILENCE))
         assert (text, seconds) == (answer("a"), 1)
         assert isinstance(end, EngineError)
+
+
+async def test_the_body_of_an_error_that_does_not_end_is_not_waited_for_as_long_as_a_client_is_held(
+    autojump_clock: MockClock,
+) -> None:
+    class ErrorResponse(SlowBody):
+        status = 429
+        headers = Headers([("Retry-After", "9")])
+
+    begin = trio.current_time()
+    body = ErrorResponse((0, b'{"error": {"code": "rate_limit_exceeded"}}'), (0, SILENCE))
+    error, content = await read_error_response(body)  # type: ignore[arg-type]
+    assert (error.status, error.retry_after) == (429, 9)
+    assert b"rate_limit" in content
+    # Twice: the first error may refuse a field, and the second request may be refused too.
+    assert 2 * (trio.current_time() - begin) < ApiSettings().hold_seconds
+
+
+async def test_a_call_with_a_name_that_no_output_takes_is_an_invalid_response(autojump_clock: MockClock) -> None:
+    call = {"index": 0, "id": "call_1", "function": {"name": "n" * 257, "arguments": "{}"}}
+    text, end, _ = await relay((0, R + A + chunk(tool_calls=[call]) + S + D))
+    assert text == answer("a")
+    assert isinstance(end, EngineError)
+    assert end.code == "upstream_invalid_response"

@@ -22,7 +22,7 @@ from crucible_trio.config import Settings
 from crucible_trio.content import Piece, Refusal
 from crucible_trio.engine import CountsSkippedFields, Engine, Finish
 from crucible_trio.engines import open_engine
-from crucible_trio.engines.upstream import open_upstream, retries
+from crucible_trio.engines.upstream import discovery, open_upstream, retries
 from crucible_trio.engines.upstream import response as upstream_response
 from crucible_trio.errors import ConfigError, EngineError
 from crucible_trio.http.client import CONNECT_TIMEOUT
@@ -514,6 +514,12 @@ async def test_a_request_is_not_sent_again_after_another_error(server: ScriptedS
     assert len(server.bodies) == 1
 
 
+async def test_an_error_that_still_names_a_field_left_out_refuses_no_other_field(server: ScriptedServer) -> None:
+    server.answers = [refusing(400, {"error": {"message": "Unknown parameter: 'chat_template_kwargs'."}})]
+    await failure_of(server.url)
+    assert len(server.bodies) == 2
+
+
 async def test_fields_of_the_settings_are_never_left_out(
     server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -539,7 +545,8 @@ async def test_the_log_says_what_is_wrong_with_a_response(
         server.answers = [HEAD + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nsecret"]
         error, _ = await failure_of(server.url)
         assert error.message == "The upstream server's response is not valid HTTP."
-        assert (error.code, error.retryable) == ("upstream_ended_early", True)
+        assert (error.code, error.retryable) == ("upstream_invalid_response", False)
+        assert len(server.bodies) == 1  # a status came, so a repetition would start another generation
         assert "no response from the upstream server: Duplicate Content-Length" in caplog.text
         server.answers = [BEGUN + b"zz secret\r\n"]
         await failure_of(server.url)
@@ -765,7 +772,8 @@ def test_retry_after_can_be_a_date() -> None:
     week = 7 * 24 * 3600
     assert retries.parse_retry_after("9" * 400) == week
     assert retries.parse_retry_after("Wed, 21 Oct 9999 07:28:00 GMT") == week
-    for invalid in ("", "soon", "-1", "1.5", "Wed, 21 Oct 2015 07:28:00", "²"):
+    beyond = "Wed, 21 Oct 99999999999 07:28:00 GMT"
+    for invalid in ("", "soon", "-1", "1.5", "Wed, 21 Oct 2015 07:28:00", "²", beyond):
         assert retries.parse_retry_after(invalid) is None
 
 
@@ -953,6 +961,7 @@ async def test_without_a_model_the_server_is_asked_for_its_models(server: Script
         (status(200, body=b'{"data":[]}'), "lists no models"),
         (status(200, body=b"<html>"), "invalid list of models"),
         (status(200, body=b'{"data":[{"name":"x"}]}'), "invalid list of models"),
+        (status(200, body=b'{"data":[{"id":""},{"id":null},null]}'), "invalid list of models"),
         (reset_immediately, "start the server"),
     ],
 )
@@ -965,6 +974,20 @@ async def test_a_server_without_models_is_rejected_in_one_sentence(
             pass
     assert "\n" not in str(caught.value)
     assert "--model" in str(caught.value)
+
+
+async def test_an_entry_without_a_usable_name_does_not_hide_the_other_models(server: ScriptedServer) -> None:
+    names: list[object] = ["a", "", None, 5, "x" * 513, "a", "b\n", "c"]
+    server.answers = [status(200, body=json.dumps({"data": [*({"id": name} for name in names), None, "d"]}).encode())]
+    async with open_upstream(server.url) as engine:
+        assert engine.info.models == ("a", "b\n", "c")
+
+
+async def test_a_huge_list_of_models_is_cut(server: ScriptedServer) -> None:
+    body = json.dumps({"data": [{"id": str(number)} for number in range(discovery.MAX_MODELS + 10)]}).encode()
+    server.answers = [status(200, body=body)]
+    async with open_upstream(server.url) as engine:
+        assert engine.info.models == tuple(str(number) for number in range(discovery.MAX_MODELS))
 
 
 async def test_with_a_model_the_server_need_not_be_up() -> None:

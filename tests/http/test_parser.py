@@ -149,6 +149,22 @@ def test_a_response_that_breaks_http_is_invalid_and_not_quoted(data: bytes) -> N
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "has_status"),
+    [
+        (b"HTTP/2 200 OK\r\n", False),
+        (b"SSH-2.0\r\n", False),
+        (b"HTTP/1.1 20x", False),
+        (OK + b"A b\r\n", True),
+        (b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", True),
+    ],
+)
+def test_a_fault_says_whether_a_status_came(data: bytes, *, has_status: bool) -> None:
+    with pytest.raises(InvalidResponseError) as caught:
+        read([data])
+    assert caught.value.has_status is has_status
+
+
 def test_the_body_before_a_fault_is_not_lost() -> None:
     parser = ResponseParser()
     parser.feed(CHUNKED + part(BODY) + b"zz\r\n")

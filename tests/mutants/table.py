@@ -120,9 +120,23 @@ MUTANTS = [
     Mutant(
         mechanism="a refusal in the hold leaves no stream",
         file="apis/kit/starting.py",
-        old="    await pipeline.discard(stream, key)\n",
-        new="",
+        old="        return False\n    await pipeline.discard(stream, key)\n",
+        new="        return False\n",
         tests="tests/openai/test_hold.py",
+    ),
+    Mutant(
+        mechanism="a refusal that no client was told of leaves no idempotency key",
+        file="apis/kit/starting.py",
+        old="elif not stream.is_known and _was_refused(stream):",
+        new="elif stream.is_known and not joined:",
+        tests="tests/openai/test_hold.py",
+    ),
+    Mutant(
+        mechanism="a response with a status and invalid headers is not asked for again",
+        file="engines/upstream/engine.py",
+        old="            if error.has_status:\n",
+        new="            if not error.has_status:\n",
+        tests="tests/engines/test_upstream.py",
     ),
     Mutant(
         mechanism="the server does not repeat what the client repeats",
@@ -404,8 +418,8 @@ MUTANTS = [
     Mutant(
         mechanism="after the first piece no other engine is called",
         file="engines/router.py",
-        old="if output.has_written or blames_request(error):",
-        new="if blames_request(error):",
+        old="if output.has_written or error.blames_request:",
+        new="if error.blames_request:",
         tests="tests/engines/test_fallback.py",
     ),
     Mutant(

@@ -44,8 +44,8 @@ async def test_a_stream_has_the_documented_bytes(open_api, autojump_clock: MockC
     tail = '],"usage":null}\n\n'
     deltas = [
         '{"role":"assistant","content":""},"finish_reason":null',
-        '{"reasoning_content":"First, ","reasoning":"First, "},"finish_reason":null',
-        '{"reasoning_content":"then.","reasoning":"then."},"finish_reason":null',
+        '{"reasoning_content":"First, "},"finish_reason":null',
+        '{"reasoning_content":"then."},"finish_reason":null',
         '{"content":"Hel"},"finish_reason":null',
         '{"content":"lo."},"finish_reason":null',
         '{},"finish_reason":"stop"',
@@ -88,15 +88,46 @@ async def test_every_line_splitter_finds_the_same_lines(open_api, autojump_clock
     async with open_api(Reasoning(text), text) as api:
         answer = await api.chat(stream=True)
         assert len(answer.body.decode().splitlines()) == 2 * len(answer.events)
-        assert texts(answer.events) == texts(answer.events, "reasoning") == text
+        assert texts(answer.events) == texts(answer.events, "reasoning_content") == text
 
 
-async def test_silence_is_a_comment_line_without_an_event(open_api, autojump_clock: MockClock) -> None:
-    async with open_api(25, "a", heartbeat_seconds=10) as api:
-        answer = await api.chat(stream=True)
-        assert answer.body.count(b":\n") == 2
-        assert b"}\n\n:\n:\ndata: " in answer.body
-        assert texts(answer.events) == "a"
+TRACE_FIELDS = [
+    ("reasoning_content", {"reasoning_content"}),
+    ("reasoning", {"reasoning"}),
+    ("both", {"reasoning_content", "reasoning"}),
+]
+
+
+@pytest.mark.parametrize(("setting", "names"), TRACE_FIELDS)
+async def test_the_trace_has_the_names_of_the_setting(open_api, setting, names, autojump_clock: MockClock) -> None:
+    async with open_api(*DEEP, openai_trace_field=setting) as api:
+        streamed = await api.chat(stream=True)
+        message = (await api.chat()).json["choices"][0]["message"]
+    deltas = [event["choices"][0]["delta"] for event in streamed.events[:-1]]
+    assert deltas[1:3] == [dict.fromkeys(names, "First, "), dict.fromkeys(names, "then.")]
+    assert message == {"role": "assistant", "content": "Hello.", "refusal": None} | dict.fromkeys(names, "First, then.")
+
+
+async def test_silence_is_filled_with_chunks_that_have_no_content(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("a", 25, "b", heartbeat_seconds=10) as api:
+        answer = await api.chat(KEY, stream=True, stream_options={"include_usage": True})
+        replay = await api.chat(KEY, stream=True, stream_options={"include_usage": True})
+    first, again, once_more, second = answer.events[1:5]
+    assert [event["choices"][0]["delta"] for event in (first, second)] == [{"content": "a"}, {"content": "b"}]
+    assert again == once_more == first | {"choices": [{"index": 0, "delta": {}, "finish_reason": None}]}
+    assert [event for event in answer.events if event != again] == replay.events
+    assert b":\n\n" not in answer.body
+
+
+async def test_a_silence_over_the_idle_deadline_ends_with_an_error(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("a", 1000, "b", heartbeat_seconds=10, idle_seconds=30) as api, api.open_chat(stream=True) as it:
+        began = trio.current_time()
+        await it.until(lambda it: it.ended)
+    *_, last, first_silence, second_silence, end = it.events
+    assert last["choices"][0]["delta"] == {"content": "a"}
+    assert [event["choices"][0]["delta"] for event in (first_silence, second_silence)] == [{}, {}]
+    assert end["error"]["code"] == "idle_deadline"
+    assert [time - began for time in it.times[-3:]] == [10, 20, 30]
 
 
 async def test_a_draining_server_sends_nothing_extra_to_a_chat_client(open_api, autojump_clock: MockClock) -> None:

@@ -401,3 +401,25 @@ async def test_a_call_that_was_cut_is_not_offered_to_the_client(open_api, script
         whole = (await api.chat(tools=[WEATHER])).json["choices"][0]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert (whole["finish_reason"], "tool_calls" in whole["message"]) == ("length", False)
+
+
+CUT = CallTool("weather", ('{"city": ', Finish("content_filter")))
+WHOLE = CallTool("weather", '{"city": "Rome"}')
+
+
+@pytest.mark.parametrize(
+    ("script", "calls"),
+    [
+        ([CUT], 0),
+        ([WHOLE, CUT], 1),
+        ([WHOLE, "And", Finish("content_filter")], 1),
+    ],
+)
+async def test_a_content_filter_is_named_and_not_hidden_by_a_call(
+    open_api, scripted, script, calls, autojump_clock: MockClock
+) -> None:
+    async with open_api(engine=scripted(*script, capabilities=UPSTREAM_CAPABILITIES)) as api:
+        *chunks, _ = (await api.chat(stream=True, tools=[WEATHER])).events
+        whole = (await api.chat(tools=[WEATHER])).json["choices"][0]
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["finish_reason"] == "content_filter"
+    assert len(whole["message"].get("tool_calls", [])) == calls

@@ -39,7 +39,6 @@ async def test_a_completion_is_one_object(open_api, autojump_clock: MockClock) -
                         "content": "Hello.",
                         "refusal": None,
                         "reasoning_content": "First, then.",
-                        "reasoning": "First, then.",
                     },
                     "finish_reason": "stop",
                     "logprobs": None,

@@ -239,6 +239,36 @@ async def test_a_client_that_leaves_the_hold_is_treated_by_the_policy(
         assert engine.live == 0
 
 
+@each_api
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_refusal_that_no_client_was_told_of_leaves_the_key_free(
+    path: str, body: Any, *, stream: bool, open_api: Callable, autojump_clock: MockClock
+) -> None:
+    body = body | {"stream": stream}
+    engine = WaitingEngine(([5, BUSY], []), ([], ["a"]))
+    async with open_api(engine=engine) as api:
+        async with api.open("POST", path, body, **KEY):
+            await trio.sleep(1)
+        await trio.sleep(10)
+        answer = await api.post(path, body, **KEY)
+        assert answer.status == 200
+        assert b'"a"' in answer.body
+        assert "crucible-replayed" not in answer.headers
+        assert engine.calls == 2
+        assert len(await api.pipeline.list()) == 1
+
+
+async def test_a_native_stream_that_was_refused_keeps_its_key(open_api: Callable, autojump_clock: MockClock) -> None:
+    engine = WaitingEngine(([BUSY], []))
+    async with open_api(engine=engine) as api:
+        ids = set()
+        for _ in range(2):
+            answer = await api.post("/v1/streams", {"input": "Why?"}, **KEY)
+            await wait_all_tasks_blocked()
+            ids.add(answer.json["id"])
+        assert len(ids) == engine.calls == 1
+
+
 async def test_a_client_with_a_key_that_left_the_hold_can_come_back(
     open_api: Callable, autojump_clock: MockClock
 ) -> None:

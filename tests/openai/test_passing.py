@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,13 +15,13 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.engine import PassedPath, PassesOn
+from crucible_trio.engine import PassedPath, PassesOn, passing_engines
 from crucible_trio.engines.router import RouterEngine
 from crucible_trio.engines.upstream import open_upstream, retries
 from crucible_trio.engines.upstream import response as upstream_response
 from crucible_trio.testing import ScriptedEngine
 
-from .upstream_cases import CANARY, CASES, Upstream, UpstreamCase, open_scripted_upstream, response
+from .upstream_cases import CANARY, CASES, Upstream, UpstreamCase, error, open_scripted_upstream, response
 
 KEY = "sk-very-secret-1234"
 ASKED = "a question that nobody may log"
@@ -182,7 +183,7 @@ class PassingEngine(ScriptedEngine):
         super().__init__(name="passing")
         self.passed: list[tuple[str, Any]] = []
 
-    async def pass_on(self, path: PassedPath, fields: Any) -> bytes:
+    async def pass_on(self, path: PassedPath, fields: Any, *, has_fallback: bool = False) -> bytes:
         self.passed.append((path, fields))
         self.live += 1
         try:
@@ -292,3 +293,49 @@ async def test_a_redirect_is_not_followed(path: str, body: Any, status: int, ser
         else:
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "upstream_rejected")
     assert len(upstream.requests) == 1
+
+
+# Several upstreams
+
+
+@pytest.mark.parametrize(
+    "first",
+    [None, response(404, error()), response(429, error()), response(500, error())],
+    ids=["no answer", "404", "429", "500"],
+)
+async def test_the_next_upstream_of_the_model_is_asked_once_the_first_has_failed(
+    first: bytes | None, open_api: Callable
+) -> None:
+    async with (
+        open_scripted_upstream(first) as one,
+        open_scripted_upstream(response(200, {"data": []})) as two,
+        open_upstream(one.url, name="one", model="m") as first_engine,
+        open_upstream(two.url, name="two", model="m") as second_engine,
+        open_api(engine=RouterEngine([ScriptedEngine(models=["m"]), first_engine, second_engine])) as api,
+    ):
+        answer = await api.post("/v1/embeddings", {"model": "m", "input": "x"})
+        assert (answer.status, answer.json) == (200, {"data": []})
+        assert (len(one.requests), len(two.requests)) == (1, 1)
+
+
+@pytest.mark.parametrize(("first", "second", "status"), [(400, 200, 400), (503, 429, 429)])
+async def test_an_error_that_blames_the_request_and_the_last_one_go_to_the_client(
+    first: int, second: int, status: int, open_api: Callable
+) -> None:
+    async with (
+        open_scripted_upstream(response(first, error())) as one,
+        open_scripted_upstream(response(second, error())) as two,
+        open_upstream(one.url, name="one", model="m") as first_engine,
+        open_upstream(two.url, name="two", model="m") as second_engine,
+        open_api(engine=RouterEngine([first_engine, second_engine])) as api,
+    ):
+        answer = await api.post("/v1/completions", {"model": "m", "prompt": "x"})
+        assert answer.status == status
+        assert len(one.requests) == 1
+
+
+def test_an_upstream_that_is_down_is_asked_last() -> None:
+    down, up = PassingEngine(), PassingEngine()
+    down.info = replace(down.info, name="down", is_up=False)
+    other = ScriptedEngine(models=["passing"])
+    assert passing_engines(RouterEngine([down, other, up]), "passing") == [up, down]

@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from crucible_trio.content import Reasoning
-from crucible_trio.engine import Finish
+from crucible_trio.engine import Capabilities, Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
-from crucible_trio.testing import Gate, ScriptedEngine
+from crucible_trio.testing import CallTool, Gate, ScriptedEngine
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +33,8 @@ def check_chunks(chunks: list[Any]) -> None:
     *pieces, usage = chunks
     deltas = [chunk.choices[0].delta for chunk in pieces]
     assert "".join(delta.content or "" for delta in deltas) == "Hello."
-    for name in ("reasoning_content", "reasoning"):
-        assert "".join(getattr(delta, name, None) or "" for delta in deltas) == "First, then."
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "First, then."
+    assert not any(hasattr(delta, "reasoning") for delta in deltas)
     assert pieces[-1].choices[0].finish_reason == "stop"
     assert usage.choices == []
     assert (usage.usage.prompt_tokens, usage.usage.completion_tokens, usage.usage.total_tokens) == (3, 9, 12)
@@ -110,6 +110,32 @@ async def test_silence_and_drain_raise_nothing(serving, with_async_client) -> No
     async with serving(engine("a", gate, "b"), heartbeat_seconds=0.02) as served, trio.open_nursery() as nursery:
         nursery.start_soon(drain_then_open, served)
         assert await with_async_client(served, use) == "ab"
+
+
+async def test_keep_alives_change_nothing_for_the_helper(serving, with_sync_client) -> None:
+    gates = [Gate(), Gate(), Gate()]
+    first, second, third = gates
+    steps = (Reasoning("Hm", 0), first, "Hel", second, "lo", CallTool("weather", ('{"ci', third, 'ty": 1}')))
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+    def use(client: openai.OpenAI) -> Any:
+        closed = list(gates)
+        with client.chat.completions.stream(**ASK, tools=[tool]) as helper:
+            for event in helper:
+                if event.type == "chunk" and closed and closed[0].waiting:
+                    [choice] = event.chunk.choices
+                    if not choice.delta.to_dict() and choice.finish_reason is None:
+                        trio.from_thread.run_sync(closed.pop(0).open)  # the silence lasts until a chunk has filled it
+            assert not closed
+            return helper.get_final_completion()
+
+    tools = ScriptedEngine(*steps, models=["small"], capabilities=Capabilities(tools=True))
+    async with serving(tools, heartbeat_seconds=0.01) as served:
+        completion = await with_sync_client(served, use)
+    [choice] = completion.choices
+    [made] = choice.message.tool_calls
+    assert (choice.message.content, choice.finish_reason) == ("Hello", "tool_calls")
+    assert (made.function.name, made.function.arguments) == ("weather", '{"city": 1}')
 
 
 # Failures: the client raises, and never takes a partial answer for a whole one

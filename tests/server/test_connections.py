@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio import Finish, Output, Request
+from crucible_trio.errors import ConfigError
 from crucible_trio.server import Config
 from crucible_trio.server.serving import _listen
 from crucible_trio.settings import load_settings
@@ -230,3 +231,30 @@ def test_accepted_sockets_have_a_user_timeout_for_dead_clients() -> None:
             accepted, _ = listener.socket._sock.accept()
             with accepted:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_000
+
+
+async def test_a_client_that_has_reset_its_connection_before_it_is_served_stops_nothing(serving, monkeypatch) -> None:
+    def reset(_socket: trio.socket.SocketType) -> object:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    async with serving(silent) as served:
+        stays = await served.connect()
+        await stays.start()
+        await stays.read_until(b"stream.created")
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.socket.SocketType, "getpeername", reset)
+            with socket.create_connection(("127.0.0.1", served.port)) as gone:
+                await trio.to_thread.run_sync(gone.recv, 1)  # the server has closed it
+        comes = await served.connect()
+        await comes.start()
+        await comes.read_until(b"stream.created")
+
+
+async def test_an_address_that_is_named_twice_is_a_sentence() -> None:
+    config = Config()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    config.bind = [address, address]
+    with ExitStack() as stack, pytest.raises(ConfigError, match=f"cannot listen on {address}: Address already in use"):
+        _listen(config, stack)

@@ -433,3 +433,11 @@ def test_settings_made_in_a_program_are_checked_too() -> None:
         ApiSettings(keys={"alice": ""})
     with pytest.raises(ConfigError, match="two owners have the same key"):
         ApiSettings(keys={"alice": "k", "bob": "k"})
+
+
+def test_keys_in_the_environment_may_be_json() -> None:
+    settings = load_settings({"CRUCIBLE_KEYS": ' {"alice": "k1", "bob": "k:2,"}'})
+    assert settings.apis.keys == {"alice": "k1", "bob": "k:2,"}
+    with pytest.raises(ConfigError) as refusal:
+        load_settings({"CRUCIBLE_KEYS": '{"alice": "s3cret"'})
+    assert str(refusal.value) == "keys must be JSON, and it is not (variable CRUCIBLE_KEYS)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from crucible_trio import sse
 from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorShape, answer_to_http_error
-from crucible_trio.engine import Engine, engine_of
+from crucible_trio.engine import Capabilities, Engine, engine_of
 from crucible_trio.stream import Stream
 
 # An event stream is always UTF-8. Some clients, such as Python's `requests`, read Latin-1 unless the type says so.
@@ -91,9 +91,14 @@ def http_error_response(error: HTTPException, shape: ErrorShape) -> Response:
     return response
 
 
-def model_entry(engine: Engine, model: str) -> dict[str, object]:
-    """One model, as every API lists it. `owned_by` is the engine that generates."""
-    can = engine.info.capabilities_of(model)
+def model_entries(engine: Engine, models: Iterable[str]) -> list[dict[str, object]]:
+    """Models, as every API lists them."""
+    info = engine.info  # a router puts it together anew each time
+    return [_model_entry(engine, model, info.capabilities_of(model)) for model in models]
+
+
+def _model_entry(engine: Engine, model: str, can: Capabilities) -> dict[str, object]:
+    """One model. `owned_by` is the engine that generates."""
     return {
         "id": model,
         "object": "model",

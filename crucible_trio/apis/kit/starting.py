@@ -64,20 +64,28 @@ async def start_or_join(
         client_retries: Whether a refusal is answered with a status, so that the client decides about a retry.
         facts: Facts of the stream that the API needs later, under the API's name (`StreamFacts.for_apis`).
 
+    A stream that was refused while no client waited is not joined: it is discarded, and another one starts.
+
     Raises:
         As `Pipeline.start_or_join`.
     """
-    stream, joined = await pipeline.start_or_join(
-        engine_request,
-        key,
-        owner=owner,
-        on_disconnect=on_disconnect or ("cancel" if key is None else "pause"),
-        starts_with_reader=starts_with_reader,
-        may_hold=may_hold,
-        client_retries=client_retries,
-        facts=facts,
-    )
-    return StartedStream(stream, joined, joined and stream.log.finished)
+    while True:
+        stream, joined = await pipeline.start_or_join(
+            engine_request,
+            key,
+            owner=owner,
+            on_disconnect=on_disconnect or ("cancel" if key is None else "pause"),
+            starts_with_reader=starts_with_reader,
+            may_hold=may_hold,
+            client_retries=client_retries,
+            facts=facts,
+        )
+        if not joined:
+            stream.is_known = False  # until `locate_stream`
+        elif not stream.is_known and _was_refused(stream):
+            await pipeline.discard(stream, key)
+            continue
+        return StartedStream(stream, joined, joined and stream.log.finished)
 
 
 async def hold(started: StartedStream, seconds: float) -> Terminal | None:
@@ -108,10 +116,15 @@ async def discard_refused(pipeline: Pipeline, started: StartedStream, key: str |
         Whether it was such a stream. One that had ended before this request is kept.
     """
     stream = started.stream
-    if started.was_over or not isinstance(stream.terminal, StreamFailed) or not _is_without_output(stream):
+    if started.was_over or not _was_refused(stream):
         return False
     await pipeline.discard(stream, key)
     return True
+
+
+def _was_refused(stream: Stream) -> bool:
+    """Whether a stream has failed before any output."""
+    return _is_without_output(stream) and isinstance(stream.terminal, StreamFailed)
 
 
 def _is_without_output(stream: Stream) -> bool:
@@ -168,6 +181,7 @@ async def forget(pipeline: Pipeline, stream: Stream) -> None:
 
 def locate_stream(response: Response, started: StartedStream) -> Response:
     """Add the stream's native path, and whether the request joined an existing stream."""
+    started.stream.is_known = True
     response.headers["Location"] = stream_url(started.stream.id)
     if started.joined:
         response.headers["Crucible-Replayed"] = "true"

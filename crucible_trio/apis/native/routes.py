@@ -13,7 +13,7 @@ from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, valid
 from crucible_trio.apis.kit.registration import STREAM_BLUEPRINT, STREAM_ENDPOINT
-from crucible_trio.apis.kit.replies import event_response, json_response, model_entry, no_content
+from crucible_trio.apis.kit.replies import event_response, json_response, model_entries, no_content
 from crucible_trio.apis.kit.starting import event_stream, locate_stream, start_or_join
 from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.native import fold
@@ -151,7 +151,7 @@ class NativeApi:
         """`GET /v1/models`: the models that a request may name."""
         self._access.owner(request)
         engine = self._pipeline.engine
-        return json_response({"object": "list", "data": [model_entry(engine, model) for model in engine.info.models]})
+        return json_response({"object": "list", "data": model_entries(engine, engine.info.models)})
 
     async def _find(self, stream_id: str, owner: str | None) -> Stream:
         return await self._pipeline.find(stream_id, owner=owner)

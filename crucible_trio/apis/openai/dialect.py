@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from crucible_trio import sse
-
 
 class OpenAIDialect:
-    """The shared part of the dialects of OpenAI's APIs. Subclasses add `feed` (`Dialect`).
+    """The shared part of the dialects of OpenAI's APIs. Subclasses add `feed` and `keep_alive` (`Dialect`).
 
     The SDKs read events until the stream ends, and do not reconnect. They know no `retry:` line and no control events.
     So a draining server lets the stream finish without a word, and a reader too many is refused with an error.
@@ -21,10 +19,6 @@ class OpenAIDialect:
     def opening(self) -> bytes:
         """Nothing (`Dialect`)."""
         return b""
-
-    def keep_alive(self) -> bytes:
-        """A comment line (`Dialect`)."""
-        return sse.HEARTBEAT
 
     def draining(self) -> bytes:
         """Nothing (`Dialect`)."""

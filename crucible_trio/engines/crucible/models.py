@@ -9,7 +9,8 @@ import trio
 
 from crucible_trio.client import Client
 from crucible_trio.engine import Capabilities
-from crucible_trio.errors import EngineError, ServerRefusedError, StreamLostError
+from crucible_trio.engines.upstream.discovery import usable_names
+from crucible_trio.errors import EngineError, ServerRefusedError, StreamExpiredError, StreamLostError
 from crucible_trio.request import Sampling
 
 # Seconds. The models are asked for at start, where no stream's deadlines apply.
@@ -46,7 +47,7 @@ async def ask_for_models(client: Client, shown: str) -> dict[str, Capabilities]:
     try:
         with trio.fail_after(LIST_TIMEOUT):
             listed = msgspec.convert(await client.models(), _ModelList).data
-    except (StreamLostError, trio.TooSlowError) as error:
+    except (StreamLostError, StreamExpiredError, trio.TooSlowError) as error:  # the second stands for status 410
         message = f"cannot get the list of models from {shown}"
         raise EngineError("upstream_unreachable", message, retryable=True) from error
     except ServerRefusedError as error:
@@ -55,7 +56,9 @@ async def ask_for_models(client: Client, shown: str) -> dict[str, Capabilities]:
     except msgspec.ValidationError as error:
         message = f"{shown} returned an invalid list of models"
         raise EngineError("upstream_invalid_response", message, status=200) from error
-    if not listed:
+    by_name = {model.id: Capabilities.of(model.capabilities, model.sampling) for model in listed}
+    names = usable_names(by_name)
+    if not names:
         message = f"{shown} lists no models"
         raise EngineError("upstream_invalid_response", message, status=200)
-    return {model.id: Capabilities.of(model.capabilities, model.sampling) for model in listed}
+    return {name: by_name[name] for name in names}

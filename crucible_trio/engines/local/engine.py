@@ -50,7 +50,7 @@ _GO_ON = "Go on."  # for a conversation that does not end with a question
 
 _NO_RUNTIME = (
     "the local model needs xllamacpp, which cannot be loaded ({reason}):"
-    " run `pip install 'crucible_trio[local]'`, or use `--engine upstream --base-url URL`, or `--engine replay`"
+    " run `pip install xllamacpp`, or use `--engine upstream --base-url URL`, or `--engine replay`"
 )
 
 

@@ -59,7 +59,8 @@ class AddedFields:
         ours = self._names & fields
         if status not in _REFUSED_STATUS or not ours:
             return frozenset()
-        named = named_in(body, fields - _IN_EVERY_ERROR)
+        # A field that has been left out and is named again refuses no other one.
+        named = named_in(body, (fields | self._names) - _IN_EVERY_ERROR)
         if named or not _UNKNOWN_FIELD.search(body.decode("utf-8", "replace")) or _names_a_field(body):
             return named & ours
         return ours

@@ -94,6 +94,7 @@ class CallOrder:
             call.name = call.name or piece.name
             call.id = call.id or piece.id
             if len(call.name) > MAX_CALL_NAME_LENGTH:
+                call.name = ""  # so that it is not written: no output takes it
                 self._fail(f"a tool call with a name of more than {MAX_CALL_NAME_LENGTH} characters")
             elif not call.has_ended:
                 call.held.append(piece.arguments)

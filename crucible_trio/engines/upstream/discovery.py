@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -15,12 +17,13 @@ LIST_TIMEOUT: Final = 10.0
 MAX_LIST_BYTES: Final = 4 * 1024 * 1024
 
 
-class _ListedModel(msgspec.Struct):
-    id: str
+# More models, and longer names, than any server has. Requests look models up by name.
+MAX_MODELS: Final = 4096
+MAX_NAME_LENGTH: Final = 512
 
 
 class _ModelList(msgspec.Struct):
-    data: list[_ListedModel]
+    data: list[object]
 
 
 async def list_models(client: HttpClient, url: Url) -> tuple[str, ...]:
@@ -31,7 +34,7 @@ async def list_models(client: HttpClient, url: Url) -> tuple[str, ...]:
         url: `{base URL}/models`.
 
     Returns:
-        At least one name.
+        At least one name, and each only once. Entries without a usable name are skipped.
 
     Raises:
         EngineError: The server is unreachable, sends an invalid list or lists no models. `status` is the HTTP status,
@@ -51,14 +54,21 @@ async def list_models(client: HttpClient, url: Url) -> tuple[str, ...]:
         message = f"{shown} returned status {status} instead of a list of models"
         raise EngineError("upstream_error", message, retryable=True, status=status)
     try:
-        models = tuple(model.id for model in msgspec.json.decode(content, type=_ModelList).data)
+        listed = msgspec.json.decode(content, type=_ModelList).data
     except (ValueError, RecursionError) as error:
         message = f"{shown} returned an invalid list of models"
         raise EngineError("upstream_invalid_response", message, status=status) from error
+    models = usable_names(model.get("id") if isinstance(model, dict) else None for model in listed)
     if not models:
-        message = f"{shown} lists no models"
+        message = f"{shown} lists no models" if not listed else f"{shown} returned an invalid list of models"
         raise EngineError("upstream_invalid_response", message, status=status)
     return models
+
+
+def usable_names(names: Iterable[object]) -> tuple[str, ...]:
+    """The names of a list of models that a request can give, in order and without repetitions."""
+    usable = (name for name in names if isinstance(name, str) and 0 < len(name) <= MAX_NAME_LENGTH)
+    return tuple(islice(dict.fromkeys(usable), MAX_MODELS))
 
 
 def parse_base_url(text: str) -> Url:

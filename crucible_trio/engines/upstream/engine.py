@@ -283,14 +283,16 @@ class UpstreamEngine:
             async with output.queued():
                 await _wait_or_raise(schedule.after_error_response(failure), failure)
 
-    async def pass_on(self, path: PassedPath, fields: Mapping[str, object]) -> bytes:
+    async def pass_on(self, path: PassedPath, fields: Mapping[str, object], *, has_fallback: bool = False) -> bytes:
         """Send a request of another API and return the whole answer (`PassesOn`).
 
         Raises:
             EngineError: With one of this module's codes.
         """
         all_fields = {**fields, **self._extra_body, "model": fields["model"]}
-        response = await self._answer_to(path, all_fields, RetrySchedule(client_retries=True))
+        response = await self._answer_to(
+            path, all_fields, RetrySchedule(client_retries=True, has_fallback=has_fallback)
+        )
         async with response:
             if response.is_success:
                 return await read_json(response)
@@ -301,7 +303,7 @@ class UpstreamEngine:
         """Send a request until a status comes.
 
         Raises:
-            EngineError: None came.
+            EngineError: None came, or one with headers that break HTTP.
         """
         content = json.dumps(fields).encode()
         while True:
@@ -315,7 +317,7 @@ class UpstreamEngine:
                 return response
             if failure.code in _DOWN:
                 self._saw(is_up=False)
-            await _wait_or_raise(schedule.after_no_response(), failure)
+            await _wait_or_raise(schedule.after_no_response() if failure.retryable else None, failure)
 
     async def _relay(
         self, response: HttpResponse, request: Request, output: Output, answer: ContinuedAnswer | None
@@ -369,6 +371,8 @@ def _no_response(error: HttpError) -> EngineError:
             return EngineError("upstream_unreachable", "The upstream server is unreachable.", retryable=True)
         case InvalidResponseError():
             message = "The upstream server's response is not valid HTTP."
+            if error.has_status:
+                return EngineError("upstream_invalid_response", message)
             return EngineError("upstream_ended_early", message, retryable=True)
         case _:
             message = "The upstream server closed the connection without a response."

@@ -44,9 +44,10 @@ MAX_CHUNK_LENGTH: Final = 4 * 1024 * 1024
 # Bytes of an answer that is passed on whole. 2,048 embeddings of 1,024 numbers in JSON take about 25 MB.
 MAX_PASSED_BODY: Final = 32 * 1024 * 1024
 
-# Bytes and seconds spent on the body of an error response, to find its identifier.
+# Bytes and seconds spent on the body of an error response, to find its identifier. A body that does not end must not
+# outlast the hold: the client would lose the status.
 _MAX_ERROR_BODY = 16 * 1024
-_ERROR_BODY_TIMEOUT = 2.0
+_ERROR_BODY_TIMEOUT = 0.5
 
 
 class UpstreamBody(Protocol):

@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final, final
 
 from crucible_trio.errors import EngineError
+from crucible_trio.recorder import LONGEST_RETRY_AFTER
 
 # Seconds before the second and the third attempt, the last one. Together they outlast a dropped connection or a load
 # balancer's failover. A restart takes longer, and the client should hear about it. Up to half of each delay is taken
@@ -21,8 +22,6 @@ RETRY_DELAYS: Final = (0.5, 2.0)
 NO_RESPONSE_DELAYS: Final = (0.5, 1.0)
 # A longer Retry-After is left to the client, which can show it and give up.
 MAX_RETRY_AFTER: Final = 10.0
-# Seconds. Limits what is passed on: a daily or weekly quota is the longest that servers name.
-_LONGEST_RETRY_AFTER: Final = 7 * 24 * 3600.0
 _RETRIED_STATUS: Final = frozenset({429, 503})
 
 
@@ -69,11 +68,11 @@ def parse_retry_after(value: str) -> float | None:
     Source: RFC 9110, 10.2.3.
     """
     if value.isascii() and value.isdecimal():
-        return min(float(value), _LONGEST_RETRY_AFTER)
+        return min(float(value), LONGEST_RETRY_AFTER)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year of eleven digits
         return None
     if moment.tzinfo is None:
         return None
-    return min(max(0.0, (moment - datetime.now(UTC)).total_seconds()), _LONGEST_RETRY_AFTER)
+    return min(max(0.0, (moment - datetime.now(UTC)).total_seconds()), LONGEST_RETRY_AFTER)

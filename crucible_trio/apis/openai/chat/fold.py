@@ -31,13 +31,11 @@ from crucible_trio.records import (
     decode_frame,
     encode_json,
 )
+from crucible_trio.settings.apis import TraceField
 from crucible_trio.snapshot import Snapshot
 
 _DONE: Final = sse.encode_line(b"[DONE]")
-
-# An engine may report a reason that is not OpenAI's, and some clients accept only the listed ones. `tool_calls` is not
-# the engine's to report: it follows from the calls.
-_FINISH_REASONS: Final = frozenset({"stop", "length", "content_filter"})
+_CONTENT_FILTER: Final = "content_filter"
 
 
 @final
@@ -174,7 +172,7 @@ class ChatDialect(OpenAIDialect):
     They come in this order:
 
     * a chunk with the role
-    * a chunk for each record of the trace, under both names that clients read
+    * a chunk for each record of the trace
     * a chunk for each record of the answer, of a refusal, and of a tool call
     * a chunk with the `finish_reason`
     * a chunk with the usage, if the request asks for it and the engine counted
@@ -184,10 +182,12 @@ class ChatDialect(OpenAIDialect):
 
     Args:
         include_usage: Send the usage, and `"usage": null` in every other chunk.
+        trace_field: The name of the trace.
     """
 
-    def __init__(self, *, include_usage: bool = False) -> None:
+    def __init__(self, *, include_usage: bool = False, trace_field: TraceField = "reasoning_content") -> None:
         super().__init__()
+        self._trace_field = trace_field
         self._include_usage = include_usage
         self._no_usage: UnsetType | None = None if include_usage else UNSET
         self._id = ""
@@ -200,6 +200,13 @@ class ChatDialect(OpenAIDialect):
         """Fold the records (`Dialect`)."""
         return b"".join(self._one(decode_frame(frame)) for frame in frames)
 
+    def keep_alive(self) -> bytes:
+        """A chunk with an empty delta (`Dialect`).
+
+        Clients with a watchdog count events, and not comments. The chunk has no place in the log.
+        """
+        return self._delta(ChunkDelta())
+
     def _one(self, record: AnyRecord) -> bytes:
         match record:
             case StreamCreated():
@@ -207,7 +214,8 @@ class ChatDialect(OpenAIDialect):
                 self._model = record.model
                 return self._delta(ChunkDelta(role="assistant", content=""))
             case ReasoningDelta(delta=text):
-                return self._delta(ChunkDelta(reasoning_content=text, reasoning=text))
+                content, reasoning = _trace_values(text, self._trace_field)
+                return self._delta(ChunkDelta(reasoning_content=content, reasoning=reasoning))
             case OutputDelta(delta=text, logprobs=None):
                 return self._delta(ChunkDelta(content=text))
             case OutputDelta(delta=text, logprobs=logprobs):
@@ -246,23 +254,26 @@ class ChatDialect(OpenAIDialect):
         return sse.encode_line(encode_json(chunk))
 
 
-def chat_completion(snapshot: Snapshot, terminal: Terminal, logprobs: list[object]) -> ChatCompletion:
+def chat_completion(
+    snapshot: Snapshot, terminal: Terminal, logprobs: list[object], *, trace_field: TraceField = "reasoning_content"
+) -> ChatCompletion:
     """Make one object of a stream that ended well.
 
     Args:
         snapshot: The stream.
         terminal: Its last record, for which `error_of` has no error.
         logprobs: The log probabilities of the whole answer (`logprobs_in`).
+        trace_field: The name of the trace.
     """
-    trace = "".join(snapshot.trace) if snapshot.trace else UNSET
+    content, reasoning = _trace_values("".join(snapshot.trace), trace_field) if snapshot.trace else (UNSET, UNSET)
     whole = [call for call in snapshot.tool_calls if call.complete]
     calls = [MessageToolCall(call.id, CalledFunction(call.name, call.arguments)) for call in whole]
     message = CompletionMessage(
         "assistant",
         snapshot.output or (None if calls or snapshot.refusal else ""),
         snapshot.refusal,
-        reasoning_content=trace,
-        reasoning=trace,
+        reasoning_content=content,
+        reasoning=reasoning,
         tool_calls=calls or UNSET,
     )
     open_calls = len(snapshot.tool_calls) - len(whole)
@@ -289,12 +300,20 @@ def logprobs_in(frames: Iterable[bytes]) -> list[object]:
     return logprobs
 
 
+def _trace_values(trace: str, field: TraceField) -> tuple[str | UnsetType, str | UnsetType]:
+    """The values of `reasoning_content` and `reasoning`."""
+    return UNSET if field == "reasoning" else trace, UNSET if field == "reasoning_content" else trace
+
+
 def _finish_reason(terminal: Terminal, *, whole_calls: int, open_calls: int) -> str:
-    if not isinstance(terminal, StreamCompleted) or open_calls:
+    """One of OpenAI's reasons. Some clients accept no others."""
+    if not isinstance(terminal, StreamCompleted):
+        return "length"
+    if terminal.finish_reason == _CONTENT_FILTER:
+        return _CONTENT_FILTER  # also after a call: the filter stopped the model, so the answer is not whole
+    if open_calls:
         return "length"  # a call that broke off must not be executed
-    if whole_calls:
-        return "tool_calls"
-    return terminal.finish_reason if terminal.finish_reason in _FINISH_REASONS else "stop"
+    return "tool_calls" if whole_calls else "stop"
 
 
 def usage_of(usage: Usage) -> CompletionUsage | None:

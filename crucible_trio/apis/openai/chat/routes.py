@@ -5,7 +5,7 @@ How the end of a stream is answered. With `stream`, the status line waits for an
 
 | the stream | after the status line | before it |
 |---|---|---|
-| completed | `finish_reason` of the engine: `stop`, `content_filter` | 200, the same |
+| completed | `finish_reason`: `content_filter`, `length` if a call was cut, `tool_calls`, `stop` | 200, the same |
 | incomplete: `max_output_tokens`, `log_limit` | `finish_reason: length` | 200, the same |
 | incomplete: a deadline | an event with an `error` and no `[DONE]`, `code` is the reason | 400 |
 | failed | the same, `code` and `message` are the engine's or the upstream's | `failure_answer` |
@@ -79,12 +79,14 @@ class ChatApi:
             end = await starting.read_to_end(stream)
         if end is not None and error_of(end) is not None:
             return await self._refuse(started, end, key)
+        trace_field = self._context.settings.openai_trace_field
         if asked.stream:
-            dialect = ChatDialect(include_usage=asked.include_usage)
+            dialect = ChatDialect(include_usage=asked.include_usage, trace_field=trace_field)
             response = starting.event_stream(self._context, stream, dialect)
         else:
             assert end is not None
-            completion = chat_completion(stream.snapshot(), end, logprobs_in(stream.log.read(0)))
+            logprobs = logprobs_in(stream.log.read(0))
+            completion = chat_completion(stream.snapshot(), end, logprobs, trace_field=trace_field)
             response = name_stream(json_response(completion), stream)
         name_ignored(response, asked.ignored)
         return starting.locate_stream(response, started)

@@ -8,7 +8,7 @@ from quart import Blueprint, Response, request
 
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
-from crucible_trio.apis.kit.replies import json_response, model_entry
+from crucible_trio.apis.kit.replies import json_response, model_entries
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS
 from crucible_trio.apis.openai.request_builder import RequestBuilder
 
@@ -37,5 +37,6 @@ class ModelsApi:
     async def retrieve(self, model: str) -> Response:
         """`GET /v1/models/{model}`: any name that a request may give, including names that mean another model."""
         self._access.owner(request)
-        self._builder.resolve(model)
-        return json_response(model_entry(self._engine, model))
+        name, _ = self._builder.resolve(model)
+        [entry] = model_entries(self._engine, [name])
+        return json_response(entry | {"id": model})

@@ -6,6 +6,7 @@ No header of the client goes on, and none of the upstream's comes back. Nothing 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, final
 
 import trio
@@ -20,7 +21,7 @@ from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, answer_to_deadline, answer_to_failure
 from crucible_trio.apis.openai.passing.requests import read_request
 from crucible_trio.apis.openai.request_builder import RequestBuilder
-from crucible_trio.engine import PassedPath, PassesOn, engine_of
+from crucible_trio.engine import PassedPath, PassesOn, passing_engines
 from crucible_trio.errors import DrainingError, EngineError
 from crucible_trio.recorder import bounded_error
 
@@ -65,8 +66,8 @@ class PassingApi:
         self._access.owner(request)
         check_parameters(request)
         model, fields = await read_body(request, self._context, lambda body: read_request(body, self._builder))
-        engine = engine_of(self._pipeline.engine, model)
-        if not isinstance(engine, PassesOn):
+        engines = passing_engines(self._pipeline.engine, model)
+        if not engines:
             raise NotFound
         if self._pipeline.draining:
             raise DrainingError
@@ -74,10 +75,27 @@ class PassingApi:
         try:
             with trio.move_on_after(self._pipeline.settings.total_seconds):
                 async with self._limiter:
-                    content = await engine.pass_on(path, fields)
+                    content = await _ask_in_turn(engines, path, fields)
         except EngineError as error:
             logger.warning("%s are not passed on: %s", path, error)
             return error_response(answer_to_failure(bounded_error(error), repeatable=True), OPENAI_ERRORS)
         if content is None:
             return error_response(answer_to_deadline("total_deadline"), OPENAI_ERRORS)
         return encoded_json_response(content)
+
+
+async def _ask_in_turn(engines: Sequence[PassesOn], path: PassedPath, fields: Mapping[str, object]) -> bytes:
+    """The answer of the first engine that does not fail.
+
+    Raises:
+        EngineError: The failure of the last one, or one that blames the request.
+    """
+    *others, last = engines
+    for engine in others:
+        try:
+            return await engine.pass_on(path, fields, has_fallback=True)
+        except EngineError as error:
+            if error.blames_request:
+                raise
+            logger.warning("%s are not passed on, asking the next upstream: %s", path, error)
+    return await last.pass_on(path, fields)

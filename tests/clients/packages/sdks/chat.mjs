@@ -4,7 +4,7 @@ import OpenAI from "openai";
 const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
 const ask = { model: "small:deep", messages: [{ role: "user", content: "Why?" }] };
 
-const streamed = { content: "", reasoning_content: "", reasoning: "" };
+const streamed = { content: "", reasoning_content: "" };
 const stream = await client.chat.completions.create({
   ...ask,
   stream: true,
@@ -12,7 +12,7 @@ const stream = await client.chat.completions.create({
 });
 for await (const chunk of stream) {
   const [choice] = chunk.choices;
-  for (const name of ["content", "reasoning_content", "reasoning"]) streamed[name] += choice?.delta[name] ?? "";
+  for (const name of ["content", "reasoning_content"]) streamed[name] += choice?.delta[name] ?? "";
   streamed.finish_reason = choice?.finish_reason ?? streamed.finish_reason;
   streamed.usage = chunk.usage ?? streamed.usage;
 }
