@@ -142,7 +142,7 @@ async def test_without_the_local_extra_the_error_names_three_alternatives() -> N
     with trio.fail_after(60):
         process = await trio.run_process([sys.executable, "-c", code, "serve"], capture_stderr=True, check=False)
     assert process.returncode == 2
-    for alternative in (b"crucible_trio[local]", b"--engine upstream", b"--engine replay"):
+    for alternative in (b"pip install xllamacpp", b"--engine upstream", b"--engine replay"):
         assert alternative in process.stderr
     assert b"Traceback" not in process.stderr
 

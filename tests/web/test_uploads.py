@@ -6,8 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.apis.kit.uploads import BODY_SECONDS, Uploads
-from crucible_trio.errors import OverloadedError
+from crucible_trio.apis.kit.uploads import BODY_SECONDS, MAX_VALUES, Uploads
+from crucible_trio.errors import InvalidRequestError, OverloadedError
 from crucible_trio.metrics import Metrics
 
 JSON = {"Content_Type": "application/json"}
@@ -140,3 +140,26 @@ def test_a_body_holds_every_byte_in_order_and_is_freed_although_something_refers
         kept[0].tobytes()
     with pytest.raises(ValueError, match="closed"):
         upload.parse(bytes)
+
+
+@pytest.mark.parametrize("target", ROUTES)
+async def test_a_body_with_more_values_than_memory_for_them_is_refused_before_it_is_parsed(
+    open_api, target: str, autojump_clock: MockClock
+) -> None:
+    async with open_api("a") as api:
+        answer = await api.post(target, b'{"x":[' + b"{}," * MAX_VALUES + b"{}]}", **JSON)
+        assert answer.status == 400
+        assert answer.json["error"]["message"] == "the body has more than 1,000,000 JSON values"
+        assert api.number("upload_bytes") == 0
+
+
+@pytest.mark.parametrize(("values", "is_refused"), [(MAX_VALUES, False), (MAX_VALUES + 1, True)])
+def test_separators_in_strings_are_no_values(values: int, is_refused: bool) -> None:
+    body = b'["' + b'\\\\,{[\\"' * 500_000 + b'"' + b",1" * (values - 1) + b"]"
+    with Uploads(len(body), Metrics()).upload() as upload:
+        upload.add(body)
+        if is_refused:
+            with pytest.raises(InvalidRequestError):
+                upload.parse(bytes)
+        else:
+            assert upload.parse(bytes) == body

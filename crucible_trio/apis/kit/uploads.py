@@ -6,8 +6,10 @@ A route checks the key and the owner before it calls `read_body`, so nobody with
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
@@ -16,7 +18,7 @@ from quart.wrappers.request import Body
 from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
 from crucible_trio.apis.kit.errors import BodyTooLargeError, UnsupportedMediaTypeError
-from crucible_trio.errors import OverloadedError
+from crucible_trio.errors import InvalidRequestError, OverloadedError
 from crucible_trio.metrics import Metrics
 
 if TYPE_CHECKING:  # the context holds an `Uploads`
@@ -27,6 +29,14 @@ T = TypeVar("T")
 BODY_SECONDS: Final = 60.0
 """The longest time a request's body may take. A stalled upload holds its part of the limit no longer than this."""
 
+
+# JSON values take up to 100 times their text when they are parsed: `{},` takes 64 bytes and more. The largest real
+# requests, with thousands of tools and messages, have a tenth of this number.
+MAX_VALUES: Final = 1_000_000
+# A value begins with one of them, except the first of a list or an object. A string may hold them, too.
+_SEPARATORS: Final = (b",", b"[", b"{")
+_STRING_OR_SEPARATOR: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[,\[{]', re.DOTALL)
+_COUNTED_BYTES: Final = 64 * 1024
 
 # Most requests fit into it.
 _FIRST_BYTES: Final = 64 * 1024
@@ -105,13 +115,31 @@ class Upload:
         self.size = size
 
     def parse(self, parse: Callable[[memoryview], T]) -> T:
-        """Parse the body. `parse` keeps no reference to it."""
+        """Parse the body. `parse` keeps no reference to it.
+
+        Raises:
+            InvalidRequestError: It has more values than the memory of a parsed request may take.
+            As `parse`.
+        """
         with memoryview(self._memory) as memory, memory[: self.size] as body:
+            if _has_too_many_values(body):
+                message = f"the body has more than {MAX_VALUES:,} JSON values"
+                raise InvalidRequestError(message)
             return parse(body)
 
     def close(self) -> None:
         """Free the bytes."""
         self._memory.close()
+
+
+def _has_too_many_values(body: memoryview) -> bool:
+    parts = (bytes(body[start : start + _COUNTED_BYTES]) for start in range(0, len(body), _COUNTED_BYTES))
+    if sum(part.count(separator) for part in parts for separator in _SEPARATORS) <= MAX_VALUES:
+        return False
+    # Rare, so it may take longer: the separators may be in strings, such as a table of numbers.
+    found = _STRING_OR_SEPARATOR.finditer(body)
+    outside = (True for each in found if body[each.start()] != ord('"'))
+    return next(islice(outside, MAX_VALUES, None), False)
 
 
 async def read_body(request: Request, context: ApiContext, parse: Callable[[memoryview], T]) -> T:
