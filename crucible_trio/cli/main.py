@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from math import isfinite
@@ -273,10 +273,27 @@ def path() -> None:
     click.echo(default_cache_folder() / SMOLLM2.file)
 
 
+# The options that only some engines have.
+_ENGINES_WITH: Final = {
+    "model": ("local", "upstream"),
+    "upstream_base_url": ("upstream",),
+    "replay_speed": ("replay",),
+}
+
+
+def _check_engine_options(options: Mapping[str, object]) -> None:
+    engine = options.get("engine")
+    for name, engines in _ENGINES_WITH.items():
+        if options.get(name) is not None and engine in {"local", "upstream", "replay"} - set(engines):
+            message = f"{_OPTION_NAMES[name]} is for --engine {' or '.join(engines)}, and not for {engine}"
+            raise ConfigError(message)
+
+
 def _settings(**options: object) -> ServiceSettings:
     if options.get("upstream_base_url") is not None and options.get("engine") is None:
         options["engine"] = "upstream"
     with _one_sentence():
+        _check_engine_options(options)
         return load_settings(os.environ, option_names=_OPTION_NAMES, **options)  # type: ignore[arg-type]  # a Path
 
 

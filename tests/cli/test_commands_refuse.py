@@ -29,6 +29,18 @@ def run(*arguments: str, shell: str = "") -> tuple[int, str, str]:
             "max_output_tokens is over this server's maximum, 32768",
         ),
         ([*ASK, "x"], ">&-", "standard output is closed"),
+        (
+            ["ask", "--engine", "replay", "--base-url", "http://127.0.0.1:9", "x"],
+            "",
+            "--base-url is for --engine upstream",
+        ),
+        (["serve", "--engine", "replay", "--model", "m"], "", "--model is for --engine local or upstream, and not for"),
+        (
+            ["serve", "--engine", "local", "--replay-speed", "2"],
+            "",
+            "--replay-speed is for --engine replay, and not for",
+        ),
+        (["ask", "--base-url", "http://127.0.0.1:9", "--replay-speed", "2", "x"], "", "and not for upstream"),
         (["check", "http://127.0.0.1:9", "--key", "s3\ncret"], "", "the key of --key or CRUCIBLE_KEY must be 1 to 255"),
         (["check", "http://127.0.0.1:9", "--key="], "", "the key of --key or CRUCIBLE_KEY must be 1 to 255"),
         (["check", "http://127.0.0.1:9", "--timeout", "nan"], "", "must be a finite number"),
