@@ -290,9 +290,11 @@ def certificates(
     def make(name: str) -> ssl.SSLContext:
         kind = "IP" if name[0].isdigit() or ":" in name else "DNS"
         key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-        run("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Private CA", "-days", "2")
+        # Python 3.13 and newer are strict: an authority names its key's usage, and a certificate its authority's key.
+        ca = ("-addext", "keyUsage=critical,keyCertSign,cRLSign", "-subj", "/CN=Private CA", "-days", "2")
+        run("req", "-x509", *key, *ca, "-keyout", "ca.key", "-out", "ca.pem")
         run("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=server")
-        (tmp_path / "names").write_text(f"subjectAltName={kind}:{name}\n")
+        (tmp_path / "names").write_text(f"subjectAltName={kind}:{name}\nauthorityKeyIdentifier=keyid\n")
         run("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
             "-extfile", "names", "-out", "server.pem")  # fmt: skip
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
