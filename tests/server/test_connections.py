@@ -241,8 +241,8 @@ async def test_a_client_that_has_reset_its_connection_before_it_is_served_stops_
         stays = await served.connect()
         await stays.start()
         await stays.read_until(b"stream.created")
-        with monkeypatch.context() as patch:
-            patch.setattr(trio.socket.SocketType, "getpeername", reset)
+        with monkeypatch.context() as patch, trio.socket.socket() as any_socket:
+            patch.setattr(type(any_socket), "getpeername", reset)
             with socket.create_connection(("127.0.0.1", served.port)) as gone:
                 await trio.to_thread.run_sync(gone.recv, 1)  # the server has closed it
         comes = await served.connect()
