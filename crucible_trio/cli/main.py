@@ -29,8 +29,8 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 
 # The options that are settings. `load_settings` checks their values, so that all errors read alike.
-_OPTION_NAMES: Final = {"upstream_base_url": "--base-url"} | {
-    name: f"--{name.replace('_', '-')}" for name in ("engine", "model", "replay_speed", "bind", "allow_open")
+_OPTION_NAMES: Final = {"upstream_base_url": "--base-url", "log_url": "--log"} | {
+    name: f"--{name.replace('_', '-')}" for name in ("engine", "model", "replay_speed", "bind", "workers", "allow_open")
 }
 
 
@@ -95,6 +95,14 @@ def _engine_options(command: Command) -> Command:
 @main.command()
 @_engine_options
 @click.option("--bind", multiple=True, metavar="HOST:PORT", help="Address to listen on. [default: 127.0.0.1:8000]")
+@click.option(
+    "--log",
+    "log_url",
+    metavar="URL",
+    help="Redis that holds the streams. Without it they are in the memory of one process. If the URL has a password, "
+    "use CRUCIBLE_LOG_URL: other users of this machine can read a command line.",
+)
+@click.option("--workers", metavar="N", help="Processes that serve the address together. They need --log. [default: 1]")
 @click.option(
     "--allow-open", is_flag=True, default=None, help="Let other machines connect although no keys are configured."
 )
