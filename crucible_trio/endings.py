@@ -76,6 +76,12 @@ def failed(stream_id: str, group: ExceptionGroup[Exception]) -> Ending:
     return partial(StreamFailed, error=bounded_error(error), usage=Usage())
 
 
+def log_lost() -> Ending:
+    """The log is lost. No reader gets this record."""
+    error = EngineError("log_lost", "The event log of this stream is lost.", retryable=True)
+    return partial(StreamFailed, error=bounded_error(error), usage=Usage())
+
+
 def internal_error() -> Ending:
     """This server failed."""
     error = EngineError("internal_error", "Internal error.")

@@ -85,6 +85,22 @@ class DrainingError(RefusedError):
 
 
 @final
+class LogUnavailableError(RefusedError):
+    """The server that holds the logs cannot be reached or is full, or a newer version has written this log."""
+
+    def __init__(self, message: str = "the event log cannot be reached") -> None:
+        super().__init__(message)
+
+
+@final
+class LogLostError(CrucibleError):
+    """The log of a running stream is lost, so its readers cannot get an end."""
+
+    def __init__(self) -> None:
+        super().__init__("the event log of this stream is lost")
+
+
+@final
 class TooManyReadersError(RefusedError):
     """The stream has as many readers as it may have."""
 

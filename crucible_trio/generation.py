@@ -18,6 +18,7 @@ rest of the buffer and the terminal record go into the log in one append.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from math import inf
 from typing import Final, final
 
@@ -30,7 +31,7 @@ from crucible_trio.content import Piece
 from crucible_trio.deadlines import DeadlineClock
 from crucible_trio.endings import Ending
 from crucible_trio.engine import Engine
-from crucible_trio.errors import trace_without_text
+from crucible_trio.errors import LogLostError, trace_without_text
 from crucible_trio.hold import Hold
 from crucible_trio.log.contract import Log
 from crucible_trio.metrics import Metrics
@@ -167,7 +168,7 @@ class Generation:
 
     @property
     def _is_read(self) -> bool:
-        return self.log.readers > 0 or (self.hold is not None and self.hold.waiting > 0)
+        return self.log.is_read or (self.hold is not None and self.hold.waiting > 0)
 
     @property
     def _waits_for_reader(self) -> bool:
@@ -197,7 +198,7 @@ class Generation:
         finally:
             self.record()
             if not self.log.finished:
-                with trio.move_on_after(self._settings.flush_seconds, shield=True):
+                with trio.move_on_after(self._settings.flush_seconds, shield=True), suppress(LogLostError):
                     await self.log.flushed()
             self._answer_hold()  # not earlier: the client in the hold looks for the terminal record
 
@@ -308,8 +309,16 @@ class Generation:
             self.engine_name = name
             self.metrics = self._all_metrics.engine(name)
 
+    def log_ended(self, terminal: Terminal | None) -> None:
+        """Another process has ended the log, or it is lost (`LogListener`). The engine is stopped."""
+        self._decide(endings.log_lost())
+        self.terminal = terminal or self._make_terminal(self.log.pending_head + 1)
+        self._timer.cancel()
+        self._receive.close()
+        self._scope.cancel()
+
     def room_available(self) -> None:
-        """The log may have room (`RoomListener`). The caller records, so no task has to be woken for it."""
+        """The log may have room (`LogListener`). The caller records, so no task has to be woken for it."""
         if self._ending is None and self._has_room:
             self.record()
 
@@ -334,7 +343,7 @@ class Generation:
     def _append(self, batch: list[Piece]) -> None:
         self._count(batch)
         self._clock.piece_came()
-        self.log.append_nowait(self._recorder.add(batch))
+        self.log.append_nowait(self._recorder.add(batch), pieces=len(batch))
         if self._recorder.full:
             self._stop(endings.incomplete("log_limit"))
 
@@ -344,7 +353,7 @@ class Generation:
         rest = self._take_nowait(inf)
         self._receive.close()
         self._count(rest)
-        self.log.append_nowait(self._recorder.finish(rest, self._make_terminal), last=True)
+        self.log.append_nowait(self._recorder.finish(rest, self._make_terminal), last=True, pieces=len(rest))
 
     def _count(self, batch: list[Piece]) -> None:
         if batch and self._first_piece_at is None:

@@ -77,13 +77,13 @@ class Stream:
         request: With `model` filled in.
         log: Its records.
         max_readers: How many readers may be attached at a time.
+        producer: Generates its records.
         is_known: Whether a client may have been told its id.
     """
 
     __slots__ = (
         "__weakref__",
         "_metrics",
-        "_producer",
         "_terminal",
         "facts",
         "id",
@@ -91,6 +91,7 @@ class Stream:
         "log",
         "max_readers",
         "owner",
+        "producer",
         "request",
     )
 
@@ -104,7 +105,7 @@ class Stream:
         self.log = log
         self.max_readers = max_readers
         self.is_known = True
-        self._producer = producer
+        self.producer = producer
         self._metrics = metrics
         self._terminal: Terminal | None = None
 
@@ -118,7 +119,7 @@ class Stream:
 
     def cancel(self, by: CancelledBy = "client") -> None:
         """Stop the engine at its next checkpoint and end the stream, if it has not ended. Returns immediately."""
-        self._producer.cancel(by)
+        self.producer.cancel(by)
 
     @property
     def created_at(self) -> float:
@@ -154,12 +155,12 @@ class Stream:
     @property
     def paused(self) -> bool:
         """Whether the engine waits for a reader to attach."""
-        return self._producer.paused
+        return self.producer.paused
 
     @property
     def hold(self) -> Hold | None:
         """Where clients wait for the engine's answer. None if the stream is not held."""
-        return self._producer.hold
+        return self.producer.hold
 
     def finished_before(self, offset: int) -> bool:
         """Whether a reader at `offset` has everything, the terminal record included."""
@@ -178,7 +179,7 @@ class Stream:
         if not self.takes_readers:
             raise TooManyReadersError(self.max_readers)
         cursor = self.log.attach(after)
-        self._producer.reader_attached()
+        self.producer.reader_attached()
         self._metrics.readers += 1
         if after > 0:
             self._metrics.resumes += 1
@@ -187,4 +188,4 @@ class Stream:
     def reader_left(self) -> None:
         """A reader has detached its cursor (`Attachable`)."""
         self._metrics.readers -= 1
-        self._producer.reader_left()
+        self.producer.reader_left()

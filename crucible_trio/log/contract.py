@@ -8,6 +8,9 @@ A log may commit later than it accepts: `append_nowait` takes frames, and they b
 has made sure of them. Until then they are pending, no reader sees them, and the log has no room. `MemoryLog` commits
 before `append_nowait` returns. That is a property of that log, and nothing outside depends on it.
 
+A log that several processes share can also be ended by another process, or be lost. Then its writer is told
+(`LogListener.log_ended`), and a reader of a lost log gets `LogLostError`.
+
 Every log passes the tests in `tests/log`.
 """
 
@@ -16,12 +19,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from crucible_trio.records import Terminal
 
-class RoomListener(Protocol):
+
+class LogListener(Protocol):
     """The writer of a log: a `Generation`."""
 
     def room_available(self) -> None:
         """The log may have room that it did not have before: a cursor moved or left, or frames were committed."""
+
+    def log_ended(self, terminal: Terminal | None) -> None:
+        """Another process has ended the log with this record, or the log is lost. Nothing can be appended any more."""
 
 
 class AppendListener(Protocol):
@@ -57,6 +65,9 @@ class Cursor(Protocol):
     async def wait(self, after: int) -> None:
         """Wait until a record after `after` is visible, the log is finished, or `wake` is called.
 
+        Raises:
+            LogLostError: The log is lost.
+
         Checkpoints: always. Cancellation: safe. The caller looks again, because a return promises nothing.
         """
 
@@ -75,7 +86,7 @@ class LogWriter(Protocol):
         listener: Is told of new room. Set once, before the first append after record 1.
     """
 
-    listener: RoomListener | None
+    listener: LogListener | None
 
     @property
     def pending_head(self) -> int:
@@ -86,6 +97,10 @@ class LogWriter(Protocol):
         """Whether the terminal record has been accepted. Nothing is appended after it."""
 
     @property
+    def is_read(self) -> bool:
+        """Whether a reader is attached, in this process or in another one."""
+
+    @property
     def ever_read(self) -> int:
         """The furthest offset of any cursor so far, including those that have left."""
 
@@ -94,28 +109,36 @@ class LogWriter(Protocol):
         """Whether a running engine may go on.
 
         That is when nothing is pending, and the furthest attached cursor has reached the head. With no cursor attached
-        it depends on the stream's `on_disconnect`.
+        it depends on the stream's `on_disconnect`. The cursor of another process may be some pieces behind the head,
+        because it is reported now and then.
         """
 
-    def append_nowait(self, frames: Sequence[bytes], *, last: bool = False) -> None:
+    def append_nowait(self, frames: Sequence[bytes], *, last: bool = False, pieces: int = 0) -> None:
         """Accept the frames of the next records. Never waits.
 
         Args:
             frames: The frames of the records `pending_head + 1` and on.
             last: Whether the terminal record is the last of them.
+            pieces: How many pieces they hold.
 
         Raises:
             trio.ClosedResourceError: The log is closed.
         """
 
     async def flushed(self) -> None:
-        """Wait until everything accepted so far is visible.
+        """Wait until everything accepted so far is visible, or the log has been ended by another process.
+
+        Raises:
+            LogLostError: The log is lost.
 
         Checkpoints: only if it has to wait. Cancellation: safe, the frames stay accepted.
         """
 
     async def wait_read(self, offset: int) -> None:
         """Wait until some cursor has reached `offset`.
+
+        Raises:
+            LogLostError: The log is lost.
 
         Checkpoints: only if it has to wait. Cancellation: safe.
         """
@@ -156,6 +179,7 @@ class LogReader(Protocol):
 
         Raises:
             CursorAheadError: `after` is beyond the head.
+            LogLostError: The log is lost.
         """
 
     async def reached(self, offset: int) -> None:
@@ -165,7 +189,13 @@ class LogReader(Protocol):
         """
 
     async def wait_finished(self) -> None:
-        """Wait until the terminal record is visible. Checkpoints: only if it has to wait. Cancellation: safe."""
+        """Wait until the terminal record is visible.
+
+        Raises:
+            LogLostError: The log is lost.
+
+        Checkpoints: only if it has to wait. Cancellation: safe.
+        """
 
     def wake(self) -> None:
         """Wake all waiting readers, for news that are not in the log."""

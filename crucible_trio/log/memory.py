@@ -8,7 +8,7 @@ from typing import Protocol, final
 import trio
 
 from crucible_trio.errors import CursorAheadError
-from crucible_trio.log.contract import AppendListener, RoomListener
+from crucible_trio.log.contract import AppendListener, LogListener
 
 
 class ByteAccount(Protocol):
@@ -42,6 +42,7 @@ class MemoryCursor:
 
     async def wait(self, after: int) -> None:
         """Wait for a record after `after`, the log's end, or `wake`."""
+        self._log.check()
         if self._log.head > after or self._log.finished:
             await trio.lowlevel.checkpoint()
             return
@@ -96,7 +97,8 @@ class MemoryLog:
         self.size_bytes = 0
         self.finished = False
         self.ever_read = 0
-        self.listener: RoomListener | None = None
+        self.listener: LogListener | None = None
+        self._failure: Exception | None = None
         self._room_without_readers = room_without_readers
         self._account = account
         self._frames: list[bytes] = []
@@ -124,9 +126,24 @@ class MemoryLog:
         """How many cursors are attached."""
         return len(self._cursors)
 
+    @property
+    def is_read(self) -> bool:
+        """Whether a reader is attached."""
+        return bool(self._cursors)
+
+    @property
+    def furthest(self) -> int:
+        """The furthest offset of the attached cursors, 0 without any."""
+        return self._furthest
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a task waits for the end, or for a reader."""
+        return bool(self._waiters)
+
     # Writing
 
-    def append_nowait(self, frames: Sequence[bytes], *, last: bool = False) -> None:
+    def append_nowait(self, frames: Sequence[bytes], *, last: bool = False, pieces: int = 0) -> None:
         """Append records. They are visible, and written to clients that keep up, when this returns."""
         if self.finished:
             raise trio.ClosedResourceError
@@ -155,12 +172,31 @@ class MemoryLog:
     async def wait_read(self, offset: int) -> None:
         """Wait until some cursor has reached `offset`."""
         while self.ever_read < offset:
+            self.check()
             await self._waiters.park()
+
+    def mark_read(self, offset: int) -> None:
+        """A reader of another log with the same records has reached `offset`."""
+        if offset > self.ever_read:
+            self.ever_read = offset
+            self._waiters.unpark_all()
+
+    def break_off(self, failure: Exception) -> None:
+        """Raise `failure` in all readers that need more than the log has, now and from now on."""
+        self._failure = failure
+        self._waiters.unpark_all()
+        self.wake()
+
+    def check(self) -> None:
+        """Raise the failure with which the log was broken off, if it was."""
+        if self._failure is not None:
+            raise self._failure
 
     # Reading
 
     def attach(self, after: int) -> MemoryCursor:
         """Attach a reader that has everything up to `after`."""
+        self.check()
         if after > len(self._frames):
             raise CursorAheadError(after, len(self._frames))
         cursor = MemoryCursor(self, after)
@@ -188,6 +224,7 @@ class MemoryLog:
     async def wait_finished(self) -> None:
         """Wait until the terminal record is in."""
         while not self.finished:
+            self.check()
             await self._waiters.park()
 
     def wake(self) -> None:

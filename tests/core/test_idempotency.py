@@ -26,7 +26,7 @@ from crucible_trio.errors import (
     StreamExpiredError,
     StreamNotFoundError,
 )
-from crucible_trio.log.contract import Log, RoomListener
+from crucible_trio.log.contract import Log, LogListener
 from crucible_trio.log.memory import ByteAccount, MemoryLog
 from crucible_trio.pipeline import Pipeline, open_pipeline, run_pipeline
 from crucible_trio.records import encode_json
@@ -181,11 +181,11 @@ class WaitingLog:
         return getattr(self._log, name)
 
     @property
-    def listener(self) -> RoomListener | None:
+    def listener(self) -> LogListener | None:
         return self._log.listener
 
     @listener.setter
-    def listener(self, listener: RoomListener) -> None:
+    def listener(self, listener: LogListener) -> None:
         self._log.listener = listener
 
     async def flushed(self) -> None:

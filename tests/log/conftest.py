@@ -6,7 +6,7 @@ Every async test runs on virtual time. A test in which every task is blocked fai
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
 from pathlib import Path
@@ -17,8 +17,9 @@ import trio
 
 from crucible_trio.config import Settings
 from crucible_trio.engine import EngineSource, as_engine
-from crucible_trio.log.contract import Cursor, Log, RoomListener
+from crucible_trio.log.contract import Log
 from crucible_trio.log.memory import ByteAccount, MemoryLog
+from crucible_trio.log.shared import SharedLog
 from crucible_trio.pipeline import Pipeline, run_pipeline
 from crucible_trio.records import AnyRecord, decode_frame
 from crucible_trio.store.memory import MemoryStore
@@ -48,108 +49,8 @@ def _fails_instead_of_hanging(test: Callable[..., Awaitable[None]]) -> Callable[
 
 
 @final
-class DelayedLog:
-    """A log that commits later, as one on a disk or in another process does. See `crucible_trio.log.contract.Log`.
-
-    It keeps accepted frames until `commit` is called. The visible part is a `MemoryLog`.
-    """
-
-    def __init__(self, committer: Committer, *, room_without_readers: bool, account: ByteAccount | None = None) -> None:
-        self.listener: RoomListener | None = None
-        self.closed = False
-        self.size_bytes = 0
-        self._committer = committer
-        self._account = account
-        self._visible = MemoryLog(room_without_readers=room_without_readers)
-        self._visible.listener = self
-        self._pending: list[bytes] = []
-        self._appends = 0  # accepted
-        self._commits = 0  # of those, visible
-        self._waiters = trio.lowlevel.ParkingLot()  # in `flushed` and `reached`
-
-    # Writing
-
-    @property
-    def pending_head(self) -> int:
-        return self._visible.head + len(self._pending)
-
-    @property
-    def ever_read(self) -> int:
-        return self._visible.ever_read
-
-    @property
-    def has_room(self) -> bool:
-        return self._appends == self._commits and self._visible.has_room
-
-    def append_nowait(self, frames: Sequence[bytes], *, last: bool = False) -> None:
-        if self.closed:
-            raise trio.ClosedResourceError
-        if not frames and not last:
-            return
-        self.closed = last
-        self._pending += frames
-        self._appends += 1
-        size = sum(map(len, frames))
-        self.size_bytes += size
-        if self._account is not None:
-            self._account.log_grew(size)
-        self._committer.commit_later(self)
-
-    def commit(self) -> None:
-        """Make everything visible that was accepted."""
-        frames, self._pending = self._pending, []
-        self._commits = self._appends
-        self._visible.append_nowait(frames, last=self.closed)
-        self._waiters.unpark_all()
-        self.room_available()
-
-    def room_available(self) -> None:
-        """The visible part may have room (`RoomListener`)."""
-        if self.listener is not None:
-            self.listener.room_available()
-
-    async def flushed(self) -> None:
-        appends = self._appends
-        while self._commits < appends:
-            await self._waiters.park()
-
-    async def wait_read(self, offset: int) -> None:
-        await self._visible.wait_read(offset)
-
-    # Reading
-
-    @property
-    def head(self) -> int:
-        return self._visible.head
-
-    @property
-    def finished(self) -> bool:
-        return self._visible.finished
-
-    @property
-    def readers(self) -> int:
-        return self._visible.readers
-
-    def read(self, after: int, limit_bytes: int | None = None) -> list[bytes]:
-        return self._visible.read(after, limit_bytes)
-
-    def attach(self, after: int) -> Cursor:
-        return self._visible.attach(after)
-
-    async def reached(self, offset: int) -> None:
-        while self.head < offset <= self.pending_head:
-            await self._waiters.park()
-
-    async def wait_finished(self) -> None:
-        await self._visible.wait_finished()
-
-    def wake(self) -> None:
-        self._visible.wake()
-
-
-@final
 class Committer:
-    """Commits for delayed logs.
+    """Commits for shared logs, in place of a store.
 
     Args:
         seconds: How long a commit takes while `run` runs. At least one pass of the scheduler.
@@ -157,10 +58,10 @@ class Committer:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
-        self._waiting: list[DelayedLog] = []
+        self._waiting: list[SharedLog] = []
         self._work = trio.lowlevel.ParkingLot()
 
-    def commit_later(self, log: DelayedLog) -> None:
+    def commit_later(self, log: SharedLog) -> None:
         """Commit for this log in the next commit."""
         if log not in self._waiting:
             self._waiting.append(log)
@@ -170,7 +71,8 @@ class Committer:
         """Commit for every log that waits."""
         waiting, self._waiting = self._waiting, []
         for log in waiting:
-            log.commit()
+            batch = log.take(1_000_000, 1_000_000_000)
+            log.acknowledge(batch.first + len(batch.frames) - 1, ended=batch.last)
 
     async def run(self) -> None:
         """Commit until cancelled."""
@@ -197,7 +99,7 @@ class LogKind:
     def new(self, *, room_without_readers: bool = False, account: ByteAccount | None = None) -> Log:
         """An empty log."""
         if self.commits_later:
-            return DelayedLog(self.committer, room_without_readers=room_without_readers, account=account)
+            return SharedLog(self.committer, room_without_readers=room_without_readers, account=account)
         return MemoryLog(room_without_readers=room_without_readers, account=account)
 
     def commit(self) -> None:

@@ -92,8 +92,8 @@ MUTANTS = [
     Mutant(
         mechanism="no grace period runs while a client waits in the hold",
         file="generation.py",
-        old="return self.log.readers > 0 or (self.hold is not None and self.hold.waiting > 0)",
-        new="return self.log.readers > 0",
+        old="return self.log.is_read or (self.hold is not None and self.hold.waiting > 0)",
+        new="return self.log.is_read",
         tests="tests/core/test_hold.py",
     ),
     Mutant(

@@ -19,6 +19,8 @@ from crucible_trio.errors import (
     IdempotencyConflictError,
     InvalidLastEventIdError,
     InvalidRequestError,
+    LogLostError,
+    LogUnavailableError,
     OverloadedError,
     OwnerLimitError,
     StreamExpiredError,
@@ -128,6 +130,8 @@ ERROR_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
     OwnerLimitError: ErrorRule(429, "too_many_streams", retry_after=5),
     TooManyReadersError: ErrorRule(429, "too_many_readers", retry_after=5),
     OverloadedError: ErrorRule(503, "overloaded", retry_after=5),
+    LogUnavailableError: ErrorRule(503, "log_unavailable", retry_after=5),
+    LogLostError: ErrorRule(503, "log_lost", retry_after=5),
     DrainingError: ErrorRule(503, "draining", retry_after=5),
 }
 
