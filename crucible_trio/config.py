@@ -50,6 +50,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_url: Secret | None = None
     """URL of the Redis that holds the logs, such as `redis://127.0.0.1:6379/0`, so that every process serves every
     stream. Default: this process keeps them in its memory. The URL may hold a password, so no message quotes it."""
+    log_lease_seconds: Annotated[float, msgspec.Meta(ge=0.5)] = 5.0
+    """With `log_url`: a process that Redis has not heard of for this long counts as dead. Then a process that has
+    readers of its streams ends them as `failed` with `producer_lost`."""
+    log_outage_seconds: Seconds = 30.0
+    """With `log_url`: how long running streams wait for a Redis that does not answer or is full. Then they fail."""
+    log_slack_tokens: Annotated[int, msgspec.Meta(ge=0)] = 64
+    """With `log_url`: how many more pieces an engine may be ahead of a reader that another process serves. Such a
+    reader's position is reported now and then. Without slack the model waits for each report."""
     max_streams: Count = 1000
     """Running streams of all owners. A start beyond the limit gets 503."""
     max_streams_per_owner: Count = 100

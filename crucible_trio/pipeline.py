@@ -16,7 +16,7 @@ from crucible_trio.batching import Batcher
 from crucible_trio.checks import check_request
 from crucible_trio.config import Settings
 from crucible_trio.engine import Engine, EngineSource, as_engine, engine_of
-from crucible_trio.errors import DrainingError
+from crucible_trio.errors import ConfigError, DrainingError
 from crucible_trio.generation import Generation
 from crucible_trio.metrics import Metrics
 from crucible_trio.records import new_stream_id
@@ -54,10 +54,11 @@ class Pipeline:
         *,
         timers: Timers | None = None,
         store: StreamStore | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.engine = engine
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
         self.timers = timers or Timers()
         self.batcher = Batcher(self.timers)
         self.store: StreamStore = store or MemoryStore(settings, self.timers)
@@ -374,9 +375,26 @@ async def open_pipeline(engine: EngineSource, settings: Settings | None = None) 
 
     Leaving it ends every running stream as `cancelled` by `shutdown`, so no stream outlives its pipeline. An error in
     the body is raised unchanged, not in a group.
+
+    Raises:
+        ConfigError: The Redis that `log_url` names cannot be used.
     """
-    async with run_pipeline(Pipeline(as_engine(engine), settings or Settings())) as pipeline:
-        yield pipeline
+    settings = settings or Settings()
+    if settings.log_url is None:
+        async with run_pipeline(Pipeline(as_engine(engine), settings)) as pipeline:
+            yield pipeline
+        return
+    try:
+        # Only where it is used: its client is not installed with this package.
+        from crucible_trio.store.redis.store import open_redis_store
+    except ImportError as error:
+        message = "log_url needs the client of Redis: pip install 'crucible_trio[redis]'"
+        raise ConfigError(message, "log_url") from error
+    timers, metrics = Timers(), Metrics()
+    async with open_redis_store(settings, timers, metrics) as store:
+        shared = Pipeline(as_engine(engine), settings, timers=timers, store=store, metrics=metrics)
+        async with run_pipeline(shared) as pipeline:
+            yield pipeline
 
 
 @asynccontextmanager

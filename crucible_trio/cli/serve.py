@@ -43,8 +43,8 @@ async def serve(settings: ServiceSettings) -> bool:
     async with AsyncExitStack() as stack:
         with fetch_progress() as progress, settings.errors_name_origins():
             engine = await stack.enter_async_context(open_engine(settings.engine, progress=progress))
-        pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
         with settings.errors_name_origins():
+            pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
             app = create_app(pipeline, settings.apis)
         stopping = trio.Event()
         server = partial(

@@ -75,6 +75,7 @@ class SharedLog:
 
     Attributes:
         closed: Whether the terminal record is accepted, or the log has ended in another way.
+        is_lost: Whether the log is lost.
         size_bytes: Bytes of all accepted frames.
         listener: Is told of new room, and of an end that it has not written.
     """
@@ -88,6 +89,7 @@ class SharedLog:
         account: ByteAccount | None = None,
     ) -> None:
         self.closed = False
+        self.is_lost = False
         self.size_bytes = 0
         self.listener: LogListener | None = None
         self._commits = commits
@@ -215,12 +217,14 @@ class SharedLog:
         self._told(terminal)
 
     def lose(self) -> None:
-        """The log is lost. Its readers and its writer get `LogLostError`."""
+        """The log is lost, unless it has ended. Its readers get `LogLostError`, and its writer is told."""
+        if self.is_lost or self._visible.finished:
+            return
+        self.is_lost = True
         self._close()
         self._stored, self._end_is_stored = self._visible.head, True
-        if not self._visible.finished:
-            self._visible.break_off(LogLostError())
-            self._told(None)
+        self._visible.break_off(LogLostError())
+        self._told(None)
 
     def _close(self) -> None:
         self.closed = True

@@ -73,6 +73,12 @@ class ServiceSettings:
                 "its own memory, and a reader that reaches another process would not find its stream"
             )
             raise ConfigError(message, "workers")
+        if self.pipeline.log_url is not None and self.apis.token_secret is None:
+            message = (
+                "log_url needs token_secret: every process must sign stream tokens and traces with the same secret. Set "
+                "CRUCIBLE_TOKEN_SECRET to a long random text"
+            )
+            raise ConfigError(message, "log_url")
 
     @contextmanager
     def errors_name_origins(self) -> Iterator[None]:

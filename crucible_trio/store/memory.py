@@ -137,9 +137,17 @@ class MemoryStore:
 
     async def forget(self, stream: Stream) -> None:
         """Let no caller find a stream again. Checkpoints: never."""
+        self.forget_now(stream)
+
+    def forget_now(self, stream: Stream) -> None:
+        """The same as `forget`."""
         self._order.pop(stream.id, None)
         if stream.id not in self._streams:
             self._drop(stream, forgotten=True)
+
+    def keeps(self, stream: Stream) -> bool:
+        """Whether a stream can be found."""
+        return stream.id in self._order
 
     def wake_readers(self) -> None:
         """Wake all waiting readers."""

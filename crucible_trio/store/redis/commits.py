@@ -1,0 +1,187 @@
+"""Stores the records of the streams that this process generates.
+
+One task sends what all logs have pending in one call. What is accepted during the call goes with the next one, so
+batches grow with the load and with Redis' distance, and no timer delays a record.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+from typing import Final, final
+
+import msgspec
+import trio
+from coredis.exceptions import ResponseError
+
+from crucible_trio.log.shared import SharedLog
+from crucible_trio.records import TERMINAL, decode_frame
+from crucible_trio.store.redis.health import Health, log_internal_error
+from crucible_trio.store.redis.link import Argument, Link, RedisDownError
+from crucible_trio.store.redis.scripts import APPEND, SCHEMA, log_key
+from crucible_trio.store.redis.times import Times
+from crucible_trio.stream import Stream, StreamFacts
+
+logger = logging.getLogger(__name__)
+
+_MAX_FRAMES: Final = 64
+_MAX_BYTES: Final = 64 * 1024
+# A script blocks Redis. This much takes it some milliseconds.
+_MAX_CALL_BYTES: Final = 1024 * 1024
+# How long acknowledgements may run before other tasks do. Each one may record, and write to clients.
+_SECONDS_PER_PASS: Final = 0.005
+_PAUSE_SECONDS: Final = 0.1
+
+ENDED_ELSEWHERE: Final = -2
+DELETED: Final = -3
+
+
+@final
+class OwnStream:
+    """A stream that this process generates, and what Redis must know to have it (`CommitService`).
+
+    Attributes:
+        facts: Its facts.
+        log: Its log, once it is made.
+        stream: The stream, once it has started.
+        idempotency_key: The key in Redis under which its start is found again. Empty without one.
+        digest: Of the request that the key belongs to.
+    """
+
+    def __init__(self, facts: StreamFacts, commits: Commits) -> None:
+        self.facts = facts
+        self.log: SharedLog
+        self.stream: Stream | None = None
+        self.idempotency_key = ""
+        self.digest = b""
+        self._commits = commits
+
+    def commit_later(self, log: SharedLog) -> None:
+        """The log has something to store (`CommitService`)."""
+        self._commits.add(self)
+
+    def arguments(self) -> tuple[list[Argument], int]:
+        """The arguments of `APPEND` for the next batch of the log, and about how many bytes they are."""
+        batch = self.log.take(_MAX_FRAMES, _MAX_BYTES)
+        facts: list[Argument] = []
+        if batch.first == 1:
+            facts = [
+                self.facts.owner,
+                msgspec.json.encode(self.facts),
+                SCHEMA,
+                "1" if self.stream is not None else "0",
+                self.idempotency_key,
+                self.digest,
+            ]
+        head: list[Argument] = [self.facts.id, batch.first, len(batch.frames), int(batch.last), len(facts)]
+        size = sum(len(part) for part in (*facts, *batch.frames) if isinstance(part, bytes))
+        return [*head, *facts, *batch.frames], size
+
+
+@final
+class Commits:
+    """The commit service of one process. `run` is its task.
+
+    Args:
+        link: Where it writes.
+        process: The id of this process.
+        times: How long keys live.
+        health: Is told whether writes succeed.
+    """
+
+    def __init__(self, link: Link, process: str, times: Times, health: Health) -> None:
+        self._link = link
+        self._first: tuple[Argument, ...] = (process, times.lease, times.running, times.kept, times.gone)
+        self._health = health
+        self._waiting: dict[OwnStream, None] = {}  # in the order in which they came
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def add(self, own: OwnStream) -> None:
+        """A stream has something to store."""
+        self._waiting[own] = None
+        if self._changed:
+            self._changed.unpark_all()
+
+    async def run(self) -> None:
+        """Store records until cancelled. No error leaves it."""
+        while True:
+            while not self._waiting:
+                await self._changed.park()
+            await self._link.opened()
+            try:
+                await self._commit()
+            except RedisDownError as error:
+                self._health.failed(str(error))
+                await trio.sleep(_PAUSE_SECONDS)
+            except Exception as error:
+                log_internal_error("while storing records", error)
+                await trio.sleep(_PAUSE_SECONDS)
+
+    async def empty(self) -> None:
+        """Wait until nothing is pending, for a shutdown. Checkpoints: only if it has to wait."""
+        while self._waiting:  # noqa: ASYNC110 - only at the end of the process
+            await trio.sleep(_PAUSE_SECONDS)
+
+    async def _commit(self) -> None:
+        arguments, taken = self._take()
+        try:
+            answers = await self._link.script(APPEND, *arguments)
+        except BaseException:
+            # Before what was added meanwhile. Redis skips what it has already.
+            self._waiting = dict.fromkeys(taken) | self._waiting
+            raise
+        self._health.worked()
+        until = perf_counter() + _SECONDS_PER_PASS
+        for own, answer in zip(taken, answers, strict=True):
+            try:
+                self._acknowledge(own, int(answer))
+                if int(answer) == ENDED_ELSEWHERE:
+                    await self.take_end(own)
+            except (RedisDownError, ResponseError):
+                self.add(own)
+            except Exception as error:  # of this stream alone
+                log_internal_error(f"in stream {own.facts.id}", error)
+            if perf_counter() > until:
+                await trio.lowlevel.checkpoint()
+                until = perf_counter() + _SECONDS_PER_PASS
+
+    def _take(self) -> tuple[list[Argument], list[OwnStream]]:
+        arguments: list[Argument] = [*self._first]
+        taken: list[OwnStream] = []
+        size = 0
+        while self._waiting and size < _MAX_CALL_BYTES:
+            own = next(iter(self._waiting))
+            del self._waiting[own]
+            if own.log.needs_commit:
+                more, its_size = own.arguments()
+                arguments += more
+                size += its_size
+                taken.append(own)
+        return arguments, taken
+
+    def _acknowledge(self, own: OwnStream, answer: int) -> None:
+        log = own.log
+        if answer >= 0:
+            head = min(answer, log.pending_head)
+            log.acknowledge(head, ended=log.closed and head == log.pending_head)
+        elif answer == DELETED:
+            # No process finds the stream any more. The readers that are attached here get the rest.
+            log.acknowledge(log.pending_head, ended=log.closed)
+
+    async def take_end(self, own: OwnStream) -> None:
+        """Another process has ended the stream: read its end, so that readers here get the same as all others.
+
+        Raises:
+            RedisDownError, ResponseError: Redis did not answer.
+        """
+        log = own.log
+        if log.finished:
+            return
+        entries = await self._link.call("XRANGE", log_key(own.facts.id), "-", "+")
+        frames = [fields[1] for _, fields in entries or ()]
+        terminal = decode_frame(frames[-1]) if len(frames) > log.head else None
+        if not isinstance(terminal, TERMINAL) or frames[: log.head] != log.read(0):
+            log.lose()
+            return
+        logger.warning("stream %s: another process took this one for dead and has ended the stream", own.facts.id)
+        log.end_elsewhere(frames[log.head :], terminal)

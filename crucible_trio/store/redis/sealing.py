@@ -1,0 +1,45 @@
+"""The end of a stream whose process died: what another process writes in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from crucible_trio.records import (
+    ErrorInfo,
+    ReasoningDelta,
+    ReasoningDone,
+    StreamFailed,
+    Timings,
+    Usage,
+    decode_frame,
+    encode_frame,
+)
+
+_ERROR: Final = ErrorInfo("producer_lost", "The server process that generated this stream was lost.", retryable=True)
+
+
+def sealing_frames(stream_id: str, frames: Iterable[bytes], total_seconds: float) -> list[bytes]:
+    """The frames that end a log: `reasoning.done` if the trace is open, and the terminal record.
+
+    Args:
+        stream_id: The stream.
+        frames: All frames of its log.
+        total_seconds: The time since the stream was accepted.
+    """
+    head = 0
+    segments: set[int] = set()
+    for frame in frames:
+        head += 1
+        match decode_frame(frame):
+            case ReasoningDelta(segment=segment):
+                segments.add(segment)
+            case ReasoningDone():
+                segments.clear()
+    sealing: list[bytes] = []
+    if segments:
+        sealing.append(encode_frame(stream_id, ReasoningDone(head + 1, len(segments))))
+    seq = head + len(sealing) + 1
+    timings = Timings(None, round(max(0.0, total_seconds) * 1000, 3))
+    sealing.append(encode_frame(stream_id, StreamFailed(seq, _ERROR, Usage(), timings)))
+    return sealing

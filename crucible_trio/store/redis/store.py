@@ -1,0 +1,357 @@
+"""The store in Redis: its streams can be read, and its keys be used, from every process.
+
+The process that runs a stream's engine has its log in memory too (`SharedLog`), and keeps the finished stream as the
+store in memory does. All other streams are read from Redis (`Mirrors`).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final, final
+
+import trio
+from coredis.exceptions import ResponseError
+
+from crucible_trio.background import background_tasks
+from crucible_trio.config import Settings
+from crucible_trio.errors import (
+    ConfigError,
+    IdempotencyConflictError,
+    LogUnavailableError,
+    OwnerLimitError,
+    StreamExpiredError,
+    StreamNotFoundError,
+)
+from crucible_trio.log.contract import Log
+from crucible_trio.log.memory import ByteAccount
+from crucible_trio.log.shared import SharedLog
+from crucible_trio.metrics import Metrics
+from crucible_trio.store.memory import ANONYMOUS, MemoryStore
+from crucible_trio.store.redis import scripts
+from crucible_trio.store.redis.address import parse_url
+from crucible_trio.store.redis.checks import check_server
+from crucible_trio.store.redis.commits import Commits, OwnStream
+from crucible_trio.store.redis.following import Follower
+from crucible_trio.store.redis.health import Health, log_internal_error
+from crucible_trio.store.redis.heartbeat import Heartbeat
+from crucible_trio.store.redis.link import Caller, Link, RedisDownError
+from crucible_trio.store.redis.messages import Message, Outbox
+from crucible_trio.store.redis.mirrors import Mirrors
+from crucible_trio.store.redis.presence import Presence
+from crucible_trio.store.redis.times import Times
+from crucible_trio.stream import Stream, StreamFacts
+from crucible_trio.timers import Timers
+
+logger = logging.getLogger(__name__)
+
+_FIRST_CONNECT_SECONDS: Final = 10.0
+_WATCH_SECONDS: Final = 1.0
+# How long a start waits before it asks again whether another start with its key is done.
+_CLAIM_PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+@final
+class RedisStore:
+    """Streams of several processes. `crucible_trio.store.contract.StreamStore` documents the methods.
+
+    Args:
+        settings: Limits and retention.
+        timers: Fire when a stream's retention is over.
+        metrics: The numbers of the readers.
+        commands: The link for everything but the waiting for records.
+        health: Whether Redis takes writes.
+        nursery: Runs what goes on after a call has returned.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        timers: Timers,
+        metrics: Metrics,
+        commands: Link,
+        health: Health,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.process = secrets.token_hex(8)
+        self._settings = settings
+        self._times = Times.of(settings)
+        self._link = commands
+        self._health = health
+        self._nursery = nursery
+        self._own: dict[str, OwnStream] = {}  # streams whose generation has not ended
+        self._creating: OwnStream
+        self._claims: dict[str, bytes] = {}  # digests of the claimed keys, by the id of the stream that starts
+        self._local = MemoryStore(settings, timers, new_log=self._new_log)
+        self.commits = Commits(commands, self.process, self._times, health)
+        self.outbox = Outbox(commands, self.process)
+        self.mirrors = Mirrors(
+            commands, self.process, self.outbox, settings, metrics, self._times, self._local, nursery
+        )
+        self._presence = Presence(self._own)
+        self.heartbeat = Heartbeat(commands, self.process, self._times, health, self._own, self._local)
+
+    @property
+    def ready(self) -> bool:
+        """Whether Redis takes records, or has not failed for long."""
+        return not self._health.is_out
+
+    @property
+    def running(self) -> int:
+        """Streams of this process that have not ended."""
+        return self._local.running
+
+    @property
+    def kept(self) -> int:
+        """Finished streams that are in the memory of this process."""
+        return self._local.kept + self.mirrors.finished
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of all logs and facts in the memory of this process."""
+        return self._local.log_bytes
+
+    # Starting
+
+    async def claim(self, owner: str, key: str, digest: bytes, stream_id: str) -> str:
+        """Claim an idempotency key."""
+        name = scripts.idempotency_key(owner, key)
+        pauses = iter(_CLAIM_PAUSES)
+        self._check_ready()
+        try:
+            while True:
+                answer = await self._link.patient(scripts.CLAIM, name, digest, stream_id, 2 * self._times.lease)
+                if answer == -1:
+                    raise IdempotencyConflictError  # noqa: TRY301 - the claim is released in any case
+                if answer != 0:
+                    break
+                await trio.sleep(next(pauses, _CLAIM_PAUSES[-1]))
+        except BaseException:
+            self._later(scripts.RELEASE, name, stream_id)  # Redis may have executed what was not answered
+            raise
+        holder = bytes(answer).decode()
+        if holder == stream_id:
+            self._claims[stream_id] = digest
+        return holder
+
+    async def release(self, owner: str, key: str, stream_id: str) -> None:
+        """Give a claimed key back."""
+        self._claims.pop(stream_id, None)
+        with suppress(LogUnavailableError):  # then the claim lapses
+            await self._link.patient(scripts.RELEASE, scripts.idempotency_key(owner, key), stream_id)
+
+    async def create(self, facts: StreamFacts) -> Log:
+        """Make the log of a new stream."""
+        self._check_ready()
+        try:
+            if facts.owner != ANONYMOUS:
+                limit = self._settings.max_streams_per_owner
+                arguments = (facts.owner, facts.id, limit, 2 * self._times.lease)
+                if not await self._link.patient(scripts.RESERVE, *arguments):
+                    raise OwnerLimitError(limit)  # noqa: TRY301 - what was counted is taken back in any case
+            self._creating = OwnStream(facts, self.commits)
+            log = await self._local.create(facts)  # without a checkpoint
+        except BaseException:
+            self._later(scripts.DROP, facts.id, facts.owner)
+            raise
+        self._own[facts.id] = self._creating
+        return log
+
+    def _new_log(self, *, room_without_readers: bool, account: ByteAccount | None) -> Log:
+        own = self._creating
+        own.log = SharedLog(
+            own, room_without_readers=room_without_readers, slack=self._settings.log_slack_tokens, account=account
+        )
+        return own.log
+
+    async def started(self, stream: Stream, key: str | None) -> None:
+        """Let a stream be found."""
+        own = self._own[stream.id]
+        if key is not None:
+            own.idempotency_key = scripts.idempotency_key(stream.owner, key)
+            own.digest = self._claims.pop(stream.id)
+        answer = await self._link.patient(
+            scripts.START,
+            stream.id,
+            stream.owner,
+            own.idempotency_key,
+            own.digest,
+            self._times.running,
+            self._times.gone,
+        )
+        if not answer:
+            raise LogUnavailableError
+        own.stream = stream
+        await self._local.started(stream, None)
+
+    # Finding
+
+    async def find(self, stream_id: str, owner: str | None) -> Stream:
+        """Find a stream."""
+        try:
+            return await self._local.find(stream_id, owner)
+        except StreamExpiredError:  # this process may have evicted it
+            with suppress(StreamNotFoundError):
+                return await self._open(stream_id, owner)
+            raise
+        except StreamNotFoundError:
+            return await self._open(stream_id, owner)
+
+    async def _open(self, stream_id: str, owner: str | None) -> Stream:
+        self._check_ready()
+        return await self.mirrors.open(stream_id, owner)
+
+    async def list(self, owner: str) -> list[Stream]:
+        """The owner's streams, newest first. Those of other processes show their facts and their status."""
+        self._check_ready()
+        own = {stream.id: stream for stream in await self._local.list(owner)}
+        streams: list[Stream] = []
+        for entry in await self._link.patient(scripts.LIST, owner):
+            stream_id = bytes(entry[0]).decode()
+            stream = own.get(stream_id) or self.mirrors.listed(stream_id, *entry[1:])
+            if stream is not None:
+                streams.append(stream)
+        return streams
+
+    # Ending
+
+    def ended(self, stream: Stream) -> None:
+        """Keep a stream whose generation has ended for its retention, if it was started and not forgotten."""
+        own = self._own.pop(stream.id)
+        self._presence.ended(stream.id)
+        self._claims.pop(stream.id, None)
+        if own.log.is_lost:  # then it has no end here, and perhaps another one in Redis
+            self._local.forget_now(stream)
+        if own.stream is None:
+            self._later(scripts.DROP, stream.id, stream.owner)
+        else:
+            self.heartbeat.ended(own)
+        self._local.ended(stream)
+
+    async def forget(self, stream: Stream) -> None:
+        """Let no caller find a stream again."""
+        await self._local.forget(stream)
+        mirror = self.mirrors.get(stream.id)
+        if mirror is not None:
+            mirror.forget()
+        time = self._times.running + self._times.gone
+        await self._link.patient(scripts.FORGET, stream.id, stream.owner, time)
+
+    def wake_readers(self) -> None:
+        """Wake all waiting readers of this process."""
+        self._local.wake_readers()
+        for mirror in self.mirrors:
+            mirror.log.wake()
+
+    # Service
+
+    def received(self, message: Message) -> None:
+        """Another process has sent a message (`Inbox`)."""
+        self._presence.report(message)
+        for stream_id, by in message.cancel.items():
+            if (own := self._own.get(stream_id)) is not None and own.stream is not None:
+                own.stream.cancel(by)
+        for stream_id in message.forget:
+            if (own := self._own.get(stream_id) or self.heartbeat.finished.get(stream_id)) is not None:
+                assert own.stream is not None
+                self._local.forget_now(own.stream)
+
+    async def watch(self) -> None:
+        """Look after everything that no call looks after, every second until cancelled. No error leaves it."""
+        while True:
+            try:
+                self._presence.forget_silent()
+                if self._health.is_out:
+                    self._give_up()
+                else:
+                    await self.mirrors.watch()
+            except (RedisDownError, ResponseError):
+                pass
+            except Exception as error:
+                log_internal_error("while comparing streams", error)
+            await trio.sleep(_WATCH_SECONDS)
+
+    def _give_up(self) -> None:
+        for own in list(self._own.values()):
+            own.log.lose()
+        for mirror in list(self.mirrors.running().values()):
+            self.mirrors.lose(mirror)
+
+    async def close(self) -> None:
+        """Store and send what is pending. Other processes are told that this one has gone."""
+        await self.commits.empty()
+        await self.outbox.empty()
+        with suppress(RedisDownError, ResponseError):
+            await self._link.call("DEL", scripts.control_key(self.process))
+
+    def _check_ready(self) -> None:
+        if self._health.is_out:
+            raise LogUnavailableError
+
+    def _later(self, script: scripts.Script, *arguments: str) -> None:
+        async def run() -> None:
+            with suppress(LogUnavailableError, ResponseError):
+                await self._link.patient(script, *arguments)
+
+        self._nursery.start_soon(run)
+
+
+@asynccontextmanager
+async def open_redis_store(settings: Settings, timers: Timers, metrics: Metrics) -> AsyncIterator[RedisStore]:
+    """Connect to the Redis of `log_url`, and run a store over it.
+
+    Raises:
+        ConfigError: The URL is wrong, Redis cannot be reached, or it does not fit.
+    """
+    assert settings.log_url is not None
+    address = parse_url(settings.log_url)
+    health = Health(settings.log_outage_seconds)
+    watcher = _Watcher(health)
+    commands, reads = Link(address.connection, watcher), Link(address.connection, watcher)
+    async with background_tasks() as nursery:
+        nursery.start_soon(commands.run)
+        await _first_connection(commands, watcher)
+        store = RedisStore(settings, timers, metrics, commands, health, nursery)
+        follower = Follower(reads, store.process, store.mirrors, store)
+        for task in (reads.run, store.commits.run, store.outbox.run, store.heartbeat.run, store.watch, follower.run):
+            nursery.start_soon(task)
+        try:
+            yield store
+        finally:
+            with trio.move_on_after(settings.flush_seconds, shield=True):
+                await store.close()
+
+
+async def _first_connection(link: Link, watcher: _Watcher) -> None:
+    reason = "no answer"
+    with trio.move_on_after(_FIRST_CONNECT_SECONDS):
+        try:
+            await link.opened()
+            await check_server(link)
+        except (RedisDownError, ResponseError) as error:
+            reason = type(error).__name__
+        else:
+            return
+    message = f"cannot use the Redis that log_url names: {watcher.reason or reason}"
+    raise ConfigError(message, "log_url")
+
+
+@final
+class _Watcher:
+    """Prepares each new connection (`LinkWatcher`)."""
+
+    def __init__(self, health: Health) -> None:
+        self.reason = ""
+        self._health = health
+
+    async def prepare(self, call: Caller) -> None:
+        """Cache the scripts in a Redis that was just connected."""
+        for script in scripts.ALL:
+            await call("SCRIPT LOAD", script.text)
+
+    def failed(self, reason: str) -> None:
+        """The connection is lost."""
+        self.reason = reason
+        self._health.failed(reason)
