@@ -46,6 +46,7 @@ class OwnStream:
         stream: The stream, once it has started.
         idempotency_key: The key in Redis under which its start is found again. Empty without one.
         digest: Of the request that the key belongs to.
+        is_deleted: Whether Redis has refused it because it was deleted.
     """
 
     def __init__(self, facts: StreamFacts, commits: Commits) -> None:
@@ -54,6 +55,7 @@ class OwnStream:
         self.stream: Stream | None = None
         self.idempotency_key = ""
         self.digest = b""
+        self.is_deleted = False
         self._commits = commits
 
     def commit_later(self, log: SharedLog) -> None:
@@ -165,6 +167,7 @@ class Commits:
             head = min(answer, log.pending_head)
             log.acknowledge(head, ended=log.closed and head == log.pending_head)
         elif answer == DELETED:
+            own.is_deleted = True
             # No process finds the stream any more. The readers that are attached here get the rest.
             log.acknowledge(log.pending_head, ended=log.closed)
 

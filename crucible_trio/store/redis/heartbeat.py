@@ -89,7 +89,10 @@ class Heartbeat:
 
     def _drop_unkept(self) -> None:
         for stream_id, own in list(self.finished.items()):
-            if own.stream is None or not self._local.keeps(own.stream):
+            assert own.stream is not None
+            if own.is_deleted:
+                self._local.forget_now(own.stream)
+            if not self._local.keeps(own.stream):
                 del self.finished[stream_id]
 
     async def _beat(self, streams: Sequence[OwnStream]) -> None:

@@ -151,11 +151,6 @@ class Mirror:
         if self._process is not None and not self.log.finished:
             self._outbox.to(self._process).cancel[self.id] = by
 
-    def forget(self) -> None:
-        """Tell the generating process that the stream was deleted."""
-        if self._process is not None:
-            self._outbox.to(self._process).forget.append(self.id)
-
     def reader_attached(self) -> None:
         """Nothing to do: the log says so (`Producer`)."""
 

@@ -111,10 +111,6 @@ class Mirrors:
             if mirror.stream is not None and not mirror.log.finished
         }
 
-    def get(self, stream_id: str) -> Mirror | None:
-        """The mirror of a stream, if there is one."""
-        return self._mirrors.get(stream_id)
-
     def listed(
         self,
         stream_id: str,

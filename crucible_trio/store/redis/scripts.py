@@ -280,11 +280,11 @@ return 1
 )
 
 # Deletes a stream. A running one keeps its records until it has ended, for the readers that follow it.
-# Arguments: id, owner, ttl.
+# Its process is told. Arguments: id, owner, ttl, message.
 FORGET: Final = Script(
     """
 local id, meta = ARGV[1], key(ARGV[1], 'meta')
-local m = call('HMGET', meta, 'state', 'idem')
+local m = call('HMGET', meta, 'state', 'process')
 call('ZREM', 'crucible:own:' .. ARGV[2], id)
 call('SET', key(id, 'gone'), 'x', 'PX', ARGV[3])
 if m[1] == 'd' then
@@ -292,6 +292,7 @@ if m[1] == 'd' then
 elseif m[1] then
   call('HSET', meta, 'forgotten', '1')
 end
+if m[2] then call('XADD', 'crucible:ctl:' .. m[2], 'NOMKSTREAM', '*', 'm', ARGV[4]) end
 return 1
 """
 )

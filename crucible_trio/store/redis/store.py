@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final, final
 
+import msgspec
 import trio
 from coredis.exceptions import ResponseError
 
@@ -233,11 +234,9 @@ class RedisStore:
     async def forget(self, stream: Stream) -> None:
         """Let no caller find a stream again."""
         await self._local.forget(stream)
-        mirror = self.mirrors.get(stream.id)
-        if mirror is not None:
-            mirror.forget()
         time = self._times.running + self._times.gone
-        await self._link.patient(scripts.FORGET, stream.id, stream.owner, time)
+        message = msgspec.json.encode(Message(self.process, forget=[stream.id]))
+        await self._link.patient(scripts.FORGET, stream.id, stream.owner, time, message)
 
     def wake_readers(self) -> None:
         """Wake all waiting readers of this process."""
