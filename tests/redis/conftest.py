@@ -7,15 +7,20 @@ states, never for a time.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import httpx
+import msgspec
 import pytest
 import trio
 
@@ -23,6 +28,7 @@ from crucible_trio.config import Settings
 from crucible_trio.engine import EngineSource
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.records import AnyRecord
+from crucible_trio.sse import Decoder
 from crucible_trio.stream import Stream
 
 # Long for a machine that does other things too. A test that waits this long has failed.
@@ -190,3 +196,115 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
 def clean_environment() -> dict[str, str]:
     """The environment without settings of the tests' own shell."""
     return {name: value for name, value in os.environ.items() if not name.startswith("CRUCIBLE_")}
+
+
+class Served:
+    """One `crucible serve` process over Redis."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.url = ""
+        self.stderr = b""
+
+    async def read_log_until(self, pattern: bytes) -> re.Match[bytes]:
+        assert self.process.stderr is not None
+        while (match := re.search(pattern, self.stderr)) is None:
+            data = await self.process.stderr.receive_some()
+            assert data, self.stderr.decode()
+            self.stderr += data
+        return match
+
+    async def drop_log(self) -> None:
+        """Keep the process's log from filling its pipe."""
+        assert self.process.stderr is not None
+        while data := await self.process.stderr.receive_some():
+            self.stderr += data
+
+    async def kill(self) -> None:
+        """End it with SIGKILL, as a crash does."""
+        self.process.kill()
+        await self.process.wait()
+
+
+OpenServed: TypeAlias = Callable[..., AbstractAsyncContextManager[Served]]
+
+
+@pytest.fixture
+def serve_process(redis: RedisServer, clean_environment: dict[str, str]) -> OpenServed:
+    """`async with serve_process("--replay-speed", "5") as served`: `crucible serve` with the replay engine."""
+
+    @asynccontextmanager
+    async def serve_process(*arguments: str, url: str | None = None, **variables: str) -> AsyncIterator[Served]:
+        program = "from crucible_trio.cli import main; main()"
+        options = ["serve", "--engine", "replay", "--bind", "127.0.0.1:0", *arguments]
+        environment = clean_environment | {
+            "CRUCIBLE_LOG_URL": url or redis.url,
+            "CRUCIBLE_TOKEN_SECRET": "a secret of these tests",
+            "CRUCIBLE_LOG_LEASE_SECONDS": "1",
+            **variables,
+        }
+        command = [sys.executable, "-c", program, *options]
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(2 * PATIENCE_SECONDS):
+                run = partial(trio.run_process, command, check=False, env=environment, stderr=subprocess.PIPE)
+                served = Served(await nursery.start(run))
+                try:
+                    served.url = (await served.read_log_until(rb"serving on (http://\S+?),?\s"))[1].decode()
+                    nursery.start_soon(served.drop_log)
+                    yield served
+                finally:
+                    served.process.send_signal(signal.SIGCONT)
+                    served.process.kill()
+                    nursery.cancel_scope.cancel()
+
+    return serve_process
+
+
+class EventStream:
+    """What a client has received of one stream.
+
+    Attributes:
+        events: The events with an id, as JSON.
+        last_id: The id of the last one.
+        is_reset: Whether the connection ended without a clean end.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.last_id = ""
+        self.is_reset = False
+        self.changed = trio.Event()
+
+    @property
+    def text(self) -> str:
+        return "".join(event.get("delta", "") for event in self.events)
+
+    async def has(self, count: int) -> None:
+        """Wait until it has this many events."""
+        while len(self.events) < count:
+            await self.changed.wait()
+
+    async def read(self, url: str, path: str = "", **parameters: str) -> None:
+        """Read until the body ends, from the last id on."""
+        headers = {"Last-Event-ID": self.last_id} if self.last_id else {}
+        decoder = Decoder()
+        try:
+            async with (
+                httpx.AsyncClient(timeout=PATIENCE_SECONDS) as http,
+                http.stream("GET", f"{url}{path or '/v1/generate'}", params=parameters, headers=headers) as response,
+            ):
+                assert response.status_code == 200, await response.aread()
+                async for data in response.aiter_bytes():
+                    for event in decoder.feed(data):
+                        if event.id:
+                            self.last_id = event.id
+                            self.events.append(msgspec.json.decode(event.data or "{}"))
+                            self.changed.set()
+                            self.changed = trio.Event()
+        except httpx.TransportError:
+            self.is_reset = True
+
+
+@pytest.fixture
+def event_stream() -> type[EventStream]:
+    return EventStream
