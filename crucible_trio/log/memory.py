@@ -7,7 +7,7 @@ from typing import Protocol, final
 
 import trio
 
-from crucible_trio.errors import CursorAheadError
+from crucible_trio.errors import CursorAheadError, LogLostError
 from crucible_trio.log.contract import AppendListener, LogListener
 
 
@@ -90,6 +90,7 @@ class MemoryLog:
         size_bytes: Bytes of all frames.
         finished: Whether the terminal record is in.
         ever_read: The furthest offset of any cursor so far.
+        is_lost: Whether readers can get no end.
         listener: Is told of new room.
     """
 
@@ -98,7 +99,7 @@ class MemoryLog:
         self.finished = False
         self.ever_read = 0
         self.listener: LogListener | None = None
-        self._failure: Exception | None = None
+        self.is_lost = False
         self._room_without_readers = room_without_readers
         self._account = account
         self._frames: list[bytes] = []
@@ -181,16 +182,16 @@ class MemoryLog:
             self.ever_read = offset
             self._waiters.unpark_all()
 
-    def break_off(self, failure: Exception) -> None:
-        """Raise `failure` in all readers that need more than the log has, now and from now on."""
-        self._failure = failure
+    def lose(self) -> None:
+        """Raise `LogLostError` in all readers that need more than the log has, now and from now on."""
+        self.is_lost = True
         self._waiters.unpark_all()
         self.wake()
 
     def check(self) -> None:
-        """Raise the failure with which the log was broken off, if it was."""
-        if self._failure is not None:
-            raise self._failure
+        """Raise `LogLostError` if the log is lost."""
+        if self.is_lost:
+            raise LogLostError
 
     # Reading
 

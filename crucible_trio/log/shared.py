@@ -16,7 +16,6 @@ from typing import NamedTuple, Protocol, final
 
 import trio
 
-from crucible_trio.errors import LogLostError
 from crucible_trio.log.contract import LogListener
 from crucible_trio.log.memory import ByteAccount, MemoryCursor, MemoryLog
 from crucible_trio.records import Terminal
@@ -223,7 +222,7 @@ class SharedLog:
         self.is_lost = True
         self._close()
         self._stored, self._end_is_stored = self._visible.head, True
-        self._visible.break_off(LogLostError())
+        self._visible.lose()
         self._told(None)
 
     def _close(self) -> None:

@@ -75,8 +75,8 @@ class ServiceSettings:
             raise ConfigError(message, "workers")
         if self.pipeline.log_url is not None and self.apis.token_secret is None:
             message = (
-                "log_url needs token_secret: every process must sign stream tokens and traces with the same secret. Set "
-                "CRUCIBLE_TOKEN_SECRET to a long random text"
+                "log_url needs token_secret, because every process must sign stream tokens and traces with the same "
+                "secret: put a long random text into CRUCIBLE_TOKEN_SECRET"
             )
             raise ConfigError(message, "log_url")
 

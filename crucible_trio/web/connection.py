@@ -1,4 +1,4 @@
-"""Two corrections to quart-trio's connection.
+"""Three corrections to quart-trio's connection.
 
 Without the first, every response leaves its connection open. At the end of a response hypercorn tells the application
 that the client has disconnected. quart-trio then cancels the request, which at that moment is inside hypercorn's own
@@ -7,6 +7,9 @@ the last body message is being sent, nothing is left to cancel.
 
 The second answers a request whose `Host` is not a host name, such as `..`. Quart raises before the request has a
 context, so no error handler sees the error.
+
+With the third, a body whose log is lost is no error of the application. It ends without its last part, and the server
+resets the connection.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from werkzeug.exceptions import BadHost
 
 from crucible_trio.apis.kit.replies import http_error_response
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
+from crucible_trio.errors import LogLostError
 
 if TYPE_CHECKING:  # types only: this module must work without hypercorn, under any server
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
@@ -62,4 +66,6 @@ class QuartConnection(TrioASGIHTTPConnection):
             await super().handle_request(nursery, request, send)
         except BadHost as error:
             await self._send_response(send, http_error_response(error, NATIVE_ERRORS))
+            nursery.cancel_scope.cancel()
+        except LogLostError:
             nursery.cancel_scope.cancel()

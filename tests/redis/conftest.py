@@ -73,7 +73,7 @@ class RedisServer:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--save", ""]
         command = [self._program, *options, "--loglevel", "warning", *self.options]
         log = (self._folder / "redis.log").open("ab")
-        self._process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
+        self._process = subprocess.Popen(command, stdout=log, stderr=log)
         log.close()
         for _ in range(500):
             with suppress(OSError):

@@ -46,6 +46,7 @@ class OwnStream:
         stream: The stream, once it has started.
         idempotency_key: The key in Redis under which its start is found again. Empty without one.
         digest: Of the request that the key belongs to.
+        is_ended_elsewhere: Whether another process has ended it, and its end has to be read.
         is_deleted: Whether Redis has refused it because it was deleted.
     """
 
@@ -55,6 +56,7 @@ class OwnStream:
         self.stream: Stream | None = None
         self.idempotency_key = ""
         self.digest = b""
+        self.is_ended_elsewhere = False
         self.is_deleted = False
         self._commits = commits
 
@@ -137,8 +139,8 @@ class Commits:
         for own, answer in zip(taken, answers, strict=True):
             try:
                 self._acknowledge(own, int(answer))
-                if int(answer) == ENDED_ELSEWHERE:
-                    await self.take_end(own)
+                if own.is_ended_elsewhere:
+                    await self._take_end(own)
             except (RedisDownError, ResponseError):
                 self.add(own)
             except Exception as error:  # of this stream alone
@@ -154,7 +156,7 @@ class Commits:
         while self._waiting and size < _MAX_CALL_BYTES:
             own = next(iter(self._waiting))
             del self._waiting[own]
-            if own.log.needs_commit:
+            if own.log.needs_commit or own.is_ended_elsewhere:
                 more, its_size = own.arguments()
                 arguments += more
                 size += its_size
@@ -166,22 +168,26 @@ class Commits:
         if answer >= 0:
             head = min(answer, log.pending_head)
             log.acknowledge(head, ended=log.closed and head == log.pending_head)
+        elif answer == ENDED_ELSEWHERE:
+            own.is_ended_elsewhere = True
         elif answer == DELETED:
             own.is_deleted = True
             # No process finds the stream any more. The readers that are attached here get the rest.
             log.acknowledge(log.pending_head, ended=log.closed)
 
-    async def take_end(self, own: OwnStream) -> None:
+    async def _take_end(self, own: OwnStream) -> None:
         """Another process has ended the stream: read its end, so that readers here get the same as all others.
 
         Raises:
             RedisDownError, ResponseError: Redis did not answer.
         """
         log = own.log
-        if log.finished:
+        if log.finished or log.is_lost:
+            own.is_ended_elsewhere = False
             return
         entries = await self._link.call("XRANGE", log_key(own.facts.id), "-", "+")
         frames = [fields[1] for _, fields in entries or ()]
+        own.is_ended_elsewhere = False
         terminal = decode_frame(frames[-1]) if len(frames) > log.head else None
         if not isinstance(terminal, TERMINAL) or frames[: log.head] != log.read(0):
             log.lose()

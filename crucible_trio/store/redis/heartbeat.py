@@ -101,16 +101,17 @@ class Heartbeat:
             arguments: list[Argument] = []
             for own in chunk:
                 arguments += (own.facts.id, int(own.stream is not None and own.stream.paused))
+            heads = [own.log.head for own in chunk]  # Redis had these records before it is asked
             answers = await self._link.script(HEARTBEAT, *self._first, *arguments)
             self._health.worked()
-            for own, answer in zip(chunk, answers, strict=True):
-                self._compare(own, int(answer))
+            for own, head, answer in zip(chunk, heads, answers, strict=True):
+                self._compare(own, head, int(answer))
 
-    def _compare(self, own: OwnStream, answer: int) -> None:
+    def _compare(self, own: OwnStream, head: int, answer: int) -> None:
         log = own.log
         if answer == ENDED_ELSEWHERE:
-            if not log.finished:
-                own.commit_later(log)  # the answer says so again, and the end is read
-        elif 0 <= answer < log.head:
+            own.is_ended_elsewhere = not log.finished
+            own.commit_later(log)
+        elif 0 <= answer < head and not log.is_lost:
             logger.warning("stream %s: Redis has lost records, which are written again", own.facts.id)
             log.acknowledge(answer, ended=False)

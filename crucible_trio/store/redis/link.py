@@ -8,7 +8,7 @@ while it waits. The answer is then dropped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
 from typing import Any, Final, Protocol, TypeAlias, final
@@ -50,6 +50,16 @@ class LinkWatcher(Protocol):
         """The connection is lost, or Redis refuses writes."""
 
 
+class Server(Protocol):
+    """Where to connect to: a `RedisAddress`."""
+
+    async def check(self) -> bool:
+        """Whether something listens there."""
+
+    def connection(self) -> BaseConnection:
+        """A connection that has not been opened."""
+
+
 class Caller(Protocol):
     """Sends one command."""
 
@@ -62,16 +72,16 @@ class Link:
     """A connection that is kept open while `run` runs.
 
     Args:
-        connect: Makes a connection, which has not been opened.
+        server: Where to connect to.
         watcher: Is told how the link is.
 
     Attributes:
         since: When the connection was opened, `inf` while there is none.
     """
 
-    def __init__(self, connect: Callable[[], BaseConnection], watcher: LinkWatcher) -> None:
+    def __init__(self, server: Server, watcher: LinkWatcher) -> None:
         self.since = inf
-        self._connect = connect
+        self._server = server
         self._watcher = watcher
         self._connection: BaseConnection | None = None
         self._changed = trio.lowlevel.ParkingLot()
@@ -91,7 +101,10 @@ class Link:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _open(self, nursery: trio.Nursery) -> float:
-        connection = self._connect()
+        if not await self._server.check():
+            message = "nothing listens there"
+            raise RedisDownError(message)
+        connection = self._server.connection()
         await nursery.start(connection.run)
 
         async def call(*command: Argument, seconds: float | None = None) -> Any:  # noqa: ANN401
@@ -186,4 +199,4 @@ def _first_of(errors: BaseExceptionGroup[BaseException]) -> str:
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"{type(error).__name__}"
+    return str(error) if isinstance(error, RedisDownError) else type(error).__name__

@@ -15,7 +15,6 @@ from coredis.exceptions import ResponseError
 from crucible_trio.config import Settings
 from crucible_trio.errors import (
     CrucibleError,
-    LogLostError,
     LogUnavailableError,
     StreamExpiredError,
     StreamNotFoundError,
@@ -296,7 +295,7 @@ class Mirrors:
 
     def lose(self, mirror: Mirror) -> None:
         """Give a running stream up. Its readers get `LogLostError`."""
-        mirror.log.break_off(LogLostError())
+        mirror.log.lose()
         self.drop(mirror)
 
     def drop(self, mirror: Mirror) -> None:

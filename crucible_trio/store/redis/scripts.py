@@ -2,7 +2,7 @@
 
 | key | content |
 |---|---|
-| `{crucible:ID}:log` | a Redis stream: for each record an entry `EPOCH-NUMBER` with the field `f` or, for the last, `e` |
+| `{crucible:ID}:log` | a Redis stream: for each record an entry `EPOCH-NUMBER`, its field `f` or, for the last, `e` |
 | `{crucible:ID}:meta` | a hash: epoch, head, state (`r` running, `d` done), owner, facts, schema number |
 | `{crucible:ID}:lease` | the process that generates the stream, while it is alive |
 | `{crucible:ID}:gone` | outlives the stream: `o` and the owner. `x` if it was deleted |
@@ -10,6 +10,7 @@
 | `crucible:own:OWNER` | a sorted set: the owner's streams by the time of their start |
 | `crucible:run:OWNER` | a sorted set: the owner's running streams by the end of their lease |
 | `crucible:ctl:PROCESS` | a Redis stream: messages to a process |
+| `crucible:process:PROCESS` | the process is alive |
 
 Epoch 1 is the process that generates, epoch 2 is a process that has ended the stream in its place. An append with an
 older epoch is refused, and no entry id is used twice. So no clock decides who may write. Every key expires.
@@ -48,6 +49,11 @@ def log_key(stream_id: str) -> str:
 def control_key(process: str) -> str:
     """The key of the messages to a process."""
     return f"crucible:ctl:{process}"
+
+
+def alive_key(process: str) -> str:
+    """The key that a process keeps while it is alive."""
+    return f"crucible:process:{process}"
 
 
 def idempotency_key(owner: str, key: str) -> str:
@@ -144,6 +150,8 @@ return out
 HEARTBEAT: Final = Script(
     """
 local process, lease, ttl, extra = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+-- The first write, because a full Redis refuses no later one.
+call('SET', 'crucible:process:' .. process, '1', 'PX', lease)
 local ctl = 'crucible:ctl:' .. process
 if call('EXISTS', ctl) == 0 then call('XADD', ctl, '*', 'm', '') end
 call('PEXPIRE', ctl, ttl)

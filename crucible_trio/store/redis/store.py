@@ -283,7 +283,7 @@ class RedisStore:
         await self.commits.empty()
         await self.outbox.empty()
         with suppress(RedisDownError, ResponseError):
-            await self._link.call("DEL", scripts.control_key(self.process))
+            await self._link.call("DEL", scripts.control_key(self.process), scripts.alive_key(self.process))
 
     def _check_ready(self) -> None:
         if self._health.is_out:
@@ -308,7 +308,7 @@ async def open_redis_store(settings: Settings, timers: Timers, metrics: Metrics)
     address = parse_url(settings.log_url)
     health = Health(settings.log_outage_seconds)
     watcher = _Watcher(health)
-    commands, reads = Link(address.connection, watcher), Link(address.connection, watcher)
+    commands, reads = Link(address, watcher), Link(address, watcher)
     async with background_tasks() as nursery:
         nursery.start_soon(commands.run)
         await _first_connection(commands, watcher)
