@@ -183,6 +183,15 @@ class StreamCancelled(Record, frozen=True, tag="stream.cancelled"):
 
 
 @final
+class UnknownRecord(Record, frozen=True):
+    """A record of a type that only a later version knows, in a log that processes of both versions read.
+
+    The native wire passes its bytes on. Everything else skips it. A later version that needs more than that gives its
+    logs another schema number.
+    """
+
+
+@final
 class ServerDraining(msgspec.Struct, frozen=True, tag_field="type", tag="server.draining"):
     """Out-of-band event: the server is shutting down. The stream still ends with its terminal record."""
 
@@ -197,7 +206,7 @@ class ServerBusy(msgspec.Struct, frozen=True, tag_field="type", tag="server.busy
 
 
 Terminal: TypeAlias = StreamCompleted | StreamIncomplete | StreamFailed | StreamCancelled
-AnyRecord: TypeAlias = (
+_KnownRecord: TypeAlias = (
     StreamCreated
     | ReasoningDelta
     | ReasoningDone
@@ -209,18 +218,25 @@ AnyRecord: TypeAlias = (
     | StreamContinued
     | Terminal
 )
+AnyRecord: TypeAlias = _KnownRecord | UnknownRecord
 Control: TypeAlias = ServerDraining | ServerBusy
 
 TERMINAL: Final = (StreamCompleted, StreamIncomplete, StreamFailed, StreamCancelled)
 CONTROL: Final = (ServerDraining, ServerBusy)
+
+
+class _Numbered(msgspec.Struct):
+    seq: int
+
 
 # How deep the JSON of others may be nested. Near Python's recursion limit it could be decoded in one place, and not be
 # encoded again in another.
 MAX_DEPTH: Final = 100
 
 _encoder = msgspec.json.Encoder()
-_decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord)
-_event_decoder: msgspec.json.Decoder[AnyRecord | Control] = msgspec.json.Decoder(AnyRecord | Control)
+_decoder: msgspec.json.Decoder[_KnownRecord] = msgspec.json.Decoder(_KnownRecord)
+_event_decoder: msgspec.json.Decoder[_KnownRecord | Control] = msgspec.json.Decoder(_KnownRecord | Control)
+_seq_decoder = msgspec.json.Decoder(_Numbered)
 
 # U+0080 to U+009F, U+2028 and U+2029 in UTF-8. Older line splitters in the httpx family break lines there. JSON allows
 # them in strings only, where an escape means the same.
@@ -259,8 +275,12 @@ def encode_control(event: Control) -> bytes:
 
 
 def decode_frame(frame: bytes) -> AnyRecord:
-    """The record that `encode_frame` was given."""
-    return _decoder.decode(frame[len(b"data: ") : frame.rindex(b"\nid: ")])
+    """The record that `encode_frame` was given. A type that this version does not know is an `UnknownRecord`."""
+    data = frame[len(b"data: ") : frame.rindex(b"\nid: ")]
+    try:
+        return _decoder.decode(data)
+    except msgspec.ValidationError:
+        return UnknownRecord(_seq_decoder.decode(data).seq)
 
 
 def decode_event(data: str | bytes) -> AnyRecord | Control:

@@ -73,6 +73,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UnknownRecord,
 )
 
 # A finish reason that an engine may pass on from its upstream. The text was cut, and must not look complete.
@@ -176,7 +177,7 @@ class ResponseFold:
                 assert isinstance(self._open, OpenCall)
                 self._open.is_whole = True
                 yield from self._finish_item("completed")
-            case StreamContinued():
+            case StreamContinued() | UnknownRecord():
                 pass
             case _:
                 yield from self._end(record)

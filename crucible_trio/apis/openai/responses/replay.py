@@ -51,6 +51,10 @@ async def open_dialect(
     while fold.next_number <= starting_after:
         frames = log.read(offset, _FOLD_BYTES)
         if not frames:
+            # A reader elsewhere may have it before it is acknowledged here.
+            await log.reached(offset + 1)
+            frames = log.read(offset, _FOLD_BYTES)
+        if not frames:
             message = f"starting_after is beyond the last event, {fold.next_number - 1}"
             raise InvalidRequestError(message, "starting_after")
         for frame in frames:

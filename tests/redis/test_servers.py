@@ -1,0 +1,169 @@
+"""Which Redis servers can be used, and how they are reached."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from crucible_trio.errors import ConfigError, LogUnavailableError
+from crucible_trio.pipeline import Pipeline
+from crucible_trio.records import AnyRecord
+from crucible_trio.request import Request
+from crucible_trio.store.redis.address import RedisAddress, parse_url
+from crucible_trio.store.redis.checks import problem_with
+from crucible_trio.testing import Gate, ScriptedEngine
+
+OpenPipeline: TypeAlias = Callable[..., AbstractAsyncContextManager[Pipeline]]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://localhost", RedisAddress("localhost", 6379, None, 0, None, None, False)),
+        ("redis://127.0.0.1:7000/3", RedisAddress("127.0.0.1", 7000, None, 3, None, None, False)),
+        ("rediss://me:p%40ss@host:1/", RedisAddress("host", 1, None, 0, "me", "p@ss", True)),
+        ("redis://:word@[::1]:2/0", RedisAddress("::1", 2, None, 0, None, "word", False)),
+        ("unix:///run/redis%20.sock", RedisAddress("", 6379, "/run/redis .sock", 0, None, None, False)),
+        ("unix://:word@/run/r.sock?db=2", RedisAddress("", 6379, "/run/r.sock", 2, None, "word", False)),
+    ],
+)
+def test_a_url_is_understood(url: str, expected: RedisAddress) -> None:
+    assert parse_url(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:6379",
+        "http://secret@localhost",
+        "redis://",
+        "redis://:secret@/0",
+        "redis://secret:99999",
+        "redis://secret/x",
+        "redis://secret/0?db=1",
+        "redis://secret/0#x",
+        "redis://[secret",
+        "unix://",
+        "unix:///secret?x=1",
+    ],
+)
+def test_a_wrong_url_is_refused_and_not_quoted(url: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse_url(url)
+    assert "secret" not in str(refusal.value)
+    assert refusal.value.settings == ("log_url",)
+    assert refusal.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("info", "mentions"),
+    [
+        ({"redis_version": "6.0.16"}, "6.0.16"),
+        ({"redis_version": "6.2.0", "cluster_enabled": "1"}, "cluster-enabled"),
+        ({"redis_version": "7.0.15", "role": "slave"}, "replica"),
+        ({"redis_version": "7.2.4", "maxmemory_policy": "volatile-ttl"}, "maxmemory-policy is volatile-ttl"),
+        ({"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "role": "master"}, None),
+        ({"redis_version": "6.2.0"}, None),
+    ],
+)
+def test_a_server_that_would_lose_streams_is_refused(info: dict[str, str], mentions: str | None) -> None:
+    problem = problem_with(info)
+    assert problem is None if mentions is None else mentions in (problem or "")
+
+
+async def test_a_password_is_sent(new_redis: Callable[..., Any], open_over: OpenPipeline) -> None:
+    redis = new_redis("--requirepass", "p@ss word")
+    async with open_over(ScriptedEngine("a"), url=f"redis://:p%40ss%20word@127.0.0.1:{redis.port}/0") as pipeline:
+        await pipeline.start(Request("q"))
+    with pytest.raises(ConfigError, match="Authentication") as refusal:
+        async with open_over(ScriptedEngine("a"), url=f"redis://:wrong@127.0.0.1:{redis.port}/0"):
+            pass
+    assert "wrong" not in str(refusal.value)
+
+
+async def test_a_unix_socket_is_used(new_redis: Callable[..., Any], open_over: OpenPipeline, tmp_path: Path) -> None:
+    new_redis("--unixsocket", str(tmp_path / "r.sock"))
+    async with open_over(ScriptedEngine("a"), url=f"unix://{tmp_path}/r.sock?db=1") as pipeline:
+        await pipeline.start(Request("q"))
+
+
+async def test_where_nothing_listens_the_start_fails(
+    redis: Any, open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crucible_trio.store.redis.store._FIRST_CONNECT_SECONDS", 0.3)
+    redis.kill()
+    with pytest.raises(ConfigError, match="nothing listens there") as refusal:
+        async with open_over(ScriptedEngine("a")):
+            pass
+    assert str(redis.port) not in str(refusal.value)
+
+
+def make_certificate(folder: Path, need_program: Callable[[str], str]) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, signed by itself."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subject = ["-subj", "/CN=redis of a test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = [need_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return key, certificate
+
+
+# coredis leaves parts of a connection open that TLS has refused, and Python warns of them.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+async def test_tls_verifies_the_server(
+    new_redis: Callable[..., Any],
+    open_over: OpenPipeline,
+    need_program: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key, certificate = make_certificate(tmp_path, need_program)
+    redis = new_redis(
+        *("--tls-port", "0", "--tls-cert-file", str(certificate), "--tls-key-file", str(key)),
+        *("--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no"),
+    )
+    redis.command("CONFIG", "SET", "tls-port", str(redis.port + 1))
+    url = f"rediss://127.0.0.1:{redis.port + 1}/0"
+    monkeypatch.setattr("crucible_trio.store.redis.store._FIRST_CONNECT_SECONDS", 2)
+    with pytest.raises(ConfigError, match="cannot use the Redis"):
+        async with open_over(ScriptedEngine("a"), url=url):
+            pass
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    async with open_over(ScriptedEngine("a"), url=url) as here, open_over(ScriptedEngine("a"), url=redis.url) as there:
+        stream = await here.start(Request("q"), on_disconnect="continue")
+        await stream.log.wait_finished()
+        assert (await there.find(stream.id)).log.read(0) == stream.log.read(0)
+
+
+# Versions of this package next to each other
+
+
+async def test_a_stream_with_a_newer_schema_is_refused_for_now(redis: Any, open_over: OpenPipeline) -> None:
+    async with open_over(ScriptedEngine("a", Gate())) as here, open_over(ScriptedEngine("a")) as there:
+        stream = await here.start(Request("q"), on_disconnect="continue")
+        redis.command("HSET", f"{{crucible:{stream.id}}}:meta", "schema", "2")
+        for _ in range(2):
+            with pytest.raises(LogUnavailableError, match="newer version"):
+                await there.find(stream.id)
+        assert await there.list() == []
+
+
+async def test_records_of_a_later_version_are_passed_on_as_bytes(
+    redis: Any, open_over: OpenPipeline, read_to_end: Callable[..., Awaitable[list[AnyRecord]]]
+) -> None:
+    async with open_over(ScriptedEngine("a", Gate(), "b")) as here, open_over(ScriptedEngine("a")) as there:
+        stream = await here.start(Request("q"), on_disconnect="continue")
+        await stream.log.reached(2)
+        found = await there.find(stream.id)
+        log: Any = stream.log
+        later = f'data: {{"type":"stream.poked","seq":3,"by":"x"}}\nid: {stream.id}.3\n\n'.encode()
+        log.append_nowait([later])
+        async with found.attach(2) as reader:
+            assert (await anext(reader)).seq == 3
+        assert found.log.read(2) == [later]
+        assert found.snapshot().output == "a"
+        assert found.snapshot().last_seq == 3
