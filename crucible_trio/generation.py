@@ -314,8 +314,8 @@ class Generation:
         self._decide(endings.log_lost())
         self.terminal = terminal or self._make_terminal(self.log.pending_head + 1)
         self._timer.cancel()
+        self._scope.cancel()  # before the next line, which would raise in an engine that waits for the buffer
         self._receive.close()
-        self._scope.cancel()
 
     def room_available(self) -> None:
         """The log may have room (`LogListener`). The caller records, so no task has to be woken for it."""

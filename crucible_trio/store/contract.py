@@ -21,6 +21,10 @@ class StreamStore(Protocol):
         """Whether new streams can be stored."""
 
     @property
+    def failures(self) -> int:
+        """How often the store could not be reached, or refused a record."""
+
+    @property
     def running(self) -> int:
         """Streams of this process that have not ended."""
 

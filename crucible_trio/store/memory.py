@@ -40,11 +40,13 @@ class MemoryStore:
 
     Attributes:
         ready: Always True.
+        failures: Always 0.
         log_bytes: Bytes of all logs, and of the facts stored with them.
     """
 
     def __init__(self, settings: Settings, timers: Timers, *, new_log: LogFactory = MemoryLog) -> None:
         self.ready = True
+        self.failures = 0
         self.log_bytes = 0
         self._settings = settings
         self._timers = timers

@@ -211,6 +211,10 @@ class WaitingStore:
         return self.inner.ready
 
     @property
+    def failures(self) -> int:
+        return self.inner.failures
+
+    @property
     def running(self) -> int:
         return self.inner.running
 

@@ -89,3 +89,18 @@ async def test_a_log_that_is_lost_while_its_end_is_pending_lets_the_stream_go(au
         log_of(stream).lose()
         await wait_all_tasks_blocked()
         assert pipeline.store.running == 0
+
+
+async def test_an_engine_that_waits_for_the_buffer_is_cancelled_and_not_refused(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ScriptedEngine([f"{number}" for number in range(1000)])
+    shared = SharedPipeline(engine)
+    async with run_pipeline(shared.pipeline) as pipeline:
+        stream = await pipeline.start(Request("q"), on_disconnect="pause")
+        await wait_all_tasks_blocked()
+        assert engine.live == 1
+        log_of(stream).lose()
+        await wait_all_tasks_blocked()
+        assert engine.runs[-1].end == "cancelled"
+    assert "the engine failed" not in caplog.text

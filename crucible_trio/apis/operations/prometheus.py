@@ -107,6 +107,12 @@ class PipelineCollector(Collector):
         )
         yield _gauge("streams_running", "Streams whose engine may run", pipeline.store.running)
         yield _gauge("streams_kept", "Finished streams that can still be read", pipeline.store.kept)
+        yield _gauge("log_up", "Whether records can be stored", int(pipeline.store.ready))
+        yield CounterMetricFamily(
+            "crucible_log_failures",
+            "Connections to the store of the logs that were lost, and writes that it refused",
+            value=pipeline.store.failures,
+        )
         yield _gauge("log_bytes", "Bytes of all logs and of the facts kept with them", pipeline.store.log_bytes)
 
 

@@ -100,6 +100,11 @@ class RedisStore:
         return not self._health.is_out
 
     @property
+    def failures(self) -> int:
+        """How often the connection was lost, or a write was refused."""
+        return self._health.failures
+
+    @property
     def running(self) -> int:
         """Streams of this process that have not ended."""
         return self._local.running
