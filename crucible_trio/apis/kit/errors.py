@@ -96,6 +96,16 @@ class UnknownParameterError(CrucibleError):
 
 
 @final
+class ModelNotFoundError(CrucibleError):
+    """No model has this name."""
+
+    param: Final = "model"
+
+    def __init__(self, name: str, models: tuple[str, ...]) -> None:
+        super().__init__(f"there is no model {name!r}; there is {', '.join(models)}")
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class ErrorRule:
     """How errors of one class are answered.
