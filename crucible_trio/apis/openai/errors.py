@@ -8,10 +8,10 @@ from typing import Final, final
 
 import msgspec
 
+from crucible_trio.apis.kit.endings import CANCELLED, CUT_TO_LENGTH, DEADLINES
 from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, UnauthorizedError
 from crucible_trio.errors import CrucibleError, UpstreamReport
 from crucible_trio.records import (
-    CancelledBy,
     ErrorInfo,
     IncompleteReason,
     StreamCancelled,
@@ -22,31 +22,6 @@ from crucible_trio.records import (
 
 # Engine codes that say this model can never answer the request.
 CLIENTS_FAULT: Final = frozenset({"prompt_too_long", "unsupported_conversation"})
-
-# The client has set these limits or can know them, so a stream that they end counts as cut to length. A deadline is
-# different: an answer that stopped in the middle must not look complete.
-_CUT_TO_LENGTH: Final[frozenset[IncompleteReason]] = frozenset({"max_output_tokens", "log_limit"})
-
-_DEADLINES: Final[dict[IncompleteReason, str]] = {
-    "first_token_deadline": "The model did not begin in time.",
-    "idle_deadline": "The model stopped in the middle.",
-    "total_deadline": "The answer was not finished in time.",
-}
-_CANCELLED: Final[dict[CancelledBy, str]] = {
-    "client": "The stream was cancelled.",
-    "disconnect": "The stream was cancelled, because its client had left.",
-    "shutdown": "The server is shutting down.",
-}
-
-
-@final
-class ModelNotFoundError(CrucibleError):
-    """No model has this name."""
-
-    param: Final = "model"
-
-    def __init__(self, name: str, models: tuple[str, ...]) -> None:
-        super().__init__(f"there is no model {name!r}; there is {', '.join(models)}")
 
 
 @final
@@ -74,7 +49,6 @@ class ItemNotFoundError(CrucibleError):
 
 OPENAI_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
     UnauthorizedError: ErrorRule(401, "invalid_api_key"),
-    ModelNotFoundError: ErrorRule(404, "model_not_found"),
     PreviousResponseNotFoundError: ErrorRule(404, "previous_response_not_found"),
     ItemNotFoundError: ErrorRule(404, "item_not_found"),
 }
@@ -144,10 +118,10 @@ def error_of(terminal: Terminal) -> OpenAIErrorBody | None:
     match terminal:
         case StreamFailed(error=error):
             return error_of_failure(error)
-        case StreamIncomplete(reason=reason) if reason not in _CUT_TO_LENGTH:
-            return OpenAIErrorBody(_DEADLINES[reason], "server_error", None, reason)
+        case StreamIncomplete(reason=reason) if reason not in CUT_TO_LENGTH:
+            return OpenAIErrorBody(DEADLINES[reason], "server_error", None, reason)
         case StreamCancelled(by=by):
-            return OpenAIErrorBody(_CANCELLED[by], "server_error", None, "cancelled")
+            return OpenAIErrorBody(CANCELLED[by], "server_error", None, "cancelled")
     return None
 
 
@@ -177,7 +151,7 @@ def failure_answer(terminal: Terminal, *, repeatable: bool) -> ErrorAnswer:
             return answer_to_deadline(reason)
         case _:
             assert isinstance(terminal, StreamCancelled)
-            message = _CANCELLED[terminal.by]
+            message = CANCELLED[terminal.by]
             if terminal.by == "shutdown":  # a new process knows no idempotency keys, so a repeat starts anew
                 return ErrorAnswer(503, "cancelled", message, retry_after=_RETRY_AFTER, type="server_error")
             return ErrorAnswer(400, "cancelled", message, type="server_error")
@@ -197,7 +171,7 @@ def answer_to_failure(failure: ErrorInfo, *, repeatable: bool) -> ErrorAnswer:
 
 def answer_to_deadline(reason: IncompleteReason) -> ErrorAnswer:
     """How to answer when a deadline has passed. A repeat would take as long again."""
-    return ErrorAnswer(400, reason, _DEADLINES[reason], type="server_error")
+    return ErrorAnswer(400, reason, DEADLINES[reason], type="server_error")
 
 
 def _may_be_mended(failure: ErrorInfo) -> bool:

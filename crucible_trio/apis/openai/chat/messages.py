@@ -9,12 +9,11 @@ import msgspec
 
 from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields, dotted
-from crucible_trio.apis.kit.parsing import valid
+from crucible_trio.apis.kit.parsing import make_part, valid
 from crucible_trio.apis.openai.messages import (
     OpenAIContent,
     OpenAIRole,
     PartReader,
-    make_part,
     read_content,
     read_message,
     read_text_part,

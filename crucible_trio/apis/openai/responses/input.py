@@ -13,18 +13,17 @@ import msgspec
 
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields, dotted
-from crucible_trio.apis.kit.parsing import valid
+from crucible_trio.apis.kit.ignored import Ignored
+from crucible_trio.apis.kit.parsing import make_part, valid
 from crucible_trio.apis.openai.messages import (
     OpenAIContent,
     OpenAIMessage,
     PartReader,
-    make_part,
     read_content,
     read_message,
     read_text_part,
 )
 from crucible_trio.apis.openai.responses.earlier import Earlier, is_reference
-from crucible_trio.apis.openai.responses.ignored import Ignored
 from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.apis.openai.responses.tools import DeclaredTools, custom_arguments
 from crucible_trio.engine import Capabilities
