@@ -44,10 +44,11 @@ test-lowest:
 	PIP_CONSTRAINT=$(CURDIR)/.venv-lowest/constraints.txt \
 		$(MAKE) --no-print-directory test-suite VENV=.venv-lowest
 
-# Three minutes of load and faults on the real server: first with direct writes, then without.
+# Six minutes of load and faults on the real server: with direct writes, without, and with several processes.
 soak: $(VENV)/.installed-test
 	$(BIN)/python -W error tests/soak/soak.py --seconds 90
 	$(BIN)/python -W error tests/soak/soak.py --seconds 90 --path plain
+	$(BIN)/python -W error tests/soak/processes.py --seconds 90
 
 # Mutation tests: remove one mechanism at a time, and expect a test to fail. Takes a few minutes.
 mutants: $(VENV)/.installed-test

@@ -444,7 +444,8 @@ async def test_the_events_of_a_response_are_those_that_the_code_sends() -> None:
 
 def test_the_table_of_record_types_matches_the_code() -> None:
     documented = {row[0] for row in table("docs/reference/protocol.md", "id: str_7Q2M4kWcT0aXn3v9LzB1pg.14")}
-    assert documented == {record.__struct_config__.tag for record in get_args(crucible_trio.AnyRecord)}
+    kinds = set(get_args(crucible_trio.AnyRecord)) - {crucible_trio.UnknownRecord}
+    assert documented == {record.__struct_config__.tag for record in kinds}
 
 
 def test_the_json_of_the_protocol_has_the_fields_of_the_code() -> None:

@@ -27,6 +27,9 @@ ReadToEnd: TypeAlias = Callable[..., Awaitable[list[AnyRecord]]]
 Until: TypeAlias = Callable[[Callable[[], object]], Awaitable[None]]
 
 
+pytestmark = pytest.mark.slow
+
+
 class RedisServer(Protocol):
     """See `conftest.py`."""
 
@@ -107,7 +110,6 @@ async def _restart(redis: RedisServer) -> None:
     redis.start()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("disturb", [_kill_connections, _freeze, _restart])
 async def test_every_record_is_read_once_however_redis_is_disturbed(
     new_redis: Callable[..., RedisServer],

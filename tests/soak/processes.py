@@ -32,7 +32,7 @@ from crucible_trio.records import parse_event_id
 from crucible_trio.sse import Decoder
 
 LEASE_SECONDS = 1.5
-RETENTION_SECONDS = 3.0
+RETENTION_SECONDS = 20.0  # readers on a busy machine may need some seconds to come back
 PATIENCE_SECONDS = 60.0
 MEMORY_GROWTH_MIB = 30.0  # a process that serves hundreds of streams keeps free lists and pools
 
@@ -64,7 +64,7 @@ class Server:
 
     def start(self) -> None:
         program = "from crucible_trio.cli import main; main()"
-        options = ["serve", "--engine", "replay", "--replay-speed", "8", "--bind", f"127.0.0.1:{self.port}"]
+        options = ["serve", "--engine", "replay", "--replay-speed", "4", "--bind", f"127.0.0.1:{self.port}"]
         settings = {
             "LOG_URL": self.url,
             "TOKEN_SECRET": "a secret of this test",
@@ -117,7 +117,6 @@ class Tally:
     cuts: int = 0
     resumed_elsewhere: int = 0
     compared: int = 0
-    longest_end_seconds: float = 0.0  # from a kill to the end of its last stream
 
 
 async def request(port: int, method: str, path: str, body: bytes = b"", headers: str = "") -> tuple[int, bytes]:
@@ -169,7 +168,6 @@ class Soak:
     chance: random.Random
     tally: Tally = field(default_factory=Tally)
     text: str = ""
-    killed_at: float = 0.0
     until: float = 0.0
 
     async def read_forever(self) -> None:
@@ -194,9 +192,12 @@ class Soak:
             tally.resumed_elsewhere += bool(last_port) and port != last_port
             last_port = port
             try:
-                with trio.move_on_after(self.chance.expovariate(4)) as scope:
+                with trio.move_on_after(PATIENCE_SECONDS) as scope:
                     async with events(port, path, last_id) as received:
                         async for last_id, data in received:
+                            # From its first event on, so that every connection makes progress.
+                            cut_at = trio.current_time() + self.chance.expovariate(4)
+                            scope.deadline = min(scope.deadline, cut_at)
                             record = msgspec.json.decode(data)
                             seqs.append(parse_event_id(last_id)[1])
                             frames.append(data)
@@ -236,9 +237,7 @@ class Soak:
             code = error["code"] if isinstance(error, dict) else end.get("by")
             tally.producer_lost += code == "producer_lost"
             tally.cancelled += code == "shutdown"
-            if code == "producer_lost":
-                tally.longest_end_seconds = max(tally.longest_end_seconds, time.monotonic() - self.killed_at)
-            elif code != "shutdown":
+            if code not in {"producer_lost", "shutdown"}:
                 tally.wrong.append(f"{last_id}: ended with {end}")
         if not is_right:
             tally.wrong.append(f"{last_id}: wrong text of {len(text)} characters")
@@ -260,7 +259,6 @@ class Soak:
         for number in range(kills):
             await trio.sleep(pause)
             server = self.chance.choice(self.servers)
-            self.killed_at = time.monotonic()
             await server.end(signal.SIGKILL)
             await trio.sleep(pause / 3 if number % 2 else 0)
             server.start()
@@ -320,8 +318,7 @@ async def soak(options: argparse.Namespace, folder: str) -> bool:
             f"{options.processes} processes, {options.readers} readers, {options.kills} killed, 1 terminated: "
             f"{tally.streams} streams ({tally.completed} completed, {tally.producer_lost} lost their process, "
             f"{tally.cancelled} ended by the shutdown), {tally.cuts} cuts, {tally.resumed_elsewhere} resumed on "
-            f"another process, {tally.compared} compared. At most {tally.longest_end_seconds:.1f} s from a kill to an "
-            "end"
+            f"another process, {tally.compared} compared"
         )
         print(
             f"lost {tally.lost}, repeated {tally.repeated}, reordered {tally.reordered}, "
@@ -348,6 +345,7 @@ async def _back_to_start(
 ) -> None:
     """Wait until processes and Redis hold what they held before. What does not go away is an error."""
     wrong = run.tally.wrong
+    await trio.sleep(RETENTION_SECONDS)
     deadline = time.monotonic() + PATIENCE_SECONDS
     # Ids and idempotency keys are remembered for an hour, and an unread stream of a dead process for two minutes.
     for what, script in (("leases", COUNT_LEASES), ("keys that never expire", COUNT_KEPT)):

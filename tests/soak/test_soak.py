@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,28 @@ async def test_load_and_faults_lose_no_record_and_leak_nothing(path: str) -> Non
     with trio.fail_after(300):
         done = await trio.run_process(
             [sys.executable, "-W", "error", str(program), *SHORT, "--path", path],
+            capture_stdout=True,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    output = done.stdout.decode()
+    print(output)
+    assert done.returncode == 0, output
+    assert "lost 0, repeated 0, reordered 0, other errors 0" in output
+
+
+@pytest.mark.redis
+async def test_readers_that_change_between_processes_that_die_lose_no_record(
+    need_program: Callable[[str], str], skip_missing: Callable[[str], None]
+) -> None:
+    need_program("redis-server")
+    if find_spec("coredis") is None:
+        skip_missing("coredis is not installed")
+    program = Path(__file__).with_name("processes.py")
+    short = ["--seconds", "8", "--processes", "2", "--readers", "20", "--kills", "1", "--seed", "5"]
+    with trio.fail_after(300):
+        done = await trio.run_process(
+            [sys.executable, "-W", "error", str(program), *short],
             capture_stdout=True,
             stderr=subprocess.STDOUT,
             check=False,

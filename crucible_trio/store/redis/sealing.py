@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from crucible_trio.errors import EngineError
+from crucible_trio.recorder import bounded_error
 from crucible_trio.records import (
-    ErrorInfo,
     ReasoningDelta,
     ReasoningDone,
     StreamFailed,
@@ -16,7 +17,9 @@ from crucible_trio.records import (
     encode_frame,
 )
 
-_ERROR: Final = ErrorInfo("producer_lost", "The server process that generated this stream was lost.", retryable=True)
+_ERROR: Final = bounded_error(
+    EngineError("producer_lost", "The server process that generated this stream was lost.", retryable=True)
+)
 
 
 def sealing_frames(stream_id: str, frames: Iterable[bytes], total_seconds: float) -> list[bytes]:
