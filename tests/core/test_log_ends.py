@@ -19,7 +19,7 @@ from crucible_trio.timers import Timers
 
 
 class StoresNow:
-    """Stores at once what a log accepts."""
+    """Stores accepted records immediately."""
 
     def commit_later(self, log: SharedLog) -> None:
         if self.works:

@@ -1,4 +1,4 @@
-"""The log that is stored elsewhere: what the contract leaves to it."""
+"""The log that is stored elsewhere, beyond the contract."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from crucible_trio.records import (
 
 
 class Store:
-    """Counts what the log asks for."""
+    """Counts the calls of the log."""
 
     def __init__(self) -> None:
         self.asked = 0

@@ -104,7 +104,7 @@ async def _freeze(redis: RedisServer) -> None:
 
 
 async def _restart(redis: RedisServer) -> None:
-    await trio.sleep(1.2)  # what Redis has acknowledged is on disk after a second at the latest
+    await trio.sleep(1.2)  # acknowledged records are on disk after a second at the latest
     redis.kill()
     await trio.sleep(0.5)
     redis.start()

@@ -1,4 +1,4 @@
-"""What holds in one process holds across processes: each pipeline here is one."""
+"""The promises of one process hold across processes. Each pipeline here acts as a process."""
 
 from __future__ import annotations
 

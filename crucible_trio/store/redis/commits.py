@@ -1,6 +1,6 @@
 """Stores the records of the streams that this process generates.
 
-One task sends what all logs have pending in one call. What is accepted during the call goes with the next one, so
+One task sends what all logs have pending in one call. Records that are accepted during the call go with the next one, so
 batches grow with the load and with Redis' distance, and no timer delays a record.
 """
 
@@ -131,7 +131,7 @@ class Commits:
         try:
             answers = await self._link.script(APPEND, *arguments)
         except BaseException:
-            # Before what was added meanwhile. Redis skips what it has already.
+            # Before those that were added meanwhile. Redis skips the records that it has.
             self._waiting = dict.fromkeys(taken) | self._waiting
             raise
         self._health.worked()

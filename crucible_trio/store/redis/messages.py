@@ -15,7 +15,7 @@ from crucible_trio.store.redis.scripts import control_key
 
 logger = logging.getLogger(__name__)
 
-# Enough for a process that was stopped for a minute. What is older is repeated or has become useless.
+# Enough for a process that was stopped for a minute. Older ones are repeated or have become useless.
 _MAX_MESSAGES: Final = 10_000
 _PAUSE_SECONDS: Final = 0.1
 # Between two messages to one process. The slack of its logs covers it.
@@ -52,7 +52,7 @@ def decode_message(data: bytes) -> Message | None:
 
 @final
 class Outbox:
-    """Sends messages. `run` is its task. What is to be sent to one process goes in one message.
+    """Sends messages. `run` is its task. Everything for one process goes in one message.
 
     Args:
         link: Where it writes.

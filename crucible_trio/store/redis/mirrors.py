@@ -237,7 +237,7 @@ class Mirrors:
     async def watch(self) -> None:
         """Compare the mirrors with Redis, as `run` of the store does every second.
 
-        Reads what was missed, ends streams whose process is dead, and drops mirrors that no reader needs.
+        Reads missed records, ends streams whose process is dead, and drops mirrors that no reader needs.
 
         Raises:
             RedisDownError, ResponseError: Redis does not answer.
@@ -299,7 +299,7 @@ class Mirrors:
         self.drop(mirror)
 
     def drop(self, mirror: Mirror) -> None:
-        """Forget a mirror. Readers that are attached keep what it has."""
+        """Forget a mirror. Attached readers keep its records."""
         if self._mirrors.get(mirror.id) is mirror:
             del self._mirrors[mirror.id]
             self._account.log_grew(-mirror.log.size_bytes)

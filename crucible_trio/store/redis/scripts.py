@@ -15,7 +15,7 @@
 Epoch 1 is the process that generates, epoch 2 is a process that has ended the stream in its place. An append with an
 older epoch is refused, and no entry id is used twice. So no clock decides who may write. Every key expires.
 
-Every script can be repeated: what is done already is skipped. Times are Redis' own.
+Every script can be repeated: it skips the steps that were done before. Times are those of Redis' clock.
 """
 
 from __future__ import annotations

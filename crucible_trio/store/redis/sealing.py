@@ -1,4 +1,4 @@
-"""The end of a stream whose process died: what another process writes in its place."""
+"""The end of a stream whose process died, which another process writes."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class RedisStore:
                     break
                 await trio.sleep(next(pauses, _CLAIM_PAUSES[-1]))
         except BaseException:
-            self._later(scripts.RELEASE, name, stream_id)  # Redis may have executed what was not answered
+            self._later(scripts.RELEASE, name, stream_id)  # Redis may have executed a call without an answer
             raise
         holder = bytes(answer).decode()
         if holder == stream_id:
@@ -156,7 +156,7 @@ class RedisStore:
                 limit = self._settings.max_streams_per_owner
                 arguments = (facts.owner, facts.id, limit, 2 * self._times.lease)
                 if not await self._link.patient(scripts.RESERVE, *arguments):
-                    raise OwnerLimitError(limit)  # noqa: TRY301 - what was counted is taken back in any case
+                    raise OwnerLimitError(limit)  # noqa: TRY301 - the handler takes the count back
             self._creating = OwnStream(facts, self.commits)
             log = await self._local.create(facts)  # without a checkpoint
         except BaseException:
@@ -263,7 +263,7 @@ class RedisStore:
                 self._local.forget_now(own.stream)
 
     async def watch(self) -> None:
-        """Look after everything that no call looks after, every second until cancelled. No error leaves it."""
+        """Compare streams with Redis every second until cancelled. No error leaves it."""
         while True:
             try:
                 self._presence.forget_silent()
@@ -284,7 +284,7 @@ class RedisStore:
             self.mirrors.lose(mirror)
 
     async def close(self) -> None:
-        """Store and send what is pending. Other processes are told that this one has gone."""
+        """Store the pending records and send the pending messages. Other processes are told that this one has gone."""
         await self.commits.empty()
         await self.outbox.empty()
         with suppress(RedisDownError, ResponseError):

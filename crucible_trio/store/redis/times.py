@@ -1,4 +1,4 @@
-"""How long what is in Redis lives."""
+"""How long leases and keys live in Redis."""
 
 from __future__ import annotations
 
