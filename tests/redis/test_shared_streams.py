@@ -30,6 +30,7 @@ from crucible_trio.records import (
 )
 from crucible_trio.request import Request
 from crucible_trio.snapshot import SnapshotToolCall
+from crucible_trio.store.redis.scripts import label_key
 from crucible_trio.stream import Stream
 from crucible_trio.testing import Gate, ScriptedEngine
 
@@ -489,3 +490,45 @@ async def test_every_key_expires_and_mirrors_are_dropped(
         for key in ("gone", "log", "meta", "lease"):
             assert redis.command("TTL", f"{{crucible:{stream.id}}}:{key}") != ":-1"
         await until(lambda: not there.store.log_bytes and not here.store.log_bytes)
+
+
+async def test_a_label_leads_to_its_newest_stream_in_every_process(open_over: OpenPipeline) -> None:
+    engine = ScriptedEngine("a", Gate())
+    async with open_over(engine) as here, open_over(engine) as there:
+        stores: list[Any] = [here.store, there.store]
+        labels: list[Stream] = []
+        for process in (here, there):
+            stream = await _start_labelled(process, "chat:1")
+            labels.append(stream)
+            for store in stores:
+                found = await store.find_labelled("alice", "chat:1")
+                assert found.id == stream.id
+                assert await store.find_labelled("alice", "chat") is None
+                assert await store.find_labelled("bob", "chat:1") is None
+        first, newest = labels
+        assert await stores[0].count_readers(newest) == 1  # the client that started it
+        assert await stores[1].count_readers(newest, attached=1, away=-1) == 1
+        assert await stores[0].count_readers(newest, attached=1, away=-1) == 2
+        assert await stores[1].count_readers(newest, attached=-2) == 0
+        await there.forget(await there.find(first.id, owner="alice"))
+        assert (await stores[0].find_labelled("alice", "chat:1")).id == newest.id
+        await here.forget(await here.find(newest.id, owner="alice"))
+        for store in stores:
+            assert await store.find_labelled("alice", "chat:1") is None
+        assert await stores[0].count_readers(newest) == 0
+
+
+async def _start_labelled(pipeline: Pipeline, label: str) -> Stream:
+    store: Any = pipeline.store
+    started = store.started
+
+    async def start_with_label(stream: Stream, key: str | None) -> None:
+        store._own[stream.id].label_key = label_key(stream.owner, label)
+        await started(stream, key)
+
+    store.started = start_with_label
+    try:
+        stream, _ = await start(pipeline, owner="alice")
+    finally:
+        del store.started
+    return stream

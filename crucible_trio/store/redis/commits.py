@@ -1,7 +1,7 @@
 """Stores the records of the streams that this process generates.
 
-One task sends what all logs have pending in one call. Records that are accepted during the call go with the next one, so
-batches grow with the load and with Redis' distance, and no timer delays a record.
+One task sends the pending records of all logs in one call. Records that are accepted during the call go with the next
+one, so batches grow with the load and with Redis' distance, and no timer delays a record.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class OwnStream:
         stream: The stream, once it has started.
         idempotency_key: The key in Redis under which its start is found again. Empty without one.
         digest: Of the request that the key belongs to.
+        label_key: The key in Redis under which its label leads to it. Empty without one.
         is_ended_elsewhere: Whether another process has ended it, and its end has to be read.
         is_deleted: Whether Redis has refused it because it was deleted.
     """
@@ -56,6 +57,7 @@ class OwnStream:
         self.stream: Stream | None = None
         self.idempotency_key = ""
         self.digest = b""
+        self.label_key = ""
         self.is_ended_elsewhere = False
         self.is_deleted = False
         self._commits = commits
@@ -76,6 +78,7 @@ class OwnStream:
                 "1" if self.stream is not None else "0",
                 self.idempotency_key,
                 self.digest,
+                self.label_key,
             ]
         head: list[Argument] = [self.facts.id, batch.first, len(batch.frames), int(batch.last), len(facts)]
         size = sum(len(part) for part in (*facts, *batch.frames) if isinstance(part, bytes))

@@ -8,8 +8,9 @@ while it waits. The answer is then dropped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import Any, Final, Protocol, TypeAlias, final
 
@@ -161,11 +162,18 @@ class Link:
 
         Checkpoints: always. Cancellation: as `call`.
         """
+        return await self._repeat(partial(self.script, script, *arguments))
+
+    async def patient_call(self, *command: Argument) -> Any:  # noqa: ANN401
+        """The same for a command."""
+        return await self._repeat(partial(self.call, *command))
+
+    async def _repeat(self, ask: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
         with trio.move_on_after(PATIENCE_SECONDS):
             while True:
                 await self.opened()
                 try:
-                    return await self.script(script, *arguments)
+                    return await ask()
                 except RedisDownError:
                     await trio.sleep(_FIRST_PAUSE_SECONDS)
         raise LogUnavailableError

@@ -7,6 +7,7 @@
 | `{crucible:ID}:lease` | the process that generates the stream, while it is alive |
 | `{crucible:ID}:gone` | outlives the stream: `o` and the owner. `x` if it was deleted |
 | `crucible:key:HASH` | an idempotency key: `p` (pending) or `s` (started), the request's digest, the stream's id |
+| `crucible:label:HASH` | the id of the newest stream with a label |
 | `crucible:own:OWNER` | a sorted set: the owner's streams by the time of their start |
 | `crucible:run:OWNER` | a sorted set: the owner's running streams by the end of their lease |
 | `crucible:ctl:PROCESS` | a Redis stream: messages to a process |
@@ -58,29 +59,42 @@ def alive_key(process: str) -> str:
 
 def idempotency_key(owner: str, key: str) -> str:
     """The key of an owner's idempotency key. Both may hold any character, so their lengths are hashed as well."""
-    parts = [part.encode(errors="surrogatepass") for part in (owner, key)]
-    lengths = b"".join(b"%d:%b" % (len(part), part) for part in parts)
-    return f"crucible:key:{hashlib.sha256(lengths).hexdigest()}"
+    return f"crucible:key:{_hash(owner, key)}"
+
+
+def label_key(owner: str, label: str) -> str:
+    """The key of the newest stream that an owner has started with a label."""
+    return f"crucible:label:{_hash(owner, label)}"
+
+
+def _hash(*texts: str) -> str:
+    parts = [text.encode(errors="surrogatepass") for text in texts]
+    return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).hexdigest()
 
 
 _COMMON: Final = """
 local call = redis.call
 local function key(id, what) return '{crucible:' .. id .. '}:' .. what end
 local function now() local t = call('TIME'); return t[1] * 1000 + math.floor(t[2] / 1000) end
-local function findable(id, owner, idem, digest, ttl, extra)
-  call('HSET', key(id, 'meta'), 'started', '1', 'idem', idem)
+local function findable(id, owner, idem, digest, label, ttl, extra)
+  call('HSET', key(id, 'meta'), 'started', '1', 'idem', idem, 'label', label)
+  if label ~= '' then call('SET', label, id, 'PX', ttl) end
   call('ZADD', 'crucible:own:' .. owner, 'NX', now(), id)
   call('PEXPIRE', 'crucible:own:' .. owner, ttl)
   if idem ~= '' then call('SET', idem, 's' .. digest .. id, 'PX', ttl + extra) end
 end
+local function labelled(id, label)
+  return label and label ~= '' and call('GET', label) == id
+end
 local function finish(id, kept, extra)
-  local m = call('HMGET', key(id, 'meta'), 'owner', 'idem', 'forgotten')
+  local m = call('HMGET', key(id, 'meta'), 'owner', 'idem', 'forgotten', 'label')
   if m[3] then kept = 60000 end
   call('HSET', key(id, 'meta'), 'state', 'd')
   call('PEXPIRE', key(id, 'meta'), kept)
   call('PEXPIRE', key(id, 'log'), kept)
   call('PEXPIRE', key(id, 'gone'), kept + extra)
   if m[2] and m[2] ~= '' then call('PEXPIRE', m[2], kept + extra) end
+  if labelled(id, m[4]) then call('PEXPIRE', m[4], kept) end
   if call('PTTL', 'crucible:own:' .. m[1]) < kept then call('PEXPIRE', 'crucible:own:' .. m[1], kept) end
   call('DEL', key(id, 'lease'))
   call('ZREM', 'crucible:run:' .. m[1], id)
@@ -88,8 +102,8 @@ end
 """
 
 # Arguments: process, lease, ttl, kept, extra (milliseconds). Then for each stream: id, number of the first frame, count
-# of frames, whether the last one is terminal, count of facts (0 or 6), facts, frames. The facts come with record 1:
-# owner, facts, schema, whether the stream has started, idempotency key, digest.
+# of frames, whether the last one is terminal, count of facts (0 or 7), facts, frames. The facts come with record 1:
+# owner, facts, schema, whether the stream has started, idempotency key, digest, label key.
 # Answer for each stream: its head. Less than the first frame's number - 1 if Redis has lost records. -2 if another
 # process has ended the stream, -3 if it was deleted.
 APPEND: Final = Script(
@@ -116,7 +130,7 @@ while ARGV[i] do
         'schema', ARGV[f + 2], 'process', process)
       call('SET', key(id, 'gone'), 'o' .. owner, 'PX', ttl + extra)
       call('SET', key(id, 'lease'), process, 'PX', lease)
-      if ARGV[f + 3] == '1' then findable(id, owner, ARGV[f + 4], ARGV[f + 5], ttl, extra) end
+      if ARGV[f + 3] == '1' then findable(id, owner, ARGV[f + 4], ARGV[f + 5], ARGV[f + 6], ttl, extra) end
       m = {'1', '0', 'r'}
     end
   end
@@ -158,7 +172,7 @@ call('PEXPIRE', ctl, ttl)
 local out, time = {}, now()
 for i = 5, #ARGV, 2 do
   local id = ARGV[i]
-  local m = call('HMGET', key(id, 'meta'), 'epoch', 'head', 'owner', 'idem', 'state')
+  local m = call('HMGET', key(id, 'meta'), 'epoch', 'head', 'owner', 'idem', 'state', 'label')
   if not m[1] then
     out[#out + 1] = 0
   elseif m[1] ~= '1' then
@@ -171,6 +185,7 @@ for i = 5, #ARGV, 2 do
       call('PEXPIRE', key(id, 'gone'), ttl + extra)
       call('PEXPIRE', 'crucible:own:' .. m[3], ttl)
       if m[4] and m[4] ~= '' then call('PEXPIRE', m[4], ttl + extra) end
+      if labelled(id, m[6]) then call('PEXPIRE', m[6], ttl) end
       if m[3] ~= '' then
         call('ZADD', 'crucible:run:' .. m[3], time + lease, id)
         call('PEXPIRE', 'crucible:run:' .. m[3], 2 * lease)
@@ -250,7 +265,7 @@ return 1
 """
 )
 
-# Arguments: id, owner, idempotency key or nothing, digest, ttl, extra.
+# Arguments: id, owner, idempotency key or nothing, digest, ttl, extra, label key or nothing.
 # Answer: 1, or 0 if another stream has the key or Redis has lost the stream.
 START: Final = Script(
     """
@@ -260,7 +275,7 @@ if idem ~= '' then
   local held = call('GET', idem)
   if held and string.sub(held, 34) ~= id then return 0 end
 end
-findable(id, owner, idem, ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]))
+findable(id, owner, idem, ARGV[4], ARGV[7], tonumber(ARGV[5]), tonumber(ARGV[6]))
 return 1
 """
 )
@@ -292,7 +307,8 @@ return 1
 FORGET: Final = Script(
     """
 local id, meta = ARGV[1], key(ARGV[1], 'meta')
-local m = call('HMGET', meta, 'state', 'process')
+local m = call('HMGET', meta, 'state', 'process', 'label')
+if labelled(id, m[3]) then call('DEL', m[3]) end
 call('ZREM', 'crucible:own:' .. ARGV[2], id)
 call('SET', key(id, 'gone'), 'x', 'PX', ARGV[3])
 if m[1] == 'd' then
@@ -302,6 +318,20 @@ elseif m[1] then
 end
 if m[2] then call('XADD', 'crucible:ctl:' .. m[2], 'NOMKSTREAM', '*', 'm', ARGV[4]) end
 return 1
+"""
+)
+
+# Counts the readers of a labelled stream. It begins with one that is away. Arguments: id, changes of attached and away
+# readers. Answer: both together, 0 for a stream without a label.
+COUNT_READERS: Final = Script(
+    """
+local meta = key(ARGV[1], 'meta')
+local m = call('HMGET', meta, 'label', 'attached', 'away', 'forgotten')
+if not m[1] or m[1] == '' or m[4] then return 0 end
+local attached = tonumber(m[2] or '0') + ARGV[2]
+local away = math.max(0, tonumber(m[3] or '1') + ARGV[3])
+call('HSET', meta, 'attached', attached, 'away', away)
+return attached + away
 """
 )
 
@@ -322,4 +352,4 @@ return out
 """
 )
 
-ALL: Final = (APPEND, HEARTBEAT, LOOK, CHECK, SEAL, CLAIM, RELEASE, START, RESERVE, DROP, FORGET, LIST)
+ALL: Final = (APPEND, HEARTBEAT, LOOK, CHECK, SEAL, CLAIM, RELEASE, START, RESERVE, DROP, FORGET, COUNT_READERS, LIST)

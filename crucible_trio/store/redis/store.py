@@ -178,6 +178,9 @@ class RedisStore:
         if key is not None:
             own.idempotency_key = scripts.idempotency_key(stream.owner, key)
             own.digest = self._claims.pop(stream.id)
+        label = getattr(stream.facts, "label", None)
+        if label is not None:
+            own.label_key = scripts.label_key(stream.owner, label)
         answer = await self._link.patient(
             scripts.START,
             stream.id,
@@ -186,6 +189,7 @@ class RedisStore:
             own.digest,
             self._times.running,
             self._times.gone,
+            own.label_key,
         )
         if not answer:
             raise LogUnavailableError
@@ -208,6 +212,20 @@ class RedisStore:
     async def _open(self, stream_id: str, owner: str | None) -> Stream:
         self._check_ready()
         return await self.mirrors.open(stream_id, owner)
+
+    async def find_labelled(self, owner: str, label: str) -> Stream | None:
+        """Find the newest stream with a label."""
+        self._check_ready()
+        stream_id = await self._link.patient_call("GET", scripts.label_key(owner, label))
+        if stream_id is None:
+            return None
+        with suppress(StreamNotFoundError, StreamExpiredError):
+            return await self.find(bytes(stream_id).decode(), owner)
+        return None
+
+    async def count_readers(self, stream: Stream, *, attached: int = 0, away: int = 0) -> int:
+        """Count the readers of a labelled stream that have not been sent the end."""
+        return int(await self._link.patient(scripts.COUNT_READERS, stream.id, attached, away))
 
     async def list(self, owner: str) -> list[Stream]:
         """The owner's streams, newest first. Those of other processes show their facts and their status."""
