@@ -532,3 +532,21 @@ async def _start_labelled(pipeline: Pipeline, label: str) -> Stream:
     finally:
         del store.started
     return stream
+
+
+async def test_a_mirror_that_was_dropped_counts_no_more_bytes(
+    open_over: OpenPipeline, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crucible_trio.store.redis.mirrors._LINGER_SECONDS", 0.0)
+    monkeypatch.setattr("crucible_trio.store.redis.following._BLOCK_MILLISECONDS", 5000)
+    engine = ScriptedEngine("a", Gate(), "b")
+    async with open_over(engine) as here, open_over(engine) as there:
+        stream = await here.start(Request("q"), on_disconnect="continue")
+        await there.find(stream.id)
+        await until(lambda: not there.store.log_bytes)  # dropped, while the read that waits still has it
+        stream.cancel()
+        await stream.log.wait_finished()
+        again = await there.find(stream.id)
+        assert again.log.read(0) == stream.log.read(0)
+        await until(lambda: not there.store.log_bytes)
+        assert there.store.log_bytes == 0

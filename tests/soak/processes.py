@@ -31,7 +31,7 @@ from crucible_trio.http.parser import ResponseParser
 from crucible_trio.records import parse_event_id
 from crucible_trio.sse import Decoder
 
-LEASE_SECONDS = 1.5
+LEASE_SECONDS = 4.0  # a process on a busy machine may wait for its core for some seconds
 RETENTION_SECONDS = 20.0  # readers on a busy machine may need some seconds to come back
 PATIENCE_SECONDS = 60.0
 MEMORY_GROWTH_MIB = 30.0  # a process that serves hundreds of streams keeps free lists and pools

@@ -45,6 +45,7 @@ class Mirror:
         missing_since: When Redis was first seen without the stream.
         last_id: The last entry that has been read, as epoch and number.
         reading: Held while a page is read.
+        is_dropped: Whether its bytes are not counted any more. Then it takes no more entries.
     """
 
     def __init__(self, stream_id: str, outbox: Outbox, account: ByteAccount) -> None:
@@ -59,6 +60,7 @@ class Mirror:
         self.missing_since: float | None = None
         self.last_id = (0, 0)
         self.reading = trio.Lock()
+        self.is_dropped = False
         self._outbox = outbox
         self._process: str | None = None
         self._is_paused = False
@@ -96,7 +98,7 @@ class Mirror:
             if seq == following:
                 frames.append(frame)
                 last = field == b"e"
-        if frames and not self.log.finished:
+        if frames and not self.log.finished and not self.is_dropped:
             self.log.append_nowait(frames, last=last)
             self.report()
         return is_whole

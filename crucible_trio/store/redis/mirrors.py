@@ -93,6 +93,7 @@ class Mirrors:
         self._nursery = nursery
         self._mirrors: dict[str, Mirror] = {}
         self._reported_at = -inf
+        self._slow_at = -inf  # when Redis last took long to answer
 
     def __iter__(self) -> Iterator[Mirror]:
         return iter(self._mirrors.values())
@@ -214,7 +215,7 @@ class Mirrors:
             LogUnavailableError: Redis does not answer, or has lost the records.
         """
         with trio.move_on_after(PATIENCE_SECONDS):
-            while mirror.log.head < head:
+            while mirror.log.head < head and not mirror.is_dropped:
                 await self._link.opened()
                 try:
                     if not await self._page(mirror):
@@ -255,6 +256,8 @@ class Mirrors:
                 if mirror.log.readers:
                     mirror.report_now()
         answers = await self._link.script(CHECK, *(mirror.id for mirror in running))
+        if trio.current_time() > now + self._times.lease / 1000 / 4:
+            self._slow_at = trio.current_time()
         for mirror, answer in zip(running, answers, strict=True):
             try:
                 await self._compare(mirror, *answer)
@@ -281,7 +284,7 @@ class Mirrors:
 
     async def _seal(self, mirror: Mirror, head: int) -> None:
         """End a stream whose process is dead. Does nothing as long as leases may have lapsed during an outage."""
-        if trio.current_time() < self._link.since + self._times.lease / 1000:
+        if trio.current_time() < max(self._link.since, self._slow_at) + self._times.lease / 1000:
             return
         frames = mirror.log.read(0)
         assert mirror.stream is not None
@@ -302,4 +305,5 @@ class Mirrors:
         """Forget a mirror. Attached readers keep its records."""
         if self._mirrors.get(mirror.id) is mirror:
             del self._mirrors[mirror.id]
+            mirror.is_dropped = True
             self._account.log_grew(-mirror.log.size_bytes)

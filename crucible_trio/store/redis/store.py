@@ -207,6 +207,8 @@ class RedisStore:
                 return await self._open(stream_id, owner)
             raise
         except StreamNotFoundError:
+            if stream_id in self._own:  # of another owner, or deleted
+                raise
             return await self._open(stream_id, owner)
 
     async def _open(self, stream_id: str, owner: str | None) -> Stream:
