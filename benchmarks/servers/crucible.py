@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 
@@ -21,6 +22,7 @@ SETTINGS = Settings(
     max_output_tokens=1_000_000_000,
     stream_log_bytes=1 << 30,
     total_log_bytes=1 << 34,
+    log_url=os.environ.get("BENCH_LOG_URL"),
 )
 
 

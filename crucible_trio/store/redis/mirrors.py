@@ -33,7 +33,11 @@ from crucible_trio.stream import Stream, StreamFacts
 
 logger = logging.getLogger(__name__)
 
-_PAGE: Final = 256  # records, of at most 16 KiB each
+# Records of a page: as many as are about this many bytes, by the size of those before.
+_PAGE_BYTES: Final = 1024 * 1024
+_FIRST_PAGE: Final = 256
+_LARGEST_PAGE: Final = 4096
+_MESSAGES: Final = 256
 _LINGER_SECONDS: Final = 10.0
 # A process repeats where its readers are, in case that a report was lost.
 _REPORT_SECONDS: Final = 5.0
@@ -174,7 +178,7 @@ class Mirrors:
                 await self._seal(mirror, int(look.head or 0))
             if not mirror.log.finished:
                 # A message to this process ends the read that waits without this stream.
-                await self._link.call("XADD", control_key(self._process), "MAXLEN", "~", _PAGE, "*", "m", b"")
+                await self._link.call("XADD", control_key(self._process), "MAXLEN", "~", _MESSAGES, "*", "m", b"")
         except Exception as error:
             if not isinstance(error, CrucibleError | RedisDownError):
                 log_internal_error(f"while reading stream {mirror.id}", error)
@@ -229,7 +233,10 @@ class Mirrors:
         """Read a page. Returns whether there was anything."""
         async with mirror.reading:  # two tasks would read the same page
             after = f"({mirror.position}"
-            entries = await self._link.call("XRANGE", log_key(mirror.id), after, "+", "COUNT", _PAGE)
+            count = _FIRST_PAGE
+            if mirror.log.head:
+                count = max(_FIRST_PAGE, min(_LARGEST_PAGE, _PAGE_BYTES * mirror.log.head // mirror.log.size_bytes))
+            entries = await self._link.call("XRANGE", log_key(mirror.id), after, "+", "COUNT", count)
             mirror.feed(entries or ())
             return bool(entries)
 
