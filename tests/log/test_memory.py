@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import pytest
 import trio
 from trio.testing import MockClock, assert_no_checkpoints, wait_all_tasks_blocked
 
+from crucible_trio.errors import LogLostError
 from crucible_trio.log.memory import MemoryLog
 
 
@@ -76,3 +80,34 @@ def test_the_writer_is_not_told_of_the_room_that_a_direct_write_makes_in_its_own
     log.listener = Writer()
     log.append_nowait(frames(1))
     assert told == []
+
+
+async def test_a_log_tells_the_furthest_reader_and_whether_a_task_waits(autojump_clock: MockClock) -> None:
+    log = MemoryLog(room_without_readers=True)
+    log.append_nowait([b"a", b"b"])
+    assert (log.furthest, log.is_awaited) == (0, False)
+    slow, fast = log.attach(0), log.attach(1)
+    assert log.furthest == 1
+    fast.advance(2)
+    assert log.furthest == 2
+    fast.detach()
+    assert (log.furthest, slow.offset) == (0, 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.wait_finished)
+        await wait_all_tasks_blocked()
+        assert log.is_awaited
+        log.append_nowait([b"c"], last=True)
+    assert not log.is_awaited
+
+
+async def test_a_lost_log_raises_in_whoever_needs_more(autojump_clock: MockClock) -> None:
+    log = MemoryLog(room_without_readers=True)
+    log.append_nowait([b"a"])
+    cursor = log.attach(1)
+    log.lose()
+    assert log.read(0) == [b"a"]
+    for wait in (partial(cursor.wait, 1), log.wait_finished, partial(log.wait_read, 2)):
+        with pytest.raises(LogLostError):
+            await wait()
+    with pytest.raises(LogLostError):
+        log.attach(0)

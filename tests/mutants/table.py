@@ -450,4 +450,49 @@ MUTANTS = [
         new="if True:",
         tests="tests/openai/test_responses_tools.py",
     ),
+    Mutant(
+        mechanism="a log has no room while a record is pending",
+        file="log/shared.py",
+        old="        if self._is_pending:\n            return False\n",
+        new="",
+        tests="tests/log/test_contract.py",
+    ),
+    Mutant(
+        mechanism="a reader of another process has slack, counted in pieces",
+        file="log/shared.py",
+        old="for cursor in self._remote)) <= self._slack:",
+        new="for cursor in self._remote)) <= 0:",
+        tests="tests/log/test_shared.py",
+    ),
+    Mutant(
+        mechanism="a process writes lost records again",
+        file="store/redis/heartbeat.py",
+        old="            log.acknowledge(answer, ended=False)\n",
+        new="",
+        tests="tests/redis/test_failures.py",
+    ),
+    Mutant(
+        mechanism="a start with a key waits for the start of another process",
+        file="store/redis/scripts.py",
+        old="if string.sub(held, 1, 1) == 's' or id == ARGV[3] then return id end",
+        new="if true then return id end",
+        tests="tests/redis/test_shared_streams.py",
+    ),
+    Mutant(
+        mechanism="a stream whose process is dead is ended by another",
+        file="store/redis/mirrors.py",
+        old="        elif lease is None and mirror.is_used:\n            await self._seal(mirror, head)\n",
+        new="",
+        tests="tests/redis/test_failures.py",
+    ),
+    Mutant(
+        mechanism="readers elsewhere count for the policy of a stream",
+        file="store/redis/presence.py",
+        old=(
+            "                cursors[message.sender] = own.log.attach_remote(offset)\n"
+            "                own.stream.producer.reader_attached()\n"
+        ),
+        new="                pass\n",
+        tests="tests/redis/test_shared_streams.py",
+    ),
 ]

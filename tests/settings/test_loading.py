@@ -127,7 +127,17 @@ def test_several_workers_need_a_shared_log() -> None:
         "that reaches another process would not find its stream (variable CRUCIBLE_WORKERS)"
     )
     assert load({"CRUCIBLE_WORKERS": "1"}).workers == 1
-    assert load({"CRUCIBLE_WORKERS": "2"}, log_url="redis://127.0.0.1").workers == 2
+    shared = {"CRUCIBLE_WORKERS": "2", "CRUCIBLE_TOKEN_SECRET": "s3cret"}
+    assert load(shared, log_url="redis://127.0.0.1").workers == 2
+
+
+def test_a_shared_log_needs_a_shared_secret() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load({"CRUCIBLE_LOG_URL": "redis://:s3cret@host"})
+    assert str(refusal.value) == (
+        "log_url needs token_secret, because every process must sign stream tokens and traces with the same secret: "
+        "put a long random text into CRUCIBLE_TOKEN_SECRET (variable CRUCIBLE_LOG_URL)"
+    )
 
 
 def test_a_wrong_log_url_is_not_quoted() -> None:
