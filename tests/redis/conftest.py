@@ -308,3 +308,40 @@ class EventStream:
 @pytest.fixture
 def event_stream() -> type[EventStream]:
     return EventStream
+
+
+@asynccontextmanager
+async def _delayed(port: int, seconds: float) -> AsyncIterator[int]:
+    """A proxy in front of a port that delays everything. Yields its own port."""
+
+    async def pass_on(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        send, receive = trio.open_memory_channel[tuple[float, bytes]](10_000)
+
+        async def deliver() -> None:
+            async for due, data in receive:
+                await trio.sleep_until(due)
+                await sink.send_all(data)
+            await sink.send_eof()
+
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with trio.open_nursery() as nursery, send:
+                nursery.start_soon(deliver)
+                async for data in source:
+                    await send.send((trio.current_time() + seconds, bytes(data)))
+
+    async def serve(client: trio.SocketStream) -> None:
+        server = await trio.open_tcp_stream("127.0.0.1", port)
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(pass_on, client, server)
+            nursery.start_soon(pass_on, server, client)
+
+    async with trio.open_nursery() as nursery:
+        listeners: Any = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def delayed() -> Callable[[int, float], AbstractAsyncContextManager[int]]:
+    """`async with delayed(redis.port, 0.025) as port`: a Redis that is far away."""
+    return _delayed

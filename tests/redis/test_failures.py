@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow
 class RedisServer(Protocol):
     """See `conftest.py`."""
 
+    port: int
     url: str
 
     def command(self, *words: str) -> str: ...
@@ -122,6 +123,22 @@ async def test_every_record_is_read_once_however_redis_is_disturbed(
         found = await there.find(stream.id)
         for records in await read_in_both([stream, found], lambda: disturb(redis)):
             check_whole(records)
+
+
+async def test_a_redis_that_is_far_away_costs_latency_and_no_records(
+    redis: RedisServer, open_over: OpenPipeline, delayed: Callable[[int, float], AbstractAsyncContextManager[int]]
+) -> None:
+    async with delayed(redis.port, 0.025) as port:
+        url = f"redis://127.0.0.1:{port}/0"
+        async with open_over(count_slowly, url=url) as here, open_over(count_slowly, url=url) as there:
+            stream = await here.start(Request("q"), on_disconnect="pause")
+            found = await there.find(stream.id)
+
+            async def nothing() -> None:
+                pass
+
+            for records in await read_in_both([stream, found], nothing, at_record=5):
+                check_whole(records)
 
 
 async def test_a_slow_redis_slows_the_model_and_loses_nothing(
