@@ -117,8 +117,7 @@ def serve(bind: tuple[str, ...], **options: object) -> None:
 
     settings = _settings(bind=bind or None, **options)
     _log_to_stderr(logging.INFO)
-    if not _run(partial(run, settings)):
-        sys.exit(1)
+    sys.exit(_run(partial(run, settings)))
 
 
 @main.command()
