@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Final, TypeVar, final
 
 import click
-import trio
 from click.core import ParameterSource
 
 from crucible_trio.cli.exit_codes import CANNOT_START, STOPPED
+from crucible_trio.cli.running import Result, log_to_stderr, run
 from crucible_trio.errors import ConfigError
 from crucible_trio.records import Mode
 from crucible_trio.settings.loading import CLIENT_KEY_VARIABLE, ServiceSettings, load_settings
 
-Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
@@ -113,11 +112,15 @@ def serve(bind: tuple[str, ...], **options: object) -> None:
     stops the server immediately. CRUCIBLE_UPSTREAM_KEY is the key of the upstream server. CRUCIBLE_KEYS holds the keys
     of the clients, as owner:key,owner:key.
     """
-    from crucible_trio.cli.serve import serve as run
-
     settings = _settings(bind=bind or None, **options)
-    _log_to_stderr(logging.INFO)
-    sys.exit(_run(partial(run, settings)))
+    log_to_stderr(logging.INFO)
+    if settings.server.workers > 1:
+        from crucible_trio.cli.workers import serve_with_workers
+
+        sys.exit(_run(partial(serve_with_workers, settings)))
+    from crucible_trio.cli.serve import serve as serve_here
+
+    sys.exit(_run(partial(serve_here, settings)))
 
 
 @main.command()
@@ -162,7 +165,7 @@ def ask(
     from crucible_trio.cli.rendering import open_display
     from crucible_trio.request import Request, Trace
 
-    _log_to_stderr(logging.ERROR)
+    log_to_stderr(logging.ERROR)
     given = _given_options(context)
     view: Trace = "segments" if trace else "none"
     again = [*([] if trace else ["--no-trace"]), *([] if markdown else ["--no-markdown"])]
@@ -239,7 +242,7 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
     from crucible_trio.testing.resume import CLIENTS, WireFormat, load_wire
     from crucible_trio.testing.resume import check as run_check
 
-    _log_to_stderr(logging.ERROR)
+    log_to_stderr(logging.ERROR)
     with _one_sentence():
         wire = load_wire(wire_file) if wire_file is not None else WireFormat()
         if wire_file is None:
@@ -268,7 +271,7 @@ def pull() -> None:
     """
     from crucible_trio.cli.progress import fetch_weights
 
-    _log_to_stderr(logging.WARNING)
+    log_to_stderr(logging.WARNING)
     click.echo(_run(fetch_weights))
 
 
@@ -331,16 +334,5 @@ def _interrupted_is_stopped() -> Iterator[None]:
 
 
 def _run(command: Callable[[], Awaitable[Result]]) -> Result:
-    """Run a command, and turn a `ConfigError` from any of its tasks into one sentence."""
-    try:
-        return trio.run(command)
-    except* ConfigError as group:
-        error: BaseException = group
-    # Not inside the block: before Python 3.11.4 an exception raised there is wrapped in a group.
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    raise _CannotStart(str(error))
-
-
-def _log_to_stderr(level: int) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    with _one_sentence():
+        return run(command)

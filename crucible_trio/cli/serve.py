@@ -11,6 +11,7 @@ from typing import final
 
 import trio
 
+from crucible_trio.apis.kit.context import Workers
 from crucible_trio.cli.progress import fetch_progress
 from crucible_trio.cli.starting import port_hint, refuse_open_server, watch_signals
 from crucible_trio.engine import EngineInfo
@@ -83,6 +84,7 @@ class Service:
         accepting: trio.CancelScope | None = None,
         *,
         bind: Sequence[str] | None = None,
+        workers: Workers | None = None,
         task_status: trio.TaskStatus[str],
     ) -> None:
         """Serve until told to stop, then drain.
@@ -91,13 +93,14 @@ class Service:
             stopping: Set when the service has to stop.
             accepting: See `crucible_trio.server.serve`.
             bind: Where to listen instead of at the addresses in the settings.
+            workers: The processes that serve together with this one.
             task_status: Receives the message of the start when clients can connect.
 
         Raises:
             ConfigError: A setting of an API is wrong, or an address cannot be bound.
         """
         with self.settings.errors_name_origins():
-            app = create_app(self.pipeline, self.settings.apis)
+            app = create_app(self.pipeline, self.settings.apis, workers)
         config = Config.from_settings(self.settings.server, self.settings.pipeline)
         config.bind = list(bind or config.bind)
         server = partial(serve_app, app, config, drain=self.pipeline.drain, shutdown=stopping.wait, accepting=accepting)
