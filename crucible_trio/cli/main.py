@@ -194,7 +194,7 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float) 
 
 
 @main.command()
-@click.argument("url")
+@click.argument("urls", metavar="URL...", nargs=-1, required=True)
 @click.option(
     "--wire",
     "wire_file",
@@ -229,8 +229,10 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float) 
     help="Seconds without an event after which a response counts as stuck.",
 )
 @click.option("--key", envvar=CLIENT_KEY_VARIABLE, help="The server's key. [env: CRUCIBLE_KEY]")
-def check(url: str, wire_file: Path | None, key: str | None, **options: object) -> None:
+def check(urls: tuple[str, ...], wire_file: Path | None, key: str | None, **options: object) -> None:
     """Cut the event streams of the server at URL, resume them, and find lost or repeated events.
+
+    Several URLs are several addresses of one service. Each reconnect goes to the next one.
 
     In the log phase, one finished stream is cut at every byte and resumed. In the live phase, new streams are cut while
     the engine writes them. Each cut is made with three clients: a browser's EventSource, httpx-sse and
@@ -246,7 +248,7 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
     with _one_sentence():
         wire = load_wire(wire_file) if wire_file is not None else WireFormat()
         if wire_file is None:
-            url = parse_url(url, name="URL")
+            urls = tuple(parse_url(url, name="URL") for url in urls)
         if key is not None:
             wire = wire.with_headers({"Authorization": f"Bearer {check_key(key)}"})
     options |= {
@@ -254,8 +256,8 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
         "phases": options["phases"] or ("log", "live"),
         "cuts": options["cuts"] or None,
     }
-    checking = partial(run_check, url, wire, **options)  # type: ignore[arg-type]  # click checks them
-    sys.exit(_run(partial(check_server, checking, command_again(url, wire_file))))
+    checking = partial(run_check, urls, wire, **options)  # type: ignore[arg-type]  # click checks them
+    sys.exit(_run(partial(check_server, checking, command_again(urls, wire_file))))
 
 
 @main.group(cls=_Group)
