@@ -120,7 +120,9 @@ async def open_service(settings: ServiceSettings) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
         with fetch_progress() as progress, settings.errors_name_origins():
             engine = await stack.enter_async_context(open_engine(settings.engine, progress=progress))
-        yield Service(settings, await stack.enter_async_context(open_pipeline(engine, settings.pipeline)))
+        with settings.errors_name_origins():
+            pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
+        yield Service(settings, pipeline)
 
 
 def start_message(urls: Sequence[str], info: EngineInfo, settings: ApiSettings) -> str:

@@ -6,11 +6,9 @@ This module imports neither the application nor an engine, so the supervisor sta
 from __future__ import annotations
 
 import logging
-import secrets
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -51,8 +49,6 @@ async def serve_with_workers(settings: ServiceSettings, command: Sequence[str] =
         refuse_open_server(settings)
     if settings.engine.engine == "local" and settings.engine.model is None:
         await fetch_weights()  # once, before the workers look for them
-    if settings.apis.token_secret is None:  # a token has to be valid at every worker
-        settings = replace(settings, apis=msgspec.structs.replace(settings.apis, token_secret=secrets.token_urlsafe()))
     with ExitStack() as stack:
         with settings.errors_name_origins(), port_hint():
             sockets = open_sockets(Config.from_settings(settings.server, settings.pipeline), stack)
@@ -67,12 +63,12 @@ async def serve_with_workers(settings: ServiceSettings, command: Sequence[str] =
         async with trio.open_nursery() as watching:
             await watching.start(watch_signals, supervisor)
 
-            async def announce(*, task_status: trio.TaskStatus[str]) -> None:
+            async def run(*, task_status: trio.TaskStatus[str]) -> None:
                 nonlocal code
                 code = await supervisor.run(task_status=task_status)
                 watching.cancel_scope.cancel()
 
-            message = await watching.start(announce)
-            if message:
-                logger.info("%s\n    workers %d", message, settings.server.workers)
+            if message := await watching.start(run):
+                logger.info("all %d workers are ready", settings.server.workers)
+                logger.info("%s", message)
     return code

@@ -61,6 +61,7 @@ def free_port() -> int:
 @asynccontextmanager
 async def serving(port: int, *arguments: str, **environment: str) -> AsyncIterator[Running]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("CRUCIBLE_")} | environment
+    env["CRUCIBLE_TOKEN_SECRET"] = "a long random text"
     command = [*PROGRAM, "--workers", "2", "--engine", "replay", "--bind", f"127.0.0.1:{port}", *arguments]
     async with trio.open_nursery() as nursery:
         run = partial(trio.run_process, command, check=False, env=env, stderr=subprocess.PIPE)
@@ -93,7 +94,7 @@ async def test_two_workers_serve_one_port_and_drain_at_sigterm(free_port: int) -
         assert await running.wait() == 0
     assert all("stream.completed" in text for text in texts)
     assert running.stderr.count("serving on") == 1
-    assert "workers 2\n" in running.stderr
+    assert "all 2 workers are ready" in running.stderr
     lines = [line for line in running.stderr.splitlines() if " ended: " in line]
     assert len(lines) == 8
     assert all(re.search(r" INFO worker [12]: stream str_\S+ ended: ", line) for line in lines)
