@@ -336,5 +336,9 @@ def _interrupted_is_stopped() -> Iterator[None]:
 
 
 def _run(command: Callable[[], Awaitable[Result]]) -> Result:
-    with _one_sentence():
+    """Run a command, and turn a `ConfigError` from any of its tasks into one sentence."""
+    try:
         return run(command)
+    except ConfigError as error:
+        sentence = str(error)
+    raise _CannotStart(sentence)
