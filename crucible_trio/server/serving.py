@@ -96,20 +96,23 @@ async def _lifespan(app: AppWrapper, config: Config, state: LifespanState) -> As
     # Shielded: cancelling `serve` must not end the application before its connections.
     scope = trio.CancelScope(shield=True)
 
-    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+    async def run() -> None:
         with scope:
-            await lifespan.handle_lifespan(task_status=task_status)
+            await lifespan.handle_lifespan()
 
+    await trio.lowlevel.checkpoint()  # cancelled already: nothing has begun
     async with trio.open_nursery() as nursery:
-        await nursery.start(run)
+        # Not `start`, which would wait for the shielded task if it is cancelled.
+        nursery.start_soon(run)
         try:
             await lifespan.wait_for_startup()
             yield
         finally:
-            with trio.move_on_after(_LIFESPAN_SECONDS, shield=True):
-                # The lifespan may have ended already. If it failed, the nursery raises the error.
-                with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-                    await lifespan.wait_for_shutdown()
+            if lifespan.startup.is_set():  # otherwise it is cancelled in the middle of its start
+                with trio.move_on_after(_LIFESPAN_SECONDS, shield=True):
+                    # The lifespan may have ended already. If it failed, the nursery raises the error.
+                    with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+                        await lifespan.wait_for_shutdown()
             scope.cancel()
 
 

@@ -122,6 +122,25 @@ async def test_a_signal_to_every_process_is_one_drain(free_port: int) -> None:
         assert "stream.completed" in texts[0]
 
 
+async def test_a_signal_during_the_start_ends_the_command(free_port: int) -> None:
+    async with serving(free_port) as running:
+        await running.read_until(r"worker \d is process \d+\n(.*\n)*.*worker \d is process \d+")
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.wait() == 0, running.stderr
+        assert "serving on" not in running.stderr
+        assert "Traceback" not in running.stderr
+
+
+async def test_workers_serve_a_socket_in_the_file_system(free_port: int, tmp_path: Path) -> None:
+    async with serving(free_port, "--bind", f"unix:{tmp_path}/socket", "--replay-speed", "inf") as running:
+        await running.read_until(r"stop   Ctrl-C")
+        transport = httpx.AsyncHTTPTransport(uds=f"{tmp_path}/socket")
+        async with httpx.AsyncClient(base_url="http://localhost", transport=transport) as http:
+            answer = await http.get("/v1/generate", params={"prompt": "x"})
+        assert "stream.completed" in answer.text
+        assert "stream.completed" in await generate(running.url)
+
+
 async def test_a_second_signal_stops_all_workers_immediately(free_port: int) -> None:
     async with serving(free_port, "--replay-speed", "0.01") as running:
         await running.read_until(r"stop   Ctrl-C")
