@@ -204,7 +204,7 @@ class Supervisor:
                             check=False,
                             stdin=subprocess.DEVNULL,
                             pass_fds=[theirs.fileno(), *sockets],
-                            # A terminal's Ctrl-C would reach the workers as well, and count twice.
+                            # A terminal's Ctrl-C would also reach a worker that cannot handle it yet.
                             process_group=0,
                         )
                     )

@@ -178,6 +178,26 @@ async def test_each_early_end_doubles_the_delay(
     assert [line.rpartition("again")[2] for line in lines] == ["", " in 0.01 s", " in 0.02 s", " in 0.02 s"]
 
 
+@pytest.mark.parametrize("moment", ["before its start", "in its start"])
+async def test_a_worker_is_told_of_a_drain_that_began_before_it(tmp_path: Path, moment: str) -> None:
+    plan = json.dumps({"folder": str(tmp_path), "workers": [["serve"]]}).encode()
+    codes: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        supervisor = Supervisor(WORKER, 1, sockets=[sock], settings=plan, drain_seconds=10)
+
+        async def run() -> None:
+            codes.append(await supervisor.run())
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run)
+                if moment == "in its start":
+                    await wait_all_tasks_blocked()
+                supervisor.drain()
+    assert codes == [0]
+    assert bool(os.listdir(tmp_path)) == (moment == "in its start")  # whether a process lived
+
+
 async def test_a_stop_ends_the_workers_immediately_with_code_1(supervising: Supervising) -> None:
     async with supervising("serve", "deaf") as supervised:
         supervised.supervisor.drain()

@@ -81,3 +81,15 @@ async def test_a_cancelled_receiver_loses_nothing() -> None:
         assert await anext(link) == Ready("whole")
     link.close()
     theirs.close()
+
+
+async def test_a_reset_is_an_end(nursery: trio.Nursery) -> None:
+    ours, theirs = socket.socketpair()
+    link = WorkerLink(ours)
+    nursery.start_soon(link.run)
+    link.post(Drain())
+    await wait_all_tasks_blocked()
+    theirs.close()  # with an unread message
+    with trio.fail_after(10):
+        assert [message async for message in link] == []
+    link.close()
