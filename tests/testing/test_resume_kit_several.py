@@ -77,9 +77,9 @@ async def test_a_stream_that_is_cut_at_one_address_goes_on_at_the_other(wire: Wi
     assert {row.phase for row in report.rows} == {"log", "live"}
     for row in report.rows:
         assert row.checked == 60
-        # At least one connection before the cut and one behind it, and every cut begins at either address.
+        # Nearly every cut has one connection before it and one behind it. A few fall behind the end of their stream.
         assert set(row.connections) == set(urls)
-        assert min(row.connections.values()) >= 60
+        assert min(row.connections.values()) >= 50
     assert f"checked {', '.join(urls)} (seed 0)" in str(report)
     total = sum((row.connections for row in report.rows), Counter[str]())
     assert f"connections: {', '.join(f'{total[url]:,} to {url}' for url in sorted(urls))}" in str(report)
