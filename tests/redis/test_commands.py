@@ -184,3 +184,29 @@ async def test_a_redis_that_does_not_fit_is_refused_at_start(
     assert mentions.decode() in log
     assert "Traceback" not in log
     assert redis.url not in log
+
+
+async def test_workers_serve_one_stream_behind_one_port(
+    serve_process: OpenServed, event_stream: type[Any], redis: RedisServer
+) -> None:
+    async with serve_process("--workers", "2", "--replay-speed", "10") as served:
+        reading = event_stream()
+        started = 0
+        while not reading.events or reading.events[-1]["type"] != "stream.completed":
+            path = f"/v1/streams/{reading.last_id.partition('.')[0]}/events" if reading.last_id else ""
+            wanted = len(reading.events) + 30
+            async with trio.open_nursery() as nursery:
+
+                async def read(path: str = path, scope: trio.CancelScope = nursery.cancel_scope) -> None:
+                    await reading.read(served.url, path, **({} if path else {"prompt": "x"}))
+                    scope.cancel()  # the stream has ended
+
+                nursery.start_soon(read)
+                await reading.has(wanted)
+                nursery.cancel_scope.cancel()
+            started += 1
+        assert [event["seq"] for event in reading.events] == list(range(1, len(reading.events) + 1))
+        assert started > 3
+        served.process.send_signal(signal.SIGTERM)
+        assert await served.process.wait() == 0
+        assert b"Traceback" not in served.stderr

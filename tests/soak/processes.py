@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -142,7 +142,7 @@ async def events(port: int, path: str, last_id: str) -> AsyncIterator[AsyncItera
         await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{last}\r\n".encode())
         parser, decoder = ResponseParser(), Decoder()
 
-        async def iterate() -> AsyncIterator[tuple[str, bytes]]:
+        async def iterate() -> AsyncGenerator[tuple[str, bytes], None]:
             with suppress(trio.BrokenResourceError):
                 while data := await stream.receive_some():
                     parser.feed(bytes(data))
@@ -152,7 +152,8 @@ async def events(port: int, path: str, last_id: str) -> AsyncIterator[AsyncItera
                         if event.id:
                             yield event.id, (event.data or "").encode()
 
-        yield iterate()
+        async with aclosing(iterate()) as received:
+            yield received
 
 
 class RefusedError(Exception):
