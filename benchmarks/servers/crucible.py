@@ -22,7 +22,7 @@ SETTINGS = Settings(
     max_output_tokens=1_000_000_000,
     stream_log_bytes=1 << 30,
     total_log_bytes=1 << 34,
-    log_url=os.environ.get("BENCH_LOG_URL"),
+    log_url=os.environ.get("BENCH_LOG_URL"),  # docs/performance.md: with the log in Redis
 )
 
 
