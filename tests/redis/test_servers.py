@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -132,6 +133,7 @@ async def test_tls_verifies_the_server(
     with pytest.raises(ConfigError, match="cannot use the Redis"):
         async with open_over(ScriptedEngine("a"), url=url):
             pass
+    gc.collect()  # here, and not in another test
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     async with open_over(ScriptedEngine("a"), url=url) as here, open_over(ScriptedEngine("a"), url=redis.url) as there:
         stream = await here.start(Request("q"), on_disconnect="continue")
