@@ -135,6 +135,7 @@ async def test_tls_verifies_the_server(
             pass
     gc.collect()  # here, and not in another test
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setattr("crucible_trio.store.redis.store._FIRST_CONNECT_SECONDS", 30)
     async with open_over(ScriptedEngine("a"), url=url) as here, open_over(ScriptedEngine("a"), url=redis.url) as there:
         stream = await here.start(Request("q"), on_disconnect="continue")
         await stream.log.wait_finished()
