@@ -48,7 +48,7 @@ from crucible_trio.request import (
     Tool,
     ToolCall,
 )
-from crucible_trio.snapshot import Snapshot, SnapshotToolCall
+from crucible_trio.snapshot import Progress, Snapshot, SnapshotToolCall
 from crucible_trio.stream import Stream, StreamFacts
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "OutputDelta",
     "Parameters",
     "Pipeline",
+    "Progress",
     "Reader",
     "Reasoning",
     "ReasoningDelta",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from sys import maxsize
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
@@ -43,6 +44,7 @@ class Reader:
     Attributes:
         taken: The offset up to which frames have been taken.
         listener: Set before entering, by a transport that can write without waiting.
+        until: The last offset that `take` returns. Set before entering, by a transport whose client asks for a part.
     """
 
     def __init__(self, stream: Attachable, after: int) -> None:
@@ -51,6 +53,7 @@ class Reader:
         self.listener: AppendListener | None = None
         self._cursor: Cursor | None = None
         self.taken = after
+        self.until = maxsize
         self._records: list[AnyRecord] = []  # newest first. A deque would take 700 bytes of every idle stream
 
     async def __aenter__(self) -> Self:
@@ -67,12 +70,14 @@ class Reader:
             self._stream.reader_left()
 
     def take(self, limit_bytes: int) -> list[bytes]:
-        """The next frames, each once. None when everything has been taken.
+        """The next frames, each once. None when everything up to `until` has been taken.
 
         Args:
             limit_bytes: Stop before the frame that would pass it. The first frame is always returned.
         """
         frames = self._log.read(self.taken, limit_bytes)
+        if self.taken + len(frames) > self.until:
+            frames = frames[: self.until - self.taken]
         self.taken += len(frames)
         return frames
 

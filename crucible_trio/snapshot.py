@@ -31,6 +31,7 @@ from crucible_trio.records import (
 )
 
 Status: TypeAlias = Literal["running", "completed", "incomplete", "failed", "cancelled"]
+Activity: TypeAlias = Literal["generating", "queued", "waiting", "paused", "ended"]
 
 _STATUS: Final[dict[type[Terminal], Status]] = {
     StreamCompleted: "completed",
@@ -65,11 +66,28 @@ class SnapshotToolCall(msgspec.Struct, kw_only=True):
 
 
 @final
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an engine is ahead of its log.
+
+    Attributes:
+        activity: What the engine does. `queued`: it waits for a slot of the model. `waiting`: the buffer is full, and
+            the engine waits for a reader that is attached. `paused`: it waits for a reader to attach.
+        pieces: Pieces that the engine has written. A piece is often one token.
+        buffered: How many of them are not in the log yet.
+    """
+
+    activity: Activity
+    pieces: int
+    buffered: int
+
+
+@final
 class Snapshot(msgspec.Struct, kw_only=True):
     """The content of a log up to `last_seq`, exactly.
 
     Attributes:
         paused: Whether the stream waits for a reader.
+        progress: How far the engine is ahead. None where the stream's producer does not say.
         output: The answer so far.
         trace: The reasoning so far, by segment.
         refusal: The refusal so far. None where the model has not refused.
@@ -83,6 +101,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
     id: str = ""
     status: Status
     paused: bool = False
+    progress: Progress | None = None
     mode: Mode
     model: str
     created_at: float

@@ -14,7 +14,7 @@ from crucible_trio.metrics import Metrics
 from crucible_trio.reader import Reader
 from crucible_trio.records import TERMINAL, CancelledBy, Terminal, decode_frame
 from crucible_trio.request import OnDisconnect, Request
-from crucible_trio.snapshot import Snapshot, Status, fold, status_of
+from crucible_trio.snapshot import Progress, Snapshot, Status, fold, status_of
 
 
 @final
@@ -48,6 +48,9 @@ class Producer(Protocol):
     @property
     def hold(self) -> Hold | None:
         """Where clients wait for the engine's answer. None if the stream is not held."""
+
+    def progress(self) -> Progress | None:
+        """How far the engine is ahead of the log. None if it is not known here."""
 
     def cancel(self, by: CancelledBy = "client") -> None:
         """Stop the engine at its next checkpoint and end the stream, if it has not ended. Returns immediately."""
@@ -169,6 +172,7 @@ class Stream:
         """The content of the log, exactly. Taken without a checkpoint."""
         snapshot = fold(self.log.read(0))
         snapshot.paused = self.paused
+        snapshot.progress = self._producer.progress()
         return snapshot
 
     # For its readers

@@ -132,20 +132,21 @@ def _is_without_output(stream: Stream) -> bool:
     return stream.log.finished and stream.log.head == 2
 
 
-def event_stream(context: ApiContext, stream: Stream, dialect: Dialect) -> Response:
+def event_stream(context: ApiContext, stream: Stream, dialect: Dialect, *, window: int | None = None) -> Response:
     """Answer with the events of a stream.
 
     Args:
         context: The API's context.
         stream: The stream.
         dialect: How its records look on this wire.
+        window: Send at most this many records, then wait for the client to ask again. None: no limit.
 
     Raises:
         TooManyReadersError: The stream has no place for another reader, and the wire has no event that says so.
     """
     if dialect.busy() is None:
         check_room(stream)
-    return event_response(EventStreamBody(context, stream, dialect), stream)
+    return event_response(EventStreamBody(context, stream, dialect, window=window), stream)
 
 
 def check_room(stream: Stream) -> None:

@@ -26,7 +26,8 @@ from crucible_trio.snapshot import Status
 from crucible_trio.stream import Stream
 
 _TRACES: Final[dict[str, Trace]] = {"segments": "segments", "final": "final", "none": "none"}
-_START_PARAMETERS: Final = frozenset({"trace", "done"})
+_START_PARAMETERS: Final = frozenset({"trace", "done", "window"})
+_MAX_WINDOW_DIGITS: Final = 9  # no log holds more records
 # `lastEventId` is the name that polyfills of EventSource use. `_` keeps caches from answering, and means nothing.
 _EVENTS_PARAMETERS: Final = _START_PARAMETERS | {"last_event_id", "lastEventId", "token", "_"}
 _GENERATE_PARAMETERS: Final = _EVENTS_PARAMETERS | {"prompt", "mode", "idempotency_key"}
@@ -181,7 +182,7 @@ class NativeApi:
         trace = _TRACES[request.args.get("trace", stream.request.trace)]
         retry = self._context.settings.retry_milliseconds
         dialect = await fold.open_dialect(trace, stream.log, after, retry_milliseconds=retry)
-        return event_stream(self._context, stream, dialect)
+        return event_stream(self._context, stream, dialect, window=_window(request))
 
     def _summary(self, stream: Stream) -> StreamSummary:
         return StreamSummary(
@@ -223,9 +224,19 @@ def _last_event_id(request: Request) -> str | None:
     return request.headers.get("Last-Event-ID") or args.get("lastEventId") or args.get("last_event_id") or None
 
 
+def _window(request: Request) -> int | None:
+    text = request.args.get("window")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_WINDOW_DIGITS and int(text) > 0):
+        raise InvalidRequestError("'window' is a number of records, 1 or more", "window")
+    return int(text)
+
+
 def _check_view(request: Request) -> None:
     # Before anything is started: a refused request must not leave a stream behind.
     if request.args.get("trace", "segments") not in _TRACES:
         raise InvalidRequestError(f"'trace' is one of {', '.join(_TRACES)}", "trace")
     if request.args.get("done", "event") != "event":
         raise InvalidRequestError("'done' can only be 'event'", "done")
+    _window(request)
