@@ -32,6 +32,7 @@ async def test_a_snapshot_holds_the_stream_so_far(open_api, autojump_clock: Mock
             "id": stream,
             "status": "running",
             "paused": False,
+            "progress": {"activity": "generating", "pieces": 5, "buffered": 0},
             "mode": "deep",
             "model": "other",
             "created_at": (await api.pipeline.find(stream)).created_at,
@@ -58,6 +59,7 @@ async def test_a_snapshot_holds_the_stream_so_far(open_api, autojump_clock: Mock
         assert [event.get("delta") for event in rest.events] == [" there", None]
         assert (await api.get(f"/v1/streams/{stream}")).json == expected | {
             "status": "completed",
+            "progress": {"activity": "ended", "pieces": 6, "buffered": 0},
             "last_seq": head + 2,
             "output": "Hello there",
             "finish_reason": "stop",
