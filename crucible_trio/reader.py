@@ -44,7 +44,8 @@ class Reader:
     Attributes:
         taken: The offset up to which frames have been taken.
         listener: Set before entering, by a transport that can write without waiting.
-        until: The last offset that `take` returns. Set before entering, by a transport whose client asks for a part.
+        until: The last offset that `take` returns. The cursor stays before it, until the client asks for more with
+            another reader. Set before entering, by a transport whose client asks for a part.
     """
 
     def __init__(self, stream: Attachable, after: int) -> None:
@@ -103,12 +104,16 @@ class Reader:
         self._entered.wake()
 
     def passed(self, offset: int) -> None:
-        """Say that everything up to `offset` has been written. This gives the engine room.
+        """Say that everything up to `offset` has been written. This gives the engine room. See `until`.
 
         Raises:
             trio.ClosedResourceError: The reader has not been entered, or has left.
         """
-        self._entered.advance(offset)
+        self._entered.advance(self.read_up_to(offset))
+
+    def read_up_to(self, written: int) -> int:
+        """The offset up to which the client counts as having read, if everything up to `written` has been written."""
+        return min(written, self.until - 1)
 
     @property
     def _entered(self) -> Cursor:
