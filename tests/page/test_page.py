@@ -800,8 +800,10 @@ async def test_the_page_fits_the_screen_and_has_enough_contrast(chromium, servin
                 const colour = getComputedStyle(element).backgroundColor;
                 return /, 0\\)$/.test(colour) ? ground(element.parentElement) : colour;
             };
+            const isReadable = (element) => element.checkVisibility() && element.innerText;
+            const counts = (element) => element.ariaDisabled !== "true" && !element.matches("option, .unseen");
             const readable = [...document.querySelectorAll("body *")].filter((element) =>
-                element.checkVisibility() && element.innerText && element.ariaDisabled !== "true" && !element.matches("option, .unseen"));
+                isReadable(element) && counts(element));
             readable.map((element) => {
                 const pair = [light(getComputedStyle(element).color), light(ground(element))].sort((a, b) => b - a);
                 return [(pair[0] + 0.05) / (pair[1] + 0.05), element.outerHTML.slice(0, 80)];

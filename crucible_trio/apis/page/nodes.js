@@ -52,16 +52,17 @@ function block({ kind, ...rest }) {
   switch (kind) {
     case "heading": return element(`h${Math.min(rest.level + 2, 6)}`, ...inline(rest.inline)); // below the page's own
     case "paragraph": return element("p", ...inline(rest.inline));
-    case "code": return code(rest);
+    case "code": return codeBlock(rest.language, "Copy code", rest.text);
     case "list": return list(rest);
     case "quote": return element("blockquote", ...rest.blocks.map(block));
     case "rule": return element("hr");
   }
 }
 
-function code({ language, text }) {
-  const label = Object.assign(element("span", language), { className: "language" });
-  const bar = Object.assign(element("div", label, copyButton("Copy code", () => text)), { className: "bar" });
+// A text to copy, below a bar with its name and the button for that.
+export function codeBlock(name, copyWords, text) {
+  const label = Object.assign(element("span", name), { className: "language" });
+  const bar = Object.assign(element("div", label, copyButton(copyWords, () => text)), { className: "bar" });
   return Object.assign(element("div", bar, element("pre", element("code", text))), { className: "code" });
 }
 

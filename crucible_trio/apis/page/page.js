@@ -1,9 +1,8 @@
 // The demo page. It uses the native API like any client: fetch starts and stops streams, and EventSource reads them.
 
 import { api, get, hasKey, keepKey } from "./api.js";
-import { copyButton } from "./copy.js";
 import { fill, remember } from "./history.js";
-import { programs } from "./programs.js";
+import { showIn } from "./program_list.js";
 import { clearProof, Proof } from "./proof.js";
 import { Reading } from "./reading.js";
 import { follow } from "./scroll.js";
@@ -252,26 +251,16 @@ async function offerModels() {
   $("model").hidden = models.length === 0;
 }
 
+// The programs use the address, the question and the stream of the page.
 function showPrograms() {
-  const texts = programs({
+  showIn($("program-list"), {
     server: new URL(".", location.href).href.replace(/\/$/, ""),
-    input: runs.at(-1)?.question || $("question").value || "Why do leaves change colour in autumn?",
+    input: runs.at(-1)?.question || $("question").value || $("question").defaultValue,
     mode: $("form").elements.mode.value,
     model: $("model").value,
     lastId: reading?.lastId,
     hasKey: hasKey(),
   });
-  const sections = Object.entries(texts).map(([name, text]) => {
-    const section = Object.assign(document.createElement("section"), { className: "code" });
-    section.setAttribute("aria-label", name);
-    const bar = Object.assign(document.createElement("div"), { className: "bar" });
-    bar.append(name, copyButton("Copy", () => text));
-    const block = document.createElement("pre");
-    block.append(Object.assign(document.createElement("code"), { textContent: text }));
-    section.append(bar, block);
-    return section;
-  });
-  $("program-list").replaceChildren(...sections);
 }
 
 // The controls

@@ -11,20 +11,19 @@ const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 function curl(server, body, lastId, hasKey) {
   const key = hasKey ? ` -H "Authorization: Bearer $KEY"` : "";
+  const json = `-H 'Content-Type: application/json' -d ${quoted(JSON.stringify(body))}`;
   return `# Start a stream and read it. Press Ctrl-C in the middle: that is a cut.
-curl -N ${server}/v1/streams${key} \\
-  -H 'Accept: text/event-stream' -H 'Content-Type: application/json' \\
-  -d ${quoted(JSON.stringify(body))}
+curl -N ${server}/v1/streams${key} -H 'Accept: text/event-stream' \\
+  ${json}
 
 # Resume after the last complete line that begins with "id:".
-ID=${lastId ?? "str_uBEsb66CVQGlaxwPH5stHA.43"}${lastId ? "   # of the stream on the page" : "   # yours"}
+ID=${lastId || "str_uBEsb66CVQGlaxwPH5stHA.43"}   # ${lastId ? "of the stream on the page" : "yours"}
 curl -N ${server}/v1/streams/\${ID%.*}/events${key} -H "Last-Event-ID: $ID"
 
-# Read slowly: take 5 records and no more. Meanwhile the model fills its buffer and waits.
-curl -N -m 5 "${server}/v1/streams/\${ID%.*}/events?window=5"${key}
-
-# How far the model is, without reading the stream.
-curl ${server}/v1/streams/\${ID%.*}${key}
+# Read slowly: take 5 records of a new stream and no more. The model fills its buffer and waits: see "progress".
+ID=$(curl -s ${server}/v1/streams${key} \\
+  ${json} | grep -o 'str_[^"/]*' | head -1)
+curl -sN "${server}/v1/streams/$ID/events?window=5"${key} & sleep 6; curl -s ${server}/v1/streams/$ID${key}; kill $!
 `;
 }
 
