@@ -290,9 +290,13 @@ def test_every_settings_file_loads(tmp_path: Path) -> None:
     assert len(found) >= 2
 
 
+def tutorial_commands() -> list[str]:
+    return [block.text for block in blocks("sh", [ROOT / "docs/tutorial.md"]) if "curl" in block.text]
+
+
 def test_the_tutorials_stream_is_cut_and_resumed(server: str, need_program: Any) -> None:
     need_program("curl")
-    first, second = (block.text for block in blocks("sh", [ROOT / "docs/tutorial.md"]) if "curl" in block.text)
+    first, second, *_ = tutorial_commands()
 
     def run(script: str) -> str:
         script = script.replace(f"http://{ADDRESS}", server).replace("curl -N", "curl -sN")
@@ -310,6 +314,30 @@ def test_the_tutorials_stream_is_cut_and_resumed(server: str, need_program: Any)
     assert 0 < len(events(cut)) < len(events(whole))
     assert events(cut) + events(resumed) == events(whole)
     assert "stream.completed" in resumed
+
+
+def test_the_tutorials_slow_reader_gets_its_window_and_the_model_waits(server: str, need_program: Any) -> None:
+    need_program("curl")
+    start, look = (
+        command.replace(f"http://{ADDRESS}", server).replace("curl ", "curl -s ") for command in tutorial_commands()[2:]
+    )
+    with subprocess.Popen(["bash", "-c", f"exec {start}"], stdout=subprocess.PIPE, text=True) as reader:
+        watch = threading.Timer(60, reader.kill)
+        watch.start()
+        assert reader.stdout is not None
+        lines = [reader.stdout.readline() for _ in range(1 + 5 * 3)]
+        assert [line[:4] for line in lines] == ["retr", *["data", "id: ", "\n"] * 5]
+        stream = re.search(r"str_[^.]*", lines[2])
+        assert stream is not None
+        script = re.sub(r"ID=\S+", f"ID={stream[0]}", look)
+        progress: dict[str, Any] = {}
+        while progress.get("activity") != "waiting" and reader.poll() is None:
+            snapshot = json.loads(subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout)
+            progress = snapshot["progress"]
+        assert progress == {"activity": "waiting", "pieces": 69, "buffered": 65}
+        assert snapshot["last_seq"] == 5
+        watch.cancel()
+        reader.kill()
 
 
 def test_the_nginx_configuration_streams_and_resumes(server: str, tmp_path: Path) -> None:

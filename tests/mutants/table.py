@@ -72,6 +72,20 @@ MUTANTS = [
         tests="tests/web",
     ),
     Mutant(
+        mechanism="the last record of a window counts as read when the client asks again",
+        file="reader.py",
+        old="        return min(written, self.until - 1)\n",
+        new="        return written\n",
+        tests="tests/web/test_window.py",
+    ),
+    Mutant(
+        mechanism="no more records are sent than the client's window",
+        file="reader.py",
+        old="            frames = frames[: self.until - self.taken]\n",
+        new="            pass\n",
+        tests="tests/web/test_window.py",
+    ),
+    Mutant(
         mechanism="the engine is not called before a reader has record 1",
         file="generation.py",
         old=(

@@ -167,10 +167,10 @@ class Page:
             raise DevToolsError(expression, answer["exceptionDetails"])
         return answer["result"].get("value")
 
-    async def until(self, expression: str) -> None:
+    async def until(self, expression: str, *, seconds: float = _CONDITION_SECONDS) -> None:
         """Wait until a JavaScript expression is true in the page."""
         value = None
-        with trio.move_on_after(_CONDITION_SECONDS):
+        with trio.move_on_after(seconds):
             while True:
                 try:
                     value = await self.evaluate(expression)
@@ -179,7 +179,7 @@ class Page:
                 if value is True:
                     return
                 await trio.sleep(0.01)
-        pytest.fail(f"{expression} is {value!r} after {_CONDITION_SECONDS} s. Page text: {await self.text()!r}")
+        pytest.fail(f"{expression} is {value!r} after {seconds} s. Page text: {await self.text()!r}")
 
     async def loaded(self) -> None:
         await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
@@ -211,12 +211,15 @@ class Page:
         assert len(nodes) == 1, f"{len(nodes)} elements with the role {role} and the name {name!r}"
         return nodes[0]
 
-    async def click(self, role: str, name: str) -> None:
-        """Click the middle of an element."""
-        node = await self.find(role, name)
+    async def middle_of(self, node: int) -> tuple[float, float]:
+        """Scroll an element into view, and give the place of its middle."""
         await self.call("DOM.scrollIntoViewIfNeeded", backendNodeId=node)
         quad = (await self.call("DOM.getContentQuads", backendNodeId=node))["quads"][0]
-        x, y = sum(quad[0::2]) / 4, sum(quad[1::2]) / 4
+        return sum(quad[0::2]) / 4, sum(quad[1::2]) / 4
+
+    async def click(self, role: str, name: str) -> None:
+        """Click the middle of an element."""
+        x, y = await self.middle_of(await self.find(role, name))
         for kind in ("mousePressed", "mouseReleased"):
             await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
@@ -269,10 +272,12 @@ def run_chromium(program: str) -> Iterator[Chromium]:
         ) as process:
             os.close(commands_read)
             os.close(answers_write)
-            yield Chromium(commands_write, answers_read)
-            os.close(commands_write)  # Chromium exits when its pipe is closed
             try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            os.close(answers_read)
+                yield Chromium(commands_write, answers_read)
+            finally:
+                os.close(commands_write)  # Chromium exits when its pipe is closed
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                os.close(answers_read)

@@ -2,7 +2,8 @@
 
 import { MARKS } from "./timeline.js";
 
-const [WIDTH, HEIGHT, TOP, BOTTOM] = [340, 132, 34, 116]; // as the viewBox
+const [WIDTH, HEIGHT, TOP, BOTTOM] = [340, 138, 42, 122]; // as the viewBox
+const END = 24; // to the right of the lines, for their numbers
 const LEAST_MS = 8000;
 const LEAST_TOKENS = 20;
 const ROWS = 3; // of words above the chart, so that close marks do not cover each other
@@ -17,7 +18,7 @@ export function draw(svg, { samples, marks }) {
   const last = samples.at(-1) ?? { at: 0, made: 0 };
   const span = Math.max(LEAST_MS, last.at, marks.at(-1)?.at ?? 0);
   const most = Math.max(LEAST_TOKENS, ...samples.map(({ made }) => made));
-  const x = (at) => ((at / span) * (WIDTH - 24)).toFixed(1);
+  const x = (at) => ((at / span) * (WIDTH - END)).toFixed(1);
   const y = (tokens) => (BOTTOM - (tokens / most) * (BOTTOM - TOP)).toFixed(1);
   const line = (field) => samples.map((sample) => `${x(sample.at)},${y(sample[field])}`).join(" ");
   const parts = waits(samples).map(([from, to]) =>
@@ -29,11 +30,16 @@ export function draw(svg, { samples, marks }) {
     parts.push(make("polygon", { class: "made", points: `0,${BOTTOM} ${line("made")} ${x(last.at)},${BOTTOM}` }));
     parts.push(make("polyline", { class: "made", points: line("made") }));
     parts.push(make("polyline", { class: "read", points: line("read") }));
+    // The numbers at the ends of the lines, if they do not cover each other.
+    const beside = (field) => make("text", { class: field, x: Number(x(last.at)) + 3, y: Number(y(last[field])) + 3 }, last[field]);
+    parts.push(beside("made"));
+    if (y(last.read) - y(last.made) > 9) parts.push(beside("read"));
   }
   marks.forEach(({ kind, at }, index) => {
     const height = 10 + 10 * (index % ROWS);
     parts.push(make("line", { class: `mark ${kind}`, x1: x(at), x2: x(at), y1: height + 1, y2: BOTTOM }));
-    parts.push(make("text", { class: `mark ${kind}`, x: Number(x(at)) + 2, y: height }, MARKS[kind][0]));
+    const place = x(at) > WIDTH - 40 ? { x: WIDTH, "text-anchor": "end" } : { x: Number(x(at)) + 2 };
+    parts.push(make("text", { class: `mark ${kind}`, y: height, ...place }, MARKS[kind][0]));
   });
   svg.replaceChildren(...parts);
 }

@@ -7,8 +7,9 @@ export class Ledger {
   seq = 0; // the last record
   holes = []; // numbers that were left out
   repeats = []; // numbers that came again
-  #pieces = [0]; // by record: how many records up to it hold a piece
-  #merged = 0; // pieces beyond one per record
+  #pieces = [0]; // by record: how many pieces the records up to it hold, as far as the page can see
+  #unseen = 0; // pieces beyond that
+  #parts = 0; // words of the next record that have been read
 
   // Whether the record is new.
   take({ seq, type }) {
@@ -23,17 +24,23 @@ export class Ledger {
       this.#pieces.push(before);
     }
     this.seq = seq;
-    this.#pieces.push(before + (NO_PIECE.test(type) ? 0 : 1));
+    this.#pieces.push(before + (NO_PIECE.test(type) ? 0 : 1 + this.#parts));
+    this.#parts = 0;
     return true;
+  }
+
+  // A word of the next record has been read. It counts as one piece until the server says how many there are.
+  takePart() {
+    this.#parts += 1;
   }
 
   // The server says that the records up to `seq` hold this many pieces. Records of a slow reader hold several.
   learn(seq, pieces) {
-    if (seq <= this.seq) this.#merged = Math.max(this.#merged, pieces - this.#pieces[seq]);
+    if (seq <= this.seq) this.#unseen = pieces - this.#pieces[seq];
   }
 
   get pieces() {
-    return this.#pieces.at(-1) + this.#merged;
+    return this.#pieces.at(-1) + this.#unseen + this.#parts;
   }
 
   get exact() {

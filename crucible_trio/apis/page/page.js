@@ -241,6 +241,7 @@ async function restore(kept) {
     else turn.end(GONE);
   }
   $("form").elements.mode.value = last.mode;
+  $("question").value = "";
   if (!last.isOver) addMark(last.timeline, "reload", last.timeline.seq);
   begin(last);
 }

@@ -94,9 +94,11 @@ export class Proof {
     $("verdict").className = ledger.exact && this.#isSame !== false ? "good" : "bad";
     $("activity").textContent = activityWords(this.#isWhole ? "ended" : activity);
     $("activity").className = this.#isWhole ? "ended" : activity;
-    $("made").textContent = Math.max(pieces, ledger.pieces);
-    $("buffered").textContent = this.#isWhole ? 0 : buffered;
+    const [made, waiting] = [Math.max(pieces, ledger.pieces), this.#isWhole ? 0 : buffered];
+    $("made").textContent = made;
     $("read").textContent = ledger.pieces;
+    $("sent").textContent = Math.max(0, made - waiting - ledger.pieces); // in the log, and perhaps sent
+    $("buffered").textContent = waiting;
     $("reconnects").textContent = Math.max(0, this.#run.opened - 1);
     $("rate").textContent = this.#rate();
   }
@@ -115,7 +117,7 @@ export class Proof {
 
 export function clearProof() {
   for (const id of ["verdict", "activity"]) $(id).textContent = "";
-  for (const id of ["made", "buffered", "read", "reconnects"]) $(id).textContent = "0";
+  for (const id of ["made", "read", "sent", "buffered", "reconnects"]) $(id).textContent = "0";
   $("rate").textContent = "–";
   $("marks").replaceChildren();
   draw($("chart"), { samples: [], marks: [] });

@@ -6,7 +6,7 @@ import { readFast, readSlowly } from "./readers.js";
 import { addMark } from "./timeline.js";
 
 const COME_BACK_MS = 2000; // long enough to see that the model goes on
-const WORD_MS = 150; // for each word when the user reads slowly
+const WORD_MS = 350; // for each word when the user reads slowly: slower than a small model on a busy machine
 const BUSY = "The stream has as many readers as it may have; trying again…";
 
 export class Reading {
@@ -103,7 +103,9 @@ export class Reading {
 
   part(record) {
     this.link = "";
+    this.ledger.takePart();
     this.#on.part(record);
+    this.#on.changed();
   }
 
   record(record, id) {

@@ -45,6 +45,18 @@ test("the server says how many pieces merged records hold", () => {
   ledger.take({ seq: 4, type: "output.delta" });
   assert.equal(ledger.pieces, 41);
   ledger.learn(9, 90); // not read yet
-  ledger.learn(2, 1); // what was known before
   assert.equal(ledger.pieces, 41);
+  ledger.learn(4, 100);
+  assert.equal(ledger.pieces, 100);
+});
+
+test("the words of a record count as pieces until the server says how many there are", () => {
+  const [ledger] = read(1, 2);
+  ledger.takePart();
+  ledger.takePart();
+  assert.deepEqual([ledger.pieces, ledger.seq], [3, 2]);
+  ledger.take({ seq: 3, type: "output.delta" });
+  assert.equal(ledger.pieces, 4);
+  ledger.learn(3, 9);
+  assert.equal(ledger.pieces, 9);
 });
