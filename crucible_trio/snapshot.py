@@ -70,8 +70,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far an engine is ahead of its log.
 
     Attributes:
-        activity: The state of the engine. `queued`: it waits for a slot of the model. `waiting`: the buffer is full, and
-            the engine waits for a reader that is attached. `paused`: it waits for a reader to attach.
+        activity: The engine's state. `queued`: it waits for a slot of the model. `waiting`: the buffer is full, and the
+            engine waits for a reader that is attached. `paused`: it waits for a reader to attach.
         pieces: Pieces that the engine has written. A piece is often one token.
         buffered: How many of them are not in the log yet.
     """
