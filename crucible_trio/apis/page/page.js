@@ -111,6 +111,7 @@ async function stop() {
 
 function begin(run) {
   [phase, stage] = ["running", "Waiting for the model…"];
+  for (const earlier of runs) earlier.timeline.samples = []; // not shown any more, and the tab has little space
   runs.push(run);
   addTurn(run);
   if (isSlow && !run.isOver) addMark(run.timeline, "slow", 0);
