@@ -97,14 +97,20 @@ async function stop() {
   if (phase !== "running") return;
   const [run, asked] = [runs.at(-1), reading];
   stage = "Stopping…";
-  proof.sample();
-  addMark(run.timeline, "stop", reading.ledger.seq);
+  mark("stop", reading.ledger.seq);
   show();
   const response = await api("POST", run.cancel_url).catch(() => null);
   if (reading !== asked || phase !== "running") return;
   if (response?.ok) return reading.readSlowly(false, false); // the terminal record comes like every other record
   stage = response ? await refused(response) : "The server cannot be reached, and was not told to stop.";
   show();
+}
+
+// The lines of the chart get a corner at each mark.
+function mark(kind, seq) {
+  proof?.sample();
+  addMark(runs.at(-1).timeline, kind, seq);
+  proof?.draw();
 }
 
 // Read
@@ -122,7 +128,7 @@ function begin(run) {
     record: (record) => take(record),
     part: (record) => addText(record),
     gone: ifCurrent(gone),
-    marked: () => proof?.sample(),
+    marked: mark,
     changed: show,
   });
   proof = new Proof(run, reading.ledger);
@@ -187,10 +193,7 @@ function finish(words, terminal = null) {
   [phase, stage] = ["idle", words];
   turns.at(-1).end(words);
   if (terminal) {
-    if (!run.isOver) {
-      proof.sample();
-      addMark(run.timeline, "end", terminal.seq);
-    }
+    if (!run.isOver) mark("end", terminal.seq);
     run.isOver = true;
     proof.finish(terminal, turns.at(-1)).then(keep);
   } else {

@@ -40,7 +40,6 @@ export class Proof {
     this.#timer = null;
   }
 
-  // Before a mark, so that the lines have a corner there.
   sample() {
     if (this.#run.isOver) return;
     const { pieces, activity } = this.#progress;

@@ -3,7 +3,6 @@
 import { api } from "./api.js";
 import { Ledger } from "./ledger.js";
 import { readFast, readSlowly } from "./readers.js";
-import { addMark } from "./timeline.js";
 
 const COME_BACK_MS = 2000; // long enough to see that the model goes on
 const WORD_MS = 350; // for each word when the user reads slowly: slower than a small model on a busy machine
@@ -22,7 +21,7 @@ export class Reading {
   #comingBack = 0; // a timer
 
   // Calls on.record(record) for each new record, on.part(record) for a part of one, on.gone(response) if the server does
-  // not have the stream or refuses it, on.marked() before the timeline gets a mark, and on.changed() after any change.
+  // not have the stream or refuses it, on.marked(kind, seq) for the timeline, and on.changed() after any change.
   constructor(run, isSlow, on) {
     this.#run = run;
     this.#isSlow = isSlow;
@@ -69,8 +68,7 @@ export class Reading {
   }
 
   #mark(kind) {
-    this.#on.marked();
-    addMark(this.#run.timeline, kind, this.ledger.seq);
+    this.#on.marked(kind, this.ledger.seq);
   }
 
   // Called by the readers
