@@ -28,8 +28,8 @@ FOLDER = Path(__file__).parents[2] / "docs" / "assets"
 SIZES = {"": (1280, 800), "-phone": (390, 844)}
 SCHEMES = ("light", "dark")
 RECORDING_SIZE = (1000, 640)
-FRAME_SECONDS = 0.25
-TAP_FRAMES = 3  # how long a click is marked
+FRAME_SECONDS = 0.4
+TAP_FRAMES = 2  # how long a click is marked
 
 LAST_MARK = "[...document.querySelectorAll('#marks li')].at(-1)?.className"
 READ = "Number(document.getElementById('read').textContent)"
@@ -122,7 +122,7 @@ class Recording:
             append_images=others,
             duration=durations,
             loop=0,
-            quality=60,
+            quality=50,
             method=4,
             minimize_size=True,
         )
@@ -146,7 +146,7 @@ async def record(browser: Chromium, url: str) -> bool:
         await trio.sleep(0.5)
         await recording.click("button", "Read slowly")
         if has_waited := await wait_for_the_model_to_wait(page):
-            await trio.sleep(4)
+            await trio.sleep(3)
             await recording.click("button", "Read slowly")
             await page.until(f"{LAST_MARK} === 'end'", seconds=90)
             await trio.sleep(2)

@@ -768,7 +768,9 @@ async def test_a_screen_reader_announces_the_status_and_not_every_piece(chromium
         assert await page.evaluate("said") == ["Done."]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (390, "light"), (900, "dark"), (1280, "light"), (1280, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(320, "dark"), (390, "light"), (900, "dark"), (1280, "light"), (1280, "dark")]
+)
 async def test_the_page_fits_the_screen_and_has_enough_contrast(chromium, serving, width, scheme) -> None:
     async def engine(request):
         yield Reasoning("x" * 500, 0)
