@@ -100,6 +100,33 @@ async def test_a_follow_up_sends_the_conversation_and_a_new_chat_does_not(chromi
         ]
 
 
+async def test_a_new_chat_leaves_the_old_stream_running(chromium, serving) -> None:
+    more = trio.Event()
+
+    async def engine(request):
+        yield f"About {request.messages[-1].text}. "
+        await more.wait()
+        yield "More."
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask("one", mode="standard")
+        await page.answer_is("About one. ")
+        await page.click("button", "New chat")
+        await page.status_is("Ready.")
+        assert await page.evaluate("document.querySelectorAll('.turn').length") == 0
+        await page.ask("two", mode="standard")
+        await page.answer_is("About two. ")
+        assert [stream.status for stream in await served.pipeline.list()] == ["running", "running"]
+        more.set()
+        await page.status_is("Done.")
+        await page.answer_is("About two. More.")
+        await page.until("document.querySelectorAll('#marks li').length === 1")
+        for stream in await served.pipeline.list():
+            await stream.log.wait_finished()
+        assert await page.evaluate("JSON.parse(localStorage.streams).length") == 2
+
+
 async def test_the_history_keeps_ids_only_and_opens_a_stream_again(chromium, serving) -> None:
     async def engine(request):
         yield Reasoning("Secret thought.", 0)

@@ -19,6 +19,7 @@ const $ = (id) => document.getElementById(id);
 // { id, events_url, cancel_url, question, mode, opened, firstTokenAt, thought, isOver, timeline }.
 let runs = [];
 let turns = [];
+let chat = {}; // another object for each conversation, so that an answer that comes too late is noticed
 // Of the last run: how it is read, and what is proved about it.
 let reading = null;
 let proof = null;
@@ -51,6 +52,8 @@ function keep() {
 
 async function ask() {
   if (phase !== "idle") return;
+  isReplay = false;
+  const asked = chat;
   if (!$("key-field").hidden) keepKey($("key").value);
   const question = $("question").value;
   const mode = $("form").elements.mode.value;
@@ -64,15 +67,16 @@ async function ask() {
       const run = { ...(await response.json()), question, mode, opened: 0, firstTokenAt: null, thought: null, isOver: false };
       run.timeline = newTimeline();
       remember(run.id);
+      if (chat !== asked) return; // the user has begun another chat, and finds the stream in the history
       $("question").value = "";
       if (!$("model").options.length) offerModels();
       return begin(run);
     }
-    stage = await refused(response);
+    const words = await refused(response);
+    if (chat === asked) [phase, stage] = ["idle", words];
   } catch {
-    stage = UNREACHABLE;
+    if (chat === asked) [phase, stage] = ["idle", UNREACHABLE];
   }
-  phase = "idle";
   show();
 }
 
@@ -117,6 +121,8 @@ function mark(kind, seq) {
 
 function begin(run) {
   [phase, stage] = ["running", "Waiting for the model…"];
+  proof?.close();
+  proof = null;
   for (const earlier of runs) earlier.timeline.samples = []; // not shown any more, and the tab has little space
   runs.push(run);
   addTurn(run);
@@ -209,7 +215,7 @@ function finish(words, terminal = null) {
 function newChat() {
   reading?.close();
   proof?.close();
-  [runs, turns, reading, proof, phase, stage, isReplay] = [[], [], null, null, "idle", "Ready.", false];
+  [runs, turns, chat, reading, proof, phase, stage, isReplay] = [[], [], {}, null, null, "idle", "Ready.", false];
   $("turns").replaceChildren();
   clearProof();
   sessionStorage.removeItem("runs");
@@ -235,12 +241,14 @@ async function open(id) {
 // After a reload: the earlier turns as the server has them, and the last one is read again from record 1.
 async function restore(kept) {
   const last = kept.pop();
+  const restored = chat;
   isReplay = true;
   phase = "asking"; // until the earlier turns are there
   for (const run of kept) {
     const turn = addTurn(run);
     runs.push(run);
     const snapshot = await get(`v1/streams/${run.id}`);
+    if (chat !== restored) return;
     if (snapshot) turn.fill(snapshot, ending({ ...snapshot, type: `stream.${snapshot.status}` }));
     else turn.end(GONE);
   }
@@ -272,7 +280,6 @@ function showPrograms() {
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  isReplay = false;
   ask();
 });
 $("question").addEventListener("keydown", (event) => {

@@ -29,10 +29,6 @@ export class Reading {
     this.#connect();
   }
 
-  get isOpen() {
-    return this.#reader !== null || this.#comingBack !== 0;
-  }
-
   cut() {
     this.#comeBack("You cut the connection; back in two seconds…", "cut");
   }
