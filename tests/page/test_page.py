@@ -795,6 +795,40 @@ async def test_a_screen_reader_announces_the_status_and_not_every_piece(chromium
         assert await page.evaluate("said") == ["Done."]
 
 
+async def test_a_phone_can_ask_cut_and_stop_and_sees_the_proof(chromium, serving) -> None:
+    more = trio.Event()
+
+    async def engine(request):
+        yield Reasoning("Thinking.", 0)
+        await more.wait()
+        yield "Answer. " * 300
+        await trio.sleep_forever()
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url, width=390, height=844)
+        await page.click("radio", "Deep")
+        await page.click("button", "Ask")
+        await page.status_is("Reasoning…")
+        await page.click("button", "Cut")
+        more.set()
+        await page.status_is("Answering…")
+        seen = "(({ top, bottom, width }) => top >= 0 && bottom <= innerHeight && width > 0)"
+        for element in ("verdict", "chart", "cut", "slow", "stop", "question", "ask"):
+            assert await page.evaluate(f"{seen}(document.getElementById('{element}').getBoundingClientRect())"), element
+        room = "document.getElementById('conversation').clientHeight / innerHeight"
+        assert await page.evaluate(room) > 0.25
+        await page.click("button", "Stop")
+        await page.status_is("Stopped.")
+        await matches(page, await served.snapshot())
+        await page.click("DisclosureTriangle", "What happened")
+        assert await page.marks() == [
+            "You cut the connection after record 2",
+            "Resumed after record 2",
+            "You stopped the model, with record 4 read",
+            "The stream ended with record 5",
+        ]
+
+
 @pytest.mark.parametrize(
     ("width", "scheme"), [(320, "dark"), (390, "light"), (900, "dark"), (1280, "light"), (1280, "dark")]
 )
