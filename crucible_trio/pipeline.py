@@ -102,6 +102,7 @@ class Pipeline:
         on_disconnect: OnDisconnect = "pause",
         starts_with_reader: bool = False,
         facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
+        label: str | None = None,
     ) -> Stream:
         """Start a stream. Its record 1 is in the log when this returns.
 
@@ -111,6 +112,7 @@ class Pipeline:
             on_disconnect: Counts if the request does not say.
             starts_with_reader: Call the engine when a reader has record 1. Otherwise immediately.
             facts: Facts of the stream that APIs need, by the API's name (`StreamFacts.for_apis`).
+            label: A name by which the newest stream that has it can be found (`find_labelled`).
 
         Raises:
             InvalidRequestError: The model does not support a field, or a number is over the server's maximum.
@@ -128,6 +130,7 @@ class Pipeline:
             on_disconnect=on_disconnect,
             starts_with_reader=starts_with_reader,
             facts=facts,
+            label=label,
         )
         return stream
 
@@ -142,6 +145,7 @@ class Pipeline:
         may_hold: bool = False,
         client_retries: bool = False,
         facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
+        label: str | None = None,
     ) -> tuple[Stream, bool]:
         """Start a stream, or find the one that this idempotency key started.
 
@@ -157,6 +161,7 @@ class Pipeline:
                 upstream, the stream is held: the engine is called immediately.
             client_retries: As `Output.client_retries`.
             facts: As for `start`.
+            label: As for `start`.
 
         Returns:
             The stream, and whether it was there before.
@@ -173,7 +178,7 @@ class Pipeline:
         """
         stream_id = new_stream_id()
         if key is not None:
-            holder = await self.store.claim(owner, key, digest_of(request, facts), stream_id)
+            holder = await self.store.claim(owner, key, digest_of(request, facts, label), stream_id)
             if holder != stream_id:
                 return await self.store.find(holder, owner), True
         try:
@@ -184,6 +189,7 @@ class Pipeline:
                 owner,
                 on_disconnect,
                 facts,
+                label,
                 starts_with_reader=starts_with_reader,
                 may_hold=may_hold,
                 client_retries=client_retries,
@@ -201,6 +207,7 @@ class Pipeline:
         owner: str,
         on_disconnect: OnDisconnect,
         facts: Mapping[str, msgspec.Raw],
+        label: str | None,
         *,
         starts_with_reader: bool,
         may_hold: bool,
@@ -216,6 +223,7 @@ class Pipeline:
             on_disconnect=request.on_disconnect or on_disconnect,
             created_at=time.time(),
             for_apis=facts,
+            label=label,
         )
         self._check_takes_streams()
         # Asked once: while the stream runs, a router's engine may lose the model.
@@ -295,6 +303,20 @@ class Pipeline:
     async def list(self, *, owner: str = ANONYMOUS) -> list[Stream]:
         """The owner's streams, newest first. Checkpoints: only while the store waits. Cancellation: safe."""
         return await self.store.list(owner)
+
+    async def find_labelled(self, label: str, *, owner: str = ANONYMOUS) -> Stream | None:
+        """The newest stream that the owner has started with a label. None if there is none, or it is gone.
+
+        Checkpoints: only while the store waits. Cancellation: safe.
+        """
+        return await self.store.find_labelled(owner, label)
+
+    async def count_readers(self, stream: Stream, *, attached: int = 0, away: int = 0) -> int:
+        """Count the readers of a labelled stream that have not been sent its end (`StreamStore.count_readers`).
+
+        Checkpoints: only while the store waits. Cancellation: safe, but the change may not be counted.
+        """
+        return await self.store.count_readers(stream, attached=attached, away=away)
 
     # Ending
 

@@ -25,6 +25,7 @@ from crucible_trio.apis.openai.passing.routes import PassingApi
 from crucible_trio.apis.openai.responses.routes import ResponsesApi
 from crucible_trio.apis.operations.routes import OperationsApi
 from crucible_trio.apis.page.routes import PageApi
+from crucible_trio.apis.ui.routes import UIApi
 from crucible_trio.engines import open_engine
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.settings import ApiSettings, ServiceSettings, load_settings
@@ -39,6 +40,7 @@ APIS: Final = ApiRegistry(
         ResponsesApi,
         PassingApi,
         ModelsApi,
+        UIApi,
     ),
     default_shape=NATIVE_ERRORS,
 )

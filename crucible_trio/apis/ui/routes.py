@@ -1,0 +1,135 @@
+"""The routes of the UI message stream, for `useChat` with its default transport.
+
+A chat is a label of streams (`StreamFacts.label`), so a page finds the newest stream of its chat by the chat's id. In
+the paths, a stream's id can stand in place of a chat's: so a page can read a stream that another API has started.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import ClassVar, Final, Self, final
+
+import trio
+from quart import Blueprint, Response, request
+from quart.wrappers.response import ResponseBody
+
+from crucible_trio.apis.kit import starting
+from crucible_trio.apis.kit.body import EventStreamBody
+from crucible_trio.apis.kit.context import ApiContext
+from crucible_trio.apis.kit.errors import ErrorShape
+from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
+from crucible_trio.apis.kit.replies import event_response, name_ignored, no_content
+from crucible_trio.apis.kit.request_builder import RequestBuilder
+from crucible_trio.apis.kit.uploads import read_body
+from crucible_trio.apis.ui.errors import UI_ERRORS
+from crucible_trio.apis.ui.fold import UIDialect
+from crucible_trio.apis.ui.requests import NAMES, read_request
+from crucible_trio.errors import StreamNotFoundError
+from crucible_trio.pipeline import Pipeline
+from crucible_trio.stream import Stream
+
+_STREAM_HEADERS: Final = {"X-Vercel-AI-UI-Message-Stream": "v1"}
+
+
+@final
+class UIApi:
+    """The UI message stream over one pipeline (`Api`)."""
+
+    name: ClassVar[str] = "ui"
+    error_shape: ClassVar[ErrorShape | None] = UI_ERRORS
+    path_prefixes: ClassVar[tuple[str, ...]] = ("/v1/ui",)
+    open_endpoints: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._pipeline = context.pipeline
+        self._access = context.access
+        self._builder = RequestBuilder(
+            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens, NAMES
+        )
+
+    def add_to(self, blueprint: Blueprint) -> None:
+        """Add the routes. A chat's id may have slashes, which a page sends as `%2F`."""
+        add = blueprint.add_url_rule
+        add("/v1/ui/chat", view_func=self.create, methods=["POST"])
+        add("/v1/ui/chat/<path:chat_id>/stream", view_func=self.follow, methods=["GET"])
+        add("/v1/ui/chat/<path:chat_id>/stop", view_func=self.stop, methods=["POST"])
+
+    async def create(self) -> Response:
+        """`POST /v1/ui/chat`: start a stream, and stop the one that the chat still has."""
+        owner = self._access.owner(request)
+        check_parameters(request)
+        strict = self._context.settings.strict_fields
+        asked = await read_body(request, self._context, lambda body: read_request(body, self._builder, strict=strict))
+        key = idempotency_key(request.headers.get("Idempotency-Key"))
+        earlier = None if asked.chat_id is None else await self._pipeline.find_labelled(asked.chat_id, owner=owner)
+        started = await starting.start_or_join(
+            self._pipeline, asked.engine_request, owner=owner, key=key, on_disconnect="continue", label=asked.chat_id
+        )
+        if earlier is not None and earlier is not started.stream:
+            earlier.cancel("client")  # the engine of the new stream has not been called yet
+        response = self._answer(started.stream)
+        name_ignored(response, asked.ignored)
+        return starting.locate_stream(response, started)
+
+    async def follow(self, chat_id: str) -> Response:
+        """`GET /v1/ui/chat/{id}/stream`: the newest stream of a chat from its start, or 204 if there is nothing new."""
+        owner = self._access.events_owner(request, chat_id)
+        check_parameters(request, frozenset({"token"}))
+        stream = None if owner is None else await self._pipeline.find_labelled(chat_id, owner=owner)
+        if stream is None:
+            return no_content()
+        if stream.log.finished and not await self._pipeline.count_readers(stream):
+            return no_content()
+        if request.method == "HEAD":
+            return event_response(b"", stream)
+        return self._answer(stream)
+
+    async def stop(self, chat_id: str) -> Response:
+        """`POST /v1/ui/chat/{id}/stop`: stop the newest stream of a chat. May be repeated."""
+        owner = self._access.owner(request)
+        stream = await self._pipeline.find_labelled(chat_id, owner=owner)
+        if stream is None:
+            raise StreamNotFoundError
+        stream.cancel("client")
+        return no_content()
+
+    def _answer(self, stream: Stream) -> Response:
+        starting.check_room(stream)
+        dialect = UIDialect(tools={tool.name for tool in stream.request.parameters.tools})
+        body = _CountedBody(EventStreamBody(self._context, stream, dialect), self._pipeline, stream)
+        response = event_response(body, stream)
+        response.headers.update(_STREAM_HEADERS)
+        return response
+
+
+@final
+class _CountedBody(ResponseBody):
+    """The events of a chat's stream. The store counts its readers, so that an end that no page was sent is not lost."""
+
+    def __init__(self, body: EventStreamBody, pipeline: Pipeline, stream: Stream) -> None:
+        self._body = body
+        self._pipeline = pipeline
+        self._stream = stream
+
+    async def __aenter__(self) -> Self:
+        await self._body.__aenter__()
+        try:
+            await self._pipeline.count_readers(self._stream, attached=1, away=-1)
+        except BaseException as error:
+            await self._body.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._body.__aexit__(kind, error, trace)
+        finally:
+            away = 0 if self._body.has_sent_end else 1
+            with trio.move_on_after(self._pipeline.settings.flush_seconds, shield=True):
+                await self._pipeline.count_readers(self._stream, attached=-1, away=away)
+
+    def __aiter__(self) -> EventStreamBody:
+        return self._body
