@@ -11,7 +11,6 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from crucible_trio import sse
-from crucible_trio.records import encode_json
 
 FinishReason: TypeAlias = Literal["stop", "length", "content-filter", "tool-calls", "error", "other"]
 
@@ -150,7 +149,6 @@ class ToolOutputAvailable(Chunk, frozen=True, tag="tool-output-available"):
 
     tool_call_id: str
     output: msgspec.Raw
-    dynamic: bool | UnsetType = UNSET
 
 
 @final
@@ -159,7 +157,6 @@ class ToolOutputError(Chunk, frozen=True, tag="tool-output-error"):
 
     tool_call_id: str
     error_text: str
-    dynamic: bool | UnsetType = UNSET
 
 
 @final
@@ -187,8 +184,3 @@ class Error(Chunk, frozen=True, tag="error"):
     """The stream failed. `useChat` shows the text as `error.message`."""
 
     error_text: str
-
-
-def encode_chunk(chunk: Chunk) -> bytes:
-    """Frame one chunk."""
-    return sse.encode_line(encode_json(chunk))

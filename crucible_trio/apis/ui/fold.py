@@ -11,6 +11,7 @@ from typing import Final, final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from crucible_trio import sse
 from crucible_trio.apis.kit.endings import CANCELLED, CUT_TO_LENGTH, DEADLINES
 from crucible_trio.apis.ui import chunks
 from crucible_trio.records import (
@@ -31,6 +32,7 @@ from crucible_trio.records import (
     ToolCallStarted,
     Usage,
     decode_frame,
+    encode_json,
 )
 
 # A comment with a blank line, as the AI SDK's examples send it.
@@ -52,11 +54,14 @@ class UIDialect:
     A stream that failed has an `error` before `finish`, and one that a client stopped has an `abort`. A call that broke
     off has no end. A body that ends without `finish` was cut.
 
+    Attributes:
+        chunks_made: The number of chunks so far, including those that were left out.
+
     Args:
         message_id: The id of the message. None: one made of the stream's id.
         tools: The tools that the request declared.
         skip: How many chunks the reader has.
-        earlier: Chunks of the message from before this stream, which go between `start` and `start-step`.
+        earlier: Encoded chunks of the message from before this stream, which go between `start` and `start-step`.
     """
 
     def __init__(
@@ -65,10 +70,10 @@ class UIDialect:
         message_id: str | None = None,
         tools: Collection[str] = (),
         skip: int = 0,
-        earlier: Sequence[chunks.Chunk] = (),
+        earlier: Sequence[msgspec.Raw] = (),
     ) -> None:
         self.resume_offset = 0
-        self.count = 0
+        self.chunks_made = 0
         self._message_id = message_id
         self._tools = tools
         self._skip = skip
@@ -103,14 +108,14 @@ class UIDialect:
         record = decode_frame(frame)
         events: list[bytes] = []
         for chunk in self._chunks(record):
-            self.count += 1
-            if self.count > self._skip:
-                events.append(chunks.encode_chunk(chunk))
+            self.chunks_made += 1
+            if self.chunks_made > self._skip:
+                events.append(sse.encode_line(encode_json(chunk)))
         if isinstance(record, TERMINAL):
             events.append(chunks.DONE)
         return b"".join(events)
 
-    def _chunks(self, record: AnyRecord) -> Iterator[chunks.Chunk]:
+    def _chunks(self, record: AnyRecord) -> Iterator[chunks.Chunk | msgspec.Raw]:
         match record:
             case StreamCreated():
                 metadata = chunks.StartMetadata(record.model, record.stream, int(record.created_at * 1000))

@@ -79,7 +79,7 @@ class ToolPart(msgspec.Struct, rename="camel"):
         """The result as a text for the model. None if there is none."""
         match self.state:
             case "output-available":
-                return self.output if isinstance(self.output, str) else _json(self.output)
+                return self.output if isinstance(self.output, str) else encode_value(self.output)
             case "output-error":
                 return self.error_text or "The tool failed."
             case "output-denied":
@@ -94,7 +94,7 @@ class ToolPart(msgspec.Struct, rename="camel"):
         if self.input is None and isinstance(self.raw_input, str):
             return self.raw_input
         given = self.raw_input if self.input is None else self.input
-        return _json({} if given is None else given)
+        return encode_value({} if given is None else given)
 
     @property
     def _denied(self) -> str:
@@ -223,5 +223,6 @@ def _read_file(file: _FilePart, at: str, can: Capabilities) -> Part:
     return make_part(FilePart, at, url=file.url, name=file.filename)
 
 
-def _json(value: object) -> str:
+def encode_value(value: object) -> str:
+    """A value of a request as JSON text again."""
     return msgspec.json.encode(value).decode()

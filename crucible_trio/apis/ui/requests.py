@@ -5,6 +5,7 @@ The options have the names that they have in the AI SDK's `streamText`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, final
 
@@ -13,7 +14,8 @@ import msgspec
 from crucible_trio.apis.kit.fields import Fields
 from crucible_trio.apis.kit.ignored import Ignored
 from crucible_trio.apis.kit.request_builder import RequestBuilder
-from crucible_trio.apis.ui.messages import UIMessage, read_messages
+from crucible_trio.apis.ui.continued import Continued, continue_message
+from crucible_trio.apis.ui.messages import read_messages
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import Message, NamedTool, OnDisconnect, Parameters, Request, Tool, ToolChoice, ToolName
 from crucible_trio.settings.apis import Effort
@@ -28,6 +30,7 @@ NAMES: Final[Mapping[str, str]] = {
 }
 """The names of a request's fields that differ from those of chat completions."""
 
+_START_INDEX: Final = re.compile(r"-?[0-9]{1,9}")
 _PROVIDER_DEFAULT: Final = "provider-default"
 
 ChatId: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -93,13 +96,13 @@ class UIRequest(NamedTuple):
         engine_request: What to generate.
         ignored: Fields that are ignored.
         chat_id: The chat. None if the request names none.
-        continued: The page's message that the answer belongs to. None: a new one.
+        continued: The message that the answer belongs to. None: a new one.
     """
 
     engine_request: Request
     ignored: tuple[str, ...]
     chat_id: str | None
-    continued: UIMessage | None
+    continued: Continued | None
 
 
 def read_request(body: bytes | memoryview, builder: RequestBuilder, *, strict: bool) -> UIRequest:
@@ -143,7 +146,9 @@ def read_request(body: bytes | memoryview, builder: RequestBuilder, *, strict: b
     for name in built.ignored:
         ignored.add(name)
     engine_request = msgspec.structs.replace(built.request, on_disconnect=fields.on_disconnect)
-    return UIRequest(engine_request, ignored.names, fields.id, history.continued)
+    last = history.continued
+    continued = None if last is None else continue_message(last, f"messages[{len(fields.messages) - 1}].parts")
+    return UIRequest(engine_request, ignored.names, fields.id, continued)
 
 
 def _read_tool(name: str, given: Mapping[str, object]) -> Tool:
@@ -159,3 +164,16 @@ def _read_tool_choice(choice: str | Mapping[str, object]) -> ToolChoice:
             message = 'toolChoice is auto, none, required or {"type": "tool", "toolName": ...}'
             raise InvalidRequestError(message, "toolChoice")
     return NamedTool(_TOOL_CHOICE.read(choice, "toolChoice").tool_name)
+
+
+def read_start_index(text: str | None) -> int | None:
+    """Read the parameter `startIndex`: how many chunks a client has, or, below 0, how many of the last ones it wants.
+
+    Raises:
+        InvalidRequestError: It is no such number.
+    """
+    if text is None:
+        return None
+    if not _START_INDEX.fullmatch(text):
+        raise InvalidRequestError("startIndex is an integer", "startIndex")
+    return int(text)
