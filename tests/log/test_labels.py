@@ -1,0 +1,108 @@
+"""Labels over each kind of log: the newest stream that has one, and its readers that have not been sent the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TypeAlias
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from crucible_trio.config import Settings
+from crucible_trio.errors import IdempotencyConflictError, InvalidRequestError
+from crucible_trio.pipeline import Pipeline
+from crucible_trio.request import Request, Sampling
+from crucible_trio.testing import ScriptedEngine
+
+OpenPipeline: TypeAlias = Callable[..., AbstractAsyncContextManager[Pipeline]]
+
+QUESTION = Request("Why?", on_disconnect="continue")
+
+
+async def test_a_label_leads_to_its_owners_newest_stream(
+    open_pipeline_over: OpenPipeline, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline_over(ScriptedEngine("a", 5.0, "b")) as pipeline:
+        assert await pipeline.find_labelled("chat", owner="alice") is None
+        first = await pipeline.start(QUESTION, owner="alice", label="chat")
+        other = await pipeline.start(QUESTION, owner="alice", label="other")
+        plain = await pipeline.start(QUESTION, owner="alice")
+        found = await pipeline.find_labelled("chat", owner="alice")
+        assert found is not None
+        assert (found.id, found.facts.label, plain.facts.label) == (first.id, "chat", None)
+        assert await pipeline.find_labelled("chat", owner="bob") is None
+        bobs = await pipeline.start(QUESTION, owner="bob", label="chat")
+        second = await pipeline.start(QUESTION, owner="alice", label="chat")
+        await trio.sleep(60)  # the end changes nothing
+        expected = {("chat", "alice"): second, ("other", "alice"): other, ("chat", "bob"): bobs}
+        for (label, owner), stream in expected.items():
+            found = await pipeline.find_labelled(label, owner=owner)
+            assert found is not None
+            assert found.id == stream.id
+
+
+async def test_a_refused_start_leaves_the_label_to_the_stream_that_has_it(
+    open_pipeline_over: OpenPipeline, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline_over(ScriptedEngine("a")) as pipeline:
+        first = await pipeline.start(QUESTION, label="chat")
+        with pytest.raises(InvalidRequestError):
+            await pipeline.start(Request("Why?", sampling=Sampling(seed=1)), label="chat")
+        found = await pipeline.find_labelled("chat")
+        assert found is not None
+        assert found.id == first.id
+
+
+async def test_a_label_is_kept_as_long_as_its_stream(
+    open_pipeline_over: OpenPipeline, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline_over(ScriptedEngine("a"), Settings(retention_seconds=60)) as pipeline:
+        older = await pipeline.start(QUESTION, label="chat")
+        await trio.sleep(30)
+        newer = await pipeline.start(QUESTION, label="chat")
+        await trio.sleep(45)
+        found = await pipeline.find_labelled("chat")
+        assert found is not None
+        assert found.id == newer.id  # the older one has expired
+        await trio.sleep(30)
+        assert await pipeline.find_labelled("chat") is None
+        forgotten = await pipeline.start(QUESTION, label="chat")
+        await pipeline.forget(forgotten)
+        assert await pipeline.find_labelled("chat") is None
+        for stream in (older, newer, forgotten):
+            assert await pipeline.count_readers(stream) == 0
+
+
+async def test_a_label_is_part_of_the_request_for_an_idempotency_key(
+    open_pipeline_over: OpenPipeline, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline_over(ScriptedEngine("a")) as pipeline:
+
+        async def start(label: str | None) -> str:
+            stream, _ = await pipeline.start_or_join(
+                QUESTION, "key", owner="", on_disconnect="continue", starts_with_reader=False, label=label
+            )
+            return stream.id
+
+        assert await start("chat") == await start("chat")
+        for other in ("another", None):
+            with pytest.raises(IdempotencyConflictError):
+                await start(other)
+
+
+async def test_readers_that_have_not_been_sent_the_end_are_counted(
+    open_pipeline_over: OpenPipeline, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline_over(ScriptedEngine("a")) as pipeline:
+        stream = await pipeline.start(QUESTION, label="chat")
+        assert await pipeline.count_readers(stream) == 1  # the client that started it
+        assert await pipeline.count_readers(stream, attached=1, away=-1) == 1
+        assert await pipeline.count_readers(stream, attached=1, away=-1) == 2  # a second one, whom nobody missed
+        assert await pipeline.count_readers(stream, attached=-1, away=1) == 2  # it is cut
+        assert await pipeline.count_readers(stream, attached=-1) == 1  # the first one has the end
+        assert await pipeline.count_readers(stream, attached=1, away=-1) == 1  # the second one is back
+        assert await pipeline.count_readers(stream, attached=-1) == 0
+        plain = await pipeline.start(QUESTION)
+        assert await pipeline.count_readers(plain, attached=1) == 0
