@@ -85,7 +85,7 @@ class _NamedToolChoice(msgspec.Struct, rename="camel"):
     tool_name: ToolName
 
 
-_TOOL: Final = Fields(_UITool, harmless={"title": "for the page", "type": "of a plain or dynamic tool"})
+_TOOL: Final = Fields(_UITool)
 _TOOL_CHOICE: Final = Fields(_NamedToolChoice)
 
 
