@@ -311,12 +311,42 @@ class Pipeline:
         """
         return await self.store.find_labelled(owner, label)
 
-    async def count_readers(self, stream: Stream, *, attached: int = 0, away: int = 0) -> int:
-        """Count the readers of a labelled stream that have not been sent its end (`StreamStore.count_readers`).
+    async def owes_end(self, stream: Stream) -> bool:
+        """Whether a client of a labelled stream has not been sent its end, or it is in doubt (`reader_went`).
 
-        Checkpoints: only while the store waits. Cancellation: safe, but the change may not be counted.
+        Checkpoints: only while the store waits. Cancellation: safe.
         """
-        return await self.store.count_readers(stream, attached=attached, away=away)
+        return await self.store.count_readers(stream) > 0
+
+    async def reader_came(self, stream: Stream) -> None:
+        """Count a reader of a labelled stream. Checkpoints: only while the store waits. Cancellation: it is counted."""
+        await self._count_reader(stream, attached=1, away=-1)
+
+    async def reader_went(self, stream: Stream, *, has_end: bool, doubt_seconds: float) -> None:
+        """A reader that `reader_came` has counted has left. The opposite of `reader_came`.
+
+        Args:
+            stream: The stream.
+            has_end: Whether the reader was sent the end. Otherwise its client may come back.
+            doubt_seconds: How long to count a reader that was sent the end: its connection may have been cut before the
+                end arrived, and no server notices that.
+
+        Checkpoints: only while the store waits. Cancellation: it is counted.
+        """
+        if not has_end:
+            await self._count_reader(stream, attached=-1, away=1)
+        elif doubt_seconds and self._nursery is not None and stream.facts.label is not None:
+            self._nursery.start_soon(self._count_later, stream, doubt_seconds)
+        else:
+            await self._count_reader(stream, attached=-1, away=0)
+
+    async def _count_later(self, stream: Stream, seconds: float) -> None:
+        await trio.sleep(seconds)
+        await self._count_reader(stream, attached=-1, away=0)
+
+    async def _count_reader(self, stream: Stream, *, attached: int, away: int) -> None:
+        with trio.move_on_after(self.settings.flush_seconds, shield=True):
+            await self.store.count_readers(stream, attached=attached, away=away)
 
     # Ending
 

@@ -66,6 +66,11 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Other names for models, for clients with a built-in name. The target may have the suffix: `{"o3":
     "smollm2-135m:deep"}`. In the environment, JSON."""
 
+    # The UI message stream.
+    ui_replay_seconds: Seconds = 60.0
+    """How long a page that was sent the end of an answer can get the answer again. Its connection may have been cut
+    before the end arrived. 0: it gets 204 immediately."""
+
     def __post_init__(self) -> None:
         """Check the keys, the origins and the names. No message quotes a key."""
         if not all(self.keys) or not all(self.keys.values()):

@@ -72,7 +72,7 @@ async def test_a_label_is_kept_as_long_as_its_stream(
         await pipeline.forget(forgotten)
         assert await pipeline.find_labelled("chat") is None
         for stream in (older, newer, forgotten):
-            assert await pipeline.count_readers(stream) == 0
+            assert not await pipeline.owes_end(stream)
 
 
 async def test_a_label_is_part_of_the_request_for_an_idempotency_key(
@@ -96,13 +96,48 @@ async def test_readers_that_have_not_been_sent_the_end_are_counted(
     open_pipeline_over: OpenPipeline, autojump_clock: MockClock
 ) -> None:
     async with open_pipeline_over(ScriptedEngine("a")) as pipeline:
+        count = pipeline.store.count_readers
         stream = await pipeline.start(QUESTION, label="chat")
-        assert await pipeline.count_readers(stream) == 1  # the client that started it
-        assert await pipeline.count_readers(stream, attached=1, away=-1) == 1
-        assert await pipeline.count_readers(stream, attached=1, away=-1) == 2  # a second one, whom nobody missed
-        assert await pipeline.count_readers(stream, attached=-1, away=1) == 2  # it is cut
-        assert await pipeline.count_readers(stream, attached=-1) == 1  # the first one has the end
-        assert await pipeline.count_readers(stream, attached=1, away=-1) == 1  # the second one is back
-        assert await pipeline.count_readers(stream, attached=-1) == 0
+        assert await count(stream) == 1  # the client that started it
+        assert await count(stream, attached=1, away=-1) == 1
+        assert await count(stream, attached=1, away=-1) == 2  # a second one, whom nobody missed
+        assert await count(stream, attached=-1, away=1) == 2  # it is cut
+        assert await count(stream, attached=-1) == 1  # the first one has the end
+        assert await count(stream, attached=1, away=-1) == 1  # the second one is back
+        assert await count(stream, attached=-1) == 0
         plain = await pipeline.start(QUESTION)
-        assert await pipeline.count_readers(plain, attached=1) == 0
+        assert await count(plain, attached=1) == 0
+
+
+async def test_an_end_is_owed_until_every_client_was_sent_it_for_long_enough(
+    open_pipeline_over: OpenPipeline, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline_over(ScriptedEngine("a")) as pipeline:
+        stream = await pipeline.start(QUESTION, label="chat")
+        assert await pipeline.owes_end(stream)  # the client that started it has not attached
+        await pipeline.reader_came(stream)
+        await pipeline.reader_went(stream, has_end=False, doubt_seconds=10)
+        await trio.sleep(100)
+        assert await pipeline.owes_end(stream)
+        await pipeline.reader_came(stream)
+        await pipeline.reader_went(stream, has_end=True, doubt_seconds=10)
+        await trio.sleep(9)
+        assert await pipeline.owes_end(stream)
+        await trio.sleep(2)
+        assert not await pipeline.owes_end(stream)
+        await pipeline.reader_came(stream)
+        assert await pipeline.owes_end(stream)
+        await pipeline.reader_went(stream, has_end=True, doubt_seconds=0)
+        assert not await pipeline.owes_end(stream)
+
+
+async def test_a_reader_that_leaves_while_it_is_cancelled_is_counted(
+    open_pipeline_over: OpenPipeline, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline_over(ScriptedEngine("a")) as pipeline:
+        stream = await pipeline.start(QUESTION, label="chat")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await pipeline.reader_came(stream)
+            await pipeline.reader_went(stream, has_end=True, doubt_seconds=0)
+        assert not await pipeline.owes_end(stream)

@@ -27,7 +27,6 @@ from crucible_trio.apis.ui.errors import UI_ERRORS
 from crucible_trio.apis.ui.fold import UIDialect
 from crucible_trio.apis.ui.requests import NAMES, read_request, read_start_index
 from crucible_trio.errors import StreamExpiredError, StreamNotFoundError
-from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import encode_json
 from crucible_trio.stream import Stream
 
@@ -97,7 +96,7 @@ class UIApi:
         if stream is None:
             return no_content()
         if start_index is None:
-            if stream.id != chat_id and stream.log.finished and not await self._pipeline.count_readers(stream):
+            if stream.id != chat_id and stream.log.finished and not await self._pipeline.owes_end(stream):
                 return no_content()  # every page has been sent the end
             return self._answer(stream, with_earlier=True)
         made = await _count_chunks(stream)
@@ -137,8 +136,7 @@ class UIApi:
             skip=skip,
             earlier=() if continued is None or not with_earlier else continued.earlier,
         )
-        body = _CountedBody(EventStreamBody(self._context, stream, dialect), self._pipeline, stream)
-        response = event_response(body, stream)
+        response = event_response(_CountedBody(self._context, stream, dialect), stream)
         response.headers.update(_STREAM_HEADERS)
         response.headers["X-Workflow-Run-Id"] = stream.id
         return response
@@ -159,15 +157,16 @@ async def _count_chunks(stream: Stream) -> int:
 class _CountedBody(ResponseBody):
     """The events of a chat's stream. The store counts its readers, so that an end that no page was sent is not lost."""
 
-    def __init__(self, body: EventStreamBody, pipeline: Pipeline, stream: Stream) -> None:
-        self._body = body
-        self._pipeline = pipeline
+    def __init__(self, context: ApiContext, stream: Stream, dialect: UIDialect) -> None:
+        self._body = EventStreamBody(context, stream, dialect)
+        self._pipeline = context.pipeline
+        self._doubt_seconds = context.settings.ui_replay_seconds
         self._stream = stream
 
     async def __aenter__(self) -> Self:
         await self._body.__aenter__()
         try:
-            await self._pipeline.count_readers(self._stream, attached=1, away=-1)
+            await self._pipeline.reader_came(self._stream)
         except BaseException as error:
             await self._body.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -179,9 +178,9 @@ class _CountedBody(ResponseBody):
         try:
             await self._body.__aexit__(kind, error, trace)
         finally:
-            away = 0 if self._body.has_sent_end else 1
-            with trio.move_on_after(self._pipeline.settings.flush_seconds, shield=True):
-                await self._pipeline.count_readers(self._stream, attached=-1, away=away)
+            await self._pipeline.reader_went(
+                self._stream, has_end=self._body.has_sent_end, doubt_seconds=self._doubt_seconds
+            )
 
     def __aiter__(self) -> EventStreamBody:
         return self._body
