@@ -12,6 +12,10 @@ from typing import NoReturn
 import hypothesis
 import pytest
 
+from .browser import chromium, relayed, running_chromium
+
+__all__ = ["chromium", "relayed", "running_chromium"]  # fixtures
+
 # No deadline, because the machine may be slow and shared. No database, so that a run does not depend on earlier runs.
 hypothesis.settings.register_profile("crucible", deadline=None, database=None, max_examples=100)
 hypothesis.settings.load_profile("crucible")
