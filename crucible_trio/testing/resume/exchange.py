@@ -129,12 +129,12 @@ class ServerUnderTest:
                     break
             else:
                 exchange.end = "cut"
-                exchange.events += map(self.wire.read, client.disconnect())
+                exchange.events += self._read(client, client.disconnect())
         except trio.TooSlowError:
             exchange.end = "silent"
         except (trio.BrokenResourceError, h11.RemoteProtocolError, EventTooLargeError):
             exchange.end = "broken"
-            exchange.events += map(self.wire.read, client.disconnect())
+            exchange.events += self._read(client, client.disconnect())
         finally:
             # RST also after a complete response: thousands of connections in TIME_WAIT would use up the ports.
             connection.close(reset=reset or exchange.end != "cut")
@@ -154,6 +154,10 @@ class ServerUnderTest:
             reading.add(event)
         return exchange, reading
 
+    def _read(self, client: ClientState, events: list[sse.ServerSentEvent]) -> list[WireEvent]:
+        read = [self.wire.read(event) for event in events]
+        return client.place(read) if self.wire.ids == "replay" else read
+
     async def _receive(self, connection: RawConnection, wanted: int, staged: str | None) -> bytes:
         while staged is not None and self.stage is not None:
             self.stage.more(staged)
@@ -172,7 +176,7 @@ class ServerUnderTest:
                         name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers
                     }
                 case h11.Data() if exchange.is_event_stream:
-                    exchange.events += map(self.wire.read, client.feed(bytes(event.data)))
+                    exchange.events += self._read(client, client.feed(bytes(event.data)))
                 case h11.Data() if len(exchange.content) < _MAX_CONTENT_BYTES:
                     exchange.content += bytes(event.data)
                 case h11.EndOfMessage():
