@@ -52,14 +52,14 @@ class StagedEngine:
 async def check_app(wrap: Callable[[Any], Any] = lambda app: app, **options: Any) -> Report:
     stage = Stage()
     async with open_pipeline(StagedEngine(stage)) as pipeline:
-        return await check(wrap(create_app(pipeline)), UI, stage=stage, take_turns=True, at_once=32, **options)
+        return await check(wrap(create_app(pipeline)), UI, stage=stage, take_turns=True, **options)
 
 
 async def test_the_ui_message_stream_is_whole_after_a_cut_at_every_byte() -> None:
-    report = await check_app()
+    report = await check_app(live_cuts=300)  # a live cut waits for every piece
     assert report.ok, str(report)
     assert {row.phase for row in report.rows} == {"log", "live"}
-    assert sum(row.checked for row in report.rows) > 4000
+    assert all(row.checked >= row.size // 3 for row in report.rows if row.phase == "log")  # three clients take turns
     assert sum(row.skipped.total() for row in report.rows) == 0
     assert "channels of text" in str(report)
 
