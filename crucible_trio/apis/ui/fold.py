@@ -12,7 +12,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from crucible_trio import sse
-from crucible_trio.apis.kit.endings import CANCELLED, CUT_TO_LENGTH, DEADLINES
+from crucible_trio.apis.kit.failures import CANCELLED_MESSAGES, CUT_TO_LENGTH, DEADLINE_MESSAGES
+from crucible_trio.apis.kit.plain_dialect import PlainDialect
 from crucible_trio.apis.ui import chunks
 from crucible_trio.records import (
     TERMINAL,
@@ -42,7 +43,7 @@ _NOT_JSON: Final = "The arguments of this call are not valid JSON."
 
 
 @final
-class UIDialect:
+class UIDialect(PlainDialect):
     """Makes the chunks of one stream (`Dialect`).
 
     They come in this order:
@@ -72,7 +73,7 @@ class UIDialect:
         skip: int = 0,
         earlier: Sequence[msgspec.Raw] = (),
     ) -> None:
-        self.resume_offset = 0
+        super().__init__()
         self.chunks_made = 0
         self._message_id = message_id
         self._tools = tools
@@ -84,10 +85,6 @@ class UIDialect:
         self._open_calls = 0
         self._whole_calls = 0
 
-    def opening(self) -> bytes:
-        """Nothing (`Dialect`)."""
-        return b""
-
     def feed(self, frames: Sequence[bytes]) -> bytes:
         """Fold the records (`Dialect`)."""
         return b"".join(map(self._one, frames))
@@ -95,14 +92,6 @@ class UIDialect:
     def keep_alive(self) -> bytes:
         """A comment (`Dialect`)."""
         return _PING
-
-    def draining(self) -> bytes:
-        """Nothing (`Dialect`)."""
-        return b""
-
-    def busy(self) -> None:
-        """No event (`Dialect`)."""
-        return
 
     def _one(self, frame: bytes) -> bytes:
         record = decode_frame(frame)
@@ -189,12 +178,12 @@ class UIDialect:
             case StreamFailed(error=error):
                 yield chunks.Error(error_text=_words(error))
             case StreamIncomplete(reason=limit) if limit not in CUT_TO_LENGTH:
-                yield chunks.Error(error_text=DEADLINES[limit])
+                yield chunks.Error(error_text=DEADLINE_MESSAGES[limit])
             case StreamCancelled(by="client"):
-                yield chunks.Abort(reason=CANCELLED["client"])
+                yield chunks.Abort(reason=CANCELLED_MESSAGES["client"])
                 reason = "other"
             case StreamCancelled(by=by):
-                yield chunks.Error(error_text=CANCELLED[by])
+                yield chunks.Error(error_text=CANCELLED_MESSAGES[by])
             case _:
                 yield from self._end_part()
                 yield chunks.FinishStep()

@@ -13,8 +13,9 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, final
 
 import msgspec
 
+from crucible_trio.apis.kit.content import make_part
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
-from crucible_trio.apis.kit.parsing import make_part, valid
+from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import AudioPart, FilePart, ImagePart, Message, Part, TextPart, ToolCall
