@@ -105,11 +105,7 @@ async def test_a_foreign_page_is_403_on_every_route(autojump_clock: MockClock, o
     async with open_api("a") as api:
         for method, target in (("POST", CHAT), ("GET", STREAM), ("POST", "/v1/ui/chat/c/stop")):
             body = ask_body() if target == CHAT else b""
-            for page in (
-                {"Origin": "https://evil.example"},
-                {"Sec_Fetch_Site": "cross-site"},
-                {"Host": "evil.example"},
-            ):
+            for name, value in FOREIGN.items():
                 answer = await api.ask(method, target, body, **{name: value})
                 assert (answer.status, answer.header("crucible-error")) == (403, "forbidden")
         assert await api.pipeline.list() == []
