@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from crucible_trio.testing import CUTS, CallTool, ScriptedEngine, Treatment, ope
 
 from .npm import PACKAGES, InstallError, Sandbox, install_packages
 
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "react.md"
+
 Run = Callable[..., Awaitable[Any]]
 
 TRACE = [Reasoning("1. Erst ", 0), Reasoning("W\u00e4rme.\n", 0), Reasoning("2. Dann \U0001f375.", 1)]
@@ -28,17 +31,24 @@ ANSWER = [f"{number}\u00df\u2028 " for number in range(30)]
 
 @pytest.fixture
 def run_node(npm: str, node: Path, sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
-    """`await run_node("chat.mjs", *arguments)` returns the JSON that a program with the page libraries prints."""
+    """`await run_node("chat.mjs", *arguments)` returns the output of a program with the page libraries."""
     try:
         install_packages(npm, PACKAGES / "ui")
     except InstallError as error:
         skip_missing(str(error))
     run = partial(sandbox.run, node, folder=PACKAGES / "ui")
 
-    async def run_node(*arguments: str) -> Any:
-        return json.loads(await run(*arguments))
+    return run
 
-    return run_node
+
+@pytest.fixture
+def run_script(run_node: Run) -> Run:
+    """`await run_script("chat.mjs", *arguments)` returns the JSON that the script prints."""
+
+    async def run_script(*arguments: str) -> Any:
+        return json.loads(await run_node(*arguments))
+
+    return run_script
 
 
 def script(request: Request) -> Any:
@@ -80,10 +90,10 @@ def check_answer(message: Any) -> None:
     "packages",
     [pytest.param(("ai", "@ai-sdk/react"), id="AI SDK 7"), pytest.param(("ai-6", "ai-6-react"), id="AI SDK 6")],
 )
-async def test_the_chat_of_the_ai_sdk_asks_resumes_stops_and_runs_tools(serving, run_node: Run, packages) -> None:
+async def test_the_chat_of_the_ai_sdk_asks_resumes_stops_and_runs_tools(serving, run_script: Run, packages) -> None:
     async with serving(engine()) as served, open_chaos_proxy(served.port, cut_later_each_time) as proxy:
         cut_api = f"http://127.0.0.1:{proxy.port}/v1/ui/chat"
-        got = await run_node("chat.mjs", *packages, f"{served.base_url}/ui/chat", cut_api)
+        got = await run_script("chat.mjs", *packages, f"{served.base_url}/ui/chat", cut_api)
         streams = {stream.facts.label: stream for stream in await served.pipeline.list()}
 
     asked = got["asked"]
@@ -136,12 +146,22 @@ def cut_in_the_body(connection: int) -> Treatment:
     return Treatment(cut_after=1200, cut=CUTS[connection % len(CUTS)])
 
 
-async def test_the_workflow_transport_resumes_in_the_middle(serving, run_node: Run) -> None:
+async def test_the_workflow_transport_resumes_in_the_middle(serving, run_script: Run) -> None:
     async with serving(engine()) as served, open_chaos_proxy(served.port, cut_in_the_body) as proxy:
-        got = await run_node("workflow.mjs", f"http://127.0.0.1:{proxy.port}/v1/ui/chat")
+        got = await run_script("workflow.mjs", f"http://127.0.0.1:{proxy.port}/v1/ui/chat")
         [stream] = await served.pipeline.list()
     assert got["requests"] > 3
     assert (got["status"], got["errors"]) == ("ready", [])
     check_answer(got["messages"][1])
     assert texts(got["messages"][1], "text") == [stream.snapshot().output]
     assert got["tail"] == ["finish-step", "finish"]
+
+
+async def test_the_program_in_the_docs_prints_trace_and_answer(serving, run_node: Run) -> None:
+    [program] = re.findall("^```js\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    async with serving(engine()) as served:
+        source = program.replace("http://127.0.0.1:8000/v1", served.base_url)
+        printed = await run_node("--input-type=module", "--eval", source)
+        [stream] = await served.pipeline.list()
+    snapshot = stream.snapshot()
+    assert printed == "".join(f"reasoning: {text}\n" for text in snapshot.trace) + f"text: {snapshot.output}\n"
