@@ -189,8 +189,7 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float) 
     "--wire",
     "wire_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    metavar="ui|FILE",
-    help="ui: the UI message stream of this server. FILE: a TOML file that describes the API of another server.",
+    help="`ui` for the UI message stream, or a TOML file that describes the API of another server.",
 )
 @click.option(
     "--client",
@@ -230,12 +229,12 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
     """
     from crucible_trio.cli.check import check_server, command_again
     from crucible_trio.cli.question import check_key, parse_url
-    from crucible_trio.testing.resume import CLIENTS, WIRES, WireFormat, load_wire
+    from crucible_trio.testing.resume import CLIENTS, WIRES, WireFormat, find_wire
     from crucible_trio.testing.resume import check as run_check
 
     _log_to_stderr(logging.ERROR)
     with _one_sentence():
-        wire = load_wire(wire_file) if wire_file is not None else WireFormat()
+        wire = find_wire(wire_file) if wire_file is not None else WireFormat()
         if wire_file is None or str(wire_file) in WIRES:
             url = parse_url(url, name="URL")
         if key is not None:

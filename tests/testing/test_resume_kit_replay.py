@@ -13,7 +13,7 @@ import pytest
 from crucible_trio import Finish, Output, Request, open_pipeline
 from crucible_trio.engines.upstream.request_body import UPSTREAM_CAPABILITIES
 from crucible_trio.testing import ScriptedEngine
-from crucible_trio.testing.resume import WIRES, Report, Stage, WireFormat, check, load_wire
+from crucible_trio.testing.resume import WIRES, Report, Stage, WireFormat, check, find_wire
 from crucible_trio.web import create_app
 
 pytestmark = pytest.mark.slow
@@ -97,5 +97,5 @@ async def test_a_replay_that_is_not_the_same_is_found(old: bytes, new: bytes, fi
 
 
 def test_a_wire_can_be_named() -> None:
-    assert load_wire(Path("ui")) is WIRES["ui"]
+    assert find_wire(Path("ui")) is WIRES["ui"]
     assert isinstance(WIRES["ui"], WireFormat)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, final
@@ -86,8 +85,8 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             the response to the start. None: the kit resumes by sending the start again with `Last-Event-ID`.
         events_headers: Headers of that GET.
         kind: Where an event's type is: a path in its JSON, or `event:` for the SSE field.
-        text: Where an event's text is: a path in its JSON, several of which one leads to a text, or empty if the data
-            itself is the text.
+        text: Where an event's text is: a path in its JSON, or empty if the data itself is the text. Of several paths,
+            the first that leads to a text.
         channel: Further paths whose values, with the type, name the channel of a text.
         terminal: The types, or the complete data, that end a stream.
         control: The types after which a body may end cleanly although the stream has not ended.
@@ -175,7 +174,8 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         is_control = kind in self.control
         if self.text:
             paths = (self.text,) if isinstance(self.text, str) else self.text
-            text = next((found for path in paths if isinstance(found := _look_up(value, path), str)), "")
+            found = (_look_up(value, path) for path in paths)
+            text = next((text for text in found if isinstance(text, str)), "")
         else:
             text = "" if is_terminal or is_control else data
         channel = "/".join([kind, *(_as_text(_look_up(value, path)) for path in self.channel)]).rstrip("/")
@@ -195,34 +195,12 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return (int(found[1]), int(found[2] or 0)) if found else None
 
 
-UI_WIRE: Final = WireFormat(
-    path="/v1/ui/chat",
-    headers={"Content-Type": "application/json", "Idempotency-Key": _KEY},
-    body=json.dumps({"messages": [{"role": "user", "parts": [{"type": "text", "text": PROMPT}]}], "reasoning": "high"}),
-    events="/v1/ui/chat/{header:X-Workflow-Run-Id}/stream",
-    text=("delta", "inputTextDelta"),
-    channel=("id", "toolCallId"),
-    terminal=("[DONE]",),
-    control=(),
-    ids="replay",
-)
-"""This package's UI message stream, which the AI SDK reads."""
-
-WIRES: Final[Mapping[str, WireFormat]] = {"ui": UI_WIRE}
-"""The wire formats that have a name."""
-
-
 def load_wire(path: Path) -> WireFormat:
     """Read a wire format from a TOML file. The defaults are those of this package's server.
-
-    Args:
-        path: The file, or one of the names in `WIRES`.
 
     Raises:
         ConfigError: The file cannot be read, or a name or value in it is invalid.
     """
-    if (known := WIRES.get(str(path))) is not None:
-        return known
     values = read_toml(path, "wire file")
     names = WireFormat.__struct_fields__
     if unknown := next((name for name in values if name not in names), None):

@@ -424,3 +424,13 @@ async def test_a_forgotten_stream_leaves_its_chat(autojump_clock: MockClock, ope
         assert (await api.ask("DELETE", f"/v1/streams/{first.header('crucible-stream')}")).status == 204
         assert (await api.get(STREAM)).status == 204
         assert (await api.post(STOP)).status == 404
+
+
+@pytest.mark.parametrize("apis", [("openai", "page"), ()])
+async def test_the_api_can_be_left_out(
+    autojump_clock: MockClock, open_api: Any, ask_body: Any, apis: tuple[str, ...]
+) -> None:
+    async with open_api("a", apis=apis) as api:
+        assert (await api.post(CHAT, ask_body())).status == 404
+        assert (await api.ask("OPTIONS", "/v1/chat/completions")).status == (204 if apis else 404)
+        assert (await api.stream()).status == 200
