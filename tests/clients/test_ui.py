@@ -16,7 +16,7 @@ from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.request_body import UPSTREAM_CAPABILITIES
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
-from crucible_trio.request import Request
+from crucible_trio.request import ImagePart, Request, TextPart
 from crucible_trio.testing import CUTS, CallTool, ScriptedEngine, Treatment, open_chaos_proxy
 
 from .npm import PACKAGES, InstallError, Sandbox, install_packages
@@ -58,6 +58,8 @@ def script(request: Request) -> Any:
         assert json.loads(request.messages[-2].tool_calls[0].arguments) == {"city": "Rome"}
         return ["The sky is ", *[("clear ", 0.02) for _ in range(30)]]
     match last.content:
+        case (ImagePart(url=url), TextPart(text="Image?")):
+            return url
         case "Fail!":
             return ["Hel", EngineError("model_failed", "It broke.")]
         case "Slow?":
@@ -108,6 +110,10 @@ async def test_the_chat_of_the_ai_sdk_asks_resumes_stops_and_runs_tools(serving,
         "usage": {"inputTokens": 3, "outputTokens": 40, "totalTokens": 43, "reasoningTokens": 9},
     }
     assert (asked["status"], asked["errors"], asked["finished"]) == ("ready", [], [["stop", False, False]] * 2)
+
+    pictured = got["pictured"]
+    assert (len(pictured["messages"]), pictured["isNew"]) == (2, True)
+    assert texts(pictured["messages"][1], "text") == ["data:image/png;base64,AA=="]
 
     failed = got["failed"]
     assert (failed["status"], failed["errors"]) == ("error", ["It broke."])

@@ -434,3 +434,19 @@ async def test_the_api_can_be_left_out(
         assert (await api.post(CHAT, ask_body())).status == 404
         assert (await api.ask("OPTIONS", "/v1/chat/completions")).status == (204 if apis else 404)
         assert (await api.stream()).status == 200
+
+
+async def test_a_reader_that_cannot_be_counted_does_not_stay_attached(
+    autojump_clock: MockClock, open_api: Any, ask_body: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        message = "the store is away"
+        raise OSError(message)
+
+    async with open_api("Hel", 5.0, "lo") as api:
+        monkeypatch.setattr(api.pipeline, "reader_came", fail)
+        with pytest.raises(ExceptionGroup):
+            await api.post(CHAT, ask_body())
+        [stream] = await api.pipeline.list()
+        assert stream.log.readers == 0
+        assert api.number("readers") == 0

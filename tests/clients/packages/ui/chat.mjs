@@ -34,6 +34,14 @@ await asked.chat.sendMessage({ text: "Why?" });
 await asked.chat.resumeStream();
 results.asked = seen(asked);
 
+// An image, and another answer to the same question.
+const pictured = open("pictured");
+const files = [{ type: "file", mediaType: "image/png", filename: "dot.png", url: "data:image/png;base64,AA==" }];
+await pictured.chat.sendMessage({ text: "Image?", files });
+const firstId = pictured.chat.lastMessage.id;
+await pictured.chat.regenerate();
+results.pictured = { isNew: pictured.chat.lastMessage.id !== firstId, ...seen(pictured) };
+
 // Failures, after the answer has begun and before.
 const failed = open("failed");
 await failed.chat.sendMessage({ text: "Fail!" });
