@@ -22,7 +22,13 @@ hypothesis.settings.load_profile("crucible")
 
 
 # Tests with these fixtures run a browser, or clients that are not in the development environment.
-FIXTURE_MARKERS = {"chromium": "browser", "run_node": "npm", "run_litellm": "npm", "run_agent": "npm"}
+FIXTURE_MARKERS = {
+    "running_chromium": "browser",
+    "build_page": "npm",
+    "run_node": "npm",
+    "run_litellm": "npm",
+    "run_agent": "npm",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
