@@ -316,11 +316,11 @@ class Pipeline:
 
         Checkpoints: only while the store waits. Cancellation: safe.
         """
-        return await self.store.count_readers(stream) > 0
+        return await self.store.count_readers(stream.id) > 0
 
     async def reader_came(self, stream: Stream) -> None:
         """Count a reader of a labelled stream. Checkpoints: only while the store waits. Cancellation: it is counted."""
-        await self._count_reader(stream, attached=1, away=-1)
+        await self._count_reader(stream.id, attached=1, away=-1)
 
     async def reader_went(self, stream: Stream, *, has_end: bool, doubt_seconds: float) -> None:
         """A reader that `reader_came` has counted has left. The opposite of `reader_came`.
@@ -334,19 +334,19 @@ class Pipeline:
         Checkpoints: only while the store waits. Cancellation: it is counted.
         """
         if not has_end:
-            await self._count_reader(stream, attached=-1, away=1)
+            await self._count_reader(stream.id, attached=-1, away=1)
         elif doubt_seconds and self._nursery is not None and stream.facts.label is not None:
-            self._nursery.start_soon(self._count_later, stream, doubt_seconds)
+            self._nursery.start_soon(self._count_later, stream.id, doubt_seconds)
         else:
-            await self._count_reader(stream, attached=-1, away=0)
+            await self._count_reader(stream.id, attached=-1, away=0)
 
-    async def _count_later(self, stream: Stream, seconds: float) -> None:
+    async def _count_later(self, stream_id: str, seconds: float) -> None:
         await trio.sleep(seconds)
-        await self._count_reader(stream, attached=-1, away=0)
+        await self._count_reader(stream_id, attached=-1, away=0)
 
-    async def _count_reader(self, stream: Stream, *, attached: int, away: int) -> None:
+    async def _count_reader(self, stream_id: str, *, attached: int, away: int) -> None:
         with trio.move_on_after(self.settings.flush_seconds, shield=True):
-            await self.store.count_readers(stream, attached=attached, away=away)
+            await self.store.count_readers(stream_id, attached=attached, away=away)
 
     # Ending
 

@@ -104,14 +104,14 @@ class StreamStore(Protocol):
             None if there is none, or it is gone. The label is kept as long as its stream.
         """
 
-    async def count_readers(self, stream: Stream, *, attached: int = 0, away: int = 0) -> int:
+    async def count_readers(self, stream_id: str, *, attached: int = 0, away: int = 0) -> int:
         """Count the readers of a labelled stream that have not been sent its end.
 
         A stream begins with one reader that is away: the client that started it. A reader that attaches takes the place
         of one that is away, if there is one.
 
         Args:
-            stream: The stream.
+            stream_id: The stream's id. A caller that counts later must not keep the stream alive.
             attached: By how much the number of attached readers changes: 1 for one that comes, -1 for one that leaves.
             away: By how much the number of those changes that may come back: -1 for one that comes, 1 for one that
                 leaves before the end. The number never gets negative.

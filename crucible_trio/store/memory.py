@@ -123,9 +123,9 @@ class MemoryStore:
         stream_id = self._labels.find(owner, label)
         return None if stream_id is None else self._order[stream_id]
 
-    async def count_readers(self, stream: Stream, *, attached: int = 0, away: int = 0) -> int:
+    async def count_readers(self, stream_id: str, *, attached: int = 0, away: int = 0) -> int:
         """Count the readers that have not been sent the end. Checkpoints: never."""
-        return self._labels.count(stream.id, attached, away)
+        return self._labels.count(stream_id, attached, away)
 
     async def list(self, owner: str) -> list[Stream]:
         """The owner's streams, newest first. Checkpoints: never."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from crucible_trio.config import Settings
@@ -98,15 +101,15 @@ async def test_readers_that_have_not_been_sent_the_end_are_counted(
     async with open_pipeline_over(ScriptedEngine("a")) as pipeline:
         count = pipeline.store.count_readers
         stream = await pipeline.start(QUESTION, label="chat")
-        assert await count(stream) == 1  # the client that started it
-        assert await count(stream, attached=1, away=-1) == 1
-        assert await count(stream, attached=1, away=-1) == 2  # a second one, whom nobody missed
-        assert await count(stream, attached=-1, away=1) == 2  # it is cut
-        assert await count(stream, attached=-1) == 1  # the first one has the end
-        assert await count(stream, attached=1, away=-1) == 1  # the second one is back
-        assert await count(stream, attached=-1) == 0
+        assert await count(stream.id) == 1  # the client that started it
+        assert await count(stream.id, attached=1, away=-1) == 1
+        assert await count(stream.id, attached=1, away=-1) == 2  # a second one, whom nobody missed
+        assert await count(stream.id, attached=-1, away=1) == 2  # it is cut
+        assert await count(stream.id, attached=-1) == 1  # the first one has the end
+        assert await count(stream.id, attached=1, away=-1) == 1  # the second one is back
+        assert await count(stream.id, attached=-1) == 0
         plain = await pipeline.start(QUESTION)
-        assert await count(plain, attached=1) == 0
+        assert await count(plain.id, attached=1) == 0
 
 
 async def test_an_end_is_owed_until_every_client_was_sent_it_for_long_enough(
@@ -129,6 +132,23 @@ async def test_an_end_is_owed_until_every_client_was_sent_it_for_long_enough(
         assert await pipeline.owes_end(stream)
         await pipeline.reader_went(stream, has_end=True, doubt_seconds=0)
         assert not await pipeline.owes_end(stream)
+
+
+async def test_a_reader_that_is_in_doubt_keeps_no_stream_in_memory(
+    open_pipeline_over: OpenPipeline, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline_over(ScriptedEngine("a")) as pipeline:
+        stream = await pipeline.start(QUESTION, label="chat")
+        await pipeline.reader_came(stream)
+        await stream.log.wait_finished()
+        await trio.testing.wait_all_tasks_blocked()
+        await pipeline.reader_went(stream, has_end=True, doubt_seconds=1000)
+        await trio.sleep(1)
+        await pipeline.forget(stream)
+        kept = weakref.ref(stream)
+        del stream
+        gc.collect()
+        assert kept() is None
 
 
 async def test_a_reader_that_leaves_while_it_is_cancelled_is_counted(
