@@ -64,6 +64,10 @@ def script(request: Request) -> Any:
             return ["Hel", EngineError("model_failed", "It broke.")]
         case "Slow?":
             return [(piece, 0.02) for piece in ANSWER]
+        case "Everything?":
+            named = ("weather", "{}"), ("other", "[1]"), ("weather", "no")
+            calls = [CallTool(name, (text,), text) for name, text in named]
+            return [Reasoning("Hm. "), "A", *calls, Reasoning("So. "), "B"]
         case "Weather?":
             return Reasoning("Hm. "), "Let me see. ", CallTool("weather", ('{"city": ', '"Rome"}'), "c1")
     thought = [(piece, 0.002) for piece in TRACE] if request.mode == "deep" else []
@@ -135,6 +139,18 @@ async def test_the_chat_of_the_ai_sdk_asks_resumes_stops_and_runs_tools(serving,
         assert (got[page]["status"], got[page]["finished"]) == ("ready", [["other", False, False]])
         assert texts(got[page]["messages"][-1], "text") == [streams["stopped"].snapshot().output]
     assert streams["stopped"].status == "cancelled"
+
+    assert (got["full"]["status"], got["full"]["errors"]) == ("ready", [])
+    assert [(part["type"], part.get("state")) for part in got["full"]["messages"][1]["parts"]] == [
+        ("step-start", None),
+        ("reasoning", "done"),
+        ("text", "done"),
+        ("tool-weather", "input-available"),
+        ("dynamic-tool", "input-available"),
+        ("tool-weather", "output-error"),
+        ("reasoning", "done"),
+        ("text", "done"),
+    ]
 
     tooled = got["tooled"]
     assert tooled["ran"] == [{"city": "Rome"}]  # once, although the answer was replayed

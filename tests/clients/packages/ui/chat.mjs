@@ -101,4 +101,9 @@ const again = open("tooled", { messages: kept, body: { tools }, onToolCall: () =
 await again.chat.resumeStream();
 results.tooled = { ran, kept, ...seen(again) };
 
+// Every kind of content.
+const full = open("full", { body: { tools } });
+await full.chat.sendMessage({ text: "Everything?" });
+results.full = seen(full);
+
 console.log(JSON.stringify(results));
