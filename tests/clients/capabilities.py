@@ -16,6 +16,7 @@ its standard input, and prints a JSON object with a report for each id:
 | `refused request`, `rate limit` | asks `prompt` | `{"text"}`, or `{"error", "status", "message"}` |
 
 `error` is the name of the client's own error class. A driver that cannot make a call reports `{"missing": true}`.
+`Let me look. ` comes before the streamed tool call. It is not a part of the reported text.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import TypeAlias
 from urllib.parse import quote, unquote
 
@@ -32,7 +34,7 @@ import trio
 
 from .upstream import MODEL, Json, UpstreamRequest
 
-SECOND = "And in Oslo?"
+BEFORE = "Let me look. "
 PIECES = ("It is ", "31 degrees ", "in Rome.")
 AGAIN = ("It is 3 degrees ", "in Oslo.")
 CALL_ID = "call_scripted"
@@ -48,17 +50,21 @@ SEEN_SECONDS = 30  # only a client that withholds the first piece takes this lon
 
 
 class Exchange:
-    """One call of one client: the upstream's requests, and the client's report.
+    """One call of one client: the requests, and the client's report.
 
     Attributes:
         prompt: The call's prompt.
+        second: The prompt of its second turn.
+        sent: The bodies of the client's requests.
         bodies: The bodies of the upstream's requests.
         seen: Set when the client has the first piece of text.
         report: The driver's report.
     """
 
-    def __init__(self, prompt: str) -> None:
-        self.prompt = prompt
+    def __init__(self, call_id: str) -> None:
+        self.prompt = f"[{call_id}] How warm is it in Rome?"
+        self.second = f"[{call_id}] And in Oslo?"
+        self.sent: list[Json] = []
         self.bodies: list[Json] = []
         self.seen = trio.Event()
         self.report: Json = {}
@@ -71,9 +77,10 @@ class Exchange:
         return text
 
     def turns(self, number: int) -> list[tuple[str, str]]:
-        """Role and text of each message of a request, without the system prompt."""
+        """Role and text of each turn of a request, without the system prompt."""
         messages = [message for message in self.bodies[number]["messages"] if message["role"] not in SYSTEM_ROLES]
-        return [(message["role"], text_of(message)) for message in messages]
+        turns = groupby(messages, key=itemgetter("role"))  # some clients send an image in its own message
+        return [(role, "".join(map(text_of, group))) for role, group in turns]
 
 
 SYSTEM_ROLES = {"system", "developer"}
@@ -114,17 +121,21 @@ async def _answer_slowly(request: UpstreamRequest, exchange: Exchange) -> None:
     await request.finish()
 
 
-async def _call_the_tool(request: UpstreamRequest, exchange: Exchange) -> None:
+async def _call_the_tool(request: UpstreamRequest, exchange: Exchange, before: str | None = None) -> None:
     if len(exchange.bodies) > 1:
         await _say(request, exchange, *PIECES)
         return
     await request.start_stream()
-    await request.send(role="assistant", content=None)
+    await request.send(role="assistant", content=before)
     function = {"name": "weather", "arguments": ""}
     await request.send(tool_calls=[{"index": 0, "id": CALL_ID, "type": "function", "function": function}])
     for piece in ARGUMENTS:
         await request.send(tool_calls=[{"index": 0, "function": {"arguments": piece}}])
     await request.finish("tool_calls")
+
+
+async def _say_a_word_and_call_the_tool(request: UpstreamRequest, exchange: Exchange) -> None:
+    await _call_the_tool(request, exchange, BEFORE)
 
 
 async def _answer_in_json(request: UpstreamRequest, exchange: Exchange) -> None:
@@ -161,14 +172,21 @@ def _check_stream(exchange: Exchange) -> str:
     return _check_answer(exchange)
 
 
+# How a client of the responses API names the first turn if it does not send it again.
+EARLIER = ("previous_response_id", "item_reference")
+
+
 def _check_second_turn(exchange: Exchange) -> str:
     assert exchange.text == "".join(AGAIN)
     assert len(exchange.bodies) == 2
-    assert exchange.turns(1) == [("user", exchange.prompt), ("assistant", TEXT), ("user", SECOND)]
+    assert exchange.turns(1) == [("user", exchange.prompt), ("assistant", TEXT), ("user", exchange.second)]
+    for way in EARLIER:
+        if way in json.dumps(exchange.sent[-1]):
+            return f"`{way}`"
     return "yes"
 
 
-def _check_tools(exchange: Exchange) -> str:
+def _check_tools(exchange: Exchange, before: str = "") -> str:
     assert exchange.text == TEXT
     first, second = exchange.bodies
     for body in (first, second):
@@ -177,12 +195,17 @@ def _check_tools(exchange: Exchange) -> str:
         assert set(function["parameters"]["properties"]) == {"city"}
     asked, called, result = [message for message in second["messages"] if message["role"] not in SYSTEM_ROLES]
     assert text_of(asked) == exchange.prompt
+    assert text_of(called) == before
     [call] = called["tool_calls"]
     assert (call["id"], call["function"]["name"]) == (CALL_ID, "weather")
     assert json.loads(call["function"]["arguments"]) == {"city": "Rome"}
     assert (result["role"], result["tool_call_id"]) == ("tool", CALL_ID)
     assert RESULT in text_of(result)
     return "yes"
+
+
+def _check_streamed_tools(exchange: Exchange) -> str:
+    return _check_tools(exchange, BEFORE)
 
 
 def _check_structured_output(exchange: Exchange) -> str:
@@ -196,7 +219,8 @@ def _check_structured_output(exchange: Exchange) -> str:
 
 def _check_image(exchange: Exchange) -> str:
     [body] = exchange.bodies
-    parts = body["messages"][-1]["content"]
+    contents = [message["content"] for message in body["messages"] if message["role"] == "user"]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
     assert [part["image_url"]["url"] for part in parts if part["type"] == "image_url"] == [IMAGE]
     return _check_answer(exchange)
 
@@ -237,13 +261,26 @@ CAPABILITIES = (
     Capability("stream", _answer_slowly, _check_stream),
     Capability("second turn", _answer, _check_second_turn),
     Capability("tools", _call_the_tool, _check_tools),
-    Capability("tools, streamed", _call_the_tool, _check_tools),
+    Capability("tools, streamed", _say_a_word_and_call_the_tool, _check_streamed_tools),
     Capability("structured output", _answer_in_json, _check_structured_output),
     Capability("image", _answer, _check_image),
     Capability("refused request", _refuse, _check_refused_request),
     Capability("rate limit", _limit_the_first, _check_rate_limit),
 )
 CAPABILITY = {capability.name: capability for capability in CAPABILITIES}
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A reason why a client does not have a capability.
+
+    Attributes:
+        why: A sentence for the docs.
+        report: The driver's report.
+    """
+
+    why: str
+    report: Mapping[str, object] = field(default_factory=lambda: {"missing": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,24 +291,19 @@ class Client:
         name: As the table in the docs has it, and as the driver gets it.
         driver: The file of the program that uses it.
         run: The name of the fixture that runs this program.
-        refused: The class of its error for a refused request.
-        limited: `asks again`, or the class of its error for a rate limit.
-        without: By capability, why it does not have it. The docs have this sentence.
+        cells: By capability, the text of its cell in the table, if it is not `yes`. It is as the check returns it.
+        without: The capabilities that it does not have.
     """
 
     name: str
     driver: str
     run: str
-    refused: str = "BadRequestError"
-    limited: str = "asks again"
-    without: Mapping[str, str] = field(default_factory=dict)
+    cells: Mapping[str, str] = field(default_factory=dict)
+    without: Mapping[str, Lack] = field(default_factory=dict)
 
     def cell(self, capability: Capability) -> str:
         """The text of a cell in the table."""
-        if capability.name in self.without:
-            return "no"
-        outcomes = {"refused request": f"`{self.refused}`", "rate limit": self.limited}
-        return outcomes.get(capability.name, "yes")
+        return "no" if capability.name in self.without else self.cells.get(capability.name, "yes")
 
 
 def call_id(capability: Capability, client: Client) -> str:
@@ -285,9 +317,7 @@ def table(clients: Sequence[Client]) -> str:
     rows = [[client.name, *(client.cell(capability) for capability in CAPABILITIES)] for client in clients]
     lines = [f"| {' | '.join(row)} |\n" for row in [["", *names], *rows]]
     lines.insert(1, "|---" * (len(names) + 1) + "|\n")
-    reasons = [
-        f"- {client.name}: {reason}\n" for client in clients for reason in dict.fromkeys(client.without.values())
-    ]
+    reasons = dict.fromkeys(f"- {lack.why}\n" for client in clients for lack in client.without.values())
     return "".join([*lines, "\n", *reasons])
 
 
@@ -296,16 +326,17 @@ class Script:
 
     def __init__(self, clients: Sequence[Client]) -> None:
         ids = [call_id(capability, client) for client in clients for capability in CAPABILITIES]
-        self.exchanges = {each: Exchange(f"[{each}] How warm is it in Rome?") for each in ids}
+        self.exchanges = {each: Exchange(each) for each in ids}
 
     def calls(self, url: str, upstream_url: str) -> list[Json]:
         """All calls, as a driver reads them."""
-        shared = {"url": url, "model": MODEL, "second": SECOND, "result": RESULT, "image": IMAGE}
+        shared = {"url": url, "model": MODEL, "result": RESULT, "image": IMAGE}
         calls = []
         for each, exchange in self.exchanges.items():
             capability, client = each.split("/", 1)
-            own = {"id": each, "capability": capability, "client": client, "prompt": exchange.prompt}
-            calls.append(own | {"seen": f"{upstream_url}/seen?{quote(each, safe='')}"} | shared)
+            own = {"id": each, "capability": capability, "client": client}
+            texts = {"prompt": exchange.prompt, "second": exchange.second}
+            calls.append(own | texts | shared | {"seen": f"{upstream_url}/seen?{quote(each, safe='')}"})
         return calls
 
     async def answer(self, request: UpstreamRequest) -> None:
@@ -315,11 +346,19 @@ class Script:
             self.exchanges[unquote(query)].seen.set()
             await request.respond(200, {})
             return
-        texts = [text_of(message) for message in request.body["messages"]]
-        [found] = {match for text in texts for match in re.findall(r"\[([\w ,]+/[^\]]+)\]", text)}
+        [found] = self._call_ids(request.body)
         exchange = self.exchanges[found]
         exchange.bodies.append(request.body)
         await CAPABILITY[found.split("/")[0]].answer(request, exchange)
+
+    def add_sent(self, body: bytes) -> None:
+        """Keep the body of a client's request."""
+        sent = json.loads(body)
+        for each in self._call_ids(sent):  # none in a tool's result, if the request names the response before it
+            self.exchanges[each].sent.append(sent)
+
+    def _call_ids(self, body: Json) -> set[str]:
+        return self.exchanges.keys() & set(re.findall(r"\[([^/\[\]]+/[^\]]+)\]", json.dumps(body)))
 
 
 Run: TypeAlias = Callable[..., Awaitable[str]]
@@ -328,6 +367,6 @@ Run: TypeAlias = Callable[..., Awaitable[str]]
 async def run_driver(script: Script, run: Run, driver: str, *, url: str, upstream_url: str) -> None:
     """Let a driver make all calls, and keep its reports."""
     calls = script.calls(url, upstream_url)
-    reports = json.loads(await partial(run, driver)(standard_input=json.dumps(calls)))
+    reports = json.loads(await run(driver, standard_input=json.dumps(calls)))
     for each, report in reports.items():
         script.exchanges[each].report = report
