@@ -2,63 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 from .capabilities import BEFORE, Client, Lack, table
 
-APIS = ("chat", "responses")
+AGAIN = "asks again"
+PREVIOUS = "`previous_response_id`"
 
 
-def outcomes(error: str, limited: str = "asks again") -> dict[str, str]:
-    """The cells of a client whose error for a refused request is this class."""
-    return {"refused request": f"`{error}`", "rate limit": limited}
+@dataclass(frozen=True)
+class Driver:
+    """A program that uses clients of one kind.
+
+    Attributes:
+        file: The program.
+        run: The name of the fixture that runs it.
+        error: The class of the clients' error for a refused request.
+    """
+
+    file: str
+    run: str
+    error: str
+
+    def client(
+        self, name: str, *, second: str = "yes", limited: str = AGAIN, without: dict[str, Lack] | None = None
+    ) -> Client:
+        """One of these clients, with its cells for a second turn and a rate limit."""
+        cells = {"second turn": second, "refused request": f"`{self.error}`", "rate limit": limited}
+        return Client(name=name, driver=self.file, run=self.run, cells=cells, without=without or {})
 
 
-def of_each_api(name: str, *, error: str, **options: Any) -> Iterator[Client]:
-    """A client of chat completions, and the same of responses."""
-    for api in APIS:
-        yield Client(name=name.format(api), cells=outcomes(error), **options)
+OPENAI = Driver("drive_openai.py", "run_python", "BadRequestError")
+OPENAI_AGENTS = Driver("drive_openai_agents.py", "run_agents", "BadRequestError")
+PYDANTIC_AI = Driver("drive_pydantic_ai.py", "run_agents", "ModelRequestRejectedError")
+LANGCHAIN = Driver("drive_langchain.py", "run_agents", "OpenAIInvalidRequestError")
+AGENT_FRAMEWORK = Driver("drive_agent_framework.py", "run_agents", "ChatClientException")
+LLAMA_INDEX = Driver("drive_llama_index.py", "run_litellm", "BadRequestError")
+LITELLM = Driver("drive_litellm.py", "run_litellm", "BadRequestError")
+LITELLM_PROXY = Driver("drive_litellm_proxy.py", "run_litellm", "BadRequestError")
 
+RUN_STREAM = {
+    "tools, streamed": Lack(
+        "Pydantic AI: `run_stream` takes a text before a tool call for the final output, and the agent stops there. "
+        "`run_stream_events` goes on.",
+        report={"text": BEFORE},
+    )
+}
 
 PYTHON_CLIENTS = (
-    *of_each_api("openai-python {}", driver="drive_openai.py", run="run_python", error="BadRequestError"),
-    *of_each_api("openai-python {}, helpers", driver="drive_openai.py", run="run_python", error="BadRequestError"),
-    *of_each_api("openai-python {}, asyncio", driver="drive_openai.py", run="run_python", error="BadRequestError"),
-    *of_each_api("openai-python {}, trio", driver="drive_openai.py", run="run_python", error="BadRequestError"),
-    *of_each_api("openai-agents {}", driver="drive_openai_agents.py", run="run_agents", error="BadRequestError"),
-    *of_each_api(
-        "Pydantic AI {}",
-        driver="drive_pydantic_ai.py",
-        run="run_agents",
-        error="ModelRequestRejectedError",
-        without={
-            "tools, streamed": Lack(
-                "Pydantic AI: `run_stream` takes a text before a call for the final output, and the agent stops there. "
-                "`run_stream_events` goes on.",
-                report={"text": BEFORE},
-            )
-        },
-    ),
-    *of_each_api(
-        "Pydantic AI {}, events",
-        driver="drive_pydantic_ai.py",
-        run="run_agents",
-        error="ModelRequestRejectedError",
-    ),
-    *of_each_api("LangChain {}", driver="drive_langchain.py", run="run_agents", error="OpenAIInvalidRequestError"),
-    Client(
-        name="Agent Framework chat",
-        driver="drive_agent_framework.py",
-        run="run_agents",
-        cells=outcomes("ChatClientException"),
-    ),
-    Client(
-        name="Agent Framework responses",
-        driver="drive_agent_framework.py",
-        run="run_agents",
-        cells=outcomes("ChatClientException") | {"second turn": "`previous_response_id`"},
-    ),
+    OPENAI.client("openai-python chat"),
+    OPENAI.client("openai-python chat, helpers"),
+    OPENAI.client("openai-python chat, asyncio"),
+    OPENAI.client("openai-python chat, trio"),
+    OPENAI.client("openai-python responses"),
+    OPENAI.client("openai-python responses, helpers"),
+    OPENAI.client("openai-python responses, asyncio"),
+    OPENAI.client("openai-python responses, trio"),
+    OPENAI_AGENTS.client("openai-agents chat"),
+    OPENAI_AGENTS.client("openai-agents responses"),
+    OPENAI_AGENTS.client("openai-agents responses, earlier ids", second=PREVIOUS),
+    PYDANTIC_AI.client("Pydantic AI chat", without=RUN_STREAM),
+    PYDANTIC_AI.client("Pydantic AI chat, events"),
+    PYDANTIC_AI.client("Pydantic AI responses", without=RUN_STREAM),
+    PYDANTIC_AI.client("Pydantic AI responses, events"),
+    PYDANTIC_AI.client("Pydantic AI responses, earlier ids", second=PREVIOUS),
+    LANGCHAIN.client("LangChain chat"),
+    LANGCHAIN.client("LangChain responses"),
+    LANGCHAIN.client("LangChain responses, earlier ids", second=PREVIOUS),
+    AGENT_FRAMEWORK.client("Agent Framework chat"),
+    AGENT_FRAMEWORK.client("Agent Framework responses", second=PREVIOUS),
+    LLAMA_INDEX.client("LlamaIndex OpenAILike"),
+    LITELLM.client("LiteLLM chat"),
+    LITELLM.client("LiteLLM responses", limited="`RateLimitError`"),
+    LITELLM_PROXY.client("LiteLLM proxy, chat"),
+    LITELLM_PROXY.client("LiteLLM proxy, responses"),
 )
 CLIENTS = PYTHON_CLIENTS
 
