@@ -2,80 +2,146 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from .capabilities import BEFORE, Client, Lack, table
 
-AGAIN = "asks again"
-PREVIOUS = "`previous_response_id`"
+# Cells of the table.
+NO_TRACE = {"trace goes back": "no"}
+TRACE_AS_TEXT = {"trace goes back": "as text"}
+BY_RESPONSE = {"second turn": "`previous_response_id`"}
+BY_ITEMS = {"second turn": "`item_reference`"}
+AT_THE_END = {"stream": "at the end"}
+SILENT = {"failure in a stream": "half a text"}
 
 
-@dataclass(frozen=True)
-class Driver:
-    """A program that uses clients of one kind.
-
-    Attributes:
-        file: The program.
-        run: The name of the fixture that runs it.
-        error: The class of the clients' error for a refused request.
-    """
-
-    file: str
-    run: str
-    error: str
-
-    def client(
-        self, name: str, *, second: str = "yes", limited: str = AGAIN, without: dict[str, Lack] | None = None
-    ) -> Client:
-        """One of these clients, with its cells for a second turn and a rate limit."""
-        cells = {"second turn": second, "refused request": f"`{self.error}`", "rate limit": limited}
-        return Client(name=name, driver=self.file, run=self.run, cells=cells, without=without or {})
+def outcomes(error: str, limited: str = "asks again") -> dict[str, str]:
+    """The cells of a client whose error for a refused request is this class."""
+    return {"refused request": f"`{error}`", "rate limit": limited}
 
 
-OPENAI = Driver("drive_openai.py", "run_python", "BadRequestError")
-OPENAI_AGENTS = Driver("drive_openai_agents.py", "run_agents", "BadRequestError")
-PYDANTIC_AI = Driver("drive_pydantic_ai.py", "run_agents", "ModelRequestRejectedError")
-LANGCHAIN = Driver("drive_langchain.py", "run_agents", "OpenAIInvalidRequestError")
-AGENT_FRAMEWORK = Driver("drive_agent_framework.py", "run_agents", "ChatClientException")
-LLAMA_INDEX = Driver("drive_llama_index.py", "run_litellm", "BadRequestError")
-LITELLM = Driver("drive_litellm.py", "run_litellm", "BadRequestError")
-LITELLM_PROXY = Driver("drive_litellm_proxy.py", "run_litellm", "BadRequestError")
+def fails(error: str) -> dict[str, str]:
+    """The cells of a client whose error for a failure in a stream is this class."""
+    return {"failure in a stream": f"`{error}`"}
 
-RUN_STREAM = {
-    "tools, streamed": Lack(
-        "Pydantic AI: `run_stream` takes a text before a tool call for the final output, and the agent stops there. "
-        "`run_stream_events` goes on.",
-        report={"text": BEFORE},
+
+def of_each_api(
+    name: str, *, error: str, chat: Mapping[str, str], responses: Mapping[str, str], **options: Any
+) -> Iterator[Client]:
+    """A client of chat completions, and the same of responses, with their cells."""
+    for api, cells in (("chat", chat), ("responses", responses)):
+        yield Client(name=name.format(api), cells=outcomes(error) | dict(cells), **options)
+
+
+def of_openai_python(form: str, responses: Mapping[str, str]) -> Iterator[Client]:
+    """The openai package."""
+    return of_each_api(
+        f"openai-python {{}}{form}",
+        driver="drive_openai.py",
+        run="run_python",
+        error="BadRequestError",
+        chat=fails("APIError"),
+        responses=responses,
     )
-}
+
 
 PYTHON_CLIENTS = (
-    OPENAI.client("openai-python chat"),
-    OPENAI.client("openai-python chat, helpers"),
-    OPENAI.client("openai-python chat, asyncio"),
-    OPENAI.client("openai-python chat, trio"),
-    OPENAI.client("openai-python responses"),
-    OPENAI.client("openai-python responses, helpers"),
-    OPENAI.client("openai-python responses, asyncio"),
-    OPENAI.client("openai-python responses, trio"),
-    OPENAI_AGENTS.client("openai-agents chat"),
-    OPENAI_AGENTS.client("openai-agents responses"),
-    OPENAI_AGENTS.client("openai-agents responses, earlier ids", second=PREVIOUS),
-    PYDANTIC_AI.client("Pydantic AI chat", without=RUN_STREAM),
-    PYDANTIC_AI.client("Pydantic AI chat, events"),
-    PYDANTIC_AI.client("Pydantic AI responses", without=RUN_STREAM),
-    PYDANTIC_AI.client("Pydantic AI responses, events"),
-    PYDANTIC_AI.client("Pydantic AI responses, earlier ids", second=PREVIOUS),
-    LANGCHAIN.client("LangChain chat"),
-    LANGCHAIN.client("LangChain responses"),
-    LANGCHAIN.client("LangChain responses, earlier ids", second=PREVIOUS),
-    AGENT_FRAMEWORK.client("Agent Framework chat"),
-    AGENT_FRAMEWORK.client("Agent Framework responses", second=PREVIOUS),
-    LLAMA_INDEX.client("LlamaIndex OpenAILike"),
-    LITELLM.client("LiteLLM chat"),
-    LITELLM.client("LiteLLM responses", limited="`RateLimitError`"),
-    LITELLM_PROXY.client("LiteLLM proxy, chat"),
-    LITELLM_PROXY.client("LiteLLM proxy, responses"),
+    *of_openai_python("", SILENT),
+    *of_openai_python(", helpers", fails("RuntimeError")),
+    *of_openai_python(", asyncio", SILENT),
+    *of_openai_python(", trio", fails("RuntimeError")),
+    *of_each_api(
+        "openai-agents {}",
+        driver="drive_openai_agents.py",
+        run="run_agents",
+        error="BadRequestError",
+        chat=NO_TRACE | fails("APIError"),
+        responses=fails("ModelBehaviorError"),
+    ),
+    *of_each_api(
+        "Pydantic AI {}",
+        driver="drive_pydantic_ai.py",
+        run="run_agents",
+        error="ModelRequestRejectedError",
+        chat=fails("ModelServerError"),
+        responses=TRACE_AS_TEXT | fails("ModelAPIError"),
+        without={
+            "tools, streamed": Lack(
+                "Pydantic AI: `run_stream` takes a text before a call for the final output, and the agent stops there. "
+                "`run_stream_events` goes on.",
+                report={"text": BEFORE},
+            )
+        },
+    ),
+    *of_each_api(
+        "Pydantic AI {}, events",
+        driver="drive_pydantic_ai.py",
+        run="run_agents",
+        error="ModelRequestRejectedError",
+        chat=fails("ModelServerError"),
+        responses=TRACE_AS_TEXT | fails("ModelAPIError"),
+    ),
+    *of_each_api(
+        "LangChain {}",
+        driver="drive_langchain.py",
+        run="run_agents",
+        error="OpenAIInvalidRequestError",
+        chat=NO_TRACE | fails("APIError"),
+        responses=fails("ValueError"),
+    ),
+    *of_each_api(
+        "Agent Framework {}",
+        driver="drive_agent_framework.py",
+        run="run_agents",
+        error="ChatClientException",
+        chat=NO_TRACE | fails("ChatClientException"),
+        responses=BY_RESPONSE | SILENT,
+    ),
+    Client(
+        name="openai-agents responses, earlier ids",
+        driver="drive_openai_agents.py",
+        run="run_agents",
+        cells=outcomes("BadRequestError") | BY_RESPONSE | fails("ModelBehaviorError"),
+    ),
+    Client(
+        name="Pydantic AI responses, earlier ids",
+        driver="drive_pydantic_ai.py",
+        run="run_agents",
+        cells=outcomes("ModelRequestRejectedError") | BY_RESPONSE | fails("ModelAPIError"),
+    ),
+    Client(
+        name="LangChain responses, earlier ids",
+        driver="drive_langchain.py",
+        run="run_agents",
+        cells=outcomes("OpenAIInvalidRequestError") | BY_RESPONSE | fails("ValueError"),
+    ),
+    Client(
+        name="LlamaIndex OpenAILike",
+        driver="drive_llama_index.py",
+        run="run_litellm",
+        cells=outcomes("BadRequestError") | fails("APIError"),
+    ),
+    Client(
+        name="LiteLLM chat",
+        driver="drive_litellm.py",
+        run="run_litellm",
+        cells=outcomes("BadRequestError") | fails("MidStreamFallbackError"),
+    ),
+    Client(
+        name="LiteLLM responses",
+        driver="drive_litellm.py",
+        run="run_litellm",
+        cells=outcomes("BadRequestError", "`RateLimitError`") | AT_THE_END | fails("ServiceUnavailableError"),
+    ),
+    *of_each_api(
+        "LiteLLM proxy, {}",
+        driver="drive_litellm_proxy.py",
+        run="run_litellm",
+        error="BadRequestError",
+        chat=fails("APIError"),
+        responses=SILENT,
+    ),
 )
 CLIENTS = PYTHON_CLIENTS
 

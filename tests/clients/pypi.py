@@ -28,7 +28,9 @@ def make_environment(folder: Path, requirements: Path) -> Path:
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True, symlinks=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]
-        run_installer([*install, str(requirements)], folder)
+        # The requirements are complete. So pip need not look for more, which takes longer than the downloads. Python
+        # compiles the modules that are used.
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
+        run_installer([str(python), "-m", "pip", "install", *options, "--requirement", str(requirements)], folder)
         stamp.write_text(wanted)
     return python
