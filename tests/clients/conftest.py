@@ -158,6 +158,12 @@ def crucible_serve() -> Callable[..., AbstractAsyncContextManager[str]]:
     return _crucible_serve
 
 
+@pytest.fixture
+def run_python(sandbox: Sandbox) -> Run:
+    """`await run_python("program.py", *arguments)` returns the output of a program in the development environment."""
+    return partial(sandbox.run, sys.executable, folder=FOLDER)
+
+
 # LiteLLM and 60 packages that it needs, in an environment apart from the development environment.
 LITELLM = "litellm==1.110.2"
 

@@ -1,0 +1,88 @@
+"""The part that all Python drivers share. `capabilities.py` describes the calls.
+
+These programs import nothing from the other tests, because the clients have environments apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import sys
+import traceback
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+# A client asks as always, and the upstream's answer differs.
+FAILING = ("refused request", "rate limit")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, as `capabilities.Script.calls` writes it."""
+
+    id: str
+    client: str
+    capability: str
+    prompt: str
+    seen: str
+    url: str
+    model: str
+    second: str
+    result: str
+    image: str
+
+
+class Driver:
+    """A client. It has a method for each capability, which returns a text, or an object as a dictionary.
+
+    A method may be asynchronous.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def saw(self, text: str | None) -> None:
+        """Say that a piece of the text is here, if it is one. A second time is harmless."""
+        if text:
+            with urllib.request.urlopen(self.call.seen) as answer:
+                answer.read()
+
+    def wait_for(self, method: Callable[[], Any]) -> Any:
+        """Call a method that is asynchronous."""
+        return asyncio.run(method())
+
+    def report(self) -> dict[str, Any]:
+        """Make the call."""
+        capability = "whole" if self.call.capability in FAILING else self.call.capability
+        method = getattr(self, capability.replace(", ", "_").replace(" ", "_"), None)
+        if method is None:
+            return {"missing": True}
+        try:
+            made = self.wait_for(method) if inspect.iscoroutinefunction(method) else method()
+        except Exception as error:  # the error is the report
+            traceback.print_exc()
+            return {"error": type(error).__name__, "status": _status_of(error), "message": str(error)}
+        return {"text": made} if isinstance(made, str) else {"value": made}
+
+
+def _status_of(error: BaseException | None) -> int | None:
+    """The HTTP status of an error, or of its cause."""
+    while error is not None:
+        status = getattr(error, "status_code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None
+
+
+def main(drivers: Mapping[str, type[Driver]]) -> None:
+    """Make the calls of the standard input, all at the same time, and print their reports."""
+    calls = [Call(**call) for call in json.load(sys.stdin)]
+    standard_output, sys.stdout = sys.stdout, sys.stderr  # some clients print advice
+    with ThreadPoolExecutor(len(calls)) as pool:
+        reports = pool.map(lambda call: drivers[call.client](call).report(), calls)
+        standard_output.write(json.dumps(dict(zip([call.id for call in calls], reports, strict=True))))
