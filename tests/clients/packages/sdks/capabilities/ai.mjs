@@ -1,0 +1,119 @@
+// The AI SDK as a client: two major versions, with the provider for compatible servers and with OpenAI's. A driver of
+// the capabilities.
+import * as ai7 from "ai";
+import * as ai6 from "ai-6";
+import { createOpenAI as createOpenAI7 } from "@ai-sdk/openai";
+import { createOpenAI as createOpenAI6 } from "ai-6-openai";
+import { createOpenAICompatible as createCompatible7 } from "@ai-sdk/openai-compatible";
+import { createOpenAICompatible as createCompatible6 } from "ai-6-openai-compatible";
+import { City, Driver, Weather, main } from "./driver.mjs";
+
+class Sdk extends Driver {
+  constructor(call, ai, provider) {
+    super(call);
+    this.ai = ai;
+    this.provider = provider;
+  }
+
+  requests = [];
+  settings = {
+    name: "crucible",
+    baseURL: this.call.url,
+    apiKey: "none",
+    fetch: (url, options) => {
+      this.requests.push(JSON.parse(options.body));
+      return fetch(url, options);
+    },
+  };
+  turn = [{ role: "user", content: this.call.prompt }];
+
+  // Ends with the text of a generation.
+  async generate(more) {
+    return (await this.ai.generateText({ model: this.model, messages: this.turn, ...more })).text;
+  }
+
+  async streamed(more) {
+    const options = { model: this.model, messages: this.turn, onError: ({ error }) => console.error(error), ...more };
+    return await this.read(this.ai.streamText(options).textStream);
+  }
+
+  async whole() {
+    return this.generate();
+  }
+
+  async stream() {
+    return this.streamed();
+  }
+
+  async secondTurn() {
+    const { response } = await this.ai.generateText({ model: this.model, messages: this.turn });
+    const second = { role: "user", content: this.call.second };
+    return this.generate({ messages: [...this.turn, ...response.messages, second] });
+  }
+
+  get weather() {
+    const weather = this.ai.tool({ inputSchema: City, execute: async () => this.call.result });
+    return { tools: { weather }, stopWhen: this.ai.stepCountIs(3) };
+  }
+
+  async tools() {
+    return this.generate(this.weather);
+  }
+
+  async toolsStreamed() {
+    return this.streamed(this.weather);
+  }
+
+  async structuredOutput() {
+    const output = this.ai.Output.object({ schema: Weather });
+    const made = await this.ai.generateText({ model: this.model, messages: this.turn, output });
+    return made.output;
+  }
+
+  async image() {
+    const image = { type: "image", image: this.call.image };
+    return this.generate({ messages: [{ role: "user", content: [{ type: "text", text: this.call.prompt }, image] }] });
+  }
+}
+
+const compatible = (ai, create) =>
+  class Compatible extends Sdk {
+    constructor(call) {
+      super(call, ai);
+      // Without this setting it asks for any JSON, and does not send the schema.
+      this.model = create({ ...this.settings, supportsStructuredOutputs: true })(call.model);
+    }
+  };
+
+const chat = (ai, create) =>
+  class Chat extends Sdk {
+    constructor(call) {
+      super(call, ai);
+      this.model = create(this.settings).chat(call.model);
+    }
+  };
+
+const responses = (ai, create) =>
+  class Responses extends Sdk {
+    constructor(call) {
+      super(call, ai);
+      this.model = create(this.settings)(call.model);
+    }
+
+    // The first answer goes back as a reference to it.
+    async secondTurn() {
+      const text = await super.secondTurn();
+      const types = this.requests.at(-1).input.map((item) => item.type ?? item.role);
+      if (!types.includes("item_reference")) throw new Error(`no item_reference: ${types}`);
+      return text;
+    }
+  };
+
+await main({
+  "AI SDK 7 openai-compatible": compatible(ai7, createCompatible7),
+  "AI SDK 7 openai chat": chat(ai7, createOpenAI7),
+  "AI SDK 7 openai responses": responses(ai7, createOpenAI7),
+  "AI SDK 6 openai-compatible": compatible(ai6, createCompatible6),
+  "AI SDK 6 openai chat": chat(ai6, createOpenAI6),
+  "AI SDK 6 openai responses": responses(ai6, createOpenAI6),
+});
