@@ -35,6 +35,7 @@ from .upstream import MODEL, Json, UpstreamRequest
 SECOND = "And in Oslo?"
 PIECES = ("It is ", "31 degrees ", "in Rome.")
 AGAIN = ("It is 3 degrees ", "in Oslo.")
+THOUGHT = "The user wants the temperature."
 CALL_ID = "call_scripted"
 ARGUMENTS = ('{"city"', ': "Ro', 'me"}')
 RESULT = "31 degrees"
@@ -93,6 +94,7 @@ Answer: TypeAlias = Callable[[UpstreamRequest, Exchange], Awaitable[None]]
 async def _say(request: UpstreamRequest, exchange: Exchange, *pieces: str) -> None:
     await request.start_stream()
     await request.send(role="assistant", content="")
+    await request.send(reasoning_content=THOUGHT)
     for piece in pieces:
         await request.send(content=piece)
     await request.finish()
@@ -120,6 +122,7 @@ async def _call_the_tool(request: UpstreamRequest, exchange: Exchange) -> None:
         return
     await request.start_stream()
     await request.send(role="assistant", content=None)
+    await request.send(reasoning_content=THOUGHT)
     function = {"name": "weather", "arguments": ""}
     await request.send(tool_calls=[{"index": 0, "id": CALL_ID, "type": "function", "function": function}])
     for piece in ARGUMENTS:
@@ -316,7 +319,11 @@ class Script:
             await request.respond(200, {})
             return
         texts = [text_of(message) for message in request.body["messages"]]
-        [found] = {match for text in texts for match in re.findall(r"\[([\w ,]+/[^\]]+)\]", text)}
+        ids = {match for text in texts for match in re.findall(r"\[([\w ,]+/[^\]]+)\]", text)}
+        if len(ids) != 1:
+            await request.respond(400, _error(f"The request has not one prompt of a call: {texts}"))
+            return
+        [found] = ids
         exchange = self.exchanges[found]
         exchange.bodies.append(request.body)
         await CAPABILITY[found.split("/")[0]].answer(request, exchange)

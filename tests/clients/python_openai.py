@@ -190,9 +190,9 @@ class Responses(OpenAI):
         return [item.to_dict() for item in answer.output]
 
     def result(self, answer: Any) -> list[Any]:
-        [call] = answer.output
+        [call] = [item for item in answer.output if item.type == "function_call"]
         result = {"type": "function_call_output", "call_id": call.call_id, "output": self.call.result}
-        return [call.to_dict(), result]
+        return [*self.history(answer), result]
 
     async def structured_output(self) -> Any:
         schema = {"type": "json_schema", "name": "Weather", "schema": Weather.model_json_schema()}

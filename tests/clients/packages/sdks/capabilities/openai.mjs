@@ -139,8 +139,8 @@ class Responses extends Plain {
   history = (response) => response.output;
 
   result(response) {
-    const [call] = response.output;
-    return [call, { type: "function_call_output", call_id: call.call_id, output: this.call.result }];
+    const { call_id } = response.output.find((item) => item.type === "function_call");
+    return [...response.output, { type: "function_call_output", call_id, output: this.call.result }];
   }
 
   async structuredOutput() {
