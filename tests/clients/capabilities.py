@@ -36,6 +36,7 @@ SECOND = "And in Oslo?"
 PIECES = ("It is ", "31 degrees ", "in Rome.")
 AGAIN = ("It is 3 degrees ", "in Oslo.")
 THOUGHT = "The user wants the temperature."
+TRACE_FIELD = "reasoning_content"  # of the upstream's answers, and of the requests to it
 CALL_ID = "call_scripted"
 ARGUMENTS = ('{"city"', ': "Ro', 'me"}')
 RESULT = "31 degrees"
@@ -94,7 +95,7 @@ Answer: TypeAlias = Callable[[UpstreamRequest, Exchange], Awaitable[None]]
 async def _say(request: UpstreamRequest, exchange: Exchange, *pieces: str) -> None:
     await request.start_stream()
     await request.send(role="assistant", content="")
-    await request.send(reasoning_content=THOUGHT)
+    await request.send(**{TRACE_FIELD: THOUGHT})
     for piece in pieces:
         await request.send(content=piece)
     await request.finish()
@@ -122,7 +123,7 @@ async def _call_the_tool(request: UpstreamRequest, exchange: Exchange) -> None:
         return
     await request.start_stream()
     await request.send(role="assistant", content=None)
-    await request.send(reasoning_content=THOUGHT)
+    await request.send(**{TRACE_FIELD: THOUGHT})
     function = {"name": "weather", "arguments": ""}
     await request.send(tool_calls=[{"index": 0, "id": CALL_ID, "type": "function", "function": function}])
     for piece in ARGUMENTS:
@@ -188,6 +189,15 @@ def _check_tools(exchange: Exchange) -> str:
     return "yes"
 
 
+def _check_trace(exchange: Exchange) -> str:
+    _check_tools(exchange)
+    [called] = [message for message in exchange.bodies[1]["messages"] if message["role"] == "assistant"]
+    if TRACE_FIELD not in called:
+        return "no"
+    assert called[TRACE_FIELD] == THOUGHT
+    return "yes"
+
+
 def _check_structured_output(exchange: Exchange) -> str:
     assert exchange.report == {"value": VALUE}
     [body] = exchange.bodies
@@ -228,11 +238,13 @@ class Capability:
         name: As the table in the docs has it.
         answer: Answers the requests of such a call.
         check: Checks how the call went. Returns the text of its cell in the table.
+        asked: What the driver does, if another capability has the same call.
     """
 
     name: str
     answer: Answer = field(repr=False)
     check: Callable[[Exchange], str] = field(repr=False)
+    asked: str | None = None
 
 
 CAPABILITIES = (
@@ -241,6 +253,7 @@ CAPABILITIES = (
     Capability("second turn", _answer, _check_second_turn),
     Capability("tools", _call_the_tool, _check_tools),
     Capability("tools, streamed", _call_the_tool, _check_tools),
+    Capability("trace goes back", _call_the_tool, _check_trace, asked="tools"),
     Capability("structured output", _answer_in_json, _check_structured_output),
     Capability("image", _answer, _check_image),
     Capability("refused request", _refuse, _check_refused_request),
@@ -259,6 +272,7 @@ class Client:
         run: The name of the fixture that runs this program.
         refused: The class of its error for a refused request.
         limited: `asks again`, or the class of its error for a rate limit.
+        returns_trace: Whether it sends the trace before a tool call back with the tool's result.
         without: By capability, why it does not have it. The docs have this sentence.
     """
 
@@ -267,13 +281,18 @@ class Client:
     run: str
     refused: str = "BadRequestError"
     limited: str = "asks again"
+    returns_trace: bool = True
     without: Mapping[str, str] = field(default_factory=dict)
 
     def cell(self, capability: Capability) -> str:
         """The text of a cell in the table."""
         if capability.name in self.without:
             return "no"
-        outcomes = {"refused request": f"`{self.refused}`", "rate limit": self.limited}
+        outcomes = {
+            "refused request": f"`{self.refused}`",
+            "rate limit": self.limited,
+            "trace goes back": "yes" if self.returns_trace else "no",
+        }
         return outcomes.get(capability.name, "yes")
 
 
@@ -307,7 +326,8 @@ class Script:
         calls = []
         for each, exchange in self.exchanges.items():
             capability, client = each.split("/", 1)
-            own = {"id": each, "capability": capability, "client": client, "prompt": exchange.prompt}
+            asked = CAPABILITY[capability].asked or capability
+            own = {"id": each, "capability": asked, "client": client, "prompt": exchange.prompt}
             calls.append(own | {"seen": f"{upstream_url}/seen?{quote(each, safe='')}"} | shared)
         return calls
 

@@ -8,25 +8,26 @@ OPENAI = ("", ", helpers", ", asyncio", ", trio")
 
 
 NPM_CLIENTS = (
-    *[
-        Client(name=f"openai-npm {form}", driver="capabilities/openai.mjs", run="run_node")
-        for form in ("chat", "chat, helpers", "responses", "responses, helpers")
-    ],
+    Client(name="openai-npm chat", driver="capabilities/openai.mjs", run="run_node"),
+    Client(name="openai-npm chat, helpers", driver="capabilities/openai.mjs", run="run_node", returns_trace=False),
+    Client(name="openai-npm responses", driver="capabilities/openai.mjs", run="run_node"),
+    Client(name="openai-npm responses, helpers", driver="capabilities/openai.mjs", run="run_node"),
     *[
         Client(
-            name=f"AI SDK {major} {provider}", driver="capabilities/ai.mjs", run="run_node", refused="AI_APICallError"
+            name=f"AI SDK {major} {provider}",
+            driver="capabilities/ai.mjs",
+            run="run_node",
+            refused="AI_APICallError",
+            returns_trace=provider != "openai chat",
         )
         for major in (7, 6)
-        for provider in ("openai-compatible", "openai chat", "openai responses")
+        for provider in ("openai-compatible", "openai chat", "openai responses", "openai responses, `store: false`")
     ],
-    *[
-        Client(name=f"openai-agents-js {model}", driver="capabilities/agents.mjs", run="run_node")
-        for model in ("chat", "responses", "responses, previousResponseId")
-    ],
-    *[
-        Client(name=f"LangChain JS {api}", driver="capabilities/langchain.mjs", run="run_node")
-        for api in ("chat", "responses")
-    ],
+    Client(name="openai-agents-js chat", driver="capabilities/agents.mjs", run="run_node", returns_trace=False),
+    Client(name="openai-agents-js responses", driver="capabilities/agents.mjs", run="run_node"),
+    Client(name="openai-agents-js responses, `previousResponseId`", driver="capabilities/agents.mjs", run="run_node"),
+    Client(name="LangChain JS chat", driver="capabilities/langchain.mjs", run="run_node", returns_trace=False),
+    Client(name="LangChain JS responses", driver="capabilities/langchain.mjs", run="run_node"),
 )
 
 CLIENTS = (

@@ -26,15 +26,19 @@ class Sdk extends Driver {
     },
   };
   turn = [{ role: "user", content: this.call.prompt }];
+  options = {};
 
-  // Ends with the text of a generation.
+  request(more) {
+    return { model: this.model, messages: this.turn, providerOptions: this.options, ...more };
+  }
+
   async generate(more) {
-    return (await this.ai.generateText({ model: this.model, messages: this.turn, ...more })).text;
+    return (await this.ai.generateText(this.request(more))).text;
   }
 
   async streamed(more) {
-    const options = { model: this.model, messages: this.turn, onError: ({ error }) => console.error(error), ...more };
-    return await this.read(this.ai.streamText(options).textStream);
+    const onError = ({ error }) => console.error(error);
+    return await this.read(this.ai.streamText(this.request({ onError, ...more })).textStream);
   }
 
   async whole() {
@@ -46,7 +50,7 @@ class Sdk extends Driver {
   }
 
   async secondTurn() {
-    const { response } = await this.ai.generateText({ model: this.model, messages: this.turn });
+    const { response } = await this.ai.generateText(this.request());
     const second = { role: "user", content: this.call.second };
     return this.generate({ messages: [...this.turn, ...response.messages, second] });
   }
@@ -66,8 +70,7 @@ class Sdk extends Driver {
 
   async structuredOutput() {
     const output = this.ai.Output.object({ schema: Weather });
-    const made = await this.ai.generateText({ model: this.model, messages: this.turn, output });
-    return made.output;
+    return (await this.ai.generateText(this.request({ output }))).output;
   }
 
   async image() {
@@ -93,18 +96,19 @@ const chat = (ai, create) =>
     }
   };
 
-const responses = (ai, create) =>
+const responses = (ai, create, store) =>
   class Responses extends Sdk {
     constructor(call) {
       super(call, ai);
       this.model = create(this.settings)(call.model);
+      this.options = store ? {} : { openai: { store, include: ["reasoning.encrypted_content"] } };
     }
 
-    // The first answer goes back as a reference to it.
+    // The first answer goes back as a reference to it, if the server stores it.
     async secondTurn() {
       const text = await super.secondTurn();
       const types = this.requests.at(-1).input.map((item) => item.type ?? item.role);
-      if (!types.includes("item_reference")) throw new Error(`no item_reference: ${types}`);
+      if (types.includes("item_reference") !== store) throw new Error(`the second turn has ${types}`);
       return text;
     }
   };
@@ -112,8 +116,10 @@ const responses = (ai, create) =>
 await main({
   "AI SDK 7 openai-compatible": compatible(ai7, createCompatible7),
   "AI SDK 7 openai chat": chat(ai7, createOpenAI7),
-  "AI SDK 7 openai responses": responses(ai7, createOpenAI7),
+  "AI SDK 7 openai responses": responses(ai7, createOpenAI7, true),
+  "AI SDK 7 openai responses, `store: false`": responses(ai7, createOpenAI7, false),
   "AI SDK 6 openai-compatible": compatible(ai6, createCompatible6),
   "AI SDK 6 openai chat": chat(ai6, createOpenAI6),
-  "AI SDK 6 openai responses": responses(ai6, createOpenAI6),
+  "AI SDK 6 openai responses": responses(ai6, createOpenAI6, true),
+  "AI SDK 6 openai responses, `store: false`": responses(ai6, createOpenAI6, false),
 });

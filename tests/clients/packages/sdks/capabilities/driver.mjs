@@ -5,6 +5,8 @@ import { z } from "zod";
 // A client asks as always, and the upstream's answer differs.
 const FAILING = ["refused request", "rate limit"];
 
+console.log = console.info = console.error; // some clients print advice
+
 export const City = z.object({ city: z.string() });
 export const Weather = z.object({ city: z.string(), degrees: z.int() });
 
