@@ -89,4 +89,4 @@ $(VENV)/.installed-bench: $(VENV)/.made pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .venv-* docs/_build tests/clients/packages/*/node_modules tests/clients/.venv .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* docs/_build tests/clients/packages/*/node_modules tests/clients/.venv-* .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

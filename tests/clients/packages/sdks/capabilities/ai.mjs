@@ -15,16 +15,7 @@ class Sdk extends Driver {
     this.provider = provider;
   }
 
-  requests = [];
-  settings = {
-    name: "crucible",
-    baseURL: this.call.url,
-    apiKey: "none",
-    fetch: (url, options) => {
-      this.requests.push(JSON.parse(options.body));
-      return fetch(url, options);
-    },
-  };
+  settings = { name: "crucible", baseURL: this.call.url, apiKey: "none" };
   turn = [{ role: "user", content: this.call.prompt }];
   options = {};
 
@@ -37,8 +28,12 @@ class Sdk extends Driver {
   }
 
   async streamed(more) {
-    const onError = ({ error }) => console.error(error);
-    return await this.read(this.ai.streamText(this.request({ onError, ...more })).textStream);
+    const errors = [];
+    const onError = ({ error }) => errors.push(error); // `textStream` only ends
+    const result = this.ai.streamText(this.request({ onError, ...more }));
+    const text = await this.read(result.textStream);
+    if (errors.length) throw errors[0];
+    return more ? await result.text : text; // that of the last step
   }
 
   async whole() {
@@ -102,14 +97,6 @@ const responses = (ai, create, store) =>
       super(call, ai);
       this.model = create(this.settings)(call.model);
       this.options = store ? {} : { openai: { store, include: ["reasoning.encrypted_content"] } };
-    }
-
-    // The first answer goes back as a reference to it, if the server stores it.
-    async secondTurn() {
-      const text = await super.secondTurn();
-      const types = this.requests.at(-1).input.map((item) => item.type ?? item.role);
-      if (types.includes("item_reference") !== store) throw new Error(`the second turn has ${types}`);
-      return text;
     }
   };
 

@@ -42,7 +42,7 @@ export class Driver {
     } catch (error) {
       console.error(this.call.id, error);
       const last = error.lastError ?? error; // the AI SDK wraps the last of several errors
-      const name = last.name === "Error" ? last.constructor.name : last.name;
+      const name = last.name && last.name !== "Error" ? last.name : last.constructor.name;
       return { error: name, status: last.status ?? last.statusCode ?? null, message: String(last.message) };
     }
   }

@@ -6,6 +6,7 @@ for.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 import openai
 import pydantic
 import trio
-from python_driver import Driver, main
+from driver import Driver, main
 
 PARAMETERS = {
     "type": "object",
@@ -65,6 +66,9 @@ class OpenAI(Driver):
     client_class: Any = openai.OpenAI
     has_helpers = False
     tool: ClassVar[Any]
+
+    async def run(self, method: Any) -> Any:
+        return await asyncio.to_thread(lambda: asyncio.run(method()))  # synchronous calls hold up their event loop
 
     async def ask(self, client: Any, turn: list[Any], *, stream: bool, **more: Any) -> Any:
         raise NotImplementedError
@@ -190,7 +194,7 @@ class Responses(OpenAI):
         return [item.to_dict() for item in answer.output]
 
     def result(self, answer: Any) -> list[Any]:
-        [call] = [item for item in answer.output if item.type == "function_call"]
+        *_, call = answer.output
         result = {"type": "function_call_output", "call_id": call.call_id, "output": self.call.result}
         return [*self.history(answer), result]
 
@@ -213,10 +217,15 @@ class Responses(OpenAI):
 class OnAsyncio:
     client_class = openai.AsyncOpenAI
 
+    async def run(self, method: Any) -> Any:
+        return await method()
 
-class OnTrio(OnAsyncio):
-    def wait_for(self, method: Any) -> Any:
-        return trio.run(method)
+
+class OnTrio:
+    client_class = openai.AsyncOpenAI
+
+    async def run(self, method: Any) -> Any:
+        return await asyncio.to_thread(trio.run, method)
 
 
 class HelpedChat(Chat):

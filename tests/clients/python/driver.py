@@ -9,9 +9,8 @@ import asyncio
 import inspect
 import json
 import sys
-import traceback
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +38,7 @@ class Call:
 class Driver:
     """A client. It has a method for each capability, which returns a text, or an object as a dictionary.
 
-    A method may be asynchronous.
+    Asynchronous methods run in one event loop, the others in threads.
     """
 
     def __init__(self, call: Call) -> None:
@@ -51,20 +50,19 @@ class Driver:
             with urllib.request.urlopen(self.call.seen) as answer:
                 answer.read()
 
-    def wait_for(self, method: Callable[[], Any]) -> Any:
-        """Call a method that is asynchronous."""
-        return asyncio.run(method())
+    async def run(self, method: Callable[[], Any]) -> Any:
+        """Run a method."""
+        return await (method() if inspect.iscoroutinefunction(method) else asyncio.to_thread(method))
 
-    def report(self) -> dict[str, Any]:
+    async def report(self) -> dict[str, Any]:
         """Make the call."""
         capability = "whole" if self.call.capability in FAILING else self.call.capability
         method = getattr(self, capability.replace(", ", "_").replace(" ", "_"), None)
         if method is None:
             return {"missing": True}
         try:
-            made = self.wait_for(method) if inspect.iscoroutinefunction(method) else method()
+            made = await self.run(method)
         except Exception as error:  # the error is the report
-            traceback.print_exc()
             return {"error": type(error).__name__, "status": _status_of(error), "message": str(error)}
         return {"text": made} if isinstance(made, str) else {"value": made}
 
@@ -83,6 +81,10 @@ def main(drivers: Mapping[str, type[Driver]]) -> None:
     """Make the calls of the standard input, all at the same time, and print their reports."""
     calls = [Call(**call) for call in json.load(sys.stdin)]
     standard_output, sys.stdout = sys.stdout, sys.stderr  # some clients print advice
-    with ThreadPoolExecutor(len(calls)) as pool:
-        reports = pool.map(lambda call: drivers[call.client](call).report(), calls)
-        standard_output.write(json.dumps(dict(zip([call.id for call in calls], reports, strict=True))))
+    standard_output.write(json.dumps(asyncio.run(_reports(drivers, calls))))
+
+
+async def _reports(drivers: Mapping[str, type[Driver]], calls: Sequence[Call]) -> dict[str, dict[str, Any]]:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(len(calls)))
+    reports = await asyncio.gather(*[drivers[call.client](call).report() for call in calls])
+    return dict(zip([call.id for call in calls], reports, strict=True))
