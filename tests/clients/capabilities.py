@@ -34,6 +34,7 @@ import trio
 
 from .upstream import MODEL, Json, UpstreamRequest
 
+NO_ERROR = "no error"
 BEFORE = "Let me look. "
 PIECES = ("It is ", "31 degrees ", "in Rome.")
 AGAIN = ("It is 3 degrees ", "in Oslo.")
@@ -274,8 +275,8 @@ def _check_broken_off(exchange: Exchange) -> str:
     assert len(exchange.bodies) == 1
     if "error" in exchange.report:
         return f"`{exchange.report['error']}`"
-    assert exchange.text == PIECES[0]
-    return "half a text"
+    assert PIECES[0].startswith(exchange.text)
+    return NO_ERROR
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pydantic
 from driver import Driver, main
@@ -17,12 +17,11 @@ class Weather(pydantic.BaseModel):
 
 
 class Chat(Driver):
-    uses_responses = False
+    options: ClassVar[dict[str, Any]] = {}
 
     @property
     def model(self) -> ChatOpenAI:
-        options: Any = {"use_responses_api": True} if self.uses_responses else {}
-        return ChatOpenAI(model=self.call.model, base_url=self.call.url, api_key="none", **options)
+        return ChatOpenAI(model=self.call.model, base_url=self.call.url, api_key="none", **self.options)
 
     @property
     def weather(self) -> Any:
@@ -76,8 +75,18 @@ class Chat(Driver):
 
 
 class Responses(Chat):
-    uses_responses = True
+    options: ClassVar = {"use_responses_api": True}
+
+
+class EarlierResponse(Responses):
+    options: ClassVar = {"use_responses_api": True, "use_previous_response_id": True}
 
 
 if __name__ == "__main__":
-    main({"LangChain chat": Chat, "LangChain responses": Responses})
+    main(
+        {
+            "LangChain chat": Chat,
+            "LangChain responses": Responses,
+            "LangChain responses, earlier ids": EarlierResponse,
+        }
+    )

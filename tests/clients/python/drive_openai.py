@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import openai
 import pydantic
-import trio
 from driver import Driver, main
 
 PARAMETERS = {
@@ -61,10 +60,14 @@ class OpenAI(Driver):
     Attributes:
         client_class: The kind of client.
         has_helpers: Whether streams and structured output go through the helpers.
+        url: The base URL, if it is not this server's.
+        key: The API key.
     """
 
     client_class: Any = openai.OpenAI
     has_helpers = False
+    url = ""
+    key = "none"
     tool: ClassVar[Any]
 
     async def run(self, method: Any) -> Any:
@@ -85,7 +88,7 @@ class OpenAI(Driver):
 
     @property
     def client(self) -> Any:
-        return opened(self.client_class(base_url=self.call.url, api_key="none"))
+        return opened(self.client_class(base_url=self.url or self.call.url, api_key=self.key))
 
     @property
     def turn(self) -> list[Any]:
@@ -225,6 +228,8 @@ class OnTrio:
     client_class = openai.AsyncOpenAI
 
     async def run(self, method: Any) -> Any:
+        import trio  # the driver of LiteLLM's proxy uses this module without it
+
         return await asyncio.to_thread(trio.run, method)
 
 

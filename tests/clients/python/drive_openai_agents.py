@@ -17,6 +17,7 @@ class Weather(pydantic.BaseModel):
 
 class OpenAIAgents(Driver):
     model_class: ClassVar[Any]
+    options: ClassVar[dict[str, Any]] = {}
 
     def agent(self, **options: Any) -> agents.Agent:
         client = openai.AsyncOpenAI(base_url=self.call.url, api_key="none")
@@ -34,7 +35,7 @@ class OpenAIAgents(Driver):
         return (await agents.Runner.run(self.agent(), self.call.prompt)).final_output
 
     async def streamed(self, agent: agents.Agent) -> str:
-        result = agents.Runner.run_streamed(agent, self.call.prompt)
+        result = agents.Runner.run_streamed(agent, self.call.prompt, **self.options)
         async for event in result.stream_events():
             if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
                 self.saw(event.data.delta)
@@ -50,7 +51,8 @@ class OpenAIAgents(Driver):
         return (await agents.Runner.run(agent, turn)).final_output
 
     async def tools(self) -> str:
-        return (await agents.Runner.run(self.agent(tools=[self.weather]), self.call.prompt)).final_output
+        agent = self.agent(tools=[self.weather])
+        return (await agents.Runner.run(agent, self.call.prompt, **self.options)).final_output
 
     async def tools_streamed(self) -> str:
         return await self.streamed(self.agent(tools=[self.weather]))
@@ -75,7 +77,7 @@ class Responses(OpenAIAgents):
 
 
 class EarlierResponse(Responses):
-    """The second turn has only the id of the first response."""
+    options: ClassVar = {"auto_previous_response_id": True}
 
     async def second_turn(self) -> str:
         agent = self.agent()
@@ -86,4 +88,10 @@ class EarlierResponse(Responses):
 
 if __name__ == "__main__":
     agents.set_tracing_disabled(True)  # else it sends traces to OpenAI
-    main({"openai-agents chat": Chat, "openai-agents responses": Responses})
+    main(
+        {
+            "openai-agents chat": Chat,
+            "openai-agents responses": Responses,
+            "openai-agents responses, earlier ids": EarlierResponse,
+        }
+    )

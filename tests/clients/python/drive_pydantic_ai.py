@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pydantic
 from driver import Driver, main
 from pydantic_ai import Agent, AgentRunResultEvent, BinaryContent, NativeOutput, PartStartEvent, TextPart
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel, OpenAIResponsesModelSettings
 from pydantic_ai.providers.openai import OpenAIProvider
 
 
@@ -19,10 +19,11 @@ class Weather(pydantic.BaseModel):
 
 class PydanticAI(Driver):
     model_class: ClassVar[Any]
+    settings: ClassVar[Any] = None
 
     def agent(self, **options: Any) -> Agent[None, Any]:
         provider = OpenAIProvider(base_url=self.call.url, api_key="none")
-        return Agent(self.model_class(self.call.model, provider=provider), **options)
+        return Agent(self.model_class(self.call.model, provider=provider), model_settings=self.settings, **options)
 
     @property
     def weather(self) -> Any:
@@ -93,6 +94,10 @@ class ResponsesWithEvents(WithEvents, Responses):
     pass
 
 
+class EarlierResponse(ResponsesWithEvents):
+    settings = OpenAIResponsesModelSettings(openai_previous_response_id="auto")
+
+
 if __name__ == "__main__":
     main(
         {
@@ -100,5 +105,6 @@ if __name__ == "__main__":
             "Pydantic AI chat, events": ChatWithEvents,
             "Pydantic AI responses": Responses,
             "Pydantic AI responses, events": ResponsesWithEvents,
+            "Pydantic AI responses, earlier ids": EarlierResponse,
         }
     )

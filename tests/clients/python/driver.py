@@ -77,9 +77,14 @@ def _status_of(error: BaseException | None) -> int | None:
     return None
 
 
-def main(drivers: Mapping[str, type[Driver]]) -> None:
-    """Make the calls of the standard input, all at the same time, and print their reports."""
-    calls = [Call(**call) for call in json.load(sys.stdin)]
+def read_calls() -> list[Call]:
+    """The calls of the standard input."""
+    return [Call(**call) for call in json.load(sys.stdin)]
+
+
+def main(drivers: Mapping[str, type[Driver]], calls: Sequence[Call] = ()) -> None:
+    """Make all calls, by default those of the standard input, at the same time, and print their reports."""
+    calls = calls or read_calls()
     standard_output, sys.stdout = sys.stdout, sys.stderr  # some clients print advice
     standard_output.write(json.dumps(asyncio.run(_reports(drivers, calls))))
 

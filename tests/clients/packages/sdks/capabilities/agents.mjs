@@ -88,5 +88,5 @@ class Continued extends Responses {
 await main({
   "openai-agents-js chat": Chat,
   "openai-agents-js responses": Responses,
-  "openai-agents-js responses, `previousResponseId`": Continued,
+  "openai-agents-js responses, earlier ids": Continued,
 });
