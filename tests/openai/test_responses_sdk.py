@@ -242,15 +242,18 @@ async def test_a_failed_stream_raises_its_error_and_can_be_retrieved(serving, wi
         with client.responses.stream(**ASK) as stream:
             yield from stream
 
+    def read(events: Any, into: list[Any]) -> None:
+        for event in events:
+            into.append(event)  # noqa: PERF402 (`extend` would lose all of them)
+
     def use(client: Any) -> Any:
-        for read in (streamed, helped):
-            events = []
+        for events in (streamed(client), helped(client)):
+            seen: list[Any] = []
             with pytest.raises(openai.APIError, match="Too slow") as caught:
-                for event in read(client):
-                    events.append(event)  # noqa: PERF402 (`extend` would lose them)
+                read(events, seen)
             assert caught.value.code == "upstream_timeout"
-            assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "Hel"
-        return client.responses.retrieve(events[0].response.id)
+            assert "".join(event.delta for event in seen if event.type == "response.output_text.delta") == "Hel"
+        return client.responses.retrieve(seen[0].response.id)
 
     async with serving(ScriptedEngine("Hel", EngineError("upstream_timeout", "Too slow."))) as served:
         response = await with_sync_client(served, use)
