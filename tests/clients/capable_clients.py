@@ -31,6 +31,7 @@ class Driver:
         self,
         name: str,
         *,
+        stream: str = "yes",
         second: str = "yes",
         trace: str = "yes",
         limited: str = AGAIN,
@@ -39,6 +40,7 @@ class Driver:
     ) -> Client:
         """One of these clients, with the cells that differ between clients."""
         cells = {
+            "stream": stream,
             "second turn": second,
             "trace goes back": trace,
             "refused request": f"`{self.error}`",
@@ -89,7 +91,9 @@ PYTHON_CLIENTS = (
     AGENT_FRAMEWORK.client("Agent Framework responses", second=PREVIOUS),
     LLAMA_INDEX.client("LlamaIndex OpenAILike", trace="no"),
     LITELLM.client("LiteLLM chat", failure="`MidStreamFallbackError`"),
-    LITELLM.client("LiteLLM responses", limited="`RateLimitError`", failure="`ServiceUnavailableError`"),
+    LITELLM.client(
+        "LiteLLM responses", stream="at the end", limited="`RateLimitError`", failure="`ServiceUnavailableError`"
+    ),
     LITELLM_PROXY.client("LiteLLM proxy, chat"),
     LITELLM_PROXY.client("LiteLLM proxy, responses", failure=NO_ERROR),
 )

@@ -192,6 +192,6 @@ def run_litellm(sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Ru
 def _environment(name: str, skip_missing: Callable[[str], NoReturn]) -> Path:
     """The Python of an environment apart from the development environment."""
     try:
-        return make_environment(FOLDER / f".venv-{name}", PYTHON / f"{name}.txt")
+        return make_environment(FOLDER / ".venv" / name, PYTHON / f"{name}.txt")
     except InstallError as error:
         skip_missing(str(error))

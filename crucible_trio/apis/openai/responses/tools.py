@@ -16,8 +16,8 @@ import msgspec
 
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import dotted
+from crucible_trio.apis.kit.ignored import Ignored
 from crucible_trio.apis.kit.parsing import valid
-from crucible_trio.apis.openai.responses.ignored import Ignored
 from crucible_trio.apis.openai.tools import read_tool, read_tool_choice
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import NamedTool, NonEmpty, Tool, ToolChoice, ToolName
