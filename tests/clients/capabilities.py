@@ -34,9 +34,13 @@ import trio
 
 from .upstream import MODEL, Json, UpstreamRequest
 
+NO_ERROR = "no error"
 BEFORE = "Let me look. "
 PIECES = ("It is ", "31 degrees ", "in Rome.")
 AGAIN = ("It is 3 degrees ", "in Oslo.")
+THOUGHT = "The user wants the temperature."
+TRACE_FIELD = "reasoning_content"  # of the upstream's answers, and of the requests to it
+TRACE_AS_TEXT = f"<think>\n{THOUGHT}\n</think>"  # Pydantic AI, if it cannot send a trace otherwise
 CALL_ID = "call_scripted"
 ARGUMENTS = ('{"city"', ': "Ro', 'me"}')
 RESULT = "31 degrees"
@@ -80,18 +84,24 @@ class Exchange:
 
     def turns(self, number: int) -> list[tuple[str, str]]:
         """Role and text of each turn of a request, without the system prompt."""
-        messages = [message for message in self.bodies[number]["messages"] if message["role"] not in SYSTEM_ROLES]
-        turns = groupby(messages, key=itemgetter("role"))  # some clients send an image in its own message
+        turns = groupby(conversation(self.bodies[number]), key=itemgetter("role"))  # an image may have its own message
         return [(role, "".join(map(text_of, group))) for role, group in turns]
 
 
 SYSTEM_ROLES = {"system", "developer"}
 
 
+def conversation(body: Json) -> list[Json]:
+    """The messages of a request, without the system prompt and without messages that are only a trace."""
+    messages = [message for message in body["messages"] if message["role"] not in SYSTEM_ROLES]
+    return [message for message in messages if text_of(message) or message.get("tool_calls")]
+
+
 def text_of(message: Json) -> str:
-    """The text of a message."""
+    """The text of a message, without a trace."""
     content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    return text.replace(TRACE_AS_TEXT, "")
 
 
 # How the upstream answers. Each answer gets the exchange with this request already in it.
@@ -102,6 +112,7 @@ Answer: TypeAlias = Callable[[UpstreamRequest, Exchange], Awaitable[None]]
 async def _say(request: UpstreamRequest, exchange: Exchange, *pieces: str) -> None:
     await request.start_stream()
     await request.send(role="assistant", content="")
+    await request.send(**{TRACE_FIELD: THOUGHT})
     for piece in pieces:
         await request.send(content=piece)
     await request.finish()
@@ -124,12 +135,23 @@ async def _answer_slowly(request: UpstreamRequest, exchange: Exchange) -> None:
     await request.finish()
 
 
+async def _break_off(request: UpstreamRequest, exchange: Exchange) -> None:
+    await request.start_stream()
+    await request.send(role="assistant", content=PIECES[0])
+    with trio.move_on_after(SEEN_SECONDS):
+        await exchange.seen.wait()
+    request.reset()
+
+
 async def _call_the_tool(request: UpstreamRequest, exchange: Exchange, before: str | None = None) -> None:
     if len(exchange.bodies) > 1:
         await _say(request, exchange, *PIECES)
         return
     await request.start_stream()
-    await request.send(role="assistant", content=before)
+    await request.send(role="assistant", content="")
+    await request.send(**{TRACE_FIELD: THOUGHT})
+    if before:
+        await request.send(content=before)
     function = {"name": "weather", "arguments": ""}
     await request.send(tool_calls=[{"index": 0, "id": CALL_ID, "type": "function", "function": function}])
     for piece in ARGUMENTS:
@@ -196,7 +218,7 @@ def _check_tools(exchange: Exchange, before: str = "") -> str:
         [function] = [tool["function"] for tool in body["tools"] if tool["type"] == "function"]
         assert function["name"] == "weather"
         assert set(function["parameters"]["properties"]) == {"city"}
-    asked, called, result = [message for message in second["messages"] if message["role"] not in SYSTEM_ROLES]
+    asked, called, result = conversation(second)
     assert text_of(asked) == exchange.prompt
     assert text_of(called) == before
     [call] = called["tool_calls"]
@@ -209,6 +231,14 @@ def _check_tools(exchange: Exchange, before: str = "") -> str:
 
 def _check_streamed_tools(exchange: Exchange) -> str:
     return _check_tools(exchange, BEFORE)
+
+
+def _check_trace(exchange: Exchange) -> str:
+    _check_tools(exchange)
+    called = [message for message in exchange.bodies[1]["messages"] if message["role"] == "assistant"]
+    if any(TRACE_AS_TEXT in (message["content"] or "") for message in called):
+        return "as text"
+    return "yes" if [message.get(TRACE_FIELD) for message in called] == [THOUGHT] else "no"
 
 
 def _check_structured_output(exchange: Exchange) -> str:
@@ -244,6 +274,14 @@ def _check_rate_limit(exchange: Exchange) -> str:
     return "asks again"
 
 
+def _check_broken_off(exchange: Exchange) -> str:
+    assert len(exchange.bodies) == 1
+    if "error" in exchange.report:
+        return f"`{exchange.report['error']}`"
+    assert PIECES[0].startswith(exchange.text)
+    return NO_ERROR
+
+
 @dataclass(frozen=True)
 class Capability:
     """One thing that clients can do.
@@ -252,11 +290,13 @@ class Capability:
         name: As the table in the docs has it.
         answer: Answers the requests of such a call.
         check: Checks how the call went. Returns the text of its cell in the table.
+        asked: What the driver does, if another capability has the same call.
     """
 
     name: str
     answer: Answer = field(repr=False)
     check: Callable[[Exchange], str] = field(repr=False)
+    asked: str | None = None
 
 
 CAPABILITIES = (
@@ -265,10 +305,12 @@ CAPABILITIES = (
     Capability("second turn", _answer, _check_second_turn),
     Capability("tools", _call_the_tool, _check_tools),
     Capability("tools, streamed", _say_a_word_and_call_the_tool, _check_streamed_tools),
+    Capability("trace goes back", _call_the_tool, _check_trace, asked="tools"),
     Capability("structured output", _answer_in_json, _check_structured_output),
     Capability("image", _answer, _check_image),
     Capability("refused request", _refuse, _check_refused_request),
     Capability("rate limit", _limit_the_first, _check_rate_limit),
+    Capability("failure in a stream", _break_off, _check_broken_off, asked="stream"),
 )
 CAPABILITY = {capability.name: capability for capability in CAPABILITIES}
 
@@ -337,7 +379,7 @@ class Script:
         calls = []
         for each, exchange in self.exchanges.items():
             capability, client = each.split("/", 1)
-            own = {"id": each, "capability": capability, "client": client}
+            own = {"id": each, "capability": CAPABILITY[capability].asked or capability, "client": client}
             texts = {"prompt": exchange.prompt, "second": exchange.second}
             calls.append(own | texts | shared | {"seen": f"{upstream_url}/seen?{quote(each, safe='')}"})
         return calls
@@ -349,7 +391,11 @@ class Script:
             self.exchanges[unquote(query)].seen.set()
             await request.respond(200, {})
             return
-        [found] = self._call_ids(request.body)
+        ids = self._call_ids(request.body)
+        if len(ids) != 1:
+            await request.respond(400, _error(f"The request belongs to no call, or to several: {ids}"))
+            return
+        [found] = ids
         exchange = self.exchanges[found]
         exchange.bodies.append(request.body)
         await CAPABILITY[found.split("/")[0]].answer(request, exchange)

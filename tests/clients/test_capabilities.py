@@ -12,7 +12,7 @@ import pytest
 from crucible_trio.engines import open_engine
 from crucible_trio.settings import load_settings
 
-from .capabilities import CAPABILITIES, Capability, Client, Exchange, Script, call_id, run_driver, table
+from .capabilities import CAPABILITIES, TRACE_FIELD, Capability, Client, Exchange, Script, call_id, run_driver, table
 from .capable_clients import CLIENTS
 from .upstream import MODEL, open_scripted_upstream
 
@@ -56,7 +56,13 @@ async def drive(serving: Any, run: Run, driver: str) -> dict[str, Exchange]:
     """Make all calls of a driver."""
     script = Script([client for client in CLIENTS if client.driver == driver])
     async with open_scripted_upstream(script.answer) as upstream:
-        settings = load_settings({}, engine="upstream", upstream_base_url=upstream.base_url, model=MODEL)
+        settings = load_settings(
+            {},
+            engine="upstream",
+            upstream_base_url=upstream.base_url,
+            upstream_reasoning_input=TRACE_FIELD,
+            model=MODEL,
+        )
         async with open_engine(settings.engine) as engine, serving(engine) as served:
             await run_driver(script, run, driver, url=served.base_url, upstream_url=upstream.base_url)
             for body in served.bodies:
