@@ -40,6 +40,7 @@ from crucible_trio.engine import Capabilities, EngineInfo, Finish, PassedPath
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
 from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
+from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.request_body import (
     LimitField,
     ReasoningField,
@@ -238,13 +239,14 @@ class UpstreamEngine:
             raise
 
     async def _generate(self, request: Request, output: Output) -> Finish:
+        passed = PassedFields()
         if self._prefill is None:
-            return await self._complete(request, output)
+            return await self._complete(request, output, passed)
         answer = ContinuedAnswer(request, self._prefill)
         lost: EngineError | None = None
         while True:
             try:
-                return answer.finish(await self._complete(request, output, answer))
+                return answer.finish(await self._complete(request, output, passed, answer))
             except EngineError as failure:
                 if lost is not None and not answer.has_reply:  # the server refused to go on, or could not be reached
                     raise lost from failure
@@ -254,7 +256,9 @@ class UpstreamEngine:
                 request, lost = following, failure
             logger.info("the answer goes on in another request: continuation %d", answer.continuations)
 
-    async def _complete(self, request: Request, output: Output, answer: ContinuedAnswer | None = None) -> Finish:
+    async def _complete(
+        self, request: Request, output: Output, passed: PassedFields, answer: ContinuedAnswer | None = None
+    ) -> Finish:
         """Send one request, again where that is safe, and relay the server's stream."""
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
@@ -269,7 +273,7 @@ class UpstreamEngine:
                 if response.is_success:
                     output.accepted()
                     self._remember(model, left_out)
-                    return await self._relay(response, request, output, answer)
+                    return await self._relay(response, request, output, passed, answer)
                 failure, content = await read_error_response(response)
             if refused := self._added.refused_by(response.status, content, fields):
                 left_out |= refused
@@ -320,7 +324,12 @@ class UpstreamEngine:
             await _wait_or_raise(schedule.after_no_response() if failure.retryable else None, failure)
 
     async def _relay(
-        self, response: HttpResponse, request: Request, output: Output, answer: ContinuedAnswer | None
+        self,
+        response: HttpResponse,
+        request: Request,
+        output: Output,
+        passed: PassedFields,
+        answer: ContinuedAnswer | None,
     ) -> Finish:
         starts_inside = request.mode in self._starts_in_trace
         if answer is not None:
@@ -330,7 +339,13 @@ class UpstreamEngine:
         skipped = SkippedFields()
         try:
             return await relay_completion(
-                response, output, splitter, skipped, answer, keeps_logprobs=request.parameters.logprobs
+                response,
+                output,
+                splitter,
+                skipped,
+                answer,
+                keeps_logprobs=request.parameters.logprobs,
+                passed=passed,
             )
         finally:
             self.skipped_fields += skipped.total
