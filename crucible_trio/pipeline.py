@@ -142,6 +142,7 @@ class Pipeline:
         may_hold: bool = False,
         client_retries: bool = False,
         facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
+        identity: object = None,
     ) -> tuple[Stream, bool]:
         """Start a stream, or find the one that this idempotency key started.
 
@@ -157,6 +158,8 @@ class Pipeline:
                 upstream, the stream is held: the engine is called immediately.
             client_retries: As `Output.client_retries`.
             facts: As for `start`.
+            identity: Everything that a repeated start with the key must have in common with the first: values that
+                JSON can hold. None: the request.
 
         Returns:
             The stream, and whether it was there before.
@@ -173,7 +176,7 @@ class Pipeline:
         """
         stream_id = new_stream_id()
         if key is not None:
-            holder = await self.store.claim(owner, key, digest_of(request, facts), stream_id)
+            holder = await self.store.claim(owner, key, digest_of(request if identity is None else identity), stream_id)
             if holder != stream_id:
                 return await self.store.find(holder, owner), True
         try:
@@ -192,6 +195,23 @@ class Pipeline:
             await self._release(owner, key, stream_id)
             raise
         return stream, False
+
+    async def find_started(self, key: str, *, owner: str, identity: object) -> Stream | None:
+        """Find the stream that an idempotency key started. The arguments are those of `start_or_join`.
+
+        For an API that cannot make the request of a repeated start any more.
+
+        Raises:
+            IdempotencyConflictError, StreamExpiredError, StreamNotFoundError: As `start_or_join`.
+
+        Checkpoints: only while the store waits. Cancellation: safe.
+        """
+        stream_id = new_stream_id()
+        holder = await self.store.claim(owner, key, digest_of(identity), stream_id)
+        if holder != stream_id:
+            return await self.store.find(holder, owner)
+        await self._release(owner, key, stream_id)
+        return None
 
     async def _start(
         self,

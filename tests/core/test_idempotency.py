@@ -157,14 +157,14 @@ async def test_a_key_stores_a_hash_of_the_request_and_not_the_request(autojump_c
     tracemalloc.start()
     try:
         for n in range(20):
-            digest = digest_of(Request(f"{n}" + "x" * 200_000), {})
+            digest = digest_of(Request(f"{n}" + "x" * 200_000))
             assert await keys.claim("alice", f"key {n}", digest, f"stream {n}") == f"stream {n}"
             keys.started("alice", f"key {n}", f"stream {n}")
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert held < 200_000
-    digest = digest_of(Request("7" + "x" * 200_000), {})
+    digest = digest_of(Request("7" + "x" * 200_000))
     assert await keys.claim("alice", "key 7", digest, "another stream") == "stream 7"
 
 

@@ -220,10 +220,10 @@ MUTANTS = [
         tests="tests/core/test_idempotency.py",
     ),
     Mutant(
-        mechanism="the facts of an API count for an idempotency key",
-        file="store/idempotency.py",
-        old="msgspec.json.encode((request, for_apis), ",
-        new="msgspec.json.encode(request, ",
+        mechanism="all fields of a response's request count for its idempotency key",
+        file="apis/openai/responses/requests.py",
+        old='return "responses", msgspec.structs.replace(self.fields, stream=False, stream_options=None)',
+        new="return self.fields.input",
         tests="tests/openai/test_responses_routes.py tests/openai/test_responses_afterwards.py",
     ),
     Mutant(

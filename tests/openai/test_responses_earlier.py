@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 from openai.types.responses import ResponseItemList
 from trio.testing import MockClock
 
@@ -127,6 +128,36 @@ async def test_what_is_gone_is_404_by_name(open_api, scripted, way, autojump_clo
     assert (previous.status, previous.error["code"]) == (404, "previous_response_not_found")
     assert previous.error["param"] == "previous_response_id"
     assert (named.status, named.error["code"], named.error["param"]) == (404, "item_not_found", "input[0].id")
+
+
+@pytest.mark.parametrize("ending", [{}, {"stream": True}, {"background": True}])
+async def test_a_repeat_finds_its_stream_after_the_earlier_response_has_expired(
+    open_api, ending, autojump_clock: MockClock
+) -> None:
+    async with open_api("Hi", 8, "!", retention_seconds=10) as api:
+        autojump_clock.jump(-trio.current_time())
+        first = (await api.post(PATH, {"input": "Why?"})).json
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+        asks = [
+            {"input": "And?", "previous_response_id": first["id"]} | ending,
+            {"input": [reference, {"role": "user", "content": "So?"}]} | ending,
+        ]
+        made = [await api.post(PATH, ask, Idempotency_Key=f"k{n}") for n, ask in enumerate(asks)]
+        autojump_clock.jump(25 - trio.current_time())  # the first has expired, the others have not
+        again = [await api.post(PATH, ask, Idempotency_Key=f"k{n}") for n, ask in enumerate(asks)]
+        for before, after in zip(made, again, strict=True):
+            assert after.status == 200, after.body
+            assert after.header("crucible-replayed") == "true"
+            assert after.header("crucible-stream") == before.header("crucible-stream")
+        assert len(api.engine.runs) == 3
+        # Another request, a new key and no key are not repeats.
+        other = await api.post(PATH, asks[0] | {"input": "Other?"}, Idempotency_Key="k0")
+        assert (other.status, other.error["code"]) == (422, "idempotency_conflict")
+        for headers in ({}, {"Idempotency_Key": "new"}):
+            answer = await api.post(PATH, asks[0], **headers)
+            assert (answer.status, answer.error["code"]) == (404, "previous_response_not_found")
+        # The key that was tried in vain is free.
+        assert (await api.post(PATH, {"input": "New?"}, Idempotency_Key="new")).status == 200
 
 
 async def test_an_item_that_does_not_exist_yet_is_404(open_api, autojump_clock) -> None:
