@@ -234,9 +234,10 @@ async def test_history_and_hosted_tools_are_never_refused_as_unknown(open_api, a
         assert (answer.status, answer.header("crucible-ignored")) == (200, "tools.web_search")
 
 
-async def test_an_invalid_verbosity_is_named_by_its_place(open_api, scripted, autojump_clock) -> None:
+@pytest.mark.parametrize("verbosity", ["", 7])
+async def test_an_invalid_verbosity_is_named_by_its_place(open_api, scripted, verbosity, autojump_clock) -> None:
     async with open_api(engine=scripted("Hi", sampling=["verbosity"])) as api:
-        answer = await api.post(PATH, ASK | {"text": {"verbosity": "loud"}})
+        answer = await api.post(PATH, ASK | {"text": {"verbosity": verbosity}})
         assert (answer.status, answer.error["code"]) == (400, "invalid_request")
         assert answer.error["param"] == "text.verbosity"
 
