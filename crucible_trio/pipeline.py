@@ -143,6 +143,7 @@ class Pipeline:
         client_retries: bool = False,
         facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
         identity: object = None,
+        keeps_input: bool = True,
     ) -> tuple[Stream, bool]:
         """Start a stream, or find the one that this idempotency key started.
 
@@ -160,6 +161,7 @@ class Pipeline:
             facts: As for `start`.
             identity: Everything that a repeated start with the key must have in common with the first: values that
                 JSON can hold. None: the request.
+            keeps_input: As `StreamFacts.keeps_input`.
 
         Returns:
             The stream, and whether it was there before.
@@ -190,6 +192,7 @@ class Pipeline:
                 starts_with_reader=starts_with_reader,
                 may_hold=may_hold,
                 client_retries=client_retries,
+                keeps_input=keeps_input,
             )
         except BaseException:
             await self._release(owner, key, stream_id)
@@ -225,6 +228,7 @@ class Pipeline:
         starts_with_reader: bool,
         may_hold: bool,
         client_retries: bool,
+        keeps_input: bool,
     ) -> Stream:
         info = self.engine.info
         check_request(request, info, self.settings)
@@ -236,6 +240,7 @@ class Pipeline:
             on_disconnect=request.on_disconnect or on_disconnect,
             created_at=time.time(),
             for_apis=facts,
+            keeps_input=keeps_input,
         )
         self._check_takes_streams()
         # Asked once: while the stream runs, a router's engine may lose the model.
@@ -370,6 +375,9 @@ class Pipeline:
 
     def _generation_ended(self, generation: Generation, stream: Stream) -> None:
         self._running.discard(generation)
+        if not stream.facts.keeps_input:
+            stream.release_input()
+            generation.facts = stream.facts
         self.store.ended(stream)
         self._ended.unpark_all()
         terminal = generation.terminal  # not the stream's: it may not be visible yet

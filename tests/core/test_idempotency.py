@@ -29,8 +29,8 @@ from crucible_trio.errors import (
 from crucible_trio.log.contract import Log, RoomListener
 from crucible_trio.log.memory import ByteAccount, MemoryLog
 from crucible_trio.pipeline import Pipeline, open_pipeline, run_pipeline
-from crucible_trio.records import encode_json
 from crucible_trio.request import Request, Sampling
+from crucible_trio.store.facts_bytes import FactsBytes
 from crucible_trio.store.idempotency import IdempotencyKeys, digest_of
 from crucible_trio.store.memory import MemoryStore
 from crucible_trio.stream import Stream, StreamFacts
@@ -378,7 +378,8 @@ class Race:
         assert self.store.running == 0
         kept = await self.store.inner.list("alice")
         assert self.store.kept == len(kept)
-        assert self.store.log_bytes == sum(stream.log.size_bytes + len(encode_json(stream.facts)) for stream in kept)
+        facts = [FactsBytes().measure(stream.facts).new_bytes for stream in kept]
+        assert self.store.log_bytes == sum(stream.log.size_bytes for stream in kept) + sum(facts)
         assert all(stream.log.finished for stream in kept)
         metrics = self.pipeline.metrics.engine("scripted")
         assert metrics.started.total() == metrics.ended.total()

@@ -133,7 +133,7 @@ MUTANTS = [
     ),
     Mutant(
         mechanism="a response with a status and invalid headers is not asked for again",
-        file="engines/upstream/engine.py",
+        file="engines/upstream/sending.py",
         old="            if error.has_status:\n",
         new="            if not error.has_status:\n",
         tests="tests/engines/test_upstream.py",

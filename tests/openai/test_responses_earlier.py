@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -181,6 +182,42 @@ async def test_a_conversation_outlives_its_first_responses(open_api, scripted, a
             last = answer.json["id"]
         texts = [message.text for message in api.engine.requests[-1].messages]
     assert texts == ["0", "Hi", "1", "Hi", "2", "Hi", "3"]
+
+
+async def test_a_long_conversation_counts_each_turn_once(open_api, scripted, autojump_clock: MockClock) -> None:
+    counted = []
+    async with open_api(engine=able(scripted, "Hi")) as api:
+        last = None
+        for number in range(5):
+            ask = {"input": f"{number}" * 10_000, "previous_response_id": last}
+            last = (await api.post(PATH, ask)).json["id"]
+            await trio.sleep(1)
+            counted.append(api.pipeline.store.log_bytes)
+        grown = [after - before for before, after in pairwise(counted)]
+        assert all(10_000 < more < 14_000 for more in grown), grown
+        # As long as one response holds them, all turns count.
+        for stream in (await api.pipeline.list())[1:]:
+            await api.pipeline.forget(stream)
+        assert api.pipeline.store.log_bytes > 50_000
+        await api.ask("DELETE", f"{PATH}/{last}")
+        assert api.pipeline.store.log_bytes == 0
+
+
+async def test_only_a_stored_response_keeps_its_input(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("Hi") as api:
+        await api.chat(messages=[{"role": "user", "content": "q" * 10_000}])
+        await api.post("/v1/streams", {"input": "q" * 10_000, "on_disconnect": "continue"})
+        await api.post(PATH, {"input": "q" * 10_000, "store": False}, Idempotency_Key="k")
+        await trio.sleep(1)
+        assert api.pipeline.store.log_bytes < 10_000
+        for stream in await api.pipeline.list():
+            response_id = stream.id.replace("str_", "resp_")
+            shown = await api.get(f"{PATH}/{response_id}")
+            items = await api.get(f"{PATH}/{response_id}/input_items")
+            following = await api.post(PATH, {"input": "And?", "previous_response_id": response_id})
+            assert shown.status in {200, 404}  # 404: not stored
+            assert (items.status, following.status) == (404, 404)
+            assert following.error["code"] == "previous_response_not_found"
 
 
 # The list

@@ -49,6 +49,7 @@ async def start_or_join(
     client_retries: bool = False,
     facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
     identity: object = None,
+    keeps_input: bool = False,
 ) -> StartedStream:
     """Start a stream, or join the one that an earlier request with the same idempotency key started.
 
@@ -65,6 +66,7 @@ async def start_or_join(
         client_retries: Whether a refusal is answered with a status, so that the client decides about a retry.
         facts: Facts of the stream that the API needs later, under the API's name (`StreamFacts.for_apis`).
         identity: What a repeated request must have in common with the first. None: `engine_request`.
+        keeps_input: Whether the API needs the request's input after the stream has ended.
 
     A stream that was refused while no client waited is not joined: it is discarded, and another one starts.
 
@@ -82,6 +84,7 @@ async def start_or_join(
             client_retries=client_retries,
             facts=facts,
             identity=identity,
+            keeps_input=keeps_input,
         )
         if not joined:
             stream.is_known = False  # until `locate_stream`

@@ -142,6 +142,7 @@ class ResponsesApi:
             client_retries=may_hold or not (fields.stream or fields.background),
             facts={self.name: msgspec.Raw(msgspec.json.encode(asked.echoed))},
             identity=body.identity,
+            keeps_input=fields.store,
         )
 
     async def retrieve(self, response_id: str) -> Response:
@@ -189,6 +190,8 @@ class ResponsesApi:
         stream, echoed = await self.find(response_id)
         check_parameters(request, _LIST_PARAMETERS)
         options = read_page_options({name: request.args[name] for name in _PAGE_PARAMETERS & request.args.keys()})
+        if not stream.facts.keeps_input:
+            raise StreamNotFoundError
         suffix = response_id.removeprefix("resp_")
         items = items_of(without_instructions(stream, echoed), suffix, echoed.origins)
         return json_response(page_of(items, options))
