@@ -29,16 +29,18 @@ import crucible_trio
 from crucible_trio import sse
 from crucible_trio.apis.kit.errors import (
     ERROR_RULES,
+    ModelNotFoundError,
     TooManyReadersError,
     UnknownParameterError,
     UnsupportedParameterError,
 )
+from crucible_trio.apis.kit.failures import CLIENTS_FAULT
 from crucible_trio.apis.kit.fields import Fields
 from crucible_trio.apis.native.routes import StreamSummary
 from crucible_trio.apis.openai.chat import messages as chat_messages
 from crucible_trio.apis.openai.chat import requests as chat_requests
 from crucible_trio.apis.openai.chat.fold import ChatDialect
-from crucible_trio.apis.openai.errors import CLIENTS_FAULT, OPENAI_RULES
+from crucible_trio.apis.openai.errors import OPENAI_RULES
 from crucible_trio.apis.openai.responses import input as responses_input
 from crucible_trio.apis.openai.responses import requests as responses_requests
 from crucible_trio.apis.openai.responses.objects import EchoedFields
@@ -80,7 +82,7 @@ ADDRESS = "127.0.0.1:8000"  # in the examples
 OPENAIS = "chat.completion.chunk"  # in the examples of that wire
 OTHER_PROGRAMS = {".", "cd", "curl", "hypercorn", "mkdir", "node", "none", "npm", "pip", "python", "python3", "uv"}
 # Errors that every API may raise, and the native one never does.
-NEVER_NATIVE = {UnsupportedParameterError, UnknownParameterError, TooManyReadersError}
+NEVER_NATIVE = {UnsupportedParameterError, UnknownParameterError, ModelNotFoundError, TooManyReadersError}
 
 _FENCE = re.compile(
     r"(?:^<!-- run: (?P<run>\w+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```\n"

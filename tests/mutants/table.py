@@ -63,9 +63,9 @@ MUTANTS = [
     Mutant(
         mechanism="the cursor moves when the write has returned, not when the record was read",
         file="apis/kit/body.py",
-        old=("            if events := self._dialect.feed(self._reader.take(MESSAGE_BYTES)):\n"),
+        old=("            if events := self._dialect.feed(self._reader.take(self._limit)):\n"),
         new=(
-            "            events = self._dialect.feed(self._reader.take(MESSAGE_BYTES))\n"
+            "            events = self._dialect.feed(self._reader.take(self._limit))\n"
             "            self._reader.passed(self._reader.taken)\n"
             "            if events:\n"
         ),
@@ -431,7 +431,7 @@ MUTANTS = [
     ),
     Mutant(
         mechanism="a signed trace is accepted from its owner only",
-        file="apis/openai/responses/sealed.py",
+        file="apis/kit/sealed.py",
         old='return b"%d.%b.%b" % (len(self._owner), self._owner, content)',
         new="return content",
         tests="tests/openai/test_responses_traces.py",

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import pytest
 from trio.testing import MockClock
 
+from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.openai.chat.messages import MESSAGE
 from crucible_trio.apis.openai.chat.requests import BODY
-from crucible_trio.apis.openai.request_builder import RequestBuilder
 from crucible_trio.engine import Capabilities
 from crucible_trio.engines.upstream.request_body import UPSTREAM_CAPABILITIES
 from crucible_trio.errors import ConfigError

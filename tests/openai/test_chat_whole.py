@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.apis.openai.errors import CLIENTS_FAULT
+from crucible_trio.apis.kit.failures import CLIENTS_FAULT
 from crucible_trio.content import Reasoning
 from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError

@@ -9,7 +9,7 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 from trio.testing import MockClock
 
-from crucible_trio.apis.openai.responses.sealed import Seals
+from crucible_trio.apis.kit.sealed import Seals
 from crucible_trio.content import Reasoning
 from crucible_trio.engine import Capabilities
 from crucible_trio.request import Message

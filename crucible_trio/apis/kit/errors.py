@@ -96,6 +96,16 @@ class UnknownParameterError(CrucibleError):
 
 
 @final
+class ModelNotFoundError(CrucibleError):
+    """No model has this name."""
+
+    param: Final = "model"
+
+    def __init__(self, name: str, models: tuple[str, ...]) -> None:
+        super().__init__(f"there is no model {name!r}; there is {', '.join(models)}")
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class ErrorRule:
     """How errors of one class are answered.
@@ -120,6 +130,7 @@ ERROR_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
     UnknownParameterError: ErrorRule(400, "unknown_parameter"),
     UnauthorizedError: ErrorRule(401, "unauthorized"),
     ForbiddenError: ErrorRule(403, "forbidden"),
+    ModelNotFoundError: ErrorRule(404, "model_not_found"),
     StreamNotFoundError: ErrorRule(404, "stream_not_found"),
     StreamExpiredError: ErrorRule(410, "stream_expired"),
     BodyTooLargeError: ErrorRule(413, "body_too_large"),

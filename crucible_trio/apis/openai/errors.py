@@ -8,10 +8,18 @@ from typing import Final, final
 
 import msgspec
 
-from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, UnauthorizedError
+from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, ModelNotFoundError, UnauthorizedError
+from crucible_trio.apis.kit.failures import (
+    CANCELLED_MESSAGES,
+    CLIENTS_FAULT,
+    CUT_TO_LENGTH,
+    DEADLINE_MESSAGES,
+    KEPT_STATUS,
+    RETRY_AFTER,
+    may_be_mended,
+)
 from crucible_trio.errors import CrucibleError, UpstreamReport
 from crucible_trio.records import (
-    CancelledBy,
     ErrorInfo,
     IncompleteReason,
     StreamCancelled,
@@ -19,34 +27,6 @@ from crucible_trio.records import (
     StreamIncomplete,
     Terminal,
 )
-
-# Engine codes that say this model can never answer the request.
-CLIENTS_FAULT: Final = frozenset({"prompt_too_long", "unsupported_conversation"})
-
-# The client has set these limits or can know them, so a stream that they end counts as cut to length. A deadline is
-# different: an answer that stopped in the middle must not look complete.
-_CUT_TO_LENGTH: Final[frozenset[IncompleteReason]] = frozenset({"max_output_tokens", "log_limit"})
-
-_DEADLINES: Final[dict[IncompleteReason, str]] = {
-    "first_token_deadline": "The model did not begin in time.",
-    "idle_deadline": "The model stopped in the middle.",
-    "total_deadline": "The answer was not finished in time.",
-}
-_CANCELLED: Final[dict[CancelledBy, str]] = {
-    "client": "The stream was cancelled.",
-    "disconnect": "The stream was cancelled, because its client had left.",
-    "shutdown": "The server is shutting down.",
-}
-
-
-@final
-class ModelNotFoundError(CrucibleError):
-    """No model has this name."""
-
-    param: Final = "model"
-
-    def __init__(self, name: str, models: tuple[str, ...]) -> None:
-        super().__init__(f"there is no model {name!r}; there is {', '.join(models)}")
 
 
 @final
@@ -80,13 +60,6 @@ OPENAI_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
 }
 
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-
-# Statuses of an upstream that are passed on. Clients repeat some of the others, such as 408, 409 and 425, and LangChain
-# JS also repeats 410, 415, 422 and 499.
-_KEPT_STATUS: Final = frozenset({400, 401, 403, 404, 413})
-
-# Seconds, where the upstream names none.
-_RETRY_AFTER: Final = 5
 
 
 @final
@@ -144,10 +117,10 @@ def error_of(terminal: Terminal) -> OpenAIErrorBody | None:
     match terminal:
         case StreamFailed(error=error):
             return error_of_failure(error)
-        case StreamIncomplete(reason=reason) if reason not in _CUT_TO_LENGTH:
-            return OpenAIErrorBody(_DEADLINES[reason], "server_error", None, reason)
+        case StreamIncomplete(reason=reason) if reason not in CUT_TO_LENGTH:
+            return OpenAIErrorBody(DEADLINE_MESSAGES[reason], "server_error", None, reason)
         case StreamCancelled(by=by):
-            return OpenAIErrorBody(_CANCELLED[by], "server_error", None, "cancelled")
+            return OpenAIErrorBody(CANCELLED_MESSAGES[by], "server_error", None, "cancelled")
     return None
 
 
@@ -157,7 +130,7 @@ def error_of_failure(error: ErrorInfo) -> OpenAIErrorBody:
     if status is None or not 400 <= status < 500:
         return OpenAIErrorBody(error.message, "server_error", None, error.code)
     said = error.upstream or UpstreamReport()
-    code = said.code or (error.code if status in _KEPT_STATUS or status == 429 else f"upstream_{status}")
+    code = said.code or (error.code if status in KEPT_STATUS or status == 429 else f"upstream_{status}")
     return OpenAIErrorBody(said.message or error.message, said.type or _type_of(status), said.param, code)
 
 
@@ -177,9 +150,9 @@ def failure_answer(terminal: Terminal, *, repeatable: bool) -> ErrorAnswer:
             return answer_to_deadline(reason)
         case _:
             assert isinstance(terminal, StreamCancelled)
-            message = _CANCELLED[terminal.by]
+            message = CANCELLED_MESSAGES[terminal.by]
             if terminal.by == "shutdown":  # a new process knows no idempotency keys, so a repeat starts anew
-                return ErrorAnswer(503, "cancelled", message, retry_after=_RETRY_AFTER, type="server_error")
+                return ErrorAnswer(503, "cancelled", message, retry_after=RETRY_AFTER, type="server_error")
             return ErrorAnswer(400, "cancelled", message, type="server_error")
 
 
@@ -187,22 +160,17 @@ def answer_to_failure(failure: ErrorInfo, *, repeatable: bool) -> ErrorAnswer:
     """How to answer the failure of an engine. `repeatable` is that of `failure_answer`."""
     error = error_of_failure(failure)
     status, retry_after = 400, None
-    if failure.status in _KEPT_STATUS:
+    if failure.status in KEPT_STATUS:
         status = failure.status
-    elif failure.code not in CLIENTS_FAULT and repeatable and _may_be_mended(failure):
+    elif failure.code not in CLIENTS_FAULT and repeatable and may_be_mended(failure):
         status = 429 if failure.status == 429 else 503
-        retry_after = _RETRY_AFTER if failure.retry_after is None else ceil(failure.retry_after)
+        retry_after = RETRY_AFTER if failure.retry_after is None else ceil(failure.retry_after)
     return ErrorAnswer(status, error.code or failure.code, error.message, error.param, retry_after, error.type)
 
 
 def answer_to_deadline(reason: IncompleteReason) -> ErrorAnswer:
     """How to answer when a deadline has passed. A repeat would take as long again."""
-    return ErrorAnswer(400, reason, _DEADLINES[reason], type="server_error")
-
-
-def _may_be_mended(failure: ErrorInfo) -> bool:
-    """Whether a repeat may succeed soon. Gateways report the end of a long generation as 408: not that one."""
-    return failure.retryable and (failure.status is None or failure.status == 429 or failure.status >= 500)
+    return ErrorAnswer(400, reason, DEADLINE_MESSAGES[reason], type="server_error")
 
 
 def _type_of(status: int) -> str:

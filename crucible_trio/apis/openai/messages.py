@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypeAlias, final
+from collections.abc import Mapping
+from typing import Final, Literal, TypeAlias, final
 
 import msgspec
 
-from crucible_trio.apis.kit.errors import UnsupportedParameterError
+from crucible_trio.apis.kit.content import GivenContent, PartReader, read_content
 from crucible_trio.apis.kit.fields import Fields, dotted
-from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import Message, Part, TextPart
 
 OpenAIRole: TypeAlias = Literal["system", "developer", "user", "assistant"]
-OpenAIContent: TypeAlias = str | list[dict[str, object]]
-PartReader: TypeAlias = Callable[[Mapping[str, object], str], Part | None]
-"""Reads a part of one type at a place. None: the part is empty."""
 
 ENGINE_ROLES: Final[Mapping[OpenAIRole, Literal["system", "user", "assistant"]]] = {
     "system": "system",
@@ -31,7 +27,7 @@ class OpenAIMessage(msgspec.Struct):
     """A message of a request."""
 
     role: OpenAIRole
-    content: OpenAIContent = ""  # some clients send null for an answer that never came
+    content: GivenContent = ""  # some clients send null for an answer that never came
 
 
 @final
@@ -64,9 +60,7 @@ def read_text_part(part: Mapping[str, object], at: str) -> Part | None:
     return TextPart(text) if text else None
 
 
-def read_message(
-    role: OpenAIRole, content: OpenAIContent, at: str, readers: Mapping[str, PartReader]
-) -> Message | None:
+def read_message(role: OpenAIRole, content: GivenContent, at: str, readers: Mapping[str, PartReader]) -> Message | None:
     """Make an engine's message.
 
     Args:
@@ -89,48 +83,3 @@ def read_message(
     if role == "user":
         raise InvalidRequestError("a message is empty", dotted(at, "content"))
     return None
-
-
-def read_content(content: OpenAIContent, at: str, readers: Mapping[str, PartReader]) -> str | tuple[Part, ...]:
-    """Read a content. Texts are joined by a line end, as vLLM and llama.cpp join them, unless other parts are between.
-
-    Args:
-        content: The content.
-        at: Its place in the body, as a dotted path.
-        readers: The readers of its parts, by type. Other types are refused.
-
-    Returns:
-        A text, or parts. Empty if there is nothing in it.
-
-    Raises:
-        UnsupportedParameterError: A part has another type.
-        UnknownParameterError: A part has an unknown field.
-        InvalidRequestError: A part is invalid.
-    """
-    if isinstance(content, str):
-        return content
-    parts: list[Part] = []
-    for index, given in enumerate(content):
-        place = f"{at}[{index}]"
-        kind = given.get("type")
-        if kind is None:
-            raise InvalidRequestError("a part has a type", dotted(place, "type"))
-        reader = readers.get(kind) if isinstance(kind, str) else None
-        if reader is None:
-            raise UnsupportedParameterError(dotted(place, "type"))
-        part = reader(given, place)
-        if part is not None:
-            parts.append(part)
-    texts = [part.text for part in parts if isinstance(part, TextPart)]
-    return "\n".join(texts) if len(texts) == len(parts) else tuple(parts)
-
-
-def make_part(kind: type[Any], at: str, **fields: object) -> Part:
-    """Make a part of values from a request.
-
-    Raises:
-        InvalidRequestError: A value is invalid.
-    """
-    given = {name: value for name, value in fields.items() if value is not None}
-    part: Part = valid(lambda: msgspec.convert(given | {"type": kind.__struct_config__.tag}, Part), at)
-    return part

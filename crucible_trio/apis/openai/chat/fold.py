@@ -13,8 +13,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from crucible_trio import sse
+from crucible_trio.apis.kit.plain_dialect import PlainDialect
 from crucible_trio.apis.openai.chat.upstream_fields import RepeatedFields, foreign_fields, json_members
-from crucible_trio.apis.openai.dialect import OpenAIDialect
 from crucible_trio.apis.openai.errors import OpenAIErrorEvent, error_of
 from crucible_trio.content import FieldsPlace
 from crucible_trio.records import (
@@ -169,7 +169,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
 
 
 @final
-class ChatDialect(OpenAIDialect):
+class ChatDialect(PlainDialect):
     """Makes the events of a streamed completion.
 
     They come in this order:

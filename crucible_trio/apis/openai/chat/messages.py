@@ -7,15 +7,12 @@ from typing import Final, Literal, final
 
 import msgspec
 
+from crucible_trio.apis.kit.content import GivenContent, PartReader, make_part, read_content
 from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields, dotted
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.openai.messages import (
-    OpenAIContent,
     OpenAIRole,
-    PartReader,
-    make_part,
-    read_content,
     read_message,
     read_text_part,
 )
@@ -30,7 +27,7 @@ class ChatMessage(msgspec.Struct):
     """The fields of a message that are understood."""
 
     role: OpenAIRole | Literal["tool"]
-    content: OpenAIContent = ""
+    content: GivenContent = ""
     tool_calls: list[dict[str, object]] = []
     tool_call_id: NonEmpty | None = None
     reasoning_content: object = None

@@ -27,12 +27,12 @@ from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, json_response, name_ignored, name_stream
+from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion, logprobs_in
 from crucible_trio.apis.openai.chat.requests import read_request
 from crucible_trio.apis.openai.chat.upstream_fields import add_to_completion
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, error_of, failure_answer
-from crucible_trio.apis.openai.request_builder import RequestBuilder
 from crucible_trio.records import Terminal
 
 

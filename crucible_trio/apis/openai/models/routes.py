@@ -9,8 +9,8 @@ from quart import Blueprint, Response, request
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.replies import json_response, model_entries
+from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS
-from crucible_trio.apis.openai.request_builder import RequestBuilder
 
 
 @final

@@ -8,7 +8,7 @@ import msgspec
 
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import valid
-from crucible_trio.apis.openai.request_builder import RequestBuilder
+from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.records import MAX_DEPTH, is_deeper
 

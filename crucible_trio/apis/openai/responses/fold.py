@@ -25,6 +25,7 @@ from typing import Final, final
 
 import msgspec
 
+from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.apis.openai.errors import error_of_failure
 from crucible_trio.apis.openai.responses.events import (
     ResponseCompleted,
@@ -34,6 +35,7 @@ from crucible_trio.apis.openai.responses.events import (
     ResponseInProgress,
     ResponsesEvent,
     TerminalEvent,
+    encode_event,
 )
 from crucible_trio.apis.openai.responses.items import (
     OpenCall,
@@ -55,7 +57,6 @@ from crucible_trio.apis.openai.responses.objects import (
     format_response_id,
     usage_of,
 )
-from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.apis.openai.responses.tools import ToolOrigin
 from crucible_trio.records import (
     AnyRecord,
@@ -125,6 +126,18 @@ class ResponseFold:
             event.sequence_number = self.next_number
             self.next_number += 1
         return events
+
+    def encode(self, record: AnyRecord) -> list[bytes]:
+        """As `feed`, with the bytes of each event (`NumberedFold`)."""
+        return [encode_event(event) for event in self.feed(record)]
+
+    def keep_alive(self) -> bytes:
+        """The event `response.in_progress` again (`NumberedFold`).
+
+        Clients with a watchdog count events, and not comments. The event has the number of the one before it, and no
+        place in the log. It is known to all SDKs, which do not know events for this purpose.
+        """
+        return encode_event(self.in_progress())
 
     def response(self) -> ResponseObject:
         """The response with its output so far. Call it after the first record."""

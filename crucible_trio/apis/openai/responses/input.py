@@ -11,21 +11,18 @@ from typing import Final, TypeVar, final
 
 import msgspec
 
+from crucible_trio.apis.kit.content import GivenContent, PartReader, make_part, read_content
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields, dotted
+from crucible_trio.apis.kit.ignored import Ignored
 from crucible_trio.apis.kit.parsing import valid
+from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.apis.openai.messages import (
-    OpenAIContent,
     OpenAIMessage,
-    PartReader,
-    make_part,
-    read_content,
     read_message,
     read_text_part,
 )
 from crucible_trio.apis.openai.responses.earlier import Earlier, is_reference
-from crucible_trio.apis.openai.responses.ignored import Ignored
-from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.apis.openai.responses.tools import DeclaredTools, custom_arguments
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
@@ -116,7 +113,7 @@ class _FunctionCall(msgspec.Struct):
 @final
 class _Result(msgspec.Struct):
     call_id: NonEmpty
-    output: OpenAIContent = ""
+    output: GivenContent = ""
 
 
 def tools_in(given: Sequence[Mapping[str, object]]) -> list[tuple[str, Mapping[str, object]]]:

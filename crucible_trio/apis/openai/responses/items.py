@@ -11,6 +11,7 @@ from typing import TypeAlias, final
 
 from msgspec import UNSET, UnsetType
 
+from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.apis.openai.responses.events import (
     ContentPartAdded,
     ContentPartDone,
@@ -40,7 +41,6 @@ from crucible_trio.apis.openai.responses.objects import (
     RefusalPart,
     SummaryText,
 )
-from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.apis.openai.responses.tools import ToolOrigin, custom_input
 
 

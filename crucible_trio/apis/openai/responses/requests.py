@@ -9,13 +9,14 @@ import msgspec
 
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields
+from crucible_trio.apis.kit.ignored import Ignored
 from crucible_trio.apis.kit.parsing import valid
-from crucible_trio.apis.openai.request_builder import HARMLESS, RequestBuilder
+from crucible_trio.apis.kit.request_builder import RequestBuilder
+from crucible_trio.apis.kit.sealed import Seal
+from crucible_trio.apis.openai.fields import HARMLESS
 from crucible_trio.apis.openai.responses.earlier import Earlier
-from crucible_trio.apis.openai.responses.ignored import Ignored
 from crucible_trio.apis.openai.responses.input import InputReader, tools_in
 from crucible_trio.apis.openai.responses.objects import EchoedFields, EchoedReasoning
-from crucible_trio.apis.openai.responses.sealed import Seal
 from crucible_trio.apis.openai.responses.tools import read_choice, read_tools
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import JsonSchemaFormat, Message, Parameters, Request, ResponseFormat

@@ -24,6 +24,8 @@ from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_ignored, name_stream
+from crucible_trio.apis.kit.request_builder import RequestBuilder
+from crucible_trio.apis.kit.sealed import Seal, Seals
 from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.errors import (
     OPENAI_ERRORS,
@@ -31,7 +33,6 @@ from crucible_trio.apis.openai.errors import (
     PreviousResponseNotFoundError,
     failure_answer,
 )
-from crucible_trio.apis.openai.request_builder import RequestBuilder
 from crucible_trio.apis.openai.responses.earlier import find_earlier, without_instructions
 from crucible_trio.apis.openai.responses.input_items import items_of, page_of, read_page_options
 from crucible_trio.apis.openai.responses.objects import EchoedFields, parse_response_id
@@ -45,7 +46,6 @@ from crucible_trio.apis.openai.responses.requests import (
     read_flag,
     read_request,
 )
-from crucible_trio.apis.openai.responses.sealed import Seal, Seals
 from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import StreamCancelled, StreamFailed, Terminal

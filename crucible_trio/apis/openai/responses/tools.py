@@ -16,8 +16,8 @@ import msgspec
 
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import dotted
+from crucible_trio.apis.kit.ignored import Ignored
 from crucible_trio.apis.kit.parsing import valid
-from crucible_trio.apis.openai.responses.ignored import Ignored
 from crucible_trio.apis.openai.tools import (
     ALLOWED_TOOLS,
     allowed_entries,

@@ -1,6 +1,6 @@
-"""From a request in OpenAI's form to a request for the engine: model names, efforts, limits, sampling.
+"""From the fields of an API to a request for the engine: model names, efforts, limits, sampling.
 
-One rule for the fields of both APIs: a field that the answer depends on, such as `tools`, is refused if the model
+One rule for the fields of all APIs: a field that the answer depends on, such as `tools`, is refused if the model
 cannot honour it. A field that only steers the answer, such as `temperature`, is then ignored, and the response says so.
 """
 
@@ -11,24 +11,13 @@ from typing import Final, NamedTuple, final
 
 import msgspec
 
-from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
+from crucible_trio.apis.kit.errors import ModelNotFoundError, UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import valid
-from crucible_trio.apis.openai.errors import ModelNotFoundError
 from crucible_trio.engine import Capabilities, Engine, engines_behind
 from crucible_trio.errors import ConfigError
 from crucible_trio.records import Mode
 from crucible_trio.request import Message, Parameters, Request, Sampling, TextFormat
 from crucible_trio.settings.apis import ApiSettings, Effort
-
-HARMLESS: Final = {
-    "prompt_cache_key": "a hint for a cache",
-    "prompt_cache_options": "hints for a cache",
-    "prompt_cache_retention": "a hint for a cache",
-    "safety_identifier": "names an end user. Here keys name the owners",
-    "service_tier": "this server has one tier",
-    "user": "names an end user. Here keys name the owners",
-}
-"""Fields that are harmless in both APIs (`Fields.harmless`)."""
 
 # Values that ask for nothing: the defaults of OpenAI and of vLLM. Many clients always send them.
 _NEUTRAL: Final[Mapping[str, object]] = {

@@ -1,13 +1,13 @@
-"""The events that OpenAI's wires do not have."""
+"""The events that foreign wires do not have."""
 
 from __future__ import annotations
 
 
-class OpenAIDialect:
-    """The shared part of the dialects of OpenAI's APIs. Subclasses add `feed` and `keep_alive` (`Dialect`).
+class PlainDialect:
+    """The shared part of the dialects of foreign APIs. Subclasses add `feed` and `keep_alive` (`Dialect`).
 
-    The SDKs read events until the stream ends, and do not reconnect. They know no `retry:` line and no control events.
-    So a draining server lets the stream finish without a word, and a reader too many is refused with an error.
+    Their clients read events until the stream ends, and do not reconnect. They know no `retry:` line and no control
+    events. So a draining server lets the stream finish without a word, and a reader too many is refused with an error.
 
     Args:
         resume_offset: The `seq` of the last record that the reader does not need.

@@ -1,4 +1,4 @@
-"""Traces that a client keeps and sends back in a later turn: `encrypted_content`.
+"""Traces that a client keeps and sends back in a later turn, and their signatures.
 
 They are signed and readable, and not encrypted: the client has the trace anyway. The signature shows that this server
 wrote the trace for this owner, so that a client cannot make a model believe thoughts that it never had.
@@ -54,6 +54,20 @@ class Seal:
         if not sealed.isascii() or not self._signer.verify_signature(self._signed(content.encode()), signature):
             return None
         return urlsafe_b64decode(content).decode()
+
+    def signature(self, trace: str) -> str:
+        """The signature alone, for a client that keeps the trace beside it. The same trace always has the same one."""
+        return self._signature(urlsafe_b64encode(trace.encode()))
+
+    def matches(self, trace: str, signature: str) -> bool:
+        """Whether this server has signed a trace for this owner."""
+        if not signature.isascii():
+            return False
+        try:
+            content = urlsafe_b64encode(trace.encode())
+        except UnicodeEncodeError:  # half a character, which JSON can hold and no trace has
+            return False
+        return bool(self._signer.verify_signature(self._signed(content), signature))
 
     def _signature(self, content: bytes) -> str:
         return self._signer.get_signature(self._signed(content)).decode()
