@@ -61,6 +61,21 @@ async def test_the_same_key_joins_the_stream_it_started(scripted: Callable, auto
         assert engine.calls == 1
 
 
+async def test_a_stream_is_found_by_its_key_and_what_its_start_was_recognised_by(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("a")) as pipeline:
+        assert await pipeline.find_started("key", owner="alice", identity=["x"]) is None
+        ask = {"owner": "alice", "on_disconnect": "continue", "starts_with_reader": False}
+        stream, joined = await pipeline.start_or_join(Request("q"), "key", identity=["x"], **ask)
+        assert not joined
+        assert await pipeline.find_started("key", owner="alice", identity=["x"]) is stream
+        assert await pipeline.start_or_join(Request("other"), "key", identity=["x"], **ask) == (stream, True)
+        with pytest.raises(IdempotencyConflictError):
+            await pipeline.find_started("key", owner="alice", identity=["y"])
+        assert await pipeline.find_started("key", owner="bob", identity=["x"]) is None
+
+
 async def test_requests_without_a_key_or_with_different_keys_start_separate_streams(
     scripted: Callable, autojump_clock: MockClock
 ) -> None:

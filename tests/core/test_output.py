@@ -350,9 +350,10 @@ async def test_arguments_that_are_not_json_are_passed_on_unchanged(autojump_cloc
         lambda output: output.reasoning("x", 0),
         lambda output: output.refusal("x"),
         lambda output: output.continued(1),
+        lambda output: output.upstream_fields("chunk", {"a": 1}),
         open_call,
     ],
-    ids=["delta", "empty delta", "reasoning", "refusal", "continued", "tool_call"],
+    ids=["delta", "empty delta", "reasoning", "refusal", "continued", "fields", "tool_call"],
 )
 async def test_while_a_tool_call_is_open_only_its_arguments_can_be_written(
     write: Callable[[Output], Awaitable[None]], autojump_clock: MockClock
