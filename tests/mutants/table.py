@@ -423,6 +423,27 @@ MUTANTS = [
         tests="tests/engines/test_fallback.py",
     ),
     Mutant(
+        mechanism="fields of an upstream are not the first output of a stream",
+        file="engines/upstream/writing.py",
+        old="                self._fields.append(piece)\n",
+        new="                await self._output.upstream_fields(piece.at, piece.fields)\n",
+        tests="tests/engines/test_writing.py",
+    ),
+    Mutant(
+        mechanism="no field of an upstream replaces one of ours",
+        file="apis/openai/chat/upstream_fields.py",
+        old=" if name not in _OWN_FIELDS[at]}",
+        new="}",
+        tests="tests/openai/test_upstream_fields.py",
+    ),
+    Mutant(
+        mechanism="a request is freed when its generation has ended",
+        file="pipeline.py",
+        old="        if not stream.facts.keeps_input:\n",
+        new="        if False:\n",
+        tests="tests/core/test_facts_bytes.py",
+    ),
+    Mutant(
         mechanism="another engine gets only requests that it supports",
         file="engines/router.py",
         old=" if supports(info.capabilities_of(model), request)]",
