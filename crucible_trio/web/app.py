@@ -13,7 +13,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from crucible_trio.apis.kit.access import Access
-from crucible_trio.apis.kit.context import ApiContext
+from crucible_trio.apis.kit.context import ApiContext, Workers
 from crucible_trio.apis.kit.registration import ApiRegistry
 from crucible_trio.apis.kit.replies import http_error_response
 from crucible_trio.apis.kit.uploads import Uploads, drop_body
@@ -45,13 +45,16 @@ APIS: Final = ApiRegistry(
 """The APIs of every application. A new API is added here."""
 
 
-def create_app(pipeline: Pipeline | None = None, settings: ApiSettings | None = None) -> QuartTrio:
+def create_app(
+    pipeline: Pipeline | None = None, settings: ApiSettings | None = None, workers: Workers | None = None
+) -> QuartTrio:
     """Make the whole application.
 
     Args:
         pipeline: An open pipeline. The application neither starts nor ends it. None: all settings come from the
             environment (`CRUCIBLE_...`), and the application runs its pipeline while it is served.
         settings: The settings of the APIs. The default settings if `pipeline` is given without them.
+        workers: The processes that serve together with this one, for `/metrics`.
 
     Raises:
         ConfigError: The environment is wrong.
@@ -61,7 +64,7 @@ def create_app(pipeline: Pipeline | None = None, settings: ApiSettings | None = 
     app.register_error_handler(HTTPException, _answer_unknown_path)
     if pipeline is not None:
         settings = settings or ApiSettings()
-        app.register_blueprint(blueprint(pipeline, settings))
+        app.register_blueprint(blueprint(pipeline, settings, workers))
     else:
         service = load_settings(os.environ)
         settings = settings or service.apis
@@ -94,7 +97,7 @@ def _run_own_pipeline(app: QuartTrio, service: ServiceSettings, settings: ApiSet
         over.set()
 
 
-def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None) -> Blueprint:
+def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None, workers: Workers | None = None) -> Blueprint:
     """Make a blueprint of all APIs, for any quart-trio application.
 
     It replaces the application's connection class if that is quart-trio's own (see `web/connection.py`). For paths that
@@ -103,6 +106,7 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None) -> Bluepr
     Args:
         pipeline: An open pipeline. The blueprint neither starts nor ends it.
         settings: The settings of the APIs.
+        workers: The processes that serve together with this one, for `/metrics`.
 
     Raises:
         ConfigError: `openai_models` names a model that the engine does not have.
@@ -111,7 +115,7 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None) -> Bluepr
     access = Access(settings)
     uploads = Uploads(settings.total_request_bytes, pipeline.metrics)
     root = Blueprint("crucible", __name__)
-    APIS.add_to(root, ApiContext(pipeline, settings, access, uploads))
+    APIS.add_to(root, ApiContext(pipeline, settings, access, uploads, workers))
 
     @root.record_once
     def correct_connection(state: BlueprintSetupState) -> None:
