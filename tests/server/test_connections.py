@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from crucible_trio import Finish, Output, Request
 from crucible_trio.errors import ConfigError
 from crucible_trio.server import Config
-from crucible_trio.server.serving import _listen
+from crucible_trio.server.listening import open_sockets
 from crucible_trio.settings import load_settings
 
 
@@ -226,10 +226,10 @@ def test_accepted_sockets_have_a_user_timeout_for_dead_clients() -> None:
     config.bind = ["127.0.0.1:0"]
     config.write_timeout = 7.0
     with ExitStack() as stack:
-        [listener] = _listen(config, stack)
-        with socket.create_connection(listener.socket.getsockname()):
-            listener.socket._sock.setblocking(True)
-            accepted, _ = listener.socket._sock.accept()
+        [listener] = open_sockets(config, stack)
+        with socket.create_connection(listener.getsockname()):
+            listener.setblocking(True)
+            accepted, _ = listener.accept()
             with accepted:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_000
 
@@ -258,7 +258,7 @@ async def test_an_address_that_is_named_twice_is_a_sentence() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     config.bind = [address, address]
     with ExitStack() as stack, pytest.raises(ConfigError, match=f"cannot listen on {address}: Address already in use"):
-        _listen(config, stack)
+        open_sockets(config, stack)
 
 
 # A client that waits for `100 Continue`
