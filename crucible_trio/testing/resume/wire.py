@@ -90,7 +90,8 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             the response to the start. None: the kit resumes by sending the start again with `Last-Event-ID`.
         events_headers: Headers of that GET.
         kind: Where an event's type is: a path in its JSON, or `event:` for the SSE field.
-        text: Where an event's text is: a path in its JSON, or empty if the data itself is the text.
+        text: Where an event's text is: a path in its JSON, or empty if the data itself is the text. Of several paths,
+            the first that leads to a text.
         channel: Further paths whose values, with the type, name the channel of a text.
         terminal: The types, or the complete data, that end a stream.
         control: The types after which a body may end cleanly although the stream has not ended.
@@ -98,7 +99,8 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         resume: The query parameter that holds the id of the last event in a request that resumes. Empty for the header
             `Last-Event-ID`.
         ids: `consecutive`: the number at the end of the id counts without holes, and an event without id is out of
-            band. `rising`: the number rises. `opaque`: an id is any text. In all cases no id may be repeated, and no id
+            band. `rising`: the number rises. `opaque`: an id is any text. `replay`: events have no ids, each connection
+            begins with the first event, and an event's place is its id. In all cases no id may be repeated, and no id
             that the uncut reader received may be missing.
     """
 
@@ -111,13 +113,13 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     events: str | None = "{header:Location}/events"
     events_headers: dict[str, str] = msgspec.field(default_factory=lambda: dict(_ACCEPT))
     kind: str = "type"
-    text: str = "delta"
+    text: str | tuple[str, ...] = "delta"
     channel: tuple[str, ...] = ("segment", "index")
     terminal: tuple[str, ...] = ("stream.completed", "stream.incomplete", "stream.failed", "stream.cancelled")
     control: tuple[str, ...] = ("server.draining", "server.busy")
     id: str = "id:"
     resume: str = ""
-    ids: Literal["consecutive", "rising", "opaque"] = "consecutive"
+    ids: Literal["consecutive", "rising", "opaque", "replay"] = "consecutive"
 
     @property
     def is_repeatable(self) -> bool:
@@ -190,14 +192,15 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         is_terminal = kind in self.terminal or data in self.terminal
         is_control = kind in self.control
         if self.text:
-            found = _look_up(value, self.text)
-            text = found if isinstance(found, str) else ""
+            paths = (self.text,) if isinstance(self.text, str) else self.text
+            found = (_look_up(value, path) for path in paths)
+            text = next((text for text in found if isinstance(text, str)), "")
         else:
             text = "" if is_terminal or is_control else data
         channel = "/".join([kind, *(_as_text(_look_up(value, path)) for path in self.channel)]).rstrip("/")
         event_id = event.id if self.id == "id:" else _as_text(_look_up(value, self.id)) or None
         return WireEvent(
-            id=event_id,
+            id=event_id if self.ids != "replay" else None,
             kind=kind,
             channel=channel,
             text=text,
