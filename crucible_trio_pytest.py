@@ -79,9 +79,9 @@ class _ResumeItem(pytest.Item):
     def runtest(self) -> None:
         import trio
 
-        from crucible_trio.testing.resume import load_wire
+        from crucible_trio.testing.resume import find_wire
 
-        wire = load_wire(Path(self._wire_file)) if self._wire_file else None
+        wire = find_wire(Path(self._wire_file)) if self._wire_file else None
         trio.run(partial(_check, self._url, wire, log_cuts=self._log_cuts))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str | TerminalRepr:

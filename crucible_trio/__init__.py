@@ -29,6 +29,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
     Usage,
 )
 from crucible_trio.request import (
@@ -108,6 +109,7 @@ __all__ = [
     "ToolCallOutput",
     "ToolCallStart",
     "ToolCallStarted",
+    "UpstreamFields",
     "Usage",
     "open_pipeline",
 ]

@@ -15,6 +15,8 @@ from crucible_trio.settings.values import quote
 Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """OpenAI's `reasoning_effort`."""
 
+ApiName: TypeAlias = Literal["openai", "ui", "page"]
+
 TraceField: TypeAlias = Literal["reasoning_content", "reasoning", "both"]
 
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
@@ -23,6 +25,11 @@ _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(
 @final
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The limits, defaults and access rules of the HTTP APIs."""
+
+    apis: tuple[ApiName, ...] = ("openai", "ui", "page")
+    """The APIs besides the native one: OpenAI's chat completions, responses, completions and embeddings, the AI SDK's
+    UI message stream, and the demo page. Leave out those that this server should not have. In the environment,
+    comma-separated."""
 
     # The wire.
     heartbeat_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
@@ -60,11 +67,16 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     openai_trace_field: TraceField = "reasoning_content"
     """The field of a chat completion that holds the trace. `both`: two fields with the same text."""
     strict_fields: bool = False
-    """Refuse a field that steers the answer, such as `temperature`, if the model does not honour it. Otherwise the
-    field is ignored, and the header `Crucible-Ignored` names it."""
+    """Refuse a field that steers the answer, such as `temperature`, if the model does not honour it, and an unknown
+    field of a response request. Otherwise such fields are ignored, and the header `Crucible-Ignored` names them."""
     openai_models: dict[Text, Text] = {}
     """Other names for models, for clients with a built-in name. The target may have the suffix: `{"o3":
     "smollm2-135m:deep"}`. In the environment, JSON."""
+
+    # The UI message stream.
+    ui_replay_seconds: Seconds = 60.0
+    """How long a page that was sent the end of an answer can get the answer again. Its connection may have been cut
+    before the end arrived. 0: it gets 204 immediately."""
 
     def __post_init__(self) -> None:
         """Check the keys, the origins and the names. No message quotes a key."""

@@ -22,7 +22,7 @@ from crucible_trio import open_pipeline
 from crucible_trio.engines.local.engine import open_local
 from crucible_trio.server import Config, serve
 from crucible_trio.web import create_app
-from tests.page.browser import Chromium, Page, run_chromium
+from tests.browser import Chromium, Page, run_chromium
 
 FOLDER = Path(__file__).parents[2] / "docs" / "assets"
 SIZES = {"": (1280, 800), "-phone": (390, 844)}

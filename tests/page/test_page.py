@@ -10,7 +10,7 @@ import trio.testing
 
 from crucible_trio import EngineError, EngineInfo, Finish, Reasoning, Request
 from crucible_trio.records import Usage
-from tests.page.browser import ANSWER, TURN
+from tests.browser import ANSWER, TURN
 
 TRACE = f"[...{TURN}.querySelectorAll('.segments li')].map((text) => text.textContent)"
 IS_OPEN = f"{TURN}.querySelector('.reasoning details').open"

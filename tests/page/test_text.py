@@ -11,7 +11,7 @@ import trio
 import trio.lowlevel
 
 from crucible_trio import Reasoning
-from tests.page.browser import ANSWER, TURN
+from tests.browser import ANSWER, TURN
 
 MARKDOWN = """# Leaves
 They turn **red** and *yellow*, see [the botanist](https://plants.example/why) and `chlorophyll`.

@@ -203,7 +203,17 @@ CORS_HEADERS = (
     "vary",
 )
 SENDS = ["Last-Event-ID", "Idempotency-Key", "Authorization", "Content-Type", "User-Agent"]
-READS = ["Location", "Crucible-Stream", "Crucible-Replayed", "Crucible-Ignored", "Retry-After", "X-Should-Retry"]
+READS = [
+    "Location",
+    "Crucible-Stream",
+    "Crucible-Replayed",
+    "Crucible-Ignored",
+    "Crucible-Error",
+    "Retry-After",
+    "X-Should-Retry",
+    "X-Workflow-Run-Id",
+    "X-Workflow-Stream-Tail-Index",
+]
 PREFLIGHT = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "last-event-id"}
 
 

@@ -23,7 +23,10 @@ _CORS_HEADERS: Final = {"Access-Control-Allow-Methods": "GET, POST, DELETE", "Ac
 _CORS_ALLOWED: Final = ("Last-Event-ID", "Idempotency-Key", "Authorization", "Content-Type", "User-Agent")
 # Headers in which these SDKs describe themselves. The server ignores them, and each version adds some.
 _CORS_SDK_HEADERS: Final = re.compile(r"x-stainless-[a-z0-9-]+")
-_CORS_EXPOSED: Final = "Location, Crucible-Stream, Crucible-Replayed, Crucible-Ignored, Retry-After, X-Should-Retry"
+_CORS_EXPOSED: Final = (
+    "Location, Crucible-Stream, Crucible-Replayed, Crucible-Ignored, Crucible-Error, Retry-After, "
+    "X-Should-Retry, X-Workflow-Run-Id, X-Workflow-Stream-Tail-Index"
+)
 
 
 @final

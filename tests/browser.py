@@ -1,18 +1,21 @@
-"""Debian's Chromium, controlled through two pipes with its DevTools protocol: JSON messages that end with NUL.
+"""Debian's Chromium, driven from the event loop that also serves its pages.
 
-So the tests need no package and no port, and one task can wait for the page and for the server. Elements are found as a
-screen reader finds them, by role and name.
+The tests control the browser through two pipes, with its DevTools protocol: JSON messages that end with NUL. So they
+need no package and no port, and one task can wait for the page and for the server. Elements are found as a screen
+reader finds them, by role and name.
 """
 
 from __future__ import annotations
 
 import base64
 import os
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -22,10 +25,14 @@ import msgspec
 import pytest
 import trio
 
+from crucible_trio import Pipeline
+from crucible_trio.server import Config, serve
+from crucible_trio.settings import ServerSettings
+
 Json = dict[str, Any]
 
 TURN = "[...document.querySelectorAll('.turn')].at(-1)"
-"""The last turn of the page's conversation, in JavaScript."""
+"""The last turn of the demo page's conversation, in JavaScript."""
 ANSWER = f"{TURN}?.querySelector('.answer .text').textContent"
 """The text of its answer."""
 
@@ -52,6 +59,9 @@ os.dup2(answers, 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 _KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " "), "ArrowDown": (40, "")}
+
+
+# The browser
 
 
 class DevToolsError(Exception):
@@ -281,3 +291,96 @@ def run_chromium(program: str) -> Iterator[Chromium]:
                 except subprocess.TimeoutExpired:
                     process.kill()
                 os.close(answers_read)
+
+
+@pytest.fixture(scope="session")
+def running_chromium(need_program: Callable[[str], str]) -> Iterator[Chromium]:
+    with run_chromium(need_program("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def chromium(running_chromium: Chromium) -> Callable[[], AbstractAsyncContextManager[Chromium]]:
+    """`async with chromium() as browser`. Leaving fails if a page had a problem."""
+
+    @asynccontextmanager
+    async def open_chromium() -> AsyncIterator[Chromium]:
+        async with running_chromium.use_in_this_loop():
+            yield running_chromium
+            running_chromium.check()
+
+    return open_chromium
+
+
+# The server
+
+
+@dataclass
+class RelayedServer:
+    """A pipeline, its server, and a relay in front of the server whose connections can be reset.
+
+    Attributes:
+        max_chunk: The largest chunk in bytes that the browser gets. None: any size.
+    """
+
+    pipeline: Pipeline
+    port: int
+    connections: set[trio.SocketStream] = field(default_factory=set)
+    max_chunk: int | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    async def snapshot(self) -> Any:
+        """The snapshot of the newest stream."""
+        return next(iter(await self.pipeline.list())).snapshot()
+
+    def reset(self) -> None:
+        """Reset all open connections, as a lost network does."""
+        for connection in self.connections:
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.socket.close()
+
+    async def relay(self, far_port: int, near: trio.SocketStream) -> None:
+        self.connections.add(near)
+        try:
+            async with await trio.open_tcp_stream("127.0.0.1", far_port) as far, trio.open_nursery() as nursery:
+
+                async def copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+                    async for data in source:
+                        if sink is far or self.max_chunk is None:
+                            await sink.send_all(data)
+                            continue
+                        for begin in range(0, len(data), self.max_chunk):
+                            await sink.send_all(data[begin : begin + self.max_chunk])
+                            await trio.sleep(0.001)  # otherwise the kernel would join the chunks
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(copy, near, far)
+                await copy(far, near)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # one side has disconnected, so the other one is closed too
+        finally:
+            self.connections.discard(near)
+            near.socket.close()
+
+
+@pytest.fixture(scope="session")
+def relayed() -> Callable[..., AbstractAsyncContextManager[RelayedServer]]:
+    """`async with relayed(pipeline, app, settings) as served`: serve an application behind the relay."""
+
+    @asynccontextmanager
+    async def open_relayed(pipeline: Pipeline, app: Any, settings: ServerSettings) -> AsyncIterator[RelayedServer]:
+        async with trio.open_nursery() as nursery:
+            config = Config.from_settings(settings)
+            config.bind = ["127.0.0.1:0"]
+            urls = await nursery.start(partial(serve, app, config))
+            [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            served = RelayedServer(pipeline, listener.socket.getsockname()[1])
+            relay = partial(served.relay, int(urls[0].rsplit(":", 1)[1]))
+            nursery.start_soon(trio.serve_listeners, relay, [listener])
+            yield served
+            nursery.cancel_scope.cancel()
+
+    return open_relayed
