@@ -12,6 +12,7 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
+from crucible_trio.apis.anthropic.routes import MessagesApi
 from crucible_trio.apis.kit.access import Access
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.registration import ApiRegistry
@@ -37,6 +38,7 @@ APIS: Final = ApiRegistry(
         PageApi,
         ChatApi,
         ResponsesApi,
+        MessagesApi,
         PassingApi,
         ModelsApi,
     ),
