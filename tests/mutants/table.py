@@ -431,7 +431,7 @@ MUTANTS = [
     ),
     Mutant(
         mechanism="a signed trace is accepted from its owner only",
-        file="apis/openai/responses/sealed.py",
+        file="apis/kit/sealed.py",
         old='return b"%d.%b.%b" % (len(self._owner), self._owner, content)',
         new="return content",
         tests="tests/openai/test_responses_traces.py",

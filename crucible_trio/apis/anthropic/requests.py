@@ -22,6 +22,8 @@ from crucible_trio.settings.apis import Effort
 
 _Shape = TypeVar("_Shape", bound=msgspec.Struct)
 
+_StopSequence = Annotated[str, msgspec.Meta(min_length=1)]
+
 
 @final
 class MessagesRequestBody(msgspec.Struct):
@@ -37,7 +39,7 @@ class MessagesRequestBody(msgspec.Struct):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    stop_sequences: list[str] = []
+    stop_sequences: list[_StopSequence] = []
     tools: list[dict[str, object]] = []
     tool_choice: dict[str, object] | None = None
 
@@ -46,7 +48,7 @@ class MessagesRequestBody(msgspec.Struct):
 class Thinking(msgspec.Struct):
     """`thinking`."""
 
-    type: Literal["enabled", "adaptive", "disabled"] = "disabled"
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"] = "disabled"
     display: Literal["summarized", "omitted"] | None = None
     budget_tokens: object = None
 
@@ -154,7 +156,7 @@ def read_request(body: bytes | memoryview, builder: RequestBuilder, seal: Seal) 
             reader.read(fields.system, fields.messages),
             model=fields.model,
             effort=None if thinking.type == "disabled" and fields.thinking else output.effort,
-            thinking=thinking.type == "enabled" or (thinking.type == "adaptive" and output.effort is None),
+            thinking=thinking.type == "enabled" or (thinking.type != "disabled" and output.effort is None),
             limit=fields.max_tokens,
             sampling={
                 "temperature": fields.temperature,

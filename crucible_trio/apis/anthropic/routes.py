@@ -25,13 +25,15 @@ from typing import ClassVar, Final, final
 import msgspec
 from quart import Blueprint, Response, request
 
-from crucible_trio.apis.anthropic.errors import ANTHROPIC_ERRORS, failure_answer
+from crucible_trio.apis.anthropic.errors import ANTHROPIC_ERRORS, CannotCountError, failure_answer
 from crucible_trio.apis.anthropic.events import format_message_id, parse_message_event_id, parse_message_id
 from crucible_trio.apis.anthropic.fold import MessageFold, whole_message
+from crucible_trio.apis.anthropic.models import AnthropicModels
 from crucible_trio.apis.anthropic.requests import MessageFacts, MessagesRequest, read_request
 from crucible_trio.apis.kit import starting
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorShape
+from crucible_trio.apis.kit.models import ModelsForm
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replay import open_after
 from crucible_trio.apis.kit.replies import (
@@ -65,6 +67,7 @@ class MessagesApi:
     error_shape: ClassVar[ErrorShape | None] = ANTHROPIC_ERRORS
     path_prefixes: ClassVar[tuple[str, ...]] = ("/v1/messages",)
     open_endpoints: ClassVar[frozenset[str]] = frozenset()
+    models_form: ClassVar[ModelsForm] = AnthropicModels()
 
     def __init__(self, context: ApiContext) -> None:
         self._context = context
@@ -80,6 +83,7 @@ class MessagesApi:
         """Add the routes."""
         add = blueprint.add_url_rule
         add("/v1/messages", view_func=self.create, methods=["POST"])
+        add("/v1/messages/count_tokens", view_func=self.count_tokens, methods=["POST"])
         add("/v1/messages/<message_id>/events", view_func=self.events, methods=["GET"])
 
     async def create(self) -> Response:
@@ -131,12 +135,18 @@ class MessagesApi:
                 raise InvalidLastEventIdError
         return await self._events(stream, after, ends_with_204=True)
 
+    async def count_tokens(self) -> Response:
+        """`POST /v1/messages/count_tokens`: refused. The body is not read."""
+        self._access.owner(request)
+        raise CannotCountError
+
     async def _answer(self, stream: Stream, asked: MessagesRequest) -> Response:
         if asked.stream:
             response = await self._events(stream, None)
         else:
             response = _named(json_response(whole_message(stream.log.read(0), self._fold(stream))), stream)
-        name_ignored(response, asked.ignored)
+        betas = ["anthropic-beta"] if "anthropic-beta" in request.headers else []
+        name_ignored(response, [*asked.ignored, *betas])
         return response
 
     async def _events(self, stream: Stream, after: int | None, *, ends_with_204: bool = False) -> Response:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.models import ModelsForm
 from crucible_trio.apis.kit.uploads import Uploads
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.settings.apis import ApiSettings
@@ -21,9 +22,11 @@ class ApiContext:
         settings: The settings of the APIs.
         access: The access rules.
         uploads: The bodies of requests that are being received.
+        models_forms: The forms of the model list besides the usual one.
     """
 
     pipeline: Pipeline
     settings: ApiSettings
     access: Access
     uploads: Uploads
+    models_forms: tuple[ModelsForm, ...] = ()

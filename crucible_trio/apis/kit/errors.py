@@ -130,6 +130,7 @@ ERROR_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
     UnknownParameterError: ErrorRule(400, "unknown_parameter"),
     UnauthorizedError: ErrorRule(401, "unauthorized"),
     ForbiddenError: ErrorRule(403, "forbidden"),
+    ModelNotFoundError: ErrorRule(404, "model_not_found"),
     StreamNotFoundError: ErrorRule(404, "stream_not_found"),
     StreamExpiredError: ErrorRule(410, "stream_expired"),
     BodyTooLargeError: ErrorRule(413, "body_too_large"),

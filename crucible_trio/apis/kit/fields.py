@@ -62,7 +62,7 @@ class Fields(Generic[Shape]):
         """
         known: dict[str, object] = {}
         for name, value in values.items():
-            if name in self.shape.__struct_fields__:
+            if name in self.shape.__struct_encode_fields__:
                 if value is not None:
                     known[name] = value
             elif name in self.refused:

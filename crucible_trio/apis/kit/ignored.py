@@ -1,4 +1,4 @@
-"""The fields of a responses request that were ignored, for the header that names them."""
+"""The fields of a request that were ignored, for the header that names them."""
 
 from __future__ import annotations
 

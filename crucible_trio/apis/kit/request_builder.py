@@ -1,6 +1,6 @@
-"""From the fields of a foreign API to a request for the engine: model names, efforts, limits, sampling.
+"""From the fields of an API to a request for the engine: model names, efforts, limits, sampling.
 
-One rule for the fields of every such API: a field that the answer depends on, such as `tools`, is refused if the model
+One rule for the fields of all APIs: a field that the answer depends on, such as `tools`, is refused if the model
 cannot honour it. A field that only steers the answer, such as `temperature`, is then ignored, and the response says so.
 """
 
