@@ -141,7 +141,6 @@ def test_results_become_messages_of_their_own_before_the_rest() -> None:
                 "content": [
                     text("a"),
                     {"type": "image", "source": PIXEL},
-                    {"type": "tool_reference"},
                 ],
             },
             {"type": "tool_result", "tool_use_id": "call_3"},
@@ -156,6 +155,23 @@ def test_results_become_messages_of_their_own_before_the_rest() -> None:
         Message("tool", tool_call_id="call_3"),
         Message("user", "Well?"),
     )
+
+
+def test_the_model_is_told_which_tools_it_may_call_from_now_on() -> None:
+    found = {"type": "tool_reference", "tool_name": "now"}
+    added = {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "later"}}
+    read_messages = messages_of(
+        user({"type": "tool_result", "tool_use_id": "call_1", "content": [found]}),
+        {"role": "system", "content": [added, added | {"type": "tool_removal"}]},
+    )
+    assert read_messages == (
+        Message("tool", "The tool now can be called now.", tool_call_id="call_1"),
+        Message("system", "The tool later can be called now.\nThe tool later cannot be called any more."),
+    )
+    inline = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": TOOL}}
+    with pytest.raises(UnsupportedParameterError) as caught:
+        messages_of(user(text("Why?")), {"role": "system", "content": [inline]})
+    assert caught.value.param == "messages[1].content[0].tool.type"
 
 
 @pytest.mark.parametrize(

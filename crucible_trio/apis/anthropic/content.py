@@ -28,6 +28,10 @@ _Shape = TypeVar("_Shape", bound=msgspec.Struct)
 # Says to a model that a tool has failed. A chat completion has no other place for it.
 _FAILED: Final = "The tool call failed."
 
+# Says to a model which tools it may call from now on.
+_ADDED: Final = "The tool {} can be called now."
+_REMOVED: Final = "The tool {} cannot be called any more."
+
 # Fields of every block that mean nothing here.
 _BLOCK_FIELDS: Final = frozenset({"type", "cache_control"})
 
@@ -98,6 +102,16 @@ class _ToolResult(msgspec.Struct):
 
 
 @final
+class _FoundTool(msgspec.Struct):
+    tool_name: NonEmpty
+
+
+@final
+class _ToolChange(msgspec.Struct):
+    tool: dict[str, object]
+
+
+@final
 class MessageReader:
     """Reads messages.
 
@@ -120,7 +134,11 @@ class MessageReader:
         self._parts = self._texts | {"document": self._read_document, "search_result": self._read_search_result}
         if can.images:
             self._parts["image"] = self._read_image
-        self._result_parts = self._parts | {"tool_reference": self._ignore_block}
+        self._result_parts = self._parts | {"tool_reference": self._read_reference}
+        self._system_parts = self._texts | {
+            "tool_addition": partial(self._read_tool_change, words=_ADDED),
+            "tool_removal": partial(self._read_tool_change, words=_REMOVED),
+        }
         self._users_parts = self._parts | {"tool_result": self._read_result}
 
     def read(self, system: GivenContent, given: Sequence[Mapping[str, object]]) -> list[Message]:
@@ -152,7 +170,7 @@ class MessageReader:
         return self._messages
 
     def _read_system(self, content: GivenContent, at: str) -> None:
-        text = read_content(content, at, self._texts)
+        text = read_content(content, at, self._system_parts)
         if text:
             self._messages.append(Message("system", text))
 
@@ -256,6 +274,18 @@ class MessageReader:
 
     def _ignore_block(self, block: Mapping[str, object], at: str) -> None:
         self._ignored.add(f"messages[].content[].{block['type']}")
+
+    def _read_reference(self, block: Mapping[str, object], at: str) -> Part:
+        """Read what a search for tools has found. The request has the tool itself among its `tools`."""
+        return TextPart(_ADDED.format(self._read_block(block, at, _FoundTool).tool_name))
+
+    def _read_tool_change(self, block: Mapping[str, object], at: str, *, words: str) -> Part:
+        """Read a change of the tools in the middle of a conversation. The tool is among the request's `tools`."""
+        tool = self._read_block(block, at, _ToolChange).tool
+        place = dotted(at, "tool")
+        if tool.get("type") != "tool_reference":
+            raise UnsupportedParameterError(dotted(place, "type"))
+        return TextPart(words.format(valid(lambda: msgspec.convert(tool.get("name"), NonEmpty), dotted(place, "name"))))
 
     def _source_of(self, block: Mapping[str, object], at: str, shape: type[_Block]) -> tuple[_Source, str]:
         source = self._read_block(block, at, shape).source

@@ -1,0 +1,34 @@
+"""Installs clients from PyPI, each environment once per checkout, apart from the development environment."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import venv
+from pathlib import Path
+
+from .npm import FOLDER, run_installer
+
+# Programs that use the clients, and the requirements of each environment: every package, with its version.
+PYTHON = FOLDER / "python"
+
+
+def make_environment(folder: Path, requirements: Path) -> Path:
+    """Make an environment, once per version of its requirements and of Python.
+
+    Returns:
+        Its Python.
+
+    Raises:
+        InstallError: pip failed, mostly because it did not reach a package index.
+    """
+    python = folder / "bin" / "python"
+    stamp = folder / ".installed"
+    wanted = f"{requirements.read_text()}{sys.version}"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True, symlinks=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]
+        run_installer([*install, str(requirements)], folder)
+        stamp.write_text(wanted)
+    return python
