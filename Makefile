@@ -55,11 +55,11 @@ mutants: $(VENV)/.installed-test
 
 # Compares the path from model to client with other servers. Takes about 40 minutes on an idle machine.
 # `python -m benchmarks.compare BASE NEW` compares two checkouts of this project.
-bench: $(VENV)/.installed-bench
+bench: $(VENV)/.installed-bench .venv-litellm/.installed
 	$(BIN)/python -m benchmarks
 
 # One round of the main scenarios, without judging the goals. Takes a few minutes.
-bench-quick: $(VENV)/.installed-bench
+bench-quick: $(VENV)/.installed-bench .venv-litellm/.installed
 	$(BIN)/python -m benchmarks --quick
 
 lint: $(VENV)/.installed-test
@@ -86,6 +86,12 @@ $(VENV)/.installed-test: $(VENV)/.made pyproject.toml
 
 $(VENV)/.installed-bench: $(VENV)/.made pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	touch $@
+
+# LiteLLM's proxy pins versions of packages that others here need too.
+.venv-litellm/.installed:
+	$(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==1.108.0'
 	touch $@
 
 clean:

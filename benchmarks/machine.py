@@ -6,13 +6,15 @@ import os
 import platform
 import subprocess
 import time
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Final
 
+from benchmarks.servers.gateway_litellm import PROGRAM as LITELLM
+
 _PACKAGES: Final = (
     "crucible_trio", "trio", "quart-trio", "quart", "hypercorn", "h11", "msgspec",
-    "fastapi", "starlette", "sse-starlette", "uvicorn", "uvloop", "httptools", "aiohttp", "aiohttp-sse",
+    "fastapi", "starlette", "sse-starlette", "uvicorn", "uvloop", "httptools", "httpx", "aiohttp", "aiohttp-sse",
 )  # fmt: skip
 
 
@@ -38,7 +40,14 @@ def versions() -> dict[str, str]:
         "node": _output("node", "--version").removeprefix("v"),
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
         **{package: version(package) for package in _PACKAGES},
+        "litellm": _litellm(),
+        "nginx": _output("nginx", "-V").partition("/")[2].partition(" ")[0].partition("\n")[0],
     }
+
+
+def _litellm() -> str:
+    folders = [str(folder) for folder in LITELLM.parent.parent.glob("lib/python3.*/site-packages")]
+    return next((found.version for found in distributions(name="litellm", path=folders)), "unknown")
 
 
 def busy_share(seconds: float) -> float:
@@ -60,6 +69,7 @@ def _lines(path: str) -> list[str]:
 
 def _output(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+    return (done.stdout or done.stderr).strip()  # nginx writes its version to standard error

@@ -54,7 +54,7 @@ def _judge_one(scenario: Scenario, rounds: Rounds, goal: Goal) -> Judgement:
     ours = summary(rounds, OURS, goal.metric)
     if goal.of == "absolute":
         return Judgement(metric, goal, ours and ours.median)
-    rival = best_python_rival(rounds, _metric(scenario, goal.rival_by or goal.metric))
+    rival = goal.rival or best_python_rival(rounds, _metric(scenario, goal.rival_by or goal.metric))
     theirs = rival and summary(rounds, rival, goal.metric)
     if not (ours and rival and theirs):
         return Judgement(metric, goal, None, rival or "any rival")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks.client.wire import ResponseParser
+from benchmarks.client.wire import Wire, make_parser
 from benchmarks.spec import Spec
 from benchmarks.tokens import check
 
@@ -38,11 +38,11 @@ class LoadReader:
 
     __slots__ = ("asked_at", "batches", "broken", "name", "record_at", "request", "sock", "token_at", "wire")
 
-    def __init__(self, name: str, sock: socket.socket, request: bytes) -> None:
+    def __init__(self, name: str, sock: socket.socket, request: bytes, wire: Wire) -> None:
         self.name = name
         self.sock = sock
         self.request = request
-        self.wire = ResponseParser()
+        self.wire = make_parser(wire)
         self.asked_at = 0
         self.record_at = 0
         self.token_at = 0
@@ -65,10 +65,11 @@ class LoadReader:
 
 
 class Load:
-    """The readers of the server at a port."""
+    """The readers of the server at a port, on one wire."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, wire: Wire = "native") -> None:
         self.port = port
+        self._wire: Wire = wire
         self.readers: list[LoadReader] = []
         self._by_file: dict[int, LoadReader] = {}
         self._epoll = select.epoll()
@@ -84,8 +85,13 @@ class Load:
 
     def connect_start(self, spec: Spec, *, receive_buffer: int | None = None, **fields: object) -> LoadReader:
         """Connect for a `POST` that starts a stream. `LoadReader.ask` sends it."""
-        body = json.dumps({"input": spec.to_json(), **fields}).encode()
-        head = "POST /v1/streams HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n"
+        if self._wire == "chat":
+            path, message = "/v1/chat/completions", {"role": "user", "content": spec.to_json()}
+            fields |= {"model": "benchmark", "messages": [message], "stream": True}
+        else:
+            path, fields = "/v1/streams", fields | {"input": spec.to_json()}
+        body = json.dumps(fields).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         return self._connect(spec.name, head.encode() + body, receive_buffer)
 
@@ -104,7 +110,7 @@ class Load:
         sock.connect(("127.0.0.1", self.port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
-        reader = LoadReader(name, sock, request)
+        reader = LoadReader(name, sock, request, self._wire)
         self.readers.append(reader)
         self._by_file[sock.fileno()] = reader
         self._epoll.register(sock, select.EPOLLIN)
@@ -161,6 +167,15 @@ class Load:
         self._by_file.pop(reader.sock.fileno(), None)
         reader.sock.close()
 
+    def pause(self, reader: LoadReader) -> None:
+        """Read a connection only in `read_paused` from now on."""
+        self._epoll.unregister(reader.sock)
+
+    def read_paused(self, reader: LoadReader) -> None:
+        """Read everything that has arrived on a paused connection."""
+        while reader.sock.fileno() in self._by_file and self._receive(reader):
+            pass
+
     def _run(self, deadline: float, until: Callable[[], bool]) -> bool:
         poll, by_file = self._epoll.poll, self._by_file
         while not until():
@@ -168,23 +183,28 @@ class Load:
             if left <= 0:
                 return until()
             for file, _ in poll(min(left, 0.05), 1024):
-                reader = by_file[file]
-                try:
-                    data = reader.sock.recv(_RECEIVE_BYTES)
-                except OSError as error:
-                    self._lost(reader, repr(error))
-                    continue
-                if not data:
-                    self._lost(reader, "closed by the server")
-                    continue
-                deltas = reader.wire.feed(data)
-                now = time.monotonic_ns()
-                if deltas:
-                    reader.batches.append((now, deltas))
-                    if not reader.token_at:
-                        reader.token_at = now
-                if not reader.record_at and reader.wire.records:
-                    reader.record_at = now
+                self._receive(by_file[file])
+        return True
+
+    def _receive(self, reader: LoadReader) -> bool:
+        try:
+            data = reader.sock.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._lost(reader, repr(error))
+            return False
+        if not data:
+            self._lost(reader, "closed by the server")
+            return False
+        deltas = reader.wire.feed(data)
+        now = time.monotonic_ns()
+        if deltas:
+            reader.batches.append((now, deltas))
+            if not reader.token_at:
+                reader.token_at = now
+        if not reader.record_at and reader.wire.records:
+            reader.record_at = now
         return True
 
     def _lost(self, reader: LoadReader, why: str) -> None:

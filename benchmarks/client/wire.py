@@ -6,9 +6,12 @@ This is not a general HTTP or SSE client. It is enough for the servers here, wit
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Literal, TypeAlias
+
+Wire: TypeAlias = Literal["native", "chat"]
 
 _DELTA: Final = re.compile(rb'"delta": ?"([^"]*)"')
+_CONTENT: Final = re.compile(rb'"content": ?"([^"]+)"')  # the first chunk has an empty one
 _ID: Final = re.compile(rb"^id: ?([^\r\n]*)", re.MULTILINE)
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
 
@@ -66,6 +69,9 @@ class ResponseParser:
         cut += len(self._blank)
         self._text = data[cut:]
         events = data[:cut] if self._text else data
+        return self._take_events(events)
+
+    def _take_events(self, events: bytes) -> list[bytes]:
         deltas = _DELTA.findall(events)
         self.records += len(deltas)
         if b'"stream.' in events:
@@ -98,6 +104,23 @@ class ResponseParser:
         self.completed = b'"stream.completed"' in events
         if not self.stream and (match := _ID.search(events)):
             self.stream = match[1].rpartition(b".")[0].decode()
+
+
+class ChatParser(ResponseParser):
+    """One streamed chat completion. `records` counts its chunks, and `stream` stays empty."""
+
+    __slots__ = ()
+
+    def _take_events(self, events: bytes) -> list[bytes]:
+        self.records += events.count(b"data:")
+        if b"[DONE]" in events:
+            self.completed = True
+        return _CONTENT.findall(events)
+
+
+def make_parser(wire: Wire) -> ResponseParser:
+    """A parser for a response on this wire."""
+    return ChatParser() if wire == "chat" else ResponseParser()
 
 
 def _blank_line(text: bytes) -> bytes:

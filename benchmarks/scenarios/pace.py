@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.client.load import Load
+from benchmarks.client.wire import Wire
 from benchmarks.process import ServerProcess, running
 from benchmarks.scenarios.scenario import Figures, Metric
 from benchmarks.scenarios.window import latencies_ms, measure, tokens_in
@@ -55,10 +56,10 @@ class Pace:
         with running(server) as process:
             return self.measure(process, process)
 
-    def measure(self, process: ServerProcess, model: ServerProcess) -> Figures:
-        """Measure a server, while the model of this or another process generates the tokens."""
+    def measure(self, process: ServerProcess, model: ServerProcess, wire: Wire = "native") -> Figures:
+        """Measure a server on a wire, while the model of this or another process generates the tokens."""
         specs = self.specs()
-        with Load(process.port) as load:
+        with Load(process.port, wire) as load:
             before = process.memory_bytes()
             load.start(specs)
             model.ask("/bench/go")

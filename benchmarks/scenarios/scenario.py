@@ -31,12 +31,14 @@ class Goal:
         bound: The maximum if lower is better, the minimum if higher is better.
         of: `ratio`: relative to the best Python rival. `absolute`: in the metric's unit.
         rival_by: The metric that decides which Python rival is the best. None: `metric`.
+        rival: The server to compare with. Empty: the best Python rival.
     """
 
     metric: str
     bound: float
     of: Literal["ratio", "absolute"] = "ratio"
     rival_by: str | None = None
+    rival: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from benchmarks.client.load import Load, LoadReader
@@ -50,11 +50,16 @@ class Window:
 
 def measure(load: Load, process: ServerProcess, seconds: float) -> Window:
     """Read for this many seconds, and measure server and client."""
+    return measure_while(process, lambda: load.run_for(seconds))
+
+
+def measure_while(process: ServerProcess, run: Callable[[], None]) -> Window:
+    """Measure server and client during a call that reads."""
     gc.collect()
     gc.disable()  # a garbage collection in the client would count as latency of the server
     try:
         server, client, began = process.cpu(), cpu(os.getpid()), time.monotonic_ns()
-        load.run_for(seconds)
+        run()
         return Window(began, time.monotonic_ns(), process.cpu() - server, cpu(os.getpid()) - client)
     finally:
         gc.enable()

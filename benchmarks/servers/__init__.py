@@ -1,11 +1,13 @@
 """The servers that are measured, one file for each. Each runs in a separate process, which prints its port.
 
-All have the same interface:
+All but the gateways have the same interface:
 
 - `POST /v1/streams` with `{"input": SPEC, "on_disconnect": ...}` starts a stream and answers with its events.
 - `GET /v1/streams/{id}/events` with `Last-Event-ID` follows or resumes a stream.
 - Event ids are `{stream}.{seq}`. Records are JSON with `type`, `seq` and `delta`.
 - `GET /bench` reports the state of the stand-in model. `GET /bench/go` lets it begin.
+
+A gateway has no model. It takes chat completions, and passes them on to a model server.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
+
+from benchmarks.client.wire import Wire
 
 _HERE = Path(__file__).parent
 _PYTHON = (sys.executable, "-m")
@@ -30,16 +34,23 @@ class BenchServer:
         command: The command that starts it.
         side: Only `python` rivals count for the goals.
         checkout: The project folder whose code the command runs.
+        wire: What its clients speak, where the scenario does not decide.
     """
 
     label: str
     command: tuple[str, ...]
     side: Side
     checkout: Path = _HERE.parent.parent
+    wire: Wire | None = None
 
 
 def _ours(label: str, *options: str) -> BenchServer:
     return BenchServer(label=label, command=(*_PYTHON, "benchmarks.servers.crucible", *options), side="ours")
+
+
+def _gateway(label: str, module: str, side: Side = "python") -> BenchServer:
+    command = (*_PYTHON, f"benchmarks.servers.gateway_{module}")
+    return BenchServer(label=label, command=command, side=side, wire="chat")
 
 
 def _rival(label: str, module: str) -> BenchServer:
@@ -54,6 +65,12 @@ SERVERS: Final[dict[str, BenchServer]] = {
     "aiohttp-sse": _rival("aiohttp-sse", "aiohttp_server"),
     "quart-trio": _rival("quart-trio, hypercorn", "quart_naive"),
     "node": BenchServer(label="Node http", command=("node", str(_HERE / "node_http.mjs")), side="other"),
+    # Gateways take the model server's base URL as their last argument.
+    "crucible-native": BenchServer(label="crucible_trio, native wire", command=(), side="ours", wire="native"),
+    "aiohttp-gateway": _gateway("aiohttp, by hand", "aiohttp"),
+    "fastapi-gateway": _gateway("FastAPI, httpx", "fastapi"),
+    "litellm": _gateway("LiteLLM proxy", "litellm", side="other"),
+    "nginx": _gateway("nginx", "nginx", side="other"),
 }
 
 OURS: Final = "crucible"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.client.wire import ResponseParser
+from benchmarks.client.wire import ChatParser, ResponseParser
 from benchmarks.tokens import stamp, token
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -64,3 +64,15 @@ def test_heartbeats_do_not_count_as_records() -> None:
     wire.feed(HEAD + b"\r\n")
     assert wire.feed(b": ping\r\n\r\n") == []
     assert wire.records == 0
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize("space", ["", " "])
+def test_the_content_of_a_chat_completion_arrives_once(size: int, space: str) -> None:
+    deltas = ['{"role":"assistant","content":""}', *(f'{{"content":{space}"{text}"}}' for text in TOKENS), "{}"]
+    data = [f'data: {{"choices":[{{"index":0,"delta":{delta}}}]}}\n\n' for delta in deltas]
+    whole = HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunked([d.encode() for d in [*data, "data: [DONE]\n\n"]])
+    wire = ChatParser()
+    found = [delta for at in range(0, len(whole), size) for delta in wire.feed(whole[at : at + size])]
+    assert b"".join(found).decode() == "".join(TOKENS)
+    assert (wire.records, wire.completed, wire.ended) == (len(deltas) + 1, True, True)

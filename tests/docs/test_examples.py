@@ -29,6 +29,7 @@ import crucible_trio
 from crucible_trio import sse
 from crucible_trio.apis.kit.errors import (
     ERROR_RULES,
+    ModelNotFoundError,
     TooManyReadersError,
     UnknownParameterError,
     UnsupportedParameterError,
@@ -81,7 +82,7 @@ ADDRESS = "127.0.0.1:8000"  # in the examples
 OPENAIS = "chat.completion.chunk"  # in the examples of that wire
 OTHER_PROGRAMS = {".", "cd", "curl", "hypercorn", "mkdir", "node", "none", "npm", "pip", "python", "python3", "uv"}
 # Errors that every API may raise, and the native one never does.
-NEVER_NATIVE = {UnsupportedParameterError, UnknownParameterError, TooManyReadersError}
+NEVER_NATIVE = {UnsupportedParameterError, UnknownParameterError, ModelNotFoundError, TooManyReadersError}
 
 _FENCE = re.compile(
     r"(?:^<!-- run: (?P<run>\w+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```\n"

@@ -63,9 +63,9 @@ MUTANTS = [
     Mutant(
         mechanism="the cursor moves when the write has returned, not when the record was read",
         file="apis/kit/body.py",
-        old=("            if events := self._dialect.feed(self._reader.take(MESSAGE_BYTES)):\n"),
+        old=("            if events := self._dialect.feed(self._reader.take(self._limit)):\n"),
         new=(
-            "            events = self._dialect.feed(self._reader.take(MESSAGE_BYTES))\n"
+            "            events = self._dialect.feed(self._reader.take(self._limit))\n"
             "            self._reader.passed(self._reader.taken)\n"
             "            if events:\n"
         ),

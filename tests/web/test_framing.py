@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -14,6 +15,16 @@ from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
 
 MESSAGE_BYTES = 16 * 1024
+
+
+def limits() -> Iterator[int]:
+    """The largest size of each message of a body."""
+    limit = 1024
+    while True:
+        yield limit
+        limit = min(2 * limit, MESSAGE_BYTES)
+
+
 UNKNOWN = '"usage":{"input_tokens":null,"output_tokens":null,"reasoning_tokens":null}'
 
 
@@ -231,36 +242,48 @@ async def test_silence_begins_when_the_last_message_has_been_taken(open_api, aut
 # Messages
 
 
-async def test_messages_are_at_most_16_kib_and_frames_are_joined_up_to_that(
-    open_api, autojump_clock: MockClock
-) -> None:
+async def test_messages_grow_to_16_kib_and_hold_as_many_frames_as_fit(open_api, autojump_clock: MockClock) -> None:
     async with open_api(*[step for _ in range(300) for step in ("x" * 400, 0.001)]) as api:
         answer = await api.stream({"input": "Why?", "on_disconnect": "continue"})
         again = await api.get(f"/v1/streams/{answer.stream_id}/events")
         assert again.body == answer.body
-        assert max(map(len, again.messages)) <= MESSAGE_BYTES
         # A message holds complete events only, as many as fit.
-        for message, following in zip(again.messages, again.messages[1:], strict=False):
+        for limit, message, following in zip(limits(), again.messages, again.messages[1:], strict=False):
             assert message.endswith(b"\n\n")
-            assert len(message) + len(following.partition(b"\n\n")[0]) + 2 > MESSAGE_BYTES
+            assert len(message) <= limit < len(message) + len(following.partition(b"\n\n")[0]) + 2
 
 
-async def test_a_larger_frame_is_sent_in_pieces_of_16_kib_without_a_heartbeat_inside(
+async def test_a_client_that_is_always_cut_in_its_second_chunk_gets_everything(
     open_api, autojump_clock: MockClock
 ) -> None:
+    async with open_api(*[step for _ in range(100) for step in ("x" * 100, 0.001)]) as api:
+        answer = await api.stream({"input": "Why?", "on_disconnect": "continue"})
+        url = f"/v1/streams/{answer.stream_id}/events"
+        kept: list[dict[str, object]] = []
+        while not kept or kept[-1]["type"] != "stream.completed":
+            after = kept[-1]["seq"] if kept else 0
+            async with api.open("GET", url, Last_Event_Id=f"{answer.stream_id}.{after}", allowance=1) as reader:
+                await reader.until(lambda exchange: exchange.messages)
+                [*events] = reader.events
+            assert 1 <= len(events) <= 10
+            kept += events
+        assert kept == answer.events
+
+
+async def test_a_larger_frame_is_sent_in_pieces_without_a_heartbeat_inside(open_api, autojump_clock: MockClock) -> None:
     trace = "".join(f"{number} " for number in range(12_000))
     steps = [Reasoning(trace[start : start + 1000], 0) for start in range(0, len(trace), 1000)]
     async with (
         open_api(*steps, "a", trio.Event()) as api,
         api.open_stream({"input": "Why?", "trace": "final"}, allowance=1) as reader,
     ):
-        for taken in range(1, 5):
+        for taken in range(1, 8):
             await trio.sleep(100)
             assert len(reader.messages) == taken
             reader.allow(1)
         await reader.until_event(3)
-        assert [len(message) for message in reader.messages[1:4]] == [MESSAGE_BYTES] * 3
-        assert b"\n\n" not in b"".join(reader.messages[1:4])
+        assert [len(message) for message in reader.messages[1:6]] == [2048, 4096, 8192, MESSAGE_BYTES, MESSAGE_BYTES]
+        assert b"\n\n" not in b"".join(reader.messages[1:6])
         assert [event.get("trace") for event in reader.events] == [None, [trace], None]
 
 
@@ -271,7 +294,7 @@ async def test_the_cursor_moves_only_after_a_frames_last_piece(open_api, scripte
         api.open_stream({"input": "Why?", "trace": "final"}, allowance=1) as reader,
     ):
         # `reasoning.done` and "a" are recorded, and "b" is buffered. An unmoved cursor allows no more.
-        for _ in range(4):  # pieces of the trace: 50,000 bytes
+        for _ in range(6):  # pieces of the trace: 50,000 bytes
             await wait_all_tasks_blocked()
             assert engine.written == 52
             reader.allow(1)

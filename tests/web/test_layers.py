@@ -15,7 +15,21 @@ ROOT = Path(crucible_trio.__file__).parent
 APIS = sorted(path for path in (ROOT / "apis").rglob("*.py") if path.name != "__init__.py")
 # Modules that know nothing of HTTP. Everything outside the kit that is not a module of routes.
 PURE = [path for path in APIS if path.name != "routes.py" and path.parent.name != "kit"]
-KIT_PURE = [ROOT / "apis/kit" / f"{name}.py" for name in ("dialect", "errors", "fields", "parsing", "silence")]
+_PURE_KIT = (
+    "content",
+    "dialect",
+    "errors",
+    "failures",
+    "fields",
+    "ignored",
+    "parsing",
+    "plain_dialect",
+    "replay",
+    "request_builder",
+    "sealed",
+    "silence",
+)
+KIT_PURE = [ROOT / "apis/kit" / f"{name}.py" for name in _PURE_KIT]
 
 
 def module_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import inf
 from types import TracebackType
-from typing import Literal, Self, TypeAlias, final
+from typing import Final, Literal, Self, TypeAlias, final
 
 import trio
 from quart.wrappers.response import ResponseBody
@@ -21,6 +21,10 @@ from crucible_trio.apis.kit.silence import Silence
 from crucible_trio.errors import TooManyReadersError
 from crucible_trio.stream import Stream
 from crucible_trio.timers import Timer
+
+# The first message's size. Each later one may be twice as large, up to `MESSAGE_BYTES`. Some clients hand on whole HTTP
+# chunks only (urllib3's `stream`), and make no progress if every connection is cut inside its first chunk.
+_FIRST_MESSAGE_BYTES: Final = 1024
 
 _Phase: TypeAlias = Literal[
     "opening",  # nothing has been sent
@@ -56,6 +60,7 @@ class EventStreamBody(ResponseBody):
             None if writer is None else AppendWriter(writer, self._reader, dialect, pipeline.batcher, self._silence)
         )
         self._phase: _Phase = "opening"
+        self._limit = _FIRST_MESSAGE_BYTES  # of the next message
         self._unsent = memoryview(b"")  # events that did not fit into the last message
 
     async def __aenter__(self) -> Self:
@@ -87,13 +92,13 @@ class EventStreamBody(ResponseBody):
         if self._phase == "opening":
             self._phase = "following"
             opening = self._dialect.opening()
-            return self._message(opening + self._dialect.feed(self._reader.take(MESSAGE_BYTES - len(opening))))
+            return self._message(opening + self._dialect.feed(self._reader.take(self._limit - len(opening))))
         if self._phase == "refused":
             raise StopAsyncIteration
         while True:
             written = self._reader.taken
             self._reader.passed(written)
-            if events := self._dialect.feed(self._reader.take(MESSAGE_BYTES)):
+            if events := self._dialect.feed(self._reader.take(self._limit)):
                 return self._message(events)
             if self._reader.taken > written:  # the dialect left these records out, so there is nothing to write
                 await trio.lowlevel.checkpoint()
@@ -119,11 +124,10 @@ class EventStreamBody(ResponseBody):
             self._reader.wake()
 
     def _message(self, events: bytes) -> bytes:
-        if len(events) <= MESSAGE_BYTES:
-            return events
         self._unsent = memoryview(events)
         return self._rest_of_message()
 
     def _rest_of_message(self) -> bytes:
-        message, self._unsent = self._unsent[:MESSAGE_BYTES], self._unsent[MESSAGE_BYTES:]
+        message, self._unsent = self._unsent[: self._limit], self._unsent[self._limit :]
+        self._limit = min(2 * self._limit, MESSAGE_BYTES)
         return bytes(message)
