@@ -13,11 +13,11 @@ from typing import Final, Literal, TypeVar, final
 import msgspec
 
 from crucible_trio.apis.anthropic.fold import UNPARSED
-from crucible_trio.apis.kit.content import GivenContent, PartReader, read_content
+from crucible_trio.apis.kit.content import GivenContent, PartReader, make_part, read_content
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import dotted
 from crucible_trio.apis.kit.ignored import Ignored
-from crucible_trio.apis.kit.parsing import make_part, valid
+from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError

@@ -8,12 +8,19 @@ from typing import Final, Literal, final
 
 import msgspec
 
-from crucible_trio.apis.kit.endings import CANCELLED, CUT_TO_LENGTH, DEADLINES
 from crucible_trio.apis.kit.errors import (
     ErrorAnswer,
     ErrorRule,
 )
-from crucible_trio.apis.kit.failures import CLIENTS_FAULT, KEPT_STATUS, RETRY_AFTER, may_be_mended
+from crucible_trio.apis.kit.failures import (
+    CANCELLED_MESSAGES,
+    CLIENTS_FAULT,
+    CUT_TO_LENGTH,
+    DEADLINE_MESSAGES,
+    KEPT_STATUS,
+    RETRY_AFTER,
+    may_be_mended,
+)
 from crucible_trio.errors import CrucibleError, DrainingError, OverloadedError, UpstreamReport
 from crucible_trio.records import ErrorInfo, StreamCancelled, StreamFailed, StreamIncomplete, Terminal
 
@@ -33,6 +40,7 @@ class CannotCountError(CrucibleError):
 ANTHROPIC_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
     # Clients of gateways take 404 for "no such route", and estimate.
     CannotCountError: ErrorRule(404, "cannot_count_tokens"),
+    ModelNotFoundError: ErrorRule(404, "model_not_found"),
     OverloadedError: ErrorRule(OVERLOADED, "overloaded", retry_after=RETRY_AFTER),
     DrainingError: ErrorRule(OVERLOADED, "draining", retry_after=RETRY_AFTER),
 }
@@ -112,11 +120,11 @@ def failure_answer(terminal: Terminal, *, repeatable: bool) -> ErrorAnswer | Non
         case StreamFailed(error=failure):
             return _answer_to_failure(failure, repeatable=repeatable)
         case StreamIncomplete(reason=reason) if reason not in CUT_TO_LENGTH:
-            return ErrorAnswer(_TIMEOUT, reason, DEADLINES[reason])
+            return ErrorAnswer(_TIMEOUT, reason, DEADLINE_MESSAGES[reason])
         case StreamCancelled(by=by):
             if by == "shutdown":  # a new process knows no idempotency keys, so a repeat starts anew
-                return ErrorAnswer(OVERLOADED, "cancelled", CANCELLED[by], retry_after=RETRY_AFTER)
-            return ErrorAnswer(500, "cancelled", CANCELLED[by])
+                return ErrorAnswer(OVERLOADED, "cancelled", CANCELLED_MESSAGES[by], retry_after=RETRY_AFTER)
+            return ErrorAnswer(500, "cancelled", CANCELLED_MESSAGES[by])
     return None
 
 

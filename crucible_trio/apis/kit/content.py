@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import msgspec
 
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import dotted
+from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import Part, TextPart
 
@@ -47,3 +50,14 @@ def read_content(content: GivenContent, at: str, readers: Mapping[str, PartReade
             parts.append(part)
     texts = [part.text for part in parts if isinstance(part, TextPart)]
     return "\n".join(texts) if len(texts) == len(parts) else tuple(parts)
+
+
+def make_part(kind: type[Any], at: str, **fields: object) -> Part:
+    """Make a part of values from a request.
+
+    Raises:
+        InvalidRequestError: A value is invalid.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    part: Part = valid(lambda: msgspec.convert(given | {"type": kind.__struct_config__.tag}, Part), at)
+    return part

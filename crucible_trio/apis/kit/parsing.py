@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.request import Part
 
 if TYPE_CHECKING:  # modules that only parse requests import this one, and must not load Quart
     from quart import Request
@@ -66,14 +65,3 @@ def idempotency_key(key: str | None) -> str | None:
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequestError("an idempotency key is 1 to 255 visible ASCII characters", "Idempotency-Key")
     return key
-
-
-def make_part(kind: type[Any], at: str, **fields: object) -> Part:
-    """Make a part of values from a request.
-
-    Raises:
-        InvalidRequestError: A value is invalid.
-    """
-    given = {name: value for name, value in fields.items() if value is not None}
-    part: Part = valid(lambda: msgspec.convert(given | {"type": kind.__struct_config__.tag}, Part), at)
-    return part

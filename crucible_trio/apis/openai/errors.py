@@ -8,9 +8,16 @@ from typing import Final, final
 
 import msgspec
 
-from crucible_trio.apis.kit.endings import CANCELLED, CUT_TO_LENGTH, DEADLINES
-from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, UnauthorizedError
-from crucible_trio.apis.kit.failures import CLIENTS_FAULT, KEPT_STATUS, RETRY_AFTER, may_be_mended
+from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, ModelNotFoundError, UnauthorizedError
+from crucible_trio.apis.kit.failures import (
+    CANCELLED_MESSAGES,
+    CLIENTS_FAULT,
+    CUT_TO_LENGTH,
+    DEADLINE_MESSAGES,
+    KEPT_STATUS,
+    RETRY_AFTER,
+    may_be_mended,
+)
 from crucible_trio.errors import CrucibleError, UpstreamReport
 from crucible_trio.records import (
     ErrorInfo,
@@ -47,6 +54,7 @@ class ItemNotFoundError(CrucibleError):
 
 OPENAI_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
     UnauthorizedError: ErrorRule(401, "invalid_api_key"),
+    ModelNotFoundError: ErrorRule(404, "model_not_found"),
     PreviousResponseNotFoundError: ErrorRule(404, "previous_response_not_found"),
     ItemNotFoundError: ErrorRule(404, "item_not_found"),
 }
@@ -110,9 +118,9 @@ def error_of(terminal: Terminal) -> OpenAIErrorBody | None:
         case StreamFailed(error=error):
             return error_of_failure(error)
         case StreamIncomplete(reason=reason) if reason not in CUT_TO_LENGTH:
-            return OpenAIErrorBody(DEADLINES[reason], "server_error", None, reason)
+            return OpenAIErrorBody(DEADLINE_MESSAGES[reason], "server_error", None, reason)
         case StreamCancelled(by=by):
-            return OpenAIErrorBody(CANCELLED[by], "server_error", None, "cancelled")
+            return OpenAIErrorBody(CANCELLED_MESSAGES[by], "server_error", None, "cancelled")
     return None
 
 
@@ -142,7 +150,7 @@ def failure_answer(terminal: Terminal, *, repeatable: bool) -> ErrorAnswer:
             return answer_to_deadline(reason)
         case _:
             assert isinstance(terminal, StreamCancelled)
-            message = CANCELLED[terminal.by]
+            message = CANCELLED_MESSAGES[terminal.by]
             if terminal.by == "shutdown":  # a new process knows no idempotency keys, so a repeat starts anew
                 return ErrorAnswer(503, "cancelled", message, retry_after=RETRY_AFTER, type="server_error")
             return ErrorAnswer(400, "cancelled", message, type="server_error")
@@ -162,7 +170,7 @@ def answer_to_failure(failure: ErrorInfo, *, repeatable: bool) -> ErrorAnswer:
 
 def answer_to_deadline(reason: IncompleteReason) -> ErrorAnswer:
     """How to answer when a deadline has passed. A repeat would take as long again."""
-    return ErrorAnswer(400, reason, DEADLINES[reason], type="server_error")
+    return ErrorAnswer(400, reason, DEADLINE_MESSAGES[reason], type="server_error")
 
 
 def _type_of(status: int) -> str:

@@ -7,10 +7,10 @@ from typing import Final, Literal, final
 
 import msgspec
 
-from crucible_trio.apis.kit.content import GivenContent, PartReader, read_content
+from crucible_trio.apis.kit.content import GivenContent, PartReader, make_part, read_content
 from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields, dotted
-from crucible_trio.apis.kit.parsing import make_part, valid
+from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.openai.messages import (
     OpenAIRole,
     read_message,

@@ -12,7 +12,7 @@ from crucible_trio.apis.kit.fields import Fields
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.openai.chat.messages import read_messages
-from crucible_trio.apis.openai.harmless import HARMLESS
+from crucible_trio.apis.openai.fields import HARMLESS
 from crucible_trio.apis.openai.tools import read_tool_choice, read_wrapped_tools
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError

@@ -13,7 +13,7 @@ from crucible_trio.apis.kit.ignored import Ignored
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.kit.sealed import Seal
-from crucible_trio.apis.openai.harmless import HARMLESS
+from crucible_trio.apis.openai.fields import HARMLESS
 from crucible_trio.apis.openai.responses.earlier import Earlier
 from crucible_trio.apis.openai.responses.input import InputReader, tools_in
 from crucible_trio.apis.openai.responses.objects import EchoedFields, EchoedReasoning

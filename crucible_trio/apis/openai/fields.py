@@ -1,4 +1,4 @@
-"""The fields that are harmless in all of OpenAI's APIs."""
+"""The fields that OpenAI's APIs share."""
 
 from __future__ import annotations
 
