@@ -8,10 +8,7 @@ from typing import Final, Literal, final
 
 import msgspec
 
-from crucible_trio.apis.kit.errors import (
-    ErrorAnswer,
-    ErrorRule,
-)
+from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, ModelNotFoundError
 from crucible_trio.apis.kit.failures import (
     CANCELLED_MESSAGES,
     CLIENTS_FAULT,
