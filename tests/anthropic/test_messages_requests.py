@@ -406,7 +406,6 @@ def test_what_the_model_cannot_do_is_refused_by_name(fields: Json, param: str) -
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "9"}, "max_tokens"),
-        ({"model": None}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": "Why?"}, "messages"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
@@ -444,7 +443,8 @@ def test_a_value_that_is_invalid_is_refused_by_name(fields: Json, param: str) ->
     assert caught.value.param == param
 
 
-def test_a_model_that_does_not_exist_is_refused() -> None:
+def test_a_request_without_a_model_means_the_first_and_one_that_does_not_exist_is_refused() -> None:
+    assert read(model=None).engine_request.model == "tiny"
     with pytest.raises(ModelNotFoundError):
         read(model="claude-opus-4-6")
 

@@ -89,7 +89,7 @@ async def test_every_answer_names_the_stream(open_api: Callable, autojump_clock:
             answer = await api.post(PATH, body)
             stream_id = answer.headers["crucible-stream"]
             assert answer.headers["location"] == f"/v1/streams/{stream_id}"
-            assert answer.headers["request-id"] == stream_id.replace("str_", "req_")
+            assert answer.headers["request-id"] == stream_id.replace("str_", "msg_")
             assert (await api.get(answer.headers["location"])).json["output"] == "Because."
 
 
@@ -295,7 +295,7 @@ async def test_a_repeat_with_a_key_joins_and_finds_the_same_failure(
             answer = await api.post(PATH, ASK, Idempotency_Key="key")
             assert (answer.status, error_in(answer)["type"]) == (500, "api_error")
             assert answer.headers.get("crucible-replayed") == replayed
-            assert answer.headers["request-id"].startswith("req_")
+            assert answer.headers["request-id"].startswith("msg_")
 
 
 async def test_limits_and_a_drain_are_told_as_overload(open_api: Callable, autojump_clock: MockClock) -> None:

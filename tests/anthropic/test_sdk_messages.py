@@ -81,7 +81,7 @@ async def test_the_helper_and_a_whole_message_are_equal(serving: Callable, with_
         assert (message.content[0].thinking, message.content[1].text) == (TRACE, TEXT)
         assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
         assert (message.usage.input_tokens, message.usage.output_tokens) == (3, 9)
-    assert whole._request_id == whole.id.replace("msg_", "req_")
+    assert whole._request_id == whole.id
     assert streamed.content[0].signature == whole.content[0].signature
 
 

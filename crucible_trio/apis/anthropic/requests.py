@@ -29,9 +29,9 @@ _StopSequence = Annotated[str, msgspec.Meta(min_length=1)]
 class MessagesRequestBody(msgspec.Struct):
     """The fields that are understood."""
 
-    model: str
     max_tokens: Annotated[int, msgspec.Meta(ge=1)]
     messages: Annotated[list[dict[str, object]], msgspec.Meta(min_length=1)]
+    model: str | None = None
     system: GivenContent = ""
     stream: bool = False
     thinking: dict[str, object] = {}

@@ -185,7 +185,7 @@ class MessagesApi:
 
 
 def _named(response: Response, stream: Stream) -> Response:
-    """Add the header that the SDKs show as `request_id`. Here it is the id of the message."""
+    """Add the header that the SDKs show as `request_id`: the id of the message, by which it can be resumed."""
     name_stream(response, stream)
-    response.headers["request-id"] = format_message_id(stream.id).replace("msg_", "req_", 1)
+    response.headers["request-id"] = format_message_id(stream.id)
     return response

@@ -85,7 +85,8 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             the response to the start. None: the kit resumes by sending the start again with `Last-Event-ID`.
         events_headers: Headers of that GET.
         kind: Where an event's type is: a path in its JSON, or `event:` for the SSE field.
-        text: Where an event's text is: a path in its JSON, or empty if the data itself is the text.
+        text: Where an event's text is: a path in its JSON, or empty if the data itself is the text. Of several paths,
+            the first that leads to a text.
         channel: Further paths whose values, with the type, name the channel of a text.
         terminal: The types, or the complete data, that end a stream.
         control: The types after which a body may end cleanly although the stream has not ended.
@@ -103,7 +104,7 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     events: str | None = "{header:Location}/events"
     events_headers: dict[str, str] = msgspec.field(default_factory=lambda: dict(_ACCEPT))
     kind: str = "type"
-    text: str = "delta"
+    text: str | tuple[str, ...] = "delta"
     channel: tuple[str, ...] = ("segment", "index")
     terminal: tuple[str, ...] = ("stream.completed", "stream.incomplete", "stream.failed", "stream.cancelled")
     control: tuple[str, ...] = ("server.draining", "server.busy")
@@ -171,8 +172,9 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         is_terminal = kind in self.terminal or data in self.terminal
         is_control = kind in self.control
         if self.text:
-            found = _look_up(value, self.text)
-            text = found if isinstance(found, str) else ""
+            paths = (self.text,) if isinstance(self.text, str) else self.text
+            found = (_look_up(value, path) for path in paths)
+            text = next((text for text in found if isinstance(text, str)), "")
         else:
             text = "" if is_terminal or is_control else data
         channel = "/".join([kind, *(_as_text(_look_up(value, path)) for path in self.channel)]).rstrip("/")
