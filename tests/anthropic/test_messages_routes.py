@@ -137,6 +137,18 @@ async def test_a_client_whose_connection_was_cut_goes_on_while_the_stream_waits(
         assert [event.event for event in events_in(cut.body + rest.body)][-1] == "message_stop"
 
 
+@pytest.mark.parametrize(("policy", "status"), [("pause", "running"), ("cancel", "cancelled"), ("continue", "running")])
+async def test_the_operator_decides_what_a_stream_does_while_its_client_is_away(
+    policy: str, status: str, open_api: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_api("a", trio.Event(), messages_on_disconnect=policy) as api:
+        async with api.open("POST", PATH, STREAM) as exchange:
+            await exchange.until_sent(b'"a"')
+        await trio.sleep(1)
+        [stream] = await api.pipeline.list()
+        assert (stream.status, stream.on_disconnect) == (status, policy)
+
+
 async def test_a_whole_message_whose_client_leaves_is_cancelled(open_api: Callable, autojump_clock: MockClock) -> None:
     async with open_api("a", trio.Event()) as api:
         async with api.open("POST", PATH, ASK):

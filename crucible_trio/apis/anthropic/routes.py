@@ -107,7 +107,7 @@ class MessagesApi:
             asked.engine_request,
             owner=owner,
             key=key,
-            on_disconnect="pause" if asked.stream else None,
+            on_disconnect=self._context.settings.messages_on_disconnect if asked.stream else None,
             may_hold=asked.stream and hold_seconds > 0,
             client_retries=hold_seconds > 0 or not asked.stream,
             facts={self.name: msgspec.Raw(msgspec.json.encode(asked.facts))},

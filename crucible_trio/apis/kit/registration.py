@@ -6,6 +6,7 @@ application's, so endpoints of two APIs may have the same name.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import ClassVar, Final, Protocol, final
 
@@ -86,6 +87,11 @@ class ApiRegistry:
             nested.register_error_handler(CrucibleError, handlers.refuse)
             nested.register_error_handler(HTTPException, handlers.answer_http_error)
             blueprint.register_blueprint(nested)
+
+    def without(self, apis: Collection[type[Api]]) -> ApiRegistry:
+        """A copy that lacks some of the APIs."""
+        kept = tuple(api for api in self._apis if api not in apis)
+        return ApiRegistry(kept, default_shape=self._default_shape)
 
     def is_open(self, endpoint: str | None) -> bool:
         """Whether an endpoint is open (`Api.open_endpoints`), under any name that its blueprint was registered with."""
