@@ -117,7 +117,7 @@ async def events_of(
 
 
 def types_of(events: list[Json]) -> list[str]:
-    """Each event in a word or two: its type, or what it does to a block."""
+    """Each event in a word or two: its type, or its effect on a block."""
     words = []
     for event in events:
         inner = event.get("content_block") or ("type" in event.get("delta", {}) and event["delta"]) or {"type": ""}

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/messages`: what reaches the engine, what is ignored, and what is refused."""
+"""The body of `POST /v1/messages`: the request for the engine, and the fields that are ignored or refused."""
 
 from __future__ import annotations
 

@@ -23,6 +23,6 @@ class AnthropicModels:
         }
 
     def all(self, names: Sequence[str]) -> Mapping[str, object]:
-        """All models on one page, whatever `limit` says."""
+        """All models on one page. `limit` is not read."""
         ends = {"first_id": names[0], "last_id": names[-1]} if names else {"first_id": None, "last_id": None}
         return {"data": [self.one(name) for name in names], "has_more": False, **ends}
