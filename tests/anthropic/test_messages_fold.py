@@ -241,6 +241,17 @@ async def test_the_stop_reason_says_how_the_stream_ended(
     assert whole_message(make_log(batches, ending).read(0), new_fold()).stop_reason == expected
 
 
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [(DEEP, ("stop_sequence", "END")), (CALLS, ("tool_use", None)), (HALF_CALL, ("max_tokens", None))],
+)
+async def test_the_stop_string_is_named_if_it_ended_the_answer(
+    batches: list[list[Piece]], expected: tuple[str, str | None]
+) -> None:
+    *_, delta, _ = await events_of(batches, partial(COMPLETED, stop_string="END"))
+    assert (delta["delta"]["stop_reason"], delta["delta"]["stop_sequence"]) == expected
+
+
 @pytest.mark.parametrize("ending", [COMPLETED, LIMITED])
 async def test_a_call_that_broke_off_is_never_marked_as_whole(ending: object) -> None:
     events = await events_of(HALF_CALL, ending)

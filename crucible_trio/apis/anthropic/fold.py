@@ -175,7 +175,9 @@ class MessageFold:
             yield error
             return
         yield from self._close()
-        yield MessageDelta(MessageEnd(self._stop_reason(terminal), None), usage_of(terminal.usage))
+        reason = self._stop_reason(terminal)
+        stop = terminal.stop_string if reason == "stop_sequence" and isinstance(terminal, StreamCompleted) else None
+        yield MessageDelta(MessageEnd(reason, stop), usage_of(terminal.usage))
         yield MessageStop()
 
     def _stop_reason(self, terminal: Terminal) -> StopReason:
@@ -187,7 +189,9 @@ class MessageFold:
             return "max_tokens"  # a call that broke off must not be executed
         if self._whole_calls:
             return "tool_use"
-        return "refusal" if self._refused else "end_turn"
+        if self._refused:
+            return "refusal"
+        return "end_turn" if terminal.stop_string is None else "stop_sequence"
 
 
 def _new_message(message_id: str, model: str) -> MessageObject:
