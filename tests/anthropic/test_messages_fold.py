@@ -380,6 +380,15 @@ def test_ids_lead_to_the_stream_and_back() -> None:
     for wrong in ("", STREAM, f"{MESSAGE}x", "msg_", "msg_7Q2M4kWcT0aXn3v9LzB1p\n"):
         with pytest.raises(StreamNotFoundError):
             parse_message_id(wrong)
-    for wrong in ("", MESSAGE, f"{STREAM}.1", f"{MESSAGE}.", f"{MESSAGE}.01", f"{MESSAGE}.-1", f"msg_{MESSAGE}.1"):
+    for wrong in (
+        "",
+        MESSAGE,
+        f"{STREAM}.1",
+        f"{MESSAGE}.",
+        f"{MESSAGE}.01",
+        f"{MESSAGE}.-1",
+        f"msg_{MESSAGE}.1",
+        f"{MESSAGE[4:]}.1",
+    ):
         with pytest.raises(InvalidLastEventIdError):
             parse_message_event_id(wrong)

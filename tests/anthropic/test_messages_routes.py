@@ -344,10 +344,19 @@ async def test_one_stream_is_read_on_every_wire_at_the_same_time(open_api: Calla
         assert b'"partial_json":"{\\"a\\":1}"' in live
         assert b'"thinking":"Hm."' in live
         assert (await api.get(f"{PATH}/{message}/events")).body == live
-        # and the other way round
-        answer = await api.post(PATH, STREAM)
-        native = await api.get(f"/v1/streams/{answer.headers['crucible-stream']}/events")
-        assert b'"tool_call.done"' in native.body
+        # And the other way round.
+        async with api.open("POST", PATH, STREAM) as answer, trio.open_nursery() as nursery:
+            await answer.until_sent(b'"Text."')
+            stream = answer.headers["crucible-stream"]
+            response = f"/v1/responses/{stream.replace('str_', 'resp_')}?stream=true"
+            nursery.start_soon(read, f"/v1/streams/{stream}/events")
+            nursery.start_soon(read, response)
+            await answer.until(lambda answer: answer.ended)
+        native = tasks[f"/v1/streams/{stream}/events"].body
+        assert b'"tool_call.done"' in native
+        assert (await api.get(f"/v1/streams/{stream}/events")).body == native
+        assert b"response.function_call_arguments.done" in tasks[response].body
+        assert b'"partial_json":"{\\"a\\":1}"' in answer.body
 
 
 async def test_models_are_listed_in_anthropics_form_if_its_clients_ask(

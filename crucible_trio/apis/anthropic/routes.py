@@ -150,7 +150,6 @@ class MessagesApi:
         return response
 
     async def _events(self, stream: Stream, after: int | None, *, ends_with_204: bool = False) -> Response:
-        starting.check_room(stream)
         dialect = await open_after(stream.log, self._fold(stream), after)
         if stream.finished_before(dialect.resume_offset):
             if ends_with_204:
