@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -102,3 +103,19 @@ async def test_the_wire_by_its_name_needs_no_model_and_no_file(serving: Callable
         report = await check(url, MESSAGES, log_cuts=20, live_cuts=5)
     assert report.ok, report
     assert isinstance(MESSAGES, WireFormat)
+
+
+async def test_the_command_checks_the_wire_by_its_name(serving: Callable) -> None:
+    async def engine(request: Request, output: Output) -> Finish:
+        for number in range(30):
+            await output.delta(f"{number} ")
+            await let_readers_run()
+        return Finish()
+
+    async with serving(engine) as served:
+        url = served.base_url.removesuffix("/v1")
+        words = ["check", url, "--wire", "messages", "--log-cuts", "5", "--live-cuts", "2", "--client", "fetch"]
+        program = "from crucible_trio.cli import main; main()"
+        done = await trio.run_process([sys.executable, "-c", program, *words], capture_stdout=True, check=False)
+    assert done.stdout.decode().rstrip().endswith("passed: no event was lost or repeated")
+    assert done.returncode == 0
