@@ -47,6 +47,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The largest value that a request may ask for, for each of the three deadlines."""
 
     # All streams.
+    log_url: Secret | None = None
+    """URL of the Redis that holds the logs, such as `redis://127.0.0.1:6379/0`, so that every process serves every
+    stream. Default: this process keeps them in its memory. The URL may hold a password, so no message quotes it."""
     max_streams: Count = 1000
     """Running streams of all owners. A start beyond the limit gets 503."""
     max_streams_per_owner: Count = 100

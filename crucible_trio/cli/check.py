@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,9 +36,9 @@ async def check_server(check: Callable[..., Awaitable[Report]], again: str) -> i
     return report.exit_code
 
 
-def command_again(url: str, wire_file: Path | None) -> str:
+def command_again(urls: Sequence[str], wire_file: Path | None) -> str:
     """The command without the options that select cuts, and without the key, which comes from the environment."""
-    words = ["crucible", "check", url]
+    words = ["crucible", "check", *urls]
     if wire_file is not None:
         words += ["--wire", str(wire_file)]
     return shlex.join(words)

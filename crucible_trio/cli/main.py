@@ -16,21 +16,20 @@ from pathlib import Path
 from typing import Final, TypeVar, final
 
 import click
-import trio
 from click.core import ParameterSource
 
 from crucible_trio.cli.exit_codes import CANNOT_START, STOPPED
+from crucible_trio.cli.running import Result, log_to_stderr, run
 from crucible_trio.errors import ConfigError
 from crucible_trio.records import Mode
 from crucible_trio.settings.loading import CLIENT_KEY_VARIABLE, ServiceSettings, load_settings
 
-Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
 # The options that are settings. `load_settings` checks their values, so that all errors read alike.
-_OPTION_NAMES: Final = {"upstream_base_url": "--base-url"} | {
-    name: f"--{name.replace('_', '-')}" for name in ("engine", "model", "replay_speed", "bind", "allow_open")
+_OPTION_NAMES: Final = {"upstream_base_url": "--base-url", "log_url": "--log"} | {
+    name: f"--{name.replace('_', '-')}" for name in ("engine", "model", "replay_speed", "bind", "workers", "allow_open")
 }
 
 
@@ -96,6 +95,14 @@ def _engine_options(command: Command) -> Command:
 @_engine_options
 @click.option("--bind", multiple=True, metavar="HOST:PORT", help="Address to listen on. [default: 127.0.0.1:8000]")
 @click.option(
+    "--log",
+    "log_url",
+    metavar="URL",
+    help="Redis that holds the streams. Without it they are in the memory of one process. If the URL has a password, "
+    "use CRUCIBLE_LOG_URL: other users of this machine can read a command line.",
+)
+@click.option("--workers", metavar="N", help="Processes that serve the address together. They need --log. [default: 1]")
+@click.option(
     "--allow-open", is_flag=True, default=None, help="Let other machines connect although no keys are configured."
 )
 def serve(bind: tuple[str, ...], **options: object) -> None:
@@ -105,12 +112,15 @@ def serve(bind: tuple[str, ...], **options: object) -> None:
     stops the server immediately. CRUCIBLE_UPSTREAM_KEY is the key of the upstream server. CRUCIBLE_KEYS holds the keys
     of the clients, as owner:key,owner:key.
     """
-    from crucible_trio.cli.serve import serve as run
-
     settings = _settings(bind=bind or None, **options)
-    _log_to_stderr(logging.INFO)
-    if not _run(partial(run, settings)):
-        sys.exit(1)
+    log_to_stderr(logging.INFO)
+    if settings.server.workers > 1:
+        from crucible_trio.cli.workers import serve_with_workers
+
+        sys.exit(_run(partial(serve_with_workers, settings)))
+    from crucible_trio.cli.serve import serve as serve_here
+
+    sys.exit(_run(partial(serve_here, settings)))
 
 
 @main.command()
@@ -155,7 +165,7 @@ def ask(
     from crucible_trio.cli.rendering import open_display
     from crucible_trio.request import Request, Trace
 
-    _log_to_stderr(logging.ERROR)
+    log_to_stderr(logging.ERROR)
     given = _given_options(context)
     view: Trace = "segments" if trace else "none"
     again = [*([] if trace else ["--no-trace"]), *([] if markdown else ["--no-markdown"])]
@@ -184,7 +194,7 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float) 
 
 
 @main.command()
-@click.argument("url")
+@click.argument("urls", metavar="URL...", nargs=-1, required=True)
 @click.option(
     "--wire",
     "wire_file",
@@ -219,8 +229,10 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float) 
     help="Seconds without an event after which a response counts as stuck.",
 )
 @click.option("--key", envvar=CLIENT_KEY_VARIABLE, help="The server's key. [env: CRUCIBLE_KEY]")
-def check(url: str, wire_file: Path | None, key: str | None, **options: object) -> None:
+def check(urls: tuple[str, ...], wire_file: Path | None, key: str | None, **options: object) -> None:
     """Cut the event streams of the server at URL, resume them, and find lost or repeated events.
+
+    Several URLs are several addresses of one service. Each reconnect goes to the next one.
 
     In the log phase, one finished stream is cut at every byte and resumed. In the live phase, new streams are cut while
     the engine writes them. Each cut is made with three clients: a browser's EventSource, httpx-sse and
@@ -232,11 +244,11 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
     from crucible_trio.testing.resume import CLIENTS, WIRES, WireFormat, find_wire
     from crucible_trio.testing.resume import check as run_check
 
-    _log_to_stderr(logging.ERROR)
+    log_to_stderr(logging.ERROR)
     with _one_sentence():
         wire = find_wire(wire_file) if wire_file is not None else WireFormat()
         if wire_file is None or str(wire_file) in WIRES:
-            url = parse_url(url, name="URL")
+            urls = tuple(parse_url(url, name="URL") for url in urls)
         if key is not None:
             wire = wire.with_headers({"Authorization": f"Bearer {check_key(key)}"})
     options |= {
@@ -244,8 +256,8 @@ def check(url: str, wire_file: Path | None, key: str | None, **options: object) 
         "phases": options["phases"] or ("log", "live"),
         "cuts": options["cuts"] or None,
     }
-    checking = partial(run_check, url, wire, **options)  # type: ignore[arg-type]  # click checks them
-    sys.exit(_run(partial(check_server, checking, command_again(url, wire_file))))
+    checking = partial(run_check, urls, wire, **options)  # type: ignore[arg-type]  # click checks them
+    sys.exit(_run(partial(check_server, checking, command_again(urls, wire_file))))
 
 
 @main.group(cls=_Group)
@@ -261,7 +273,7 @@ def pull() -> None:
     """
     from crucible_trio.cli.progress import fetch_weights
 
-    _log_to_stderr(logging.WARNING)
+    log_to_stderr(logging.WARNING)
     click.echo(_run(fetch_weights))
 
 
@@ -326,14 +338,7 @@ def _interrupted_is_stopped() -> Iterator[None]:
 def _run(command: Callable[[], Awaitable[Result]]) -> Result:
     """Run a command, and turn a `ConfigError` from any of its tasks into one sentence."""
     try:
-        return trio.run(command)
-    except* ConfigError as group:
-        error: BaseException = group
-    # Not inside the block: before Python 3.11.4 an exception raised there is wrapped in a group.
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    raise _CannotStart(str(error))
-
-
-def _log_to_stderr(level: int) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+        return run(command)
+    except ConfigError as error:
+        sentence = str(error)
+    raise _CannotStart(sentence)

@@ -1,22 +1,22 @@
-"""`crucible serve`: from settings to exit."""
+"""`crucible serve` in one process: from settings to exit."""
 
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
-from errno import EADDRINUSE
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import final
 
 import trio
 
-from crucible_trio.apis.kit.access import host_name, is_loopback
+from crucible_trio.apis.kit.context import Workers
 from crucible_trio.cli.progress import fetch_progress
+from crucible_trio.cli.starting import port_hint, refuse_open_server, watch_signals
 from crucible_trio.engine import EngineInfo
 from crucible_trio.engines import open_engine
-from crucible_trio.errors import ConfigError
-from crucible_trio.pipeline import open_pipeline
+from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.server import Config
 from crucible_trio.server import serve as serve_app
 from crucible_trio.settings import ServiceSettings
@@ -26,11 +26,11 @@ from crucible_trio.web.app import create_app
 logger = logging.getLogger(__name__)
 
 
-async def serve(settings: ServiceSettings) -> bool:
+async def serve(settings: ServiceSettings) -> int:
     """Open the engine, the pipeline and the application, and serve until SIGINT or SIGTERM.
 
     Returns:
-        True after a complete shutdown, False if a second signal interrupted it.
+        The exit code: 0 after a complete shutdown, 1 if a second signal interrupted it.
 
     Raises:
         ConfigError: The settings do not work on this machine.
@@ -38,71 +38,91 @@ async def serve(settings: ServiceSettings) -> bool:
     Cancellation: running streams end as cancelled, and open connections are reset.
     """
     with settings.errors_name_origins():
-        _refuse_open_server(settings)
-    is_complete = False
+        refuse_open_server(settings)
+    code = 1
+    async with open_service(settings) as service, trio.open_nursery() as watching:
+        process = _Process(watching.cancel_scope)
+        await watching.start(watch_signals, process)
+        async with trio.open_nursery() as serving:
+            logger.info("%s", await serving.start(service.serve, process.stopping))
+        code = 0
+        watching.cancel_scope.cancel()
+    return code
+
+
+@final
+class _Process:
+    """This process (`Stoppable`)."""
+
+    def __init__(self, everything: trio.CancelScope) -> None:
+        self.stopping = trio.Event()
+        self._everything = everything
+
+    def drain(self) -> None:
+        self.stopping.set()
+
+    def stop(self) -> None:
+        self._everything.cancel()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Service:
+    """An open pipeline, ready to be served.
+
+    Attributes:
+        settings: The settings of the service.
+        pipeline: The pipeline.
+    """
+
+    settings: ServiceSettings
+    pipeline: Pipeline
+
+    async def serve(
+        self,
+        stopping: trio.Event,
+        accepting: trio.CancelScope | None = None,
+        *,
+        bind: Sequence[str] | None = None,
+        workers: Workers | None = None,
+        task_status: trio.TaskStatus[str],
+    ) -> None:
+        """Serve until told to stop, then drain.
+
+        Args:
+            stopping: Set when the service has to stop.
+            accepting: See `crucible_trio.server.serve`.
+            bind: Where to listen instead of at the addresses in the settings.
+            workers: The processes that serve together with this one.
+            task_status: Receives the message of the start when clients can connect.
+
+        Raises:
+            ConfigError: A setting of an API is wrong, or an address cannot be bound.
+        """
+        with self.settings.errors_name_origins():
+            app = create_app(self.pipeline, self.settings.apis, workers)
+        config = Config.from_settings(self.settings.server, self.settings.pipeline)
+        config.bind = list(bind or config.bind)
+        server = partial(serve_app, app, config, drain=self.pipeline.drain, shutdown=stopping.wait, accepting=accepting)
+        async with trio.open_nursery() as nursery:
+            with self.settings.errors_name_origins(), port_hint():
+                urls: list[str] = await nursery.start(server)
+            task_status.started(start_message(urls, self.pipeline.engine.info, self.settings.apis))
+
+
+@asynccontextmanager
+async def open_service(settings: ServiceSettings) -> AsyncIterator[Service]:
+    """Open the engine and the pipeline.
+
+    Raises:
+        ConfigError: The settings do not work on this machine.
+    """
     async with AsyncExitStack() as stack:
         with fetch_progress() as progress, settings.errors_name_origins():
             engine = await stack.enter_async_context(open_engine(settings.engine, progress=progress))
-        pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
         with settings.errors_name_origins():
-            app = create_app(pipeline, settings.apis)
-        stopping = trio.Event()
-        server = partial(
-            serve_app,
-            app,
-            Config.from_settings(settings.server, settings.pipeline),
-            drain=pipeline.drain,
-            shutdown=stopping.wait,
-        )
-        async with trio.open_nursery() as watching:
-            await watching.start(_watch_signals, stopping, watching.cancel_scope)
-            async with trio.open_nursery() as serving:
-                with settings.errors_name_origins(), _port_hint():
-                    urls: list[str] = await serving.start(server)
-                logger.info("%s", start_message(urls, engine.info, settings.apis))
-            is_complete = True
-            watching.cancel_scope.cancel()
-    return is_complete
-
-
-@contextmanager
-def _port_hint() -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno == EADDRINUSE and " unix:" not in str(error):
-            message = f"{error}, choose another port with --bind 127.0.0.1:8001 or make serve PORT=8001"
-            raise ConfigError(message, *error.settings) from error
-        raise
-
-
-async def _watch_signals(
-    stopping: trio.Event, everything: trio.CancelScope, *, task_status: trio.TaskStatus[None]
-) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for number in signals:
-            if stopping.is_set():
-                logger.info("%s again: stopping immediately", signal.Signals(number).name)
-                everything.cancel()
-            else:
-                logger.info(
-                    "%s: waiting for running streams, a second signal stops immediately", signal.Signals(number).name
-                )
-                stopping.set()
-
-
-def _refuse_open_server(settings: ServiceSettings) -> None:
-    if settings.apis.keys:
-        return
-    for address in settings.server.bind:
-        if not address.startswith("unix:") and not is_loopback(host_name(address)) and not settings.server.allow_open:
-            message = (
-                f"other machines can connect to {address}, but no keys are configured: "
-                "set CRUCIBLE_KEYS=owner:key, or use --allow-open"
-            )
-            raise ConfigError(message, "bind")
+            pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
+        yield Service(settings, pipeline)
 
 
 def start_message(urls: Sequence[str], info: EngineInfo, settings: ApiSettings) -> str:

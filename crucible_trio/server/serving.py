@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import resource
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
-from copy import copy
-from functools import partial
 from typing import Final
 
 import trio
-from hypercorn.config import SocketTypeError
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.typing import AppWrapper, ASGIFramework, LifespanState
 from hypercorn.utils import repr_socket_addr, wrap_app
@@ -19,11 +15,8 @@ from hypercorn.utils import repr_socket_addr, wrap_app
 from crucible_trio.errors import ConfigError
 from crucible_trio.server.config import Config
 from crucible_trio.server.connection import HttpConnection, ServerState
+from crucible_trio.server.listening import open_sockets
 
-# The kernel drops a client that acknowledges nothing this long after the write deadline would have. A much shorter time
-# cuts clients that do read: 2 s cut one that read 20 KB/s.
-_USER_TIMEOUT_MARGIN_SECONDS: Final = 5.0
-_LARGEST_USER_TIMEOUT: Final = 2**31 - 1  # milliseconds, in an int of the kernel
 _LIFESPAN_SECONDS: Final = 10.0
 
 
@@ -33,6 +26,7 @@ async def serve(
     *,
     drain: Callable[[], Awaitable[None]] | None = None,
     shutdown: Callable[[], Awaitable[None]] | None = None,
+    accepting: trio.CancelScope | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve an ASGI application over HTTP/1.1.
@@ -43,6 +37,7 @@ async def serve(
         drain: Awaited first at shutdown, while the listeners are still open. Usually `pipeline.drain`.
         shutdown: Awaited while the server runs. When it returns, the server shuts down. With None only cancellation
             stops the server.
+        accepting: Cancelling it closes the listeners, before a shutdown would. The open connections are served on.
         task_status: Receives the URLs of the listeners when they are open.
 
     Raises:
@@ -58,7 +53,7 @@ async def serve(
     wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
     state: LifespanState = {}
     with ExitStack() as stack:
-        listeners = _listen(config, stack)
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in open_sockets(config, stack)]
         async with _lifespan(wrapped, config, state), trio.open_nursery() as timing:
             server = ServerState(wrapped, config, state)
             timing.start_soon(server.timers.run)
@@ -73,8 +68,12 @@ async def serve(
                         return
                     await connection.run()
 
-                async with trio.open_nursery() as accepting:
-                    accepting.start_soon(partial(trio.serve_listeners, handle, listeners, handler_nursery=connections))
+                async def accept() -> None:
+                    with accepting or trio.CancelScope():
+                        await trio.serve_listeners(handle, listeners, handler_nursery=connections)
+
+                async with trio.open_nursery() as listening:
+                    listening.start_soon(accept)
                     task_status.started([_url(listener) for listener in listeners])
                     if shutdown is None:
                         await trio.sleep_forever()
@@ -82,7 +81,7 @@ async def serve(
                         await shutdown()
                     if drain is not None:
                         await drain()
-                    accepting.cancel_scope.cancel()
+                    listening.cancel_scope.cancel()
                 await server.context.terminated.set()  # a busy connection closes after its response
                 for connection in tuple(server.idle):
                     connection.close()
@@ -97,52 +96,24 @@ async def _lifespan(app: AppWrapper, config: Config, state: LifespanState) -> As
     # Shielded: cancelling `serve` must not end the application before its connections.
     scope = trio.CancelScope(shield=True)
 
-    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+    async def run() -> None:
         with scope:
-            await lifespan.handle_lifespan(task_status=task_status)
+            await lifespan.handle_lifespan()
 
+    await trio.lowlevel.checkpoint()  # cancelled already: nothing has begun
     async with trio.open_nursery() as nursery:
-        await nursery.start(run)
+        # Not `start`, which would wait for the shielded task if it is cancelled.
+        nursery.start_soon(run)
         try:
             await lifespan.wait_for_startup()
             yield
         finally:
-            with trio.move_on_after(_LIFESPAN_SECONDS, shield=True):
-                # The lifespan may have ended already. If it failed, the nursery raises the error.
-                with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-                    await lifespan.wait_for_shutdown()
+            if lifespan.startup.is_set():  # otherwise it is cancelled in the middle of its start
+                with trio.move_on_after(_LIFESPAN_SECONDS, shield=True):
+                    # The lifespan may have ended already. If it failed, the nursery raises the error.
+                    with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+                        await lifespan.wait_for_shutdown()
             scope.cancel()
-
-
-def _listen(config: Config, stack: ExitStack) -> list[trio.SocketListener]:
-    sockets = [(address, stack.enter_context(sock)) for address in config.bind for sock in _bind(config, address)]
-    if not sockets:
-        message = "there is no address to listen on"
-        raise ConfigError(message, "bind")
-    user_timeout = (config.write_timeout + _USER_TIMEOUT_MARGIN_SECONDS) * 1000
-    for address, sock in sockets:
-        if sock.family in {socket.AF_INET, socket.AF_INET6}:
-            # Accepted sockets inherit it.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(min(user_timeout, _LARGEST_USER_TIMEOUT)))
-        try:
-            sock.listen(config.backlog)
-        except OSError as error:  # such as an address that is named twice
-            raise _cannot_listen(address, error.strerror) from error
-    return [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for _, sock in sockets]
-
-
-def _bind(config: Config, address: str) -> list[socket.socket]:
-    one = copy(config)  # hypercorn binds all addresses in one call, and its errors do not say which of them failed
-    one.bind = [address]
-    try:
-        return one.create_sockets().insecure_sockets
-    except (OSError, OverflowError, ValueError, SocketTypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "this is not an address"
-        raise _cannot_listen(address, reason) from error
-
-
-def _cannot_listen(address: str, reason: str | None) -> ConfigError:
-    return ConfigError(f"cannot listen on {address}: {reason}", "bind")
 
 
 def _url(listener: trio.SocketListener) -> str:

@@ -65,6 +65,15 @@ class ServiceSettings:
     server: ServerSettings
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
+    def __post_init__(self) -> None:
+        """Check what concerns several groups."""
+        if self.server.workers > 1 and self.pipeline.log_url is None:
+            message = (
+                f"workers must be 1 without log_url, not {self.server.workers}: each process would keep its streams in "
+                "its own memory, and a reader that reaches another process would not find its stream"
+            )
+            raise ConfigError(message, "workers")
+
     @contextmanager
     def errors_name_origins(self) -> Iterator[None]:
         """Add to a `ConfigError` of the body where its setting came from."""

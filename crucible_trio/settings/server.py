@@ -26,6 +26,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     # The server.
     bind: tuple[str, ...] = ("127.0.0.1:8000",)
     """Addresses to listen on, as `host:port`. Port 0 means any free port."""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    """Processes that serve these addresses together. More than one needs `log_url`."""
     allow_open: bool = False
     """Let other machines connect although no keys are configured."""
     max_connections: Count = 10_000

@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 
 from crucible_trio.apis.anthropic.routes import MessagesApi
 from crucible_trio.apis.kit.access import Access
-from crucible_trio.apis.kit.context import ApiContext
+from crucible_trio.apis.kit.context import ApiContext, Workers
 from crucible_trio.apis.kit.registration import Api, ApiRegistry
 from crucible_trio.apis.kit.replies import http_error_response
 from crucible_trio.apis.kit.uploads import Uploads, drop_body
@@ -56,13 +56,16 @@ _OPTIONAL: Final[Mapping[ApiName, tuple[type[Api], ...]]] = {
 }
 
 
-def create_app(pipeline: Pipeline | None = None, settings: ApiSettings | None = None) -> QuartTrio:
+def create_app(
+    pipeline: Pipeline | None = None, settings: ApiSettings | None = None, workers: Workers | None = None
+) -> QuartTrio:
     """Make the whole application.
 
     Args:
         pipeline: An open pipeline. The application neither starts nor ends it. None: all settings come from the
             environment (`CRUCIBLE_...`), and the application runs its pipeline while it is served.
         settings: The settings of the APIs. The default settings if `pipeline` is given without them.
+        workers: The processes that serve together with this one, for `/metrics`.
 
     Raises:
         ConfigError: The environment is wrong.
@@ -71,7 +74,7 @@ def create_app(pipeline: Pipeline | None = None, settings: ApiSettings | None = 
     app.url_map.merge_slashes = False  # `/v1//streams` is an unknown path, and must not redirect
     if pipeline is not None:
         settings = settings or ApiSettings()
-        app.register_blueprint(blueprint(pipeline, settings))
+        app.register_blueprint(blueprint(pipeline, settings, workers))
     else:
         service = load_settings(os.environ)
         settings = settings or service.apis
@@ -109,7 +112,7 @@ def _run_own_pipeline(app: QuartTrio, service: ServiceSettings, settings: ApiSet
         over.set()
 
 
-def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None) -> Blueprint:
+def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None, workers: Workers | None = None) -> Blueprint:
     """Make a blueprint of all APIs, for any quart-trio application.
 
     It replaces the application's connection class if that is quart-trio's own (see `web/connection.py`). For paths that
@@ -118,6 +121,7 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None) -> Bluepr
     Args:
         pipeline: An open pipeline. The blueprint neither starts nor ends it.
         settings: The settings of the APIs.
+        workers: The processes that serve together with this one, for `/metrics`.
 
     Raises:
         ConfigError: `openai_models` names a model that the engine does not have.
@@ -127,7 +131,7 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None) -> Bluepr
     uploads = Uploads(settings.total_request_bytes, pipeline.metrics)
     root = Blueprint("crucible", __name__)
     apis = _apis_of(settings)
-    apis.add_to(root, ApiContext(pipeline, settings, access, uploads))
+    apis.add_to(root, ApiContext(pipeline, settings, access, uploads, workers))
 
     @root.record_once
     def correct_connection(state: BlueprintSetupState) -> None:

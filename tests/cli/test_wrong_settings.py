@@ -38,9 +38,11 @@ OPTIONS = {  # options that are settings, with wrong values
         "http://[::1/v1",
     ],
     "replay-speed": ["", "fast", "0", "-1", "nan"],
+    "log": [""],
+    "workers": ["", "0", "-1", "many", "2"],
     "config": ["", "/", "/no/such/file.toml", __file__],
 }
-SETTING = {"base-url": "upstream_base_url", "replay-speed": "replay_speed"}
+SETTING = {"base-url": "upstream_base_url", "replay-speed": "replay_speed", "log": "log_url"}
 NUMBERS = ["buffer_tokens", "max_streams", "drain_seconds", "heartbeat_seconds", "local_slots", "write_timeout_seconds"]
 
 

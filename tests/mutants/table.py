@@ -471,4 +471,18 @@ MUTANTS = [
         new="",
         tests="tests/anthropic/test_messages_requests.py",
     ),
+    Mutant(
+        mechanism="the counters of a worker that has ended stay in the sum",
+        file="server/supervisor.py",
+        old="        self.ended = add(self.ended, lasting(self.families))\n",
+        new="",
+        tests="tests/server/test_supervisor.py",
+    ),
+    Mutant(
+        mechanism="a worker ends when its supervisor has ended",
+        file="cli/worker.py",
+        old="        self.accepting.cancel()  # the next supervisor may want the address\n        self._drain()\n",
+        new="",
+        tests="tests/server/test_workers.py",
+    ),
 ]

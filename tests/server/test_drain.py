@@ -122,3 +122,36 @@ async def test_an_application_that_cannot_start_is_not_served() -> None:
     config.bind = ["127.0.0.1:0"]
     with trio.fail_after(10), pytest.RaisesGroup(pytest.RaisesExc(Exception, match="no model"), flatten_subgroups=True):
         await serve(app, config)
+
+
+@pytest.mark.parametrize("passes", range(6))
+async def test_serve_can_be_cancelled_while_it_starts(passes: int) -> None:
+    from quart_trio import QuartTrio
+
+    from crucible_trio.server import Config, serve
+
+    app = QuartTrio(__name__)
+    order: list[str] = []
+
+    @app.before_serving
+    async def start() -> None:
+        order.append("start")
+        await trio.sleep_forever() if passes % 2 else await trio.lowlevel.checkpoint()
+        order.append("started")
+
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+
+    async def run() -> None:
+        with scope:
+            await serve(app, config)
+
+    scope = trio.CancelScope()
+    with trio.move_on_after(30) as limit:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            for _ in range(passes):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            scope.cancel()
+    assert not limit.cancelled_caught
+    assert "started" not in order or passes % 2 == 0

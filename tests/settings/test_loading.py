@@ -119,6 +119,24 @@ def test_a_file_that_cannot_be_read_is_named(content: bytes | None, tmp_path: Pa
         load({}, config_file=path)
 
 
+def test_several_workers_need_a_shared_log() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load({"CRUCIBLE_WORKERS": "2"})
+    assert str(refusal.value) == (
+        "workers must be 1 without log_url, not 2: each process would keep its streams in its own memory, and a reader "
+        "that reaches another process would not find its stream (variable CRUCIBLE_WORKERS)"
+    )
+    assert load({"CRUCIBLE_WORKERS": "1"}).workers == 1
+    assert load({"CRUCIBLE_WORKERS": "2"}, log_url="redis://127.0.0.1").workers == 2
+
+
+def test_a_wrong_log_url_is_not_quoted() -> None:
+    for wrong in (["redis://:s3cret@host"], ""):
+        with pytest.raises(ConfigError, match="log_url must be text that is not empty") as refusal:
+            load({}, log_url=wrong)
+        assert "s3cret" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -256,6 +274,7 @@ def test_the_groups_share_no_name() -> None:
         ("max_streams = 0", "max_streams must be a whole number of 1 or more, not 0 (file {})"),
         ("replay_speed = -1", "replay_speed must be a number greater than 0, not -1 (file {})"),
         ("local_slots = 1025", "local_slots must be a whole number from 1 to 1024, not 1025 (file {})"),
+        ("workers = 0", "workers must be a whole number from 1 to 1024, not 0 (file {})"),
         ("allow_open = 'perhaps'", "allow_open must be true or false, not 'perhaps' (file {})"),
         ("engine = 'magic'", "engine must be one of local, upstream, replay, not 'magic' (file {})"),
         ("engin = 'local'", "unknown setting engin (file {}), did you mean engine?"),

@@ -86,6 +86,18 @@ async def test_the_command_fails_a_bad_server_and_tells_how_to_repeat_the_failur
     assert "1 cut, 1 failed" in said
 
 
+async def test_the_command_takes_several_addresses_of_one_service(open_small_server: Any, wire_file: Path) -> None:
+    async with open_small_server() as one, open_small_server() as other:
+        other.runs = one.runs
+        words = ("check", one.url, other.url, "--wire", str(wire_file), "--log-cuts", "30", "--live-cuts", "6")
+        code, said = await crucible(*words, cwd=wire_file.parent)
+    assert code == 0, said
+    assert f"checked {one.url}, {other.url} (seed 0)" in said
+    [[first, second]] = re.findall(r"^connections: ([\d,]+) to \S+, ([\d,]+) to \S+$", said, re.MULTILINE)
+    assert int(first) >= 100
+    assert int(second) >= 100
+
+
 async def test_the_command_reports_a_server_that_it_cannot_check(open_small_server: Any, wire_file: Path) -> None:
     async with open_small_server() as server:
         code, said = await crucible("check", server.url, cwd=wire_file.parent)  # with the default wire

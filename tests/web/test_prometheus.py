@@ -1,15 +1,17 @@
 """The numbers of a pipeline as Prometheus reads them."""
 
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
-from crucible_trio.apis.operations.prometheus import render
+from crucible_trio.apis.operations.prometheus import PipelineCollector, families, render, render_families
 from crucible_trio.engine import EngineInfo, Finish
 from crucible_trio.engines.router import RouterEngine
 from crucible_trio.output import Output
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.request import Request
 from crucible_trio.testing import ScriptedEngine
+from crucible_trio.totals import add
 
 
 class ThreadedEngine:
@@ -85,3 +87,34 @@ async def test_an_engine_without_a_model_has_its_numbers_too(autojump_clock: Moc
     engine.info = EngineInfo(name="late", models=())
     async with open_pipeline(engine) as pipeline:
         assert samples(pipeline)["pieces_total", "late", "deep"] == 0
+
+
+async def test_plain_values_render_as_the_collector_itself(autojump_clock: MockClock) -> None:
+    engine = ScriptedEngine("a", "b")
+    engine.info = EngineInfo(name='b\n"c\\', models=("m",), is_up=True)
+    async with open_pipeline(engine) as pipeline:
+        stream = await pipeline.start(Request("q"))
+        async with stream.attach() as reader:
+            assert [record async for record in reader]
+        pipeline.metrics.refused["not_found"] += 2
+        registry = CollectorRegistry()
+        registry.register(PipelineCollector(pipeline))
+        assert render(pipeline) == generate_latest(registry)
+
+
+async def test_the_metrics_of_two_processes_add_up(autojump_clock: MockClock) -> None:
+    engine = ScriptedEngine("a", "b")
+    engine.info = EngineInfo(name="e", models=("m",), is_up=True)
+    async with open_pipeline(engine) as pipeline:
+        stream = await pipeline.start(Request("q"))
+        async with stream.attach() as reader:
+            assert [record async for record in reader]
+        up = families(pipeline)
+        engine.info = EngineInfo(name="e", models=("m",), is_up=False)
+        text = render_families(add(up, families(pipeline))).decode()
+    lines = text.splitlines()
+    assert 'crucible_pieces_total{engine="e",mode="standard"} 4.0' in lines
+    assert 'crucible_first_token_seconds_bucket{engine="e",le="+Inf"} 2.0' in lines
+    assert 'crucible_upstream_up{engine="e"} 0.0' in lines
+    assert "# TYPE crucible_upstream_up gauge" in lines
+    assert "crucible_streams_kept 2.0" in lines

@@ -8,7 +8,6 @@ import ipaddress
 import re
 import secrets
 from typing import Final, final
-from urllib.parse import urlsplit
 
 from itsdangerous import Signer
 from quart import Request, Response
@@ -16,6 +15,7 @@ from quart import Request, Response
 from crucible_trio.apis.kit.errors import ForbiddenError, UnauthorizedError
 from crucible_trio.apis.kit.replies import no_content
 from crucible_trio.settings.apis import ApiSettings
+from crucible_trio.settings.hosts import host_name, is_loopback
 from crucible_trio.store.memory import ANONYMOUS
 
 _CORS_HEADERS: Final = {"Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Max-Age": "600"}
@@ -138,30 +138,12 @@ class Access:
         return name in self._server_names or is_loopback(name) or _is_address(name)
 
 
-def is_loopback(name: str) -> bool:
-    """Whether a host name or address always means this machine."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
         return False
     return True
-
-
-def host_name(host: str) -> str:
-    """The name in `name:port`, in lower case and without the brackets of an IPv6 address. Empty if it is invalid."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
 
 
 def _is_same_host(origin: str, host: str) -> bool:

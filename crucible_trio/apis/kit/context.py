@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 from crucible_trio.apis.kit.access import Access
 from crucible_trio.apis.kit.models import ModelsForm
 from crucible_trio.apis.kit.uploads import Uploads
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.settings.apis import ApiSettings
+from crucible_trio.totals import Family
+
+
+class Workers(Protocol):
+    """The processes that serve together with this one."""
+
+    async def collect(self, own: list[Family]) -> list[Family]:
+        """Add the metrics of all processes to those of this process.
+
+        Raises:
+            OverloadedError: They do not answer.
+        """
 
 
 @final
@@ -22,6 +34,7 @@ class ApiContext:
         settings: The settings of the APIs.
         access: The access rules.
         uploads: The bodies of requests that are being received.
+        workers: The processes that serve together with this one. None if it serves alone.
         models_forms: The forms of the model list besides the usual one.
     """
 
@@ -29,4 +42,5 @@ class ApiContext:
     settings: ApiSettings
     access: Access
     uploads: Uploads
+    workers: Workers | None = None
     models_forms: tuple[ModelsForm, ...] = ()

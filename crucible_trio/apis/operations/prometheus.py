@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -13,6 +13,10 @@ from prometheus_client.registry import Collector
 from crucible_trio.engine import CountsAbandonedThreads, CountsSkippedFields, engines_behind
 from crucible_trio.metrics import Histogram
 from crucible_trio.pipeline import Pipeline
+from crucible_trio.totals import Family, Kind
+
+# One process that finds its upstream down is enough to look at it, so these are not added up.
+_STATES: Final = frozenset({"crucible_upstream_up"})
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -110,11 +114,45 @@ class PipelineCollector(Collector):
         yield _gauge("log_bytes", "Bytes of all logs and of the facts kept with them", pipeline.store.log_bytes)
 
 
+def families(pipeline: Pipeline) -> list[Family]:
+    """A pipeline's metrics as plain values, for another process."""
+    return [
+        Family(
+            name=metric.name,
+            text=metric.documentation,
+            kind="state" if metric.name in _STATES else cast("Kind", metric.type),
+            samples={
+                (sample.name, *(part for label in sample.labels.items() for part in label)): sample.value
+                for sample in metric.samples
+            },
+        )
+        for metric in PipelineCollector(pipeline).collect()
+    ]
+
+
 def render(pipeline: Pipeline) -> bytes:
-    """The text that `/metrics` answers, of type `CONTENT_TYPE`."""
+    """A pipeline's metrics as the text that `/metrics` answers, of type `CONTENT_TYPE`."""
+    return render_families(families(pipeline))
+
+
+def render_families(metrics: Iterable[Family]) -> bytes:
+    """The same for plain values."""
     registry = CollectorRegistry()
-    registry.register(PipelineCollector(pipeline))
+    registry.register(_FamilyCollector(metrics))
     return generate_latest(registry)
+
+
+@final
+class _FamilyCollector(Collector):
+    def __init__(self, metrics: Iterable[Family]) -> None:
+        self._families = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._families:
+            metric = Metric(family.name, family.text, "gauge" if family.kind == "state" else family.kind)
+            for (name, *labels), value in family.samples.items():
+                metric.add_sample(name, dict(zip(labels[::2], labels[1::2], strict=True)), value)
+            yield metric
 
 
 def _by_engine(family: GaugeMetricFamily | CounterMetricFamily, numbers: Mapping[str, int]) -> Metric:

@@ -54,6 +54,9 @@ class OperationsApi:
         return json_response(answer, 200 if status == "ready" else 503)
 
     async def metrics(self) -> Response:
-        """`GET /metrics`: the metrics as Prometheus text. Needs a key if keys are configured."""
+        """`GET /metrics`: the metrics of all workers as Prometheus text. Needs a key if keys are configured."""
         self._access.owner(request)
-        return Response(prometheus.render(self._pipeline), content_type=prometheus.CONTENT_TYPE)
+        families = prometheus.families(self._pipeline)
+        if self._context.workers is not None:
+            families = await self._context.workers.collect(families)
+        return Response(prometheus.render_families(families), content_type=prometheus.CONTENT_TYPE)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import Final
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Final, TypeAlias
 
+from crucible_trio.errors import ConfigError
 from crucible_trio.testing.resume.asgi import AsgiApp, open_asgi
 from crucible_trio.testing.resume.checking import Checking, CheckProgress, Cuts
 from crucible_trio.testing.resume.clients import CLIENTS
 from crucible_trio.testing.resume.live_phase import run_live
 from crucible_trio.testing.resume.log_phase import run_log
-from crucible_trio.testing.resume.network import open_tcp
+from crucible_trio.testing.resume.network import Network, open_tcp
 from crucible_trio.testing.resume.report import Phase, Report
 from crucible_trio.testing.resume.stage import Stage
 from crucible_trio.testing.resume.wire import WireFormat
@@ -22,8 +24,11 @@ CONCURRENT_CUTS: Final = 8
 TIMEOUT_SECONDS: Final = 60.0  # the server may first load a model, and wait for a slot
 
 
+Target: TypeAlias = str | AsgiApp
+
+
 async def check(
-    target: str | AsgiApp,
+    target: Target | Sequence[Target],
     wire: WireFormat | None = None,
     *,
     clients: Iterable[str] = tuple(CLIENTS),
@@ -41,7 +46,8 @@ async def check(
     """Cut a server's streams, reconnect as real clients do, and look for events that are lost or repeated.
 
     Args:
-        target: A URL, or an ASGI application that runs on trio. The application's lifespan is run.
+        target: A URL, or an ASGI application that runs on trio. The application's lifespan is run. Several of them are
+            one service: each connection of a client goes to the next one.
         wire: How the server's streams are started and read. None means this package's own server.
         clients: Names from `CLIENTS`.
         phases: `log`, `live` or both.
@@ -60,7 +66,7 @@ async def check(
         an exception.
 
     Raises:
-        ConfigError: The URL cannot be used, or the application does not start.
+        ConfigError: A URL cannot be used, the URLs have different paths, or an application does not start.
         ValueError: A client's name is unknown.
 
     Cancellation: resets open connections. The streams that the kit started continue on the server.
@@ -69,10 +75,16 @@ async def check(
     if unknown := [name for name in chosen if name not in CLIENTS]:
         message = f"unknown client {unknown[0]!r}, use one of {', '.join(CLIENTS)}"
         raise ValueError(message)
-    async with open_tcp(target) if isinstance(target, str) else open_asgi(target) as network:
-        again = f"crucible check {shlex.quote(target)}" if isinstance(target, str) else ""
-        report = Report(network.name, seed, again)
-        checking = Checking(network, wire or WireFormat(), stage, timeout, report, at_once, on_progress)
+    targets: list[Target] = list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    async with AsyncExitStack() as stack:
+        networks = [await stack.enter_async_context(_open(each)) for each in targets]
+        if len({network.base for network in networks}) > 1:
+            message = "the URLs of one service must have the same path"
+            raise ConfigError(message)
+        urls = [each for each in targets if isinstance(each, str)]
+        again = shlex.join(["crucible", "check", *urls]) if len(urls) == len(targets) else ""
+        report = Report(", ".join(network.name for network in networks), seed, again)
+        checking = Checking(tuple(networks), wire or WireFormat(), stage, timeout, report, at_once, on_progress)
         if await checking.begin():
             turns = len(chosen) if take_turns else 1
             picked = LIVE_CUTS if live_cuts is None and stage is None else live_cuts
@@ -84,3 +96,7 @@ async def check(
                 for number, kind in kinds:
                     await run_live(checking, kind, Cuts(cuts, picked, number % turns, turns))
         return checking.report
+
+
+def _open(target: Target) -> AbstractAsyncContextManager[Network]:
+    return open_tcp(target) if isinstance(target, str) else open_asgi(target)

@@ -67,12 +67,14 @@ class CutOutcome:
         skipped: Why the cut was not judged. Empty if it was.
         is_in_gap: Whether the cut was in the client's own gap, see `ClientState`.
         by_ids_only: Whether only ids were checked, for lack of an uncut reader.
+        servers: The servers that the client's connections reached, in order.
     """
 
     finding: Finding | None = None
     skipped: str = ""
     is_in_gap: bool = False
     by_ids_only: bool = False
+    servers: tuple[str, ...] = ()
 
 
 @final
@@ -93,7 +95,7 @@ class Checking:
 
     def __init__(
         self,
-        network: Network,
+        networks: tuple[Network, ...],
         wire: WireFormat,
         stage: Stage | None,
         timeout: float,
@@ -102,7 +104,7 @@ class Checking:
         on_progress: CheckProgress | None,
     ) -> None:
         self.report = report
-        self.server = ServerUnderTest(network=network, wire=wire, timeout=timeout, stage=stage)
+        self.server = ServerUnderTest(networks=networks, wire=wire, timeout=timeout, stage=stage)
         self.wire = wire
         self.stage = stage
         self.start_streams = True
@@ -134,7 +136,7 @@ class Checking:
         elif exchange.is_refused:
             self.start_streams = False
             assert self.events is not None
-            exchange, reading = await self.server.read_whole(self.events, staged=key)
+            exchange, reading = await self.server.read_whole(self.events, turn=1, staged=key)
         if self.report.problem is not None:
             return False
         self.whole, self.expected = exchange, reading
@@ -158,7 +160,7 @@ class Checking:
     def new_stream(self) -> tuple[str, HttpRequest]:
         """Return a key and the start of a new stream with this key."""
         key = f"check-{secrets.token_hex(8)}"
-        return key, self.wire.start(self.server.network.base, key)
+        return key, self.wire.start(self.server.networks[0].base, key)
 
     def new_address(self, start: HttpRequest) -> StreamAddress:
         """Return the address of a new stream, of which the client knows only the start."""
@@ -168,7 +170,12 @@ class Checking:
         """Judge a client's run. Without `expected`, by ids only."""
         if run.skipped:
             return CutOutcome(skipped=run.skipped)
-        return CutOutcome(judge(run, expected, self.wire), is_in_gap=run.gap_cuts > 0, by_ids_only=expected is None)
+        return CutOutcome(
+            judge(run, expected, self.wire),
+            is_in_gap=run.gap_cuts > 0,
+            by_ids_only=expected is None,
+            servers=tuple(exchange.server for exchange in run.exchanges),
+        )
 
     async def run_row(
         self,
@@ -210,15 +217,24 @@ class Checking:
             row.checked += 1
             row.in_gap += outcome.is_in_gap
             row.by_ids_only += outcome.by_ids_only
+            row.connections.update(outcome.servers)
         if outcome.finding is not None:
             row.failed += 1
-            self.fail(row.phase, row.client, cut_at, outcome.finding)
+            self.fail(row.phase, row.client, cut_at, outcome.finding, outcome.servers)
         if self._on_progress is not None:
             self._on_progress(row, row.checked + row.skipped.total())
 
-    def fail(self, phase: Phase | Literal["uncut"], client: str, cut_at: int | None, finding: Finding) -> None:
+    def fail(
+        self,
+        phase: Phase | Literal["uncut"],
+        client: str,
+        cut_at: int | None,
+        finding: Finding,
+        servers: tuple[str, ...] = (),
+    ) -> None:
         """Add a failure to the report."""
-        self.report.failures.append(Failure(phase=phase, client=client, cut_at=cut_at, finding=finding))
+        failure = Failure(phase=phase, client=client, cut_at=cut_at, finding=finding, servers=servers)
+        self.report.failures.append(failure)
 
 
 def _describe(reading: Reading) -> str:

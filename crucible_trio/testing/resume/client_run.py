@@ -85,7 +85,13 @@ class StreamAddress:
             request = self.events or self._start
         if request is self._start and not last_id and not self._wire.is_repeatable:
             return None
-        return request.resuming(last_id)
+        return self._wire.resuming(request, last_id)
+
+
+def turn_of(cut_at: int) -> int:
+    """The number of the first connection of a cut. The same cut always begins at the same server."""
+    # Unrelated to the other choices that the byte makes: FIN or RST, and the time of the second reader.
+    return cut_at // 8
 
 
 async def run_client(
@@ -95,18 +101,20 @@ async def run_client(
     first: HttpRequest,
     cut_at: int,
     *,
+    turn: int = 0,
     staged: str | None = None,
     on_head: Callable[[Exchange], Awaitable[None]] | None = None,
 ) -> ClientRun:
     """Read a stream to its end as one kind of client. The first connection is cut after `cut_at` bytes.
 
-    An odd `cut_at` cuts with RST, an even one with FIN. `staged` and `on_head` are those of `ServerUnderTest.read`, for
-    the first exchange.
+    An odd `cut_at` cuts with RST, an even one with FIN. `turn` selects the network of the first connection, and each
+    further connection goes to the next one. `staged` and `on_head` are those of `ServerUnderTest.read`, for the first
+    exchange.
 
     Cancellation: closes the connection.
     """
     run = ClientRun(kind)
-    client = ClientState(kind)
+    client = ClientState(kind, turn=turn)
     exchange = await server.read(first, client, cut_at=cut_at, reset=cut_at % 2 == 1, staged=staged, on_head=on_head)
     if staged is not None and server.stage is not None:
         server.stage.release(staged)

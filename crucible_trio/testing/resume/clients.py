@@ -58,14 +58,16 @@ class ClientState:
     """The state that one client keeps across its connections.
 
     Attributes:
-        last_id: The `Last-Event-ID` of its next request. Empty for none.
+        last_id: The id of the last event, for its next request. Empty for none.
+        turn: The number of its next connection, if it takes turns among several servers.
         gap_cuts: Number of cuts between an id on the last line of an event and the blank line. fetch-event-source has
             then taken the id without the event, and loses the event. No server can prevent that, so the kit counts the
             event as received.
     """
 
-    def __init__(self, kind: ClientKind) -> None:
+    def __init__(self, kind: ClientKind, *, turn: int = 0) -> None:
         self.last_id = ""
+        self.turn = turn
         self.gap_cuts = 0
         self._kind = kind
         self._decoder = sse.Decoder()
@@ -76,6 +78,7 @@ class ClientState:
         # Browsers keep the last id across connections, even if the new one begins with an event without id.
         self._decoder = sse.Decoder()
         self._block = b""
+        self.turn += 1
 
     def feed(self, chunk: bytes) -> list[sse.ServerSentEvent]:
         """Take the next bytes of the body.

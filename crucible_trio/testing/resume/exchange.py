@@ -31,7 +31,8 @@ class Exchange:
 
     Attributes:
         request: The request.
-        asked: The `Last-Event-ID` of the request. Empty for none.
+        asked: The id after which the request resumes. Empty for none.
+        server: The name of the network that the connection used.
         status: The status code, or None if the status line did not arrive.
         headers: Headers of the response, names in lower case.
         events: The events that the client received.
@@ -42,6 +43,7 @@ class Exchange:
 
     request: HttpRequest
     asked: str = ""
+    server: str = ""
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     events: list[WireEvent] = field(default_factory=list)
@@ -67,13 +69,13 @@ class ServerUnderTest:
     """Sends requests to the server.
 
     Attributes:
-        network: Connects to the server.
+        networks: Connect to the server, each at another address. The connections of a client take turns.
         wire: How its streams are started and read.
         timeout: Seconds without an event after which a response counts as stuck.
         stage: The stage that the server's engine waits at, if any.
     """
 
-    network: Network
+    networks: tuple[Network, ...]
     wire: WireFormat
     timeout: float
     stage: Stage | None = None
@@ -100,17 +102,17 @@ class ServerUnderTest:
 
         Cancellation: closes the connection.
         """
-        asked = dict(request.headers).get("Last-Event-ID", "")
-        exchange = Exchange(request, asked)
+        network = self.networks[client.turn % len(self.networks)]
+        exchange = Exchange(request, request.asked, network.name)
         client.connect()
         try:
-            connection = await self.network.connect()
+            connection = await network.connect()
         except OSError:
             exchange.end = "no server"
             return exchange
         try:
             parser = h11.Connection(h11.CLIENT)
-            await connection.send_all(_encode(parser, request, self.network.host))
+            await connection.send_all(_encode(parser, request, network.host))
             # Measured between events. Heartbeats would make a dead stream look alive.
             deadline = trio.current_time() + self.timeout
             while exchange.size != cut_at:
@@ -144,11 +146,13 @@ class ServerUnderTest:
         self,
         request: HttpRequest,
         *,
+        turn: int = 0,
         staged: str | None = None,
         on_head: Callable[[Exchange], Awaitable[None]] | None = None,
     ) -> tuple[Exchange, Reading]:
         """Read a stream to its end without a cut, as the uncut reader."""
-        exchange = await self.read(request, ClientState(ClientKind(name="uncut")), staged=staged, on_head=on_head)
+        client = ClientState(ClientKind(name="uncut"), turn=turn)
+        exchange = await self.read(request, client, staged=staged, on_head=on_head)
         reading = Reading()
         for event in exchange.events:
             reading.add(event)
@@ -172,7 +176,10 @@ class ServerUnderTest:
                         name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers
                     }
                 case h11.Data() if exchange.is_event_stream:
-                    exchange.events += map(self.wire.read, client.feed(bytes(event.data)))
+                    events = [self.wire.read(each) for each in client.feed(bytes(event.data))]
+                    exchange.events += events
+                    if self.wire.id != "id:":  # the ids in the JSON, which the client's decoder does not see
+                        client.last_id = next((each.id for each in reversed(events) if each.id), client.last_id)
                 case h11.Data() if len(exchange.content) < _MAX_CONTENT_BYTES:
                     exchange.content += bytes(event.data)
                 case h11.EndOfMessage():

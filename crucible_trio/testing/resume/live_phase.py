@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from crucible_trio.testing.resume.checking import Checking, CutOutcome, Cuts
-from crucible_trio.testing.resume.client_run import ClientRun, run_client
+from crucible_trio.testing.resume.client_run import ClientRun, run_client, turn_of
 from crucible_trio.testing.resume.clients import ClientKind
 from crucible_trio.testing.resume.exchange import Exchange
 from crucible_trio.testing.resume.judging import DIFFERENT_TEXT, Finding, judge_whole, show_difference
@@ -49,17 +49,18 @@ async def run_live(checking: Checking, kind: ClientKind, cuts: Cuts) -> None:
 
 async def _cut(checking: Checking, kind: ClientKind, key: str, start: HttpRequest, cut_at: int) -> CutOutcome:
     address = checking.new_address(start)
+    turn = turn_of(cut_at)
     # A quarter of the bytes: even and odd ones (FIN and RST), and spread over three clients that take turns.
     has_second_reader = cut_at // 2 % 4 == 0
     uncut: list[tuple[Exchange, Reading]] = []
 
     async def read_uncut(request: HttpRequest) -> None:
-        uncut.append(await checking.server.read_whole(request))
+        uncut.append(await checking.server.read_whole(request, turn=turn + 1))
 
     async with trio.open_nursery() as nursery:
         started: Exchange | None = None
         if not checking.start_streams or (kind.only_gets and checking.events is not None):
-            started = await nursery.start(_start_stream, checking, start, uncut, has_second_reader)
+            started = await nursery.start(_start_stream, checking, start, turn, uncut, has_second_reader)
             address.learn(started)
         first = address.first(kind, from_log=False)
         if first is None:
@@ -72,7 +73,10 @@ async def _cut(checking: Checking, kind: ClientKind, key: str, start: HttpReques
 
         if has_second_reader and not checking.start_streams:
             nursery.start_soon(read_uncut, first)
-        run = await run_client(checking.server, kind, address, first, cut_at, staged=key, on_head=on_head)
+        first_turn = turn if started is None else turn + 1
+        run = await run_client(
+            checking.server, kind, address, first, cut_at, turn=first_turn, staged=key, on_head=on_head
+        )
     for exchange in run.exchanges:
         if exchange.status in _BUSY and not exchange.asked:
             return CutOutcome(skipped=f"the start got status {exchange.status}")
@@ -87,6 +91,7 @@ async def _cut(checking: Checking, kind: ClientKind, key: str, start: HttpReques
 async def _start_stream(
     checking: Checking,
     start: HttpRequest,
+    turn: int,
     uncut: list[tuple[Exchange, Reading]],
     keep_reading: bool,
     *,
@@ -102,7 +107,7 @@ async def _start_stream(
                     scope.cancel()
                     await trio.lowlevel.checkpoint()
 
-        exchange, reading = await checking.server.read_whole(start, on_head=on_head)
+        exchange, reading = await checking.server.read_whole(start, turn=turn, on_head=on_head)
         if exchange.is_event_stream:
             uncut.append((exchange, reading))
         elif exchange.status is None or not checking.start_streams:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from crucible_trio.testing.resume.checking import Checking, CutOutcome, Cuts
-from crucible_trio.testing.resume.client_run import StreamAddress, run_client
+from crucible_trio.testing.resume.client_run import StreamAddress, run_client, turn_of
 from crucible_trio.testing.resume.clients import ClientKind
 from crucible_trio.testing.resume.judging import DIFFERENT_TEXT, Finding, judge_whole, show_difference
 
@@ -22,7 +22,7 @@ async def run_log(checking: Checking, kind: ClientKind, cuts: Cuts) -> None:
         why = "it sends only GET" if kind.only_gets else "the stream has no URL, and the start has no {key}"
         checking.report.notes.append(f"{kind.name} cannot read a stream from the log of this server: {why}")
         return
-    exchange, reading = await checking.server.read_whole(first)
+    exchange, reading = await checking.server.read_whole(first, turn=1)
     finding = judge_whole(exchange, reading, checking.wire)
     expected = checking.expected
     if finding is None and (reading.ids, reading.texts) != (expected.ids, expected.texts):
@@ -34,7 +34,7 @@ async def run_log(checking: Checking, kind: ClientKind, cuts: Cuts) -> None:
         return
 
     async def cut(cut_at: int) -> CutOutcome:
-        run = await run_client(checking.server, kind, _address(checking, kind), first, cut_at)
+        run = await run_client(checking.server, kind, _address(checking, kind), first, cut_at, turn=turn_of(cut_at))
         if run.exchanges[0].status in _GONE:
             return CutOutcome(skipped="the stream has expired, so use fewer cuts")
         return checking.judge(run, expected)

@@ -28,12 +28,14 @@ class Failure:
         client: The client's name. Empty for the uncut reader.
         cut_at: Number of bytes after which the connection was cut. None for no cut.
         finding: The fault.
+        servers: The servers that the client's connections reached, in order.
     """
 
     phase: Phase | Literal["uncut"]
     client: str
     cut_at: int | None
     finding: Finding
+    servers: tuple[str, ...] = ()
 
 
 @final
@@ -52,6 +54,7 @@ class Row:
         in_gap: Number of cuts in the client's own gap: the real client loses an event there and the kit's does not.
         by_ids_only: Number of cuts without an uncut reader to compare with, so that only the ids were checked.
         stopped: Whether the rest was skipped after too many failures.
+        connections: Number of connections of the judged cuts, by server.
     """
 
     phase: Phase
@@ -64,6 +67,7 @@ class Row:
     in_gap: int = 0
     by_ids_only: int = 0
     stopped: bool = False
+    connections: Counter[str] = field(default_factory=Counter)
 
 
 @final
@@ -72,7 +76,7 @@ class Report:
     """The result of a check. `str(report)` is readable text.
 
     Attributes:
-        target: The server's URL, or the application's name.
+        target: The server's URL or URLs, or the application's name.
         seed: The seed that selected the bytes, if not every byte was cut.
         again: The command that repeats the check. Empty for an application in this process.
         problem: Why the server could not be checked, or None.
@@ -113,6 +117,10 @@ class Report:
         if self.stream:
             lines.append(f"the stream: {self.stream}")
         lines += [_row_line(row) for row in self.rows]
+        connections = sum((row.connections for row in self.rows), Counter[str]())
+        if len(connections) > 1:
+            counts = ", ".join(f"{count:,} to {server}" for server, count in sorted(connections.items()))
+            lines.append(f"connections: {counts}")
         lines += [f"note: {note}" for note in self.notes]
         shown: Counter[str] = Counter()
         for failure in self.failures:
@@ -137,6 +145,8 @@ class Report:
         finding = failure.finding
         lines = [f"FAIL {finding.name}: {ascii_controls(finding.message)}"]
         lines += [f"     {line}" for line in finding.difference.splitlines()]
+        if len(set(failure.servers)) > 1:
+            lines.append(f"     connections: {', '.join(failure.servers)}")
         if failure.cut_at is None:
             lines.append("     in: the uncut reader" + (f", {_PHASES[failure.phase]}" * (failure.phase != "uncut")))
         elif self.again:

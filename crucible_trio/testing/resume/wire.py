@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
@@ -29,16 +29,21 @@ _NUMBER = re.compile(r"(\d+)(?:-(\d+))?$")
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """One request. `target` is the path with the query."""
+    """One request.
+
+    Attributes:
+        method: The method.
+        target: The path with the query.
+        headers: The headers.
+        body: The body.
+        asked: The id after which the request resumes. Empty for none.
+    """
 
     method: str
     target: str
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
-
-    def resuming(self, last_event_id: str) -> HttpRequest:
-        """The same request with `Last-Event-ID`, or without it if the id is empty."""
-        return replace(self, headers=(*self.headers, ("Last-Event-ID", last_event_id))) if last_event_id else self
+    asked: str = ""
 
 
 @final
@@ -90,6 +95,9 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         channel: Further paths whose values, with the type, name the channel of a text.
         terminal: The types, or the complete data, that end a stream.
         control: The types after which a body may end cleanly although the stream has not ended.
+        id: Where an event's id is: `id:` for the SSE field, or a path in its JSON.
+        resume: The query parameter that holds the id of the last event in a request that resumes. Empty for the header
+            `Last-Event-ID`.
         ids: `consecutive`: the number at the end of the id counts without holes, and an event without id is out of
             band. `rising`: the number rises. `opaque`: an id is any text. In all cases no id may be repeated, and no id
             that the uncut reader received may be missing.
@@ -108,6 +116,8 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     channel: tuple[str, ...] = ("segment", "index")
     terminal: tuple[str, ...] = ("stream.completed", "stream.incomplete", "stream.failed", "stream.cancelled")
     control: tuple[str, ...] = ("server.draining", "server.busy")
+    id: str = "id:"
+    resume: str = ""
     ids: Literal["consecutive", "rising", "opaque"] = "consecutive"
 
     @property
@@ -164,6 +174,15 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         return HttpRequest(method="GET", target=target, headers=tuple(self.events_headers.items()))
 
+    def resuming(self, request: HttpRequest, last_id: str) -> HttpRequest:
+        """The request that resumes after the event with this id, or the same request if the id is empty."""
+        if not last_id:
+            return request
+        if not self.resume:
+            return replace(request, headers=(*request.headers, ("Last-Event-ID", last_id)), asked=last_id)
+        query = "&" if "?" in request.target else "?"
+        return replace(request, target=f"{request.target}{query}{self.resume}={quote(last_id)}", asked=last_id)
+
     def read(self, event: sse.ServerSentEvent) -> WireEvent:
         """Find the type, the text and the channel of an event."""
         data = event.data or ""
@@ -178,14 +197,15 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         else:
             text = "" if is_terminal or is_control else data
         channel = "/".join([kind, *(_as_text(_look_up(value, path)) for path in self.channel)]).rstrip("/")
+        event_id = event.id if self.id == "id:" else _as_text(_look_up(value, self.id)) or None
         return WireEvent(
-            id=event.id,
+            id=event_id,
             kind=kind,
             channel=channel,
             text=text,
             is_terminal=is_terminal,
             is_control=is_control,
-            is_out_of_band=not event.id and self.ids == "consecutive",
+            is_out_of_band=not event_id and self.ids == "consecutive",
         )
 
     def number(self, event_id: str) -> tuple[int, int] | None:
