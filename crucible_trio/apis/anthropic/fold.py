@@ -218,10 +218,11 @@ def whole_message(frames: Iterable[bytes], fold: MessageFold) -> MessageObject:
                     pass
                 case BlockStart(content_block=block):
                     pieces, signature = [], ""
-                case BlockDelta(delta=SignatureDelta(signature=signature)):
-                    pass
                 case BlockDelta(delta=delta):
-                    pieces.append(_text_of(delta))
+                    if isinstance(delta, SignatureDelta):
+                        signature = delta.signature
+                    else:
+                        pieces.append(_text_of(delta))
                 case BlockStop():
                     assert block is not None
                     content.append(_whole_block(block, "".join(pieces), signature))
@@ -236,12 +237,10 @@ def whole_message(frames: Iterable[bytes], fold: MessageFold) -> MessageObject:
     return msgspec.structs.replace(message, content=content)
 
 
-def _text_of(delta: ThinkingDelta | SignatureDelta | TextDelta | InputJsonDelta) -> str:
+def _text_of(delta: ThinkingDelta | TextDelta | InputJsonDelta) -> str:
     match delta:
         case ThinkingDelta(thinking=text) | TextDelta(text=text) | InputJsonDelta(partial_json=text):
             return text
-        case SignatureDelta(signature=signature):
-            return signature
 
 
 def _whole_block(block: Block, text: str, signature: str) -> Block:
