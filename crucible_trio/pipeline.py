@@ -102,6 +102,7 @@ class Pipeline:
         on_disconnect: OnDisconnect = "pause",
         starts_with_reader: bool = False,
         facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
+        label: str | None = None,
     ) -> Stream:
         """Start a stream. Its record 1 is in the log when this returns.
 
@@ -111,6 +112,7 @@ class Pipeline:
             on_disconnect: Counts if the request does not say.
             starts_with_reader: Call the engine when a reader has record 1. Otherwise immediately.
             facts: Facts of the stream that APIs need, by the API's name (`StreamFacts.for_apis`).
+            label: A name by which the newest stream that has it can be found (`find_labelled`).
 
         Raises:
             InvalidRequestError: The model does not support a field, or a number is over the server's maximum.
@@ -128,6 +130,7 @@ class Pipeline:
             on_disconnect=on_disconnect,
             starts_with_reader=starts_with_reader,
             facts=facts,
+            label=label,
         )
         return stream
 
@@ -142,6 +145,7 @@ class Pipeline:
         may_hold: bool = False,
         client_retries: bool = False,
         facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
+        label: str | None = None,
     ) -> tuple[Stream, bool]:
         """Start a stream, or find the one that this idempotency key started.
 
@@ -157,6 +161,7 @@ class Pipeline:
                 upstream, the stream is held: the engine is called immediately.
             client_retries: As `Output.client_retries`.
             facts: As for `start`.
+            label: As for `start`.
 
         Returns:
             The stream, and whether it was there before.
@@ -173,7 +178,7 @@ class Pipeline:
         """
         stream_id = new_stream_id()
         if key is not None:
-            holder = await self.store.claim(owner, key, digest_of(request, facts), stream_id)
+            holder = await self.store.claim(owner, key, digest_of(request, facts, label), stream_id)
             if holder != stream_id:
                 return await self.store.find(holder, owner), True
         try:
@@ -184,6 +189,7 @@ class Pipeline:
                 owner,
                 on_disconnect,
                 facts,
+                label,
                 starts_with_reader=starts_with_reader,
                 may_hold=may_hold,
                 client_retries=client_retries,
@@ -201,6 +207,7 @@ class Pipeline:
         owner: str,
         on_disconnect: OnDisconnect,
         facts: Mapping[str, msgspec.Raw],
+        label: str | None,
         *,
         starts_with_reader: bool,
         may_hold: bool,
@@ -216,6 +223,7 @@ class Pipeline:
             on_disconnect=request.on_disconnect or on_disconnect,
             created_at=time.time(),
             for_apis=facts,
+            label=label,
         )
         self._check_takes_streams()
         # Asked once: while the stream runs, a router's engine may lose the model.
@@ -295,6 +303,50 @@ class Pipeline:
     async def list(self, *, owner: str = ANONYMOUS) -> list[Stream]:
         """The owner's streams, newest first. Checkpoints: only while the store waits. Cancellation: safe."""
         return await self.store.list(owner)
+
+    async def find_labelled(self, label: str, *, owner: str = ANONYMOUS) -> Stream | None:
+        """The newest stream that the owner has started with a label. None if there is none, or it is gone.
+
+        Checkpoints: only while the store waits. Cancellation: safe.
+        """
+        return await self.store.find_labelled(owner, label)
+
+    async def owes_end(self, stream: Stream) -> bool:
+        """Whether a client of a labelled stream has not been sent its end, or it is in doubt (`reader_went`).
+
+        Checkpoints: only while the store waits. Cancellation: safe.
+        """
+        return await self.store.count_readers(stream.id) > 0
+
+    async def reader_came(self, stream: Stream) -> None:
+        """Count a reader of a labelled stream. Checkpoints: only while the store waits. Cancellation: it is counted."""
+        await self._count_reader(stream.id, attached=1, away=-1)
+
+    async def reader_went(self, stream: Stream, *, has_end: bool, doubt_seconds: float) -> None:
+        """A reader that `reader_came` has counted has left. The opposite of `reader_came`.
+
+        Args:
+            stream: The stream.
+            has_end: Whether the reader was sent the end. Otherwise its client may come back.
+            doubt_seconds: How long to count a reader that was sent the end: its connection may have been cut before the
+                end arrived, and no server notices that.
+
+        Checkpoints: only while the store waits. Cancellation: it is counted.
+        """
+        if not has_end:
+            await self._count_reader(stream.id, attached=-1, away=1)
+        elif doubt_seconds and self._nursery is not None and stream.facts.label is not None:
+            self._nursery.start_soon(self._count_later, stream.id, doubt_seconds)
+        else:
+            await self._count_reader(stream.id, attached=-1, away=0)
+
+    async def _count_later(self, stream_id: str, seconds: float) -> None:
+        await trio.sleep(seconds)
+        await self._count_reader(stream_id, attached=-1, away=0)
+
+    async def _count_reader(self, stream_id: str, *, attached: int, away: int) -> None:
+        with trio.move_on_after(self.settings.flush_seconds, shield=True):
+            await self.store.count_readers(stream_id, attached=attached, away=away)
 
     # Ending
 

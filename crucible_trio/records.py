@@ -232,7 +232,7 @@ _event_decoder: msgspec.json.Decoder[AnyRecord | Control] = msgspec.json.Decoder
 _BREAKS_LINES = re.compile(rb"\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 
 
-def encode_json(value: msgspec.Struct) -> bytes:
+def encode_json(value: msgspec.Struct | msgspec.Raw) -> bytes:
     """Encode as one line of JSON that no client's line splitter breaks."""
     encoded = _encoder.encode(value)
     if encoded.isascii():

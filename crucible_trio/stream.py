@@ -28,6 +28,7 @@ class StreamFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         on_disconnect: The policy while no reader is attached.
         created_at: Unix time in seconds.
         for_apis: Further facts, by the name of the API that reads them. They appear on no other API's wire.
+        label: A name that its owner gave to a series of streams, such as a chat. The newest of them can be found by it.
     """
 
     id: str
@@ -36,6 +37,7 @@ class StreamFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     on_disconnect: OnDisconnect
     created_at: float
     for_apis: Mapping[str, msgspec.Raw] = {}
+    label: str | None = None
 
 
 class Producer(Protocol):

@@ -16,7 +16,7 @@ from crucible_trio.settings.values import quote
 Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """OpenAI's `reasoning_effort`."""
 
-ApiName: TypeAlias = Literal["openai", "anthropic", "page"]
+ApiName: TypeAlias = Literal["openai", "anthropic", "ui", "page"]
 
 TraceField: TypeAlias = Literal["reasoning_content", "reasoning", "both"]
 
@@ -27,10 +27,10 @@ _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The limits, defaults and access rules of the HTTP APIs."""
 
-    apis: tuple[ApiName, ...] = ("openai", "anthropic", "page")
+    apis: tuple[ApiName, ...] = ("openai", "anthropic", "ui", "page")
     """The APIs besides the native one: OpenAI's chat completions, responses, completions and embeddings, Anthropic's
-    Messages, and the demo page. Leave out those that this server should not have. In the environment,
-    comma-separated."""
+    Messages, the AI SDK's UI message stream, and the demo page. Leave out those that this server should not have. In
+    the environment, comma-separated."""
 
     # The wire.
     heartbeat_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
@@ -79,6 +79,11 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What happens to a streamed message while its client is away. `pause`: it waits `grace_seconds`, so that the
     client can resume it. `cancel`: it stops immediately, which frees a model that serves one request at a time when a
     user interrupts an agent. `continue`: it goes on."""
+
+    # The UI message stream.
+    ui_replay_seconds: Seconds = 60.0
+    """How long a page that was sent the end of an answer can get the answer again. Its connection may have been cut
+    before the end arrived. 0: it gets 204 immediately."""
 
     def __post_init__(self) -> None:
         """Check the keys, the origins and the names. No message quotes a key."""

@@ -68,7 +68,7 @@ class IdempotencyKeys:
             del self._claims[key]
 
 
-def digest_of(request: Request, for_apis: Mapping[str, msgspec.Raw]) -> bytes:
+def digest_of(request: Request, for_apis: Mapping[str, msgspec.Raw], label: str | None = None) -> bytes:
     """A digest of everything that a repeated start must have in common with the first."""
     # Deterministic: the order of the keys in `extra` or in a schema does not make another request.
-    return hashlib.sha256(msgspec.json.encode((request, for_apis), order="deterministic")).digest()
+    return hashlib.sha256(msgspec.json.encode((request, for_apis, label), order="deterministic")).digest()

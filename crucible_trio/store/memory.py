@@ -14,6 +14,7 @@ from crucible_trio.log.contract import Log
 from crucible_trio.log.memory import ByteAccount, MemoryLog
 from crucible_trio.records import encode_json
 from crucible_trio.store.idempotency import IdempotencyKeys
+from crucible_trio.store.labels import Labels
 from crucible_trio.store.retention import Retention
 from crucible_trio.stream import Stream, StreamFacts
 from crucible_trio.timers import Timer, Timers
@@ -55,6 +56,7 @@ class MemoryStore:
         self._streams: dict[str, Stream] = {}  # those that have started and not ended
         self._order: dict[str, Stream] = {}  # all streams that can be listed, oldest first
         self._keys = IdempotencyKeys()
+        self._labels = Labels()
         self._retention = Retention(settings.retention_seconds)
         self._expiry = Timer(inf, self)
 
@@ -102,6 +104,8 @@ class MemoryStore:
         self._streams[stream.id] = self._order[stream.id] = stream
         if key is not None:
             self._keys.started(stream.owner, key, stream.id)
+        if stream.facts.label is not None:
+            self._labels.started(stream.owner, stream.facts.label, stream.id)
 
     # Finding
 
@@ -113,6 +117,15 @@ class MemoryStore:
         if owner not in {None, stream.owner} or stream_id not in self._order:
             raise StreamNotFoundError
         return stream
+
+    async def find_labelled(self, owner: str, label: str) -> Stream | None:
+        """Find the newest stream with a label. Checkpoints: never."""
+        stream_id = self._labels.find(owner, label)
+        return None if stream_id is None else self._order[stream_id]
+
+    async def count_readers(self, stream_id: str, *, attached: int = 0, away: int = 0) -> int:
+        """Count the readers that have not been sent the end. Checkpoints: never."""
+        return self._labels.count(stream_id, attached, away)
 
     async def list(self, owner: str) -> list[Stream]:
         """The owner's streams, newest first. Checkpoints: never."""
@@ -137,7 +150,7 @@ class MemoryStore:
 
     async def forget(self, stream: Stream) -> None:
         """Let no caller find a stream again. Checkpoints: never."""
-        self._order.pop(stream.id, None)
+        self._unlist(stream)
         if stream.id not in self._streams:
             self._drop(stream, forgotten=True)
 
@@ -174,10 +187,15 @@ class MemoryStore:
             self._drop(stream)
 
     def _drop(self, stream: Stream, *, forgotten: bool = False) -> None:
-        self._order.pop(stream.id, None)
+        self._unlist(stream)
         self._retention.drop(stream, trio.current_time(), forgotten=forgotten)
         self._set_expiry()
         self._free(stream)
+
+    def _unlist(self, stream: Stream) -> None:
+        self._order.pop(stream.id, None)
+        if stream.facts.label is not None:
+            self._labels.drop(stream.owner, stream.facts.label, stream.id)
 
     def _free(self, stream: Stream) -> None:
         facts_bytes = self._facts_bytes.pop(stream.id, None)

@@ -28,6 +28,7 @@ from crucible_trio.apis.openai.passing.routes import PassingApi
 from crucible_trio.apis.openai.responses.routes import ResponsesApi
 from crucible_trio.apis.operations.routes import OperationsApi
 from crucible_trio.apis.page.routes import PageApi
+from crucible_trio.apis.ui.routes import UIApi
 from crucible_trio.engines import open_engine
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.settings import ApiSettings, ServiceSettings, load_settings
@@ -44,6 +45,7 @@ APIS: Final = ApiRegistry(
         MessagesApi,
         PassingApi,
         ModelsApi,
+        UIApi,
     ),
     default_shape=NATIVE_ERRORS,
 )
@@ -52,6 +54,7 @@ APIS: Final = ApiRegistry(
 _OPTIONAL: Final[Mapping[ApiName, tuple[type[Api], ...]]] = {
     "openai": (ChatApi, ResponsesApi, PassingApi),
     "anthropic": (MessagesApi,),
+    "ui": (UIApi,),
     "page": (PageApi,),
 }
 

@@ -51,6 +51,8 @@ from crucible_trio.apis.openai.responses import requests as responses_requests
 from crucible_trio.apis.openai.responses.objects import EchoedFields
 from crucible_trio.apis.openai.responses.replay import open_dialect
 from crucible_trio.apis.operations.prometheus import PipelineCollector
+from crucible_trio.apis.ui import chunks as ui_chunks
+from crucible_trio.apis.ui import requests as ui_requests
 from crucible_trio.cli import main as crucible
 from crucible_trio.config import Settings
 from crucible_trio.engine import as_engine
@@ -81,11 +83,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     page
     for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md")))
-    if "_build" not in page.parts
+    if not {"_build", "node_modules"} & set(page.parts)
 ]
 ADDRESS = "127.0.0.1:8000"  # in the examples
 OPENAIS = "chat.completion.chunk"  # in the examples of that wire
-OTHER_PROGRAMS = {".", "cd", "curl", "hypercorn", "mkdir", "node", "none", "npm", "pip", "python", "python3", "uv"}
+OTHER_PROGRAMS = {".", "cd", "curl", "hypercorn", "mkdir", "node", "none", "npm", "npx"}
+OTHER_PROGRAMS |= {"pip", "python", "python3", "uv"}
 # Errors that every API may raise, and the native one never does.
 NEVER_NATIVE = {UnsupportedParameterError, UnknownParameterError, ModelNotFoundError, TooManyReadersError}
 
@@ -558,6 +561,20 @@ def test_the_tables_of_fields_match_the_code(page: str, name: str, objects: dict
     rows = table(f"docs/howto/{page}.md", f"<!-- table: {name} -->")
     assert {row[0]: (row[1], None if row[1] == "understood" else row[2]) for row in rows} == expected
     assert len(rows) == len(expected)
+
+
+def test_the_tables_of_the_ui_message_stream_match_the_code() -> None:
+    fields = [row[0] for row in table("docs/howto/react.md", "<!-- table: ui -->")]
+    assert sorted(fields) == sorted(ui_requests.UIRequestBody.__struct_encode_fields__)
+    rows = table("docs/reference/protocol.md", "<!-- table: chunks -->")
+    records = {name for row in rows for name in row[0].split(", ")}
+    assert records == {kind.__struct_config__.tag for kind in get_args(crucible_trio.AnyRecord)} - {
+        "reasoning.done",
+        "stream.continued",
+    }
+    kinds = {kind.__struct_config__.tag for kind in ui_chunks.Chunk.__subclasses__()}
+    named = {word for row in rows for word in re.split(r"[^a-z-]+", row[1])}
+    assert kinds - named == {"tool-output-available", "tool-output-error"}  # only in replays of a continued message
 
 
 def test_the_table_of_efforts_matches_the_code() -> None:

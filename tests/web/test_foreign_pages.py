@@ -218,9 +218,12 @@ READS = [
     "Crucible-Stream",
     "Crucible-Replayed",
     "Crucible-Ignored",
+    "Crucible-Error",
     "Retry-After",
     "X-Should-Retry",
     "Request-Id",
+    "X-Workflow-Run-Id",
+    "X-Workflow-Stream-Tail-Index",
 ]
 PREFLIGHT = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "last-event-id"}
 

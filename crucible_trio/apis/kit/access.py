@@ -34,7 +34,8 @@ _CORS_ALLOWED: Final = (
 # Headers in which these SDKs describe themselves. The server ignores them, and each version adds some.
 _CORS_SDK_HEADERS: Final = re.compile(r"x-stainless-[a-z0-9-]+")
 _CORS_EXPOSED: Final = (
-    "Location, Crucible-Stream, Crucible-Replayed, Crucible-Ignored, Retry-After, X-Should-Retry, Request-Id"
+    "Location, Crucible-Stream, Crucible-Replayed, Crucible-Ignored, Crucible-Error, Retry-After, "
+    "X-Should-Retry, Request-Id, X-Workflow-Run-Id, X-Workflow-Stream-Tail-Index"
 )
 
 

@@ -30,6 +30,7 @@ _Phase: TypeAlias = Literal[
     "opening",  # nothing has been sent
     "following",  # the opening has been sent
     "draining",  # the same, and the client has been told that the server drains
+    "ended",  # everything has been written
     "refused",  # the stream had no place for this reader, and the client is told so
 ]
 
@@ -62,6 +63,11 @@ class EventStreamBody(ResponseBody):
         self._phase: _Phase = "opening"
         self._limit = _FIRST_MESSAGE_BYTES  # of the next message
         self._unsent = memoryview(b"")  # events that did not fit into the last message
+
+    @property
+    def has_sent_end(self) -> bool:
+        """Whether the terminal record has been written."""
+        return self._phase == "ended"
 
     async def __aenter__(self) -> Self:
         try:
@@ -104,6 +110,7 @@ class EventStreamBody(ResponseBody):
                 await trio.lowlevel.checkpoint()
                 continue
             if self._reader.at_end:
+                self._phase = "ended"
                 raise StopAsyncIteration
             if self._pipeline.draining and self._phase == "following":
                 self._phase = "draining"

@@ -48,6 +48,7 @@ async def start_or_join(
     may_hold: bool = False,
     client_retries: bool = False,
     facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
+    label: str | None = None,
 ) -> StartedStream:
     """Start a stream, or join the one that an earlier request with the same idempotency key started.
 
@@ -63,6 +64,7 @@ async def start_or_join(
         may_hold: The route calls `hold` next.
         client_retries: Whether a refusal is answered with a status, so that the client decides about a retry.
         facts: Facts of the stream that the API needs later, under the API's name (`StreamFacts.for_apis`).
+        label: As for `Pipeline.start`.
 
     A stream that was refused while no client waited is not joined: it is discarded, and another one starts.
 
@@ -79,6 +81,7 @@ async def start_or_join(
             may_hold=may_hold,
             client_retries=client_retries,
             facts=facts,
+            label=label,
         )
         if not joined:
             stream.is_known = False  # until `locate_stream`

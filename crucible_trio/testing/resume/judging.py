@@ -206,7 +206,7 @@ class _Judge:
             return 0, None
         if number <= last:
             return -1, None
-        return (number[0] - last[0] - 1 if self._wire.ids == "consecutive" else 0), None
+        return (number[0] - last[0] - 1 if self._wire.ids in {"consecutive", "replay"} else 0), None
 
     def _repeated(self, event: WireEvent, exchange: Exchange, *, is_first: bool) -> Finding:
         message = f"{_after(exchange)}, {_name(event)} arrives again"

@@ -99,7 +99,8 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         resume: The query parameter that holds the id of the last event in a request that resumes. Empty for the header
             `Last-Event-ID`.
         ids: `consecutive`: the number at the end of the id counts without holes, and an event without id is out of
-            band. `rising`: the number rises. `opaque`: an id is any text. In all cases no id may be repeated, and no id
+            band. `rising`: the number rises. `opaque`: an id is any text. `replay`: events have no ids, each connection
+            begins with the first event, and an event's place is its id. In all cases no id may be repeated, and no id
             that the uncut reader received may be missing.
     """
 
@@ -118,7 +119,7 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     control: tuple[str, ...] = ("server.draining", "server.busy")
     id: str = "id:"
     resume: str = ""
-    ids: Literal["consecutive", "rising", "opaque"] = "consecutive"
+    ids: Literal["consecutive", "rising", "opaque", "replay"] = "consecutive"
 
     @property
     def is_repeatable(self) -> bool:
@@ -199,7 +200,7 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         channel = "/".join([kind, *(_as_text(_look_up(value, path)) for path in self.channel)]).rstrip("/")
         event_id = event.id if self.id == "id:" else _as_text(_look_up(value, self.id)) or None
         return WireEvent(
-            id=event_id,
+            id=event_id if self.ids != "replay" else None,
             kind=kind,
             channel=channel,
             text=text,

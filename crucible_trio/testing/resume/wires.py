@@ -1,4 +1,4 @@
-"""The wires of this package's other APIs that have a cursor, by name."""
+"""The wires of this package's other APIs, by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,20 @@ MESSAGES: Final = WireFormat(
 )
 """Anthropic's Messages API. Resumes by `GET` where the client can, and else by sending the start again."""
 
-WIRES: Final[Mapping[str, WireFormat]] = {"messages": MESSAGES}
+UI: Final = WireFormat(
+    path="/v1/ui/chat",
+    headers={"Content-Type": "application/json", "Idempotency-Key": "{key}"},
+    body=json.dumps({"messages": [{"role": "user", "parts": [{"type": "text", "text": PROMPT}]}], "reasoning": "high"}),
+    events="/v1/ui/chat/{header:X-Workflow-Run-Id}/stream",
+    text=("delta", "inputTextDelta"),
+    channel=("id", "toolCallId"),
+    terminal=("[DONE]",),
+    control=(),
+    ids="replay",
+)
+"""The UI message stream, which the AI SDK reads."""
+
+WIRES: Final[Mapping[str, WireFormat]] = {"messages": MESSAGES, "ui": UI}
 
 
 def find_wire(name: Path) -> WireFormat:
