@@ -27,8 +27,11 @@ def make_environment(folder: Path, requirements: Path) -> Path:
     wanted = f"{requirements.read_text()}{sys.version}"
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True, symlinks=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]
-        run_installer([*install, str(requirements)], folder)
+        venv.create(folder, symlinks=True)
+        # The requirements are complete. So pip need not look for more, which takes longer than the downloads. Python
+        # compiles the modules that are used.
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
+        pip = [sys.executable, "-m", "pip", "--python", str(python)]
+        run_installer([*pip, "install", *options, "--requirement", str(requirements)], folder)
         stamp.write_text(wanted)
     return python

@@ -60,7 +60,7 @@ def run_messages_node(npm: str, node: Path, sandbox: Sandbox, skip_missing: Call
 def run_messages_python(sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
     """`await run_messages_python("messages.py", *arguments)` returns the output of a program with Pydantic AI."""
     try:
-        python = make_environment(FOLDER / ".venv-messages", PYTHON / "messages.txt")
+        python = make_environment(FOLDER / ".venv" / "messages", PYTHON / "messages.txt")
     except InstallError as error:
         skip_missing(str(error))
     return partial(sandbox.run, python, folder=PYTHON)

@@ -28,6 +28,7 @@ import msgspec
 from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.apis.openai.errors import error_of_failure
 from crucible_trio.apis.openai.responses.events import (
+    ErrorEvent,
     ResponseCompleted,
     ResponseCreated,
     ResponseFailed,
@@ -220,6 +221,7 @@ class ResponseFold:
         if isinstance(record, StreamFailed):
             failure = error_of_failure(record.error)
             error = ResponseError(failure.code or record.error.code, failure.message)
+            yield ErrorEvent(code=error.code, message=error.message, param=failure.param, error=failure)
         self._response = msgspec.structs.replace(
             self._response,
             status=status,
