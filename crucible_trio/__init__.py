@@ -29,6 +29,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
     Usage,
 )
 from crucible_trio.request import (
@@ -107,6 +108,7 @@ __all__ = [
     "ToolCallOutput",
     "ToolCallStart",
     "ToolCallStarted",
+    "UpstreamFields",
     "Usage",
     "open_pipeline",
 ]

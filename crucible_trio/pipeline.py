@@ -146,6 +146,8 @@ class Pipeline:
         client_retries: bool = False,
         facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
         label: str | None = None,
+        identity: object = None,
+        keeps_input: bool = True,
     ) -> tuple[Stream, bool]:
         """Start a stream, or find the one that this idempotency key started.
 
@@ -162,6 +164,9 @@ class Pipeline:
             client_retries: As `Output.client_retries`.
             facts: As for `start`.
             label: As for `start`.
+            identity: Everything that a repeated start with the key must have in common with the first: values that
+                JSON can hold. None: the request.
+            keeps_input: As `StreamFacts.keeps_input`.
 
         Returns:
             The stream, and whether it was there before.
@@ -178,7 +183,8 @@ class Pipeline:
         """
         stream_id = new_stream_id()
         if key is not None:
-            holder = await self.store.claim(owner, key, digest_of(request, facts, label), stream_id)
+            digest = digest_of(request if identity is None else identity, label)
+            holder = await self.store.claim(owner, key, digest, stream_id)
             if holder != stream_id:
                 return await self.store.find(holder, owner), True
         try:
@@ -193,11 +199,29 @@ class Pipeline:
                 starts_with_reader=starts_with_reader,
                 may_hold=may_hold,
                 client_retries=client_retries,
+                keeps_input=keeps_input,
             )
         except BaseException:
             await self._release(owner, key, stream_id)
             raise
         return stream, False
+
+    async def find_started(self, key: str, *, owner: str, identity: object) -> Stream | None:
+        """Find the stream that an idempotency key started. The arguments are those of `start_or_join`.
+
+        For an API that cannot make the request of a repeated start any more.
+
+        Raises:
+            IdempotencyConflictError, StreamExpiredError, StreamNotFoundError: As `start_or_join`.
+
+        Checkpoints: only while the store waits. Cancellation: safe.
+        """
+        stream_id = new_stream_id()
+        holder = await self.store.claim(owner, key, digest_of(identity), stream_id)
+        if holder != stream_id:
+            return await self.store.find(holder, owner)
+        await self._release(owner, key, stream_id)
+        return None
 
     async def _start(
         self,
@@ -212,6 +236,7 @@ class Pipeline:
         starts_with_reader: bool,
         may_hold: bool,
         client_retries: bool,
+        keeps_input: bool,
     ) -> Stream:
         info = self.engine.info
         check_request(request, info, self.settings)
@@ -224,6 +249,7 @@ class Pipeline:
             created_at=time.time(),
             for_apis=facts,
             label=label,
+            keeps_input=keeps_input,
         )
         self._check_takes_streams()
         # Asked once: while the stream runs, a router's engine may lose the model.
@@ -402,6 +428,9 @@ class Pipeline:
 
     def _generation_ended(self, generation: Generation, stream: Stream) -> None:
         self._running.discard(generation)
+        if not stream.facts.keeps_input:
+            stream.release_input()
+            generation.facts = stream.facts
         self.store.ended(stream)
         self._ended.unpark_all()
         terminal = generation.terminal  # not the stream's: it may not be visible yet

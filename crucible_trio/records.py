@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias, final
 import msgspec
 
 from crucible_trio import sse
+from crucible_trio.content import FieldsPlace
 from crucible_trio.errors import InvalidLastEventIdError, UpstreamReport
 
 Mode: TypeAlias = Literal["standard", "deep"]
@@ -147,6 +148,19 @@ class StreamContinued(Record, frozen=True, tag="stream.continued"):
 
 
 @final
+class UpstreamFields(Record, frozen=True, tag="upstream.fields"):
+    """Fields of an upstream server's chunk that this server does not interpret. They can stand between any records.
+
+    Attributes:
+        at: Where they stood.
+        fields: The fields as the server sent them. They replace earlier values of the same names.
+    """
+
+    at: FieldsPlace
+    fields: dict[str, object]
+
+
+@final
 class StreamCompleted(Record, frozen=True, tag="stream.completed", omit_defaults=True):
     """The engine finished.
 
@@ -212,6 +226,7 @@ AnyRecord: TypeAlias = (
     | ToolCallDelta
     | ToolCallDone
     | StreamContinued
+    | UpstreamFields
     | Terminal
 )
 Control: TypeAlias = ServerDraining | ServerBusy

@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeAlias, final
 
 import msgspec
 
+from crucible_trio.content import FieldsPlace
 from crucible_trio.records import (
     TERMINAL,
     CancelledBy,
@@ -26,6 +27,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
     Usage,
     decode_frame,
 )
@@ -74,6 +76,8 @@ class Snapshot(msgspec.Struct, kw_only=True):
         trace: The reasoning so far, by segment.
         refusal: The refusal so far. None where the model has not refused.
         tool_calls: The tool calls so far.
+        upstream_fields: The last value of each field that an upstream server sent and this server does not interpret,
+            by its place.
         finish_reason: Why a completed stream ended.
         reason: The limit that ended an incomplete stream.
         error: Why a failed stream failed.
@@ -91,6 +95,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
     trace: list[str]
     refusal: str | None = None
     tool_calls: list[SnapshotToolCall] = []
+    upstream_fields: dict[FieldsPlace, dict[str, object]] = {}
     finish_reason: str | None = None
     reason: IncompleteReason | None = None
     error: ErrorInfo | None = None
@@ -129,6 +134,8 @@ def fold(frames: Iterable[bytes]) -> Snapshot:
                 arguments[record.index].append(record.delta)
             case ToolCallDone():
                 calls[record.index].complete = True
+            case UpstreamFields():
+                snapshot.upstream_fields.setdefault(record.at, {}).update(record.fields)
             case StreamCompleted():
                 snapshot.finish_reason = record.finish_reason
             case StreamIncomplete():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Protocol, final
 
 import msgspec
@@ -29,6 +30,8 @@ class StreamFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         created_at: Unix time in seconds.
         for_apis: Further facts, by the name of the API that reads them. They appear on no other API's wire.
         label: A name that its owner gave to a series of streams, such as a chat. The newest of them can be found by it.
+        keeps_input: Whether the request's input is kept until the stream's retention ends. Otherwise only until its
+            generation has ended.
     """
 
     id: str
@@ -38,6 +41,7 @@ class StreamFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     created_at: float
     for_apis: Mapping[str, msgspec.Raw] = {}
     label: str | None = None
+    keeps_input: bool = True
 
 
 class Producer(Protocol):
@@ -76,7 +80,7 @@ class Stream:
         facts: Its fixed facts.
         id: The stream's id.
         owner: Who may read and stop it.
-        request: With `model` filled in.
+        request: With `model` filled in. After the end of a stream that does not keep its input, `input` is empty.
         log: Its records.
         max_readers: How many readers may be attached at a time.
         is_known: Whether a client may have been told its id.
@@ -121,6 +125,14 @@ class Stream:
     def cancel(self, by: CancelledBy = "client") -> None:
         """Stop the engine at its next checkpoint and end the stream, if it has not ended. Returns immediately."""
         self._producer.cancel(by)
+
+    def release_input(self) -> None:
+        """Drop the parts of the request that only the engine reads. Call it when the engine has ended."""
+        request = copy(self.request)  # the engine may still hold the other one
+        msgspec.structs.force_setattr(request, "input", ())  # a `Request` must have one
+        msgspec.structs.force_setattr(request, "extra", {})
+        self.facts = msgspec.structs.replace(self.facts, request=request)
+        self.request = request
 
     @property
     def created_at(self) -> float:

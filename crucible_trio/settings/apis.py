@@ -68,8 +68,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     openai_trace_field: TraceField = "reasoning_content"
     """The field of a chat completion that holds the trace. `both`: two fields with the same text."""
     strict_fields: bool = False
-    """Refuse a field that steers the answer, such as `temperature`, if the model does not honour it. Otherwise the
-    field is ignored, and the header `Crucible-Ignored` names it."""
+    """Refuse a field that steers the answer, such as `temperature`, if the model does not honour it, and an unknown
+    field of a response request. Otherwise such fields are ignored, and the header `Crucible-Ignored` names them."""
     openai_models: dict[Text, Text] = {}
     """Other names for models, for clients with a built-in name. The target may have the suffix: `{"o3":
     "smollm2-135m:deep"}`. In the environment, JSON."""

@@ -13,6 +13,7 @@ from crucible_trio.errors import OverloadedError, OwnerLimitError, StreamNotFoun
 from crucible_trio.log.contract import Log
 from crucible_trio.log.memory import ByteAccount, MemoryLog
 from crucible_trio.records import encode_json
+from crucible_trio.store.facts_bytes import FactsBytes
 from crucible_trio.store.idempotency import IdempotencyKeys
 from crucible_trio.store.labels import Labels
 from crucible_trio.store.retention import Retention
@@ -52,7 +53,7 @@ class MemoryStore:
         self._new_log = new_log
         self._created: set[str] = set()  # ids of the streams whose generation has not ended
         self._created_by_owner: Counter[str] = Counter()
-        self._facts_bytes: dict[str, int] = {}
+        self._facts = FactsBytes()
         self._streams: dict[str, Stream] = {}  # those that have started and not ended
         self._order: dict[str, Stream] = {}  # all streams that can be listed, oldest first
         self._keys = IdempotencyKeys()
@@ -88,15 +89,19 @@ class MemoryStore:
         if len(self._created) >= self._settings.max_streams:
             message = f"the server already has {self._settings.max_streams} running streams"
             raise OverloadedError(message)
-        size = len(encode_json(facts))  # fails for half a character, so before anything is counted
-        self._evict(size)
+        encode_json(facts)  # fails for half a character, so before anything is counted
+        measured = self._facts.measure(facts)
+        kept = self.kept
+        self._evict(measured.new_bytes)
+        if self.kept != kept:  # the last stream that shared a message may be gone
+            measured = self._facts.measure(facts)
+        size = measured.new_bytes
         if self.log_bytes + size >= self._settings.total_log_bytes:
             message = "the server's event log memory limit is reached"
             raise OverloadedError(message)
         self._created.add(facts.id)
         self._created_by_owner[facts.owner] += 1
-        self._facts_bytes[facts.id] = size
-        self.log_grew(size)
+        self.log_grew(self._facts.add(facts.id, measured))
         return self._new_log(room_without_readers=facts.on_disconnect == "continue", account=self)
 
     async def started(self, stream: Stream, key: str | None) -> None:
@@ -141,6 +146,7 @@ class MemoryStore:
             del self._created_by_owner[stream.owner]
         was_started = self._streams.pop(stream.id, None) is not None
         if stream.id in self._order:
+            self._recount(stream)
             self._retention.keep(stream, trio.current_time())
             self._set_expiry()
         elif was_started:
@@ -198,6 +204,12 @@ class MemoryStore:
             self._labels.drop(stream.owner, stream.facts.label, stream.id)
 
     def _free(self, stream: Stream) -> None:
-        facts_bytes = self._facts_bytes.pop(stream.id, None)
-        if facts_bytes is not None:  # a stream can be forgotten after it was dropped
+        facts_bytes = self._facts.remove(stream.id)
+        if facts_bytes:  # a stream can be forgotten after it was dropped
             self.log_bytes -= stream.log.size_bytes + facts_bytes
+
+    def _recount(self, stream: Stream) -> None:
+        """Count the facts of a stream again, whose input may have been released."""
+        if not stream.facts.keeps_input:
+            self.log_bytes -= self._facts.remove(stream.id)
+            self.log_bytes += self._facts.add(stream.id, self._facts.measure(stream.facts))

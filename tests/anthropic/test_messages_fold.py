@@ -26,6 +26,7 @@ from crucible_trio.content import (
     Piece,
     Reasoning,
     Refusal,
+    ServerFields,
     Text,
     ToolCallArguments,
     ToolCallEnd,
@@ -74,6 +75,7 @@ LOGS: list[list[list[Piece]]] = [
     HALF_CALL,
     [[Text("a")], [Reasoning("b", 0)], [Text("c")], [Refusal("No.")]],
     [[Reasoning("only", 0)]],
+    [[Reasoning("a", 0)], [ServerFields("delta", {"x": 1})], [Reasoning("b", 0), ServerFields("choice", {"y": 2})]],
 ]
 
 

@@ -571,6 +571,7 @@ def test_the_tables_of_the_ui_message_stream_match_the_code() -> None:
     assert records == {kind.__struct_config__.tag for kind in get_args(crucible_trio.AnyRecord)} - {
         "reasoning.done",
         "stream.continued",
+        "upstream.fields",
     }
     kinds = {kind.__struct_config__.tag for kind in ui_chunks.Chunk.__subclasses__()}
     named = {word for row in rows for word in re.split(r"[^a-z-]+", row[1])}

@@ -133,7 +133,7 @@ MUTANTS = [
     ),
     Mutant(
         mechanism="a response with a status and invalid headers is not asked for again",
-        file="engines/upstream/engine.py",
+        file="engines/upstream/sending.py",
         old="            if error.has_status:\n",
         new="            if not error.has_status:\n",
         tests="tests/engines/test_upstream.py",
@@ -220,10 +220,10 @@ MUTANTS = [
         tests="tests/core/test_idempotency.py",
     ),
     Mutant(
-        mechanism="the facts of an API count for an idempotency key",
-        file="store/idempotency.py",
-        old="msgspec.json.encode((request, for_apis, label), ",
-        new="msgspec.json.encode((request, label), ",
+        mechanism="all fields of a response's request count for its idempotency key",
+        file="apis/openai/responses/requests.py",
+        old='return "responses", msgspec.structs.replace(self.fields, stream=False, stream_options=None)',
+        new="return self.fields.input",
         tests="tests/openai/test_responses_routes.py tests/openai/test_responses_afterwards.py",
     ),
     Mutant(
@@ -449,6 +449,27 @@ MUTANTS = [
         old="if output.has_written or error.blames_request:",
         new="if error.blames_request:",
         tests="tests/engines/test_fallback.py",
+    ),
+    Mutant(
+        mechanism="fields of an upstream are not the first output of a stream",
+        file="engines/upstream/writing.py",
+        old="                self._fields.append(piece)\n",
+        new="                await self._output.upstream_fields(piece.at, piece.fields)\n",
+        tests="tests/engines/test_writing.py",
+    ),
+    Mutant(
+        mechanism="no field of an upstream replaces one of ours",
+        file="apis/openai/chat/upstream_fields.py",
+        old=" if name not in _OWN_FIELDS[at]}",
+        new="}",
+        tests="tests/openai/test_upstream_fields.py",
+    ),
+    Mutant(
+        mechanism="a request is freed when its generation has ended",
+        file="pipeline.py",
+        old="        if not stream.facts.keeps_input:\n",
+        new="        if False:\n",
+        tests="tests/core/test_facts_bytes.py",
     ),
     Mutant(
         mechanism="another engine gets only requests that it supports",

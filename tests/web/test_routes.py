@@ -40,6 +40,7 @@ async def test_a_snapshot_holds_the_stream_so_far(open_api, autojump_clock: Mock
             "trace": ["First, ", "ä!"],
             "refusal": None,
             "tool_calls": [],
+            "upstream_fields": {},
             "finish_reason": None,
             "reason": None,
             "error": None,

@@ -37,6 +37,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
 )
 
 
@@ -102,6 +103,9 @@ class RecordRelay:
             case StreamContinued():
                 await self._cut_call()
                 await self._output.continued(record.characters)
+            case UpstreamFields():
+                await self._cut_call()
+                await self._output.upstream_fields(record.at, record.fields)
             case ToolCallDelta() | ToolCallDone():
                 raise _invalid()
             case _:

@@ -75,6 +75,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
 )
 
 # A finish reason that an engine may pass on from its upstream. The text was cut, and must not look complete.
@@ -118,8 +119,8 @@ class ResponseFold:
         """Fold the next record.
 
         Returns:
-            Its events, numbered. `stream.continued`, `reasoning.done` without a trace, and a piece of a custom tool's
-            input have none.
+            Its events, numbered. `stream.continued`, `upstream.fields`, `reasoning.done` without a trace, and a piece
+            of a custom tool's input have none.
         """
         events = list(self._events(record))
         for event in events:
@@ -190,7 +191,7 @@ class ResponseFold:
                 assert isinstance(self._open, OpenCall)
                 self._open.is_whole = True
                 yield from self._finish_item("completed")
-            case StreamContinued():
+            case StreamContinued() | UpstreamFields():
                 pass
             case _:
                 yield from self._end(record)
