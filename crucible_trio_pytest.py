@@ -30,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="check that clients of the server at URL can resume its event streams after a cut at any byte",
     )
-    group.addoption("--check-resume-wire", metavar="FILE", help="TOML file that describes the server")
+    group.addoption(
+        "--check-resume-wire", metavar="FILE", help="`messages`, `ui`, or a TOML file that describes the server"
+    )
     group.addoption(
         "--check-resume-log-cuts",
         metavar="N",

@@ -161,12 +161,17 @@ class UpstreamFields(Record, frozen=True, tag="upstream.fields"):
 
 
 @final
-class StreamCompleted(Record, frozen=True, tag="stream.completed"):
-    """The engine finished."""
+class StreamCompleted(Record, frozen=True, tag="stream.completed", omit_defaults=True):
+    """The engine finished.
+
+    Attributes:
+        stop_string: The stop string of the request that ended the answer, where the engine knows it.
+    """
 
     finish_reason: str
     usage: Usage
     timings: Timings
+    stop_string: str | None = None
 
 
 @final

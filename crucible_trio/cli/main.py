@@ -199,7 +199,8 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float) 
     "--wire",
     "wire_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="`ui` for the UI message stream, or a TOML file that describes the API of another server.",
+    help="`messages` for the Messages API, `ui` for the UI message stream, or a TOML file that describes the API of "
+    "another server.",
 )
 @click.option(
     "--client",

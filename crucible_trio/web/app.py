@@ -14,6 +14,7 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
+from crucible_trio.apis.anthropic.routes import MessagesApi
 from crucible_trio.apis.kit.access import Access
 from crucible_trio.apis.kit.context import ApiContext, Workers
 from crucible_trio.apis.kit.registration import Api, ApiRegistry
@@ -41,6 +42,7 @@ APIS: Final = ApiRegistry(
         PageApi,
         ChatApi,
         ResponsesApi,
+        MessagesApi,
         PassingApi,
         ModelsApi,
         UIApi,
@@ -49,9 +51,9 @@ APIS: Final = ApiRegistry(
 )
 """The APIs of every application. A new API is added here."""
 
-
 _OPTIONAL: Final[Mapping[ApiName, tuple[type[Api], ...]]] = {
     "openai": (ChatApi, ResponsesApi, PassingApi),
+    "anthropic": (MessagesApi,),
     "ui": (UIApi,),
     "page": (PageApi,),
 }

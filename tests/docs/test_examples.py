@@ -27,6 +27,9 @@ import pytest
 
 import crucible_trio
 from crucible_trio import sse
+from crucible_trio.apis.anthropic import requests as messages
+from crucible_trio.apis.anthropic.errors import ANTHROPIC_RULES, type_of
+from crucible_trio.apis.anthropic.fold import MessageFold
 from crucible_trio.apis.kit.errors import (
     ERROR_RULES,
     ModelNotFoundError,
@@ -36,6 +39,8 @@ from crucible_trio.apis.kit.errors import (
 )
 from crucible_trio.apis.kit.failures import CLIENTS_FAULT
 from crucible_trio.apis.kit.fields import Fields
+from crucible_trio.apis.kit.replay import open_after
+from crucible_trio.apis.kit.sealed import Seals
 from crucible_trio.apis.native.routes import StreamSummary
 from crucible_trio.apis.openai.chat import messages as chat_messages
 from crucible_trio.apis.openai.chat import requests as chat_requests
@@ -132,6 +137,12 @@ def table(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip().replace("`", "") for cell in re.split(r"(?<!\\)\|", row.strip("|"))] for row in rows[:length]]
 
 
+def need_imports(block: Block) -> None:
+    """Skip the test of a program whose SDK is not installed."""
+    for name in re.findall(r"^import (openai|anthropic)$", block.text, re.MULTILINE):
+        pytest.importorskip(name)
+
+
 @contextmanager
 def started(
     command: list[str], announcement: str, stream: str, **variables: str
@@ -172,6 +183,7 @@ def server() -> Iterator[str]:
 def test_a_program_runs_and_prints_what_the_page_says(
     block: Block, server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    need_imports(block)
     source = block.text.replace(f"http://{ADDRESS}", server)
     exec(compile(source, block.name, "exec"), {"__name__": "__main__"})
     printed = capsys.readouterr().out
@@ -210,8 +222,9 @@ def test_an_example_test_passes_and_can_fail(block: Block, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_killed_program_resumes_when_it_runs_again(tmp_path: Path) -> None:
-    [block] = [block for block in blocks("python") if block.run == "again"]
+@pytest.mark.parametrize("block", programs("again"))
+def test_a_killed_program_resumes_when_it_runs_again(block: Block, tmp_path: Path) -> None:
+    need_imports(block)
     state = tmp_path / "answer.json"
 
     def text_so_far() -> str:
@@ -473,6 +486,17 @@ async def test_the_events_of_a_response_are_those_that_the_code_sends() -> None:
     assert [line.split()[0] for line in block.text.splitlines()] == sent
 
 
+async def test_the_events_of_a_message_are_those_that_the_code_sends() -> None:
+    [block] = [
+        block
+        for block in blocks("text", [ROOT / "docs/reference/protocol.md"])
+        if block.text.startswith("message_start")
+    ]
+    view = await open_after(MemoryLog(room_without_readers=True), MessageFold("shown", Seals("secret").of("alice")))
+    sent = re.findall("^event: (.*)$", view.feed(a_small_log()).decode(), re.MULTILINE)
+    assert [line.split()[0] for line in block.text.splitlines()] == sent
+
+
 def test_the_table_of_record_types_matches_the_code() -> None:
     documented = {row[0] for row in table("docs/reference/protocol.md", "id: str_7Q2M4kWcT0aXn3v9LzB1pg.14")}
     assert documented == {record.__struct_config__.tag for record in get_args(crucible_trio.AnyRecord)}
@@ -507,18 +531,38 @@ def test_the_table_of_openais_errors_matches_the_code() -> None:
     assert {row[0] for row in table("docs/reference/errors.md", "<!-- table: engine codes")} >= CLIENTS_FAULT
 
 
-def test_the_example_of_openais_error_is_the_servers_answer(server: str) -> None:
+def test_the_example_of_anthropics_error_is_the_servers_answer(server: str) -> None:
     *_, example = blocks("json", [ROOT / "docs/reference/errors.md"])
+    body = {"model": "claude", "max_tokens": 9, "messages": [{"role": "user", "content": "Why?"}]}
+    answer = httpx.post(f"{server}/v1/messages", json=body)
+    assert (answer.status_code, answer.json()) == (404, json.loads(example.text))
+
+
+def test_the_example_of_openais_error_is_the_servers_answer(server: str) -> None:
+    *_, example, _ = blocks("json", [ROOT / "docs/reference/errors.md"])
     body = {"messages": [{"role": "user", "content": "Why?"}], "n": 2}
     answer = httpx.post(f"{server}/v1/chat/completions", json=body)
     assert (answer.status_code, answer.json()) == (400, json.loads(example.text))
 
 
+def test_the_table_of_anthropics_errors_matches_the_code() -> None:
+    documented = {
+        row[0]: (int(row[1]), row[2]) for row in table("docs/reference/errors.md", "<!-- table: web.anthropic.errors")
+    }
+    rules = {kind: ERROR_RULES[kind] for kind in NEVER_NATIVE} | dict(ANTHROPIC_RULES)
+    assert documented == {kind.__name__: (rule.status, rule.code) for kind, rule in rules.items()}
+    rows = table("docs/reference/errors.md", "| status | `type` |")
+    for status, kind in rows:
+        for number in re.findall(r"\d{3}", status.removeprefix("other statuses below 500")) or ["400"]:
+            assert type_of(int(number)) == kind
+
+
 @pytest.mark.parametrize(
-    ("name", "objects"),
+    ("page", "name", "objects"),
     [
-        ("chat", {"": chat_requests.BODY, "messages[].": chat_messages.MESSAGE}),
+        ("openai", "chat", {"": chat_requests.BODY, "messages[].": chat_messages.MESSAGE}),
         (
+            "openai",
             "responses",
             {
                 "": responses_requests.BODY,
@@ -527,9 +571,14 @@ def test_the_example_of_openais_error_is_the_servers_answer(server: str) -> None
                 "input[].": responses_input.MESSAGE,
             },
         ),
+        (
+            "anthropic",
+            "messages",
+            {"": messages.BODY, "thinking.": messages.THINKING, "output_config.": messages.OUTPUT_CONFIG},
+        ),
     ],
 )
-def test_the_tables_of_openais_fields_match_the_code(name: str, objects: dict[str, Fields[Any]]) -> None:
+def test_the_tables_of_fields_match_the_code(page: str, name: str, objects: dict[str, Fields[Any]]) -> None:
     expected: dict[str, tuple[str, str | None]] = {}
     for at, fields in objects.items():
         expected |= {at + field: ("understood", None) for field in fields.shape.__struct_fields__}
@@ -537,7 +586,7 @@ def test_the_tables_of_openais_fields_match_the_code(name: str, objects: dict[st
         for field, nothing in fields.refused.items():
             unless = f"unless {', '.join(map(json.dumps, nothing))}" if nothing else ""
             expected[at + field] = ("refused", unless)
-    rows = table("docs/howto/openai.md", f"<!-- table: {name} -->")
+    rows = table(f"docs/howto/{page}.md", f"<!-- table: {name} -->")
     assert {row[0]: (row[1], None if row[1] == "understood" else row[2]) for row in rows} == expected
     assert len(rows) == len(expected)
 

@@ -732,14 +732,15 @@ async def test_records_that_break_the_protocol_are_a_failure(record: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("terminal", "reason"),
+    ("terminal", "finish"),
     [
-        (StreamCompleted(9, "stop", USAGE, TIMINGS), "stop"),
-        (StreamIncomplete(9, "log_limit", USAGE, TIMINGS), "log_limit"),
+        (StreamCompleted(9, "stop", USAGE, TIMINGS), Finish("stop", USAGE)),
+        (StreamCompleted(9, "stop", USAGE, TIMINGS, "END"), Finish("stop", USAGE, "END")),
+        (StreamIncomplete(9, "log_limit", USAGE, TIMINGS), Finish("log_limit", USAGE)),
     ],
 )
-def test_a_finish_keeps_reason_and_usage(terminal: Any, reason: str) -> None:
-    assert finish_of(terminal) == Finish(reason, USAGE)
+def test_a_finish_keeps_reason_usage_and_stop_string(terminal: Any, finish: Finish) -> None:
+    assert finish_of(terminal) == finish
 
 
 @pytest.mark.parametrize(

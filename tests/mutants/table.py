@@ -514,6 +514,27 @@ MUTANTS = [
         tests="tests/openai/test_responses_tools.py",
     ),
     Mutant(
+        mechanism="a client that resumes in the middle of a record's events gets none of them again",
+        file="apis/kit/replay.py",
+        old='b"".join(events[-missing:])',
+        new='b"".join(events)',
+        tests="tests/anthropic/test_messages_fold.py",
+    ),
+    Mutant(
+        mechanism="the block of a tool call that broke off is never closed",
+        file="apis/anthropic/fold.py",
+        old='if kind == "tool_use":',
+        new="if False:",
+        tests="tests/anthropic/test_messages_fold.py",
+    ),
+    Mutant(
+        mechanism="a trace that this server has not signed does not go back to the model",
+        file="apis/anthropic/content.py",
+        old=" and self._seal.matches(trace, signature)",
+        new="",
+        tests="tests/anthropic/test_messages_requests.py",
+    ),
+    Mutant(
         mechanism="the counters of a worker that has ended stay in the sum",
         file="server/supervisor.py",
         old="        self.ended = add(self.ended, lasting(self.families))\n",

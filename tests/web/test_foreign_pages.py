@@ -202,7 +202,17 @@ CORS_HEADERS = (
     "access-control-max-age",
     "vary",
 )
-SENDS = ["Last-Event-ID", "Idempotency-Key", "Authorization", "Content-Type", "User-Agent"]
+SENDS = [
+    "Last-Event-ID",
+    "Idempotency-Key",
+    "Authorization",
+    "X-Api-Key",
+    "Anthropic-Version",
+    "Anthropic-Beta",
+    "Anthropic-Dangerous-Direct-Browser-Access",
+    "Content-Type",
+    "User-Agent",
+]
 READS = [
     "Location",
     "Crucible-Stream",
@@ -211,6 +221,7 @@ READS = [
     "Crucible-Error",
     "Retry-After",
     "X-Should-Retry",
+    "Request-Id",
     "X-Workflow-Run-Id",
     "X-Workflow-Stream-Tail-Index",
 ]

@@ -7,6 +7,7 @@ application's, so endpoints of two APIs may have the same name.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import ClassVar, Final, Protocol, final
 
 from quart import Blueprint, Response, request, url_for
@@ -34,6 +35,8 @@ class Api(Protocol):
             The longest prefix of all APIs counts.
         open_endpoints: Endpoints that answer any page, under any host name and without CORS preflight. They must not
             start, stop or read a stream.
+
+    An API may also have a `models_form` (`HasModelsForm`).
     """
 
     name: ClassVar[str]
@@ -75,6 +78,8 @@ class ApiRegistry:
         Raises:
             ConfigError: A setting of one of them is wrong.
         """
+        forms = tuple(api.models_form for api in self._apis if hasattr(api, "models_form"))
+        context = replace(context, models_forms=forms)
         for api in self._apis:
             nested = Blueprint(api.name, __name__)
             api(context).add_to(nested)

@@ -11,6 +11,7 @@ from werkzeug.http import parse_accept_header
 from crucible_trio import sse
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
+from crucible_trio.apis.kit.models import form_for
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, valid
 from crucible_trio.apis.kit.registration import STREAM_BLUEPRINT, STREAM_ENDPOINT
 from crucible_trio.apis.kit.replies import event_response, json_response, model_entries, no_content
@@ -152,6 +153,8 @@ class NativeApi:
         """`GET /v1/models`: the models that a request may name."""
         self._access.owner(request)
         engine = self._pipeline.engine
+        if form := form_for(request, self._context.models_forms):
+            return json_response(form.all([*engine.info.models, *self._context.settings.openai_models]))
         return json_response({"object": "list", "data": model_entries(engine, engine.info.models)})
 
     async def _find(self, stream_id: str, owner: str | None) -> Stream:

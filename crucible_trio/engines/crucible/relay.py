@@ -137,7 +137,7 @@ def finish_of(terminal: Terminal | None) -> Finish:
     """
     match terminal:
         case StreamCompleted():
-            return Finish(terminal.finish_reason, terminal.usage)
+            return Finish(terminal.finish_reason, terminal.usage, terminal.stop_string)
         case StreamIncomplete():
             return Finish(terminal.reason, terminal.usage)
         case StreamFailed(error=error):

@@ -9,6 +9,26 @@ from typing import Final
 
 from crucible_trio.testing.resume.wire import PROMPT, WireFormat, load_wire
 
+MESSAGES: Final = WireFormat(
+    path="/v1/messages",
+    headers={"Content-Type": "application/json", "Idempotency-Key": "{key}"},
+    body=json.dumps(
+        {
+            "max_tokens": 4096,
+            "thinking": {"type": "adaptive"},
+            "stream": True,
+            "messages": [{"role": "user", "content": PROMPT}],
+        }
+    ),
+    events="/v1/messages/{header:request-id}/events",
+    events_headers={},
+    text=("delta.text", "delta.thinking", "delta.partial_json", "delta.signature"),
+    channel=("index", "delta.type"),
+    terminal=("message_stop", "error"),
+    control=(),
+)
+"""Anthropic's Messages API. Resumes by `GET` where the client can, and else by sending the start again."""
+
 UI: Final = WireFormat(
     path="/v1/ui/chat",
     headers={"Content-Type": "application/json", "Idempotency-Key": "{key}"},
@@ -22,7 +42,7 @@ UI: Final = WireFormat(
 )
 """The UI message stream, which the AI SDK reads."""
 
-WIRES: Final[Mapping[str, WireFormat]] = {"ui": UI}
+WIRES: Final[Mapping[str, WireFormat]] = {"messages": MESSAGES, "ui": UI}
 
 
 def find_wire(name: Path) -> WireFormat:
