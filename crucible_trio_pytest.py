@@ -30,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="check that clients of the server at URL can resume its event streams after a cut at any byte",
     )
-    group.addoption("--check-resume-wire", metavar="FILE", help="TOML file that describes the server")
+    group.addoption(
+        "--check-resume-wire", metavar="FILE", help="`messages`, `ui`, or a TOML file that describes the server"
+    )
     group.addoption(
         "--check-resume-log-cuts",
         metavar="N",
@@ -79,9 +81,9 @@ class _ResumeItem(pytest.Item):
     def runtest(self) -> None:
         import trio
 
-        from crucible_trio.testing.resume import load_wire
+        from crucible_trio.testing.resume import find_wire
 
-        wire = load_wire(Path(self._wire_file)) if self._wire_file else None
+        wire = find_wire(Path(self._wire_file)) if self._wire_file else None
         trio.run(partial(_check, self._url, wire, log_cuts=self._log_cuts))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str | TerminalRepr:

@@ -30,6 +30,7 @@ from crucible_trio.records import (
     ToolCallDone,
     ToolCallStarted,
     UnknownRecord,
+    UpstreamFields,
     Usage,
 )
 from crucible_trio.request import (
@@ -49,7 +50,7 @@ from crucible_trio.request import (
     Tool,
     ToolCall,
 )
-from crucible_trio.snapshot import Snapshot, SnapshotToolCall
+from crucible_trio.snapshot import Progress, Snapshot, SnapshotToolCall
 from crucible_trio.stream import Stream, StreamFacts
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "OutputDelta",
     "Parameters",
     "Pipeline",
+    "Progress",
     "Reader",
     "Reasoning",
     "ReasoningDelta",
@@ -109,6 +111,7 @@ __all__ = [
     "ToolCallStart",
     "ToolCallStarted",
     "UnknownRecord",
+    "UpstreamFields",
     "Usage",
     "open_pipeline",
 ]

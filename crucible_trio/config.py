@@ -63,8 +63,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_streams_per_owner: Count = 100
     """Running streams of one owner, if keys are configured. A start beyond the limit gets 429."""
     total_log_bytes: Annotated[int, msgspec.Meta(ge=8192)] = 512 * 1024 * 1024
-    """Size limit of all logs together, including the requests kept with them. At the limit the server evicts finished
-    streams without readers, oldest first. If that is not enough, new streams get 503."""
+    """Size limit of all logs together, including the requests kept with them, as large as they are in memory. While an
+    upstream server has not answered, its request exists once more as JSON, which is not counted. At the limit the
+    server evicts finished streams without readers, oldest first. If that is not enough, new streams get 503."""
     retention_seconds: Seconds = 600.0
     """How long a finished stream can be read. Afterwards it is 410 for an hour, then 404."""
     drain_seconds: Seconds = 30.0

@@ -6,10 +6,16 @@ surrogate), because a model's tokens cut anywhere: the recorder joins the halves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias, final
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, TypeAlias, final
 
 import msgspec
+
+FieldsPlace: TypeAlias = Literal["chunk", "choice", "delta"]
+"""Where fields stood in a chunk of a chat completion: in the chunk, in its choice, or in the delta of that."""
+
+# Of one `ServerFields` as JSON. A record has 16 KiB, and its wire may use three times the bytes for a character.
+MAX_FIELDS_BYTES: Final = 4 * 1024
 
 
 @final
@@ -72,5 +78,18 @@ class Continued(msgspec.Struct, frozen=True, gc=False):
     characters: int
 
 
+@final
+class ServerFields(msgspec.Struct, frozen=True):
+    """Fields of a model server's chunk that only clients of that server understand. They are not content.
+
+    Attributes:
+        at: Where they stood.
+        fields: The fields, as values that JSON can hold.
+    """
+
+    at: FieldsPlace
+    fields: Mapping[str, object]
+
+
 TextPiece: TypeAlias = Text | Reasoning | Refusal | ToolCallArguments
-Piece: TypeAlias = TextPiece | ToolCallStart | ToolCallEnd | Continued
+Piece: TypeAlias = TextPiece | ToolCallStart | ToolCallEnd | Continued | ServerFields

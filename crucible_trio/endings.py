@@ -35,8 +35,9 @@ _INCOMPLETE: Final[Mapping[str, IncompleteReason]] = {
     **{reason: reason for reason in get_args(IncompleteReason)},
 }
 
-# A finish reason may come from an upstream, and the terminal record has a bounded size.
+# Both may come from an upstream, and the terminal record has a bounded size.
 _MAX_FINISH_REASON_LENGTH: Final = 64
+_MAX_STOP_STRING_LENGTH: Final = 256
 
 
 def finished(finish: object) -> Ending:
@@ -47,12 +48,18 @@ def finished(finish: object) -> Ending:
     """
     if not isinstance(finish, Finish):
         raise EngineError("engine_protocol", "The engine did not return a Finish.")
-    # Both may come from an upstream unchecked. If the terminal record cannot hold them, the engine is at fault.
+    # All three may come from an upstream unchecked. If the terminal record cannot hold them, the engine is at fault.
     usage = msgspec.convert(msgspec.to_builtins(finish.usage), Usage)
     reason = finish.reason.encode(errors="replace").decode()[:_MAX_FINISH_REASON_LENGTH]
     if reason in _INCOMPLETE:
         return partial(StreamIncomplete, reason=_INCOMPLETE[reason], usage=usage)
-    return partial(StreamCompleted, finish_reason=reason, usage=usage)
+    return partial(StreamCompleted, finish_reason=reason, usage=usage, stop_string=_clean_stop(finish.stop_string))
+
+
+def _clean_stop(stop_string: str | None) -> str | None:
+    if stop_string is None:
+        return None
+    return stop_string.encode(errors="replace").decode()[:_MAX_STOP_STRING_LENGTH]
 
 
 def incomplete(reason: IncompleteReason) -> Ending:

@@ -33,10 +33,12 @@ class Finish:
         reason: `stop`, `tool_calls`, or `length` when the token limit ended it. The reason of another limit, such as
             `idle_deadline`, ends the stream as `incomplete` too.
         usage: Tokens as the engine counted them.
+        stop_string: The stop string of the request that ended the answer, where the engine knows it.
     """
 
     reason: str = "stop"
     usage: Usage = Usage()  # noqa: RUF009 - frozen: one instance for all is safe
+    stop_string: str | None = None
 
 
 @final

@@ -38,6 +38,7 @@ from crucible_trio.metrics import Metrics
 from crucible_trio.output import Output
 from crucible_trio.recorder import Recorder
 from crucible_trio.records import CancelledBy, StreamCompleted, StreamIncomplete, Terminal, Timings, encode_frame
+from crucible_trio.snapshot import Activity, Progress
 from crucible_trio.stream import StreamFacts
 from crucible_trio.timers import Timer, Timers
 
@@ -138,6 +139,21 @@ class Generation:
     def paused(self) -> bool:
         """Whether the engine waits for a reader to attach."""
         return not self._is_read and self._needs_reader and self._ending is None
+
+    def progress(self) -> Progress:
+        """How far the engine is ahead of the log (`Producer`)."""
+        channel = self._send.statistics()
+        buffered = channel.current_buffer_used + channel.tasks_waiting_send
+        activity: Activity = "generating"
+        if self._ending is not None:
+            activity = "ended"
+        elif self.paused:
+            activity = "paused"
+        elif self._output.is_queued:
+            activity = "queued"
+        elif channel.tasks_waiting_send:
+            activity = "waiting"
+        return Progress(activity=activity, pieces=self.pieces + buffered, buffered=buffered)
 
     def reader_attached(self) -> None:
         """A reader has attached, so the grace period is over."""

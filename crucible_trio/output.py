@@ -6,7 +6,7 @@ while the buffer is full. That is the backpressure with which a slow client slow
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Final, Protocol, Self, final
@@ -16,10 +16,13 @@ import trio
 
 from crucible_trio.batching import Batcher
 from crucible_trio.content import (
+    MAX_FIELDS_BYTES,
     Continued,
+    FieldsPlace,
     Piece,
     Reasoning,
     Refusal,
+    ServerFields,
     Text,
     ToolCallArguments,
     ToolCallEnd,
@@ -157,6 +160,22 @@ class Output:
             message = f"an answer has 0 characters or more, not {characters}"
             raise ValueError(message)
         await self._write(Continued(int(characters)), "continued")
+
+    async def upstream_fields(self, at: FieldsPlace, fields: Mapping[str, object]) -> None:
+        """Pass on fields of a model server's chunk that only its clients understand. They are not content.
+
+        Waits, raises and checkpoints as `delta`. Without fields, nothing is written.
+
+        Args:
+            at: Where they stood in the chunk.
+            fields: The fields, as values that JSON can hold: at most 4 KiB of JSON.
+
+        Raises:
+            ValueError: They are too long or too deep.
+        """
+        if self._call is not None:
+            raise _call_is_open()
+        await self._write(ServerFields(at, _copied_fields(fields)), "fields" if fields else "")
 
     def tool_call(self, call_id: str, name: str) -> ToolCallOutput:
         """Open a tool call: `async with output.tool_call("call_1", "weather") as call: await call.arguments(...)`.
@@ -330,6 +349,19 @@ def _copied(logprobs: object) -> list[object]:
     copied = msgspec.json.decode(msgspec.json.encode(logprobs), type=list[object])
     if is_deeper(copied):
         message = f"log probabilities are more than {MAX_DEPTH} levels deep"
+        raise ValueError(message)
+    return copied
+
+
+def _copied_fields(fields: Mapping[str, object]) -> dict[str, object]:
+    """A copy, as in `_copied`."""
+    encoded = msgspec.json.encode(fields)
+    if len(encoded) > MAX_FIELDS_BYTES:
+        message = f"fields take at most {MAX_FIELDS_BYTES} bytes of JSON, not {len(encoded)}"
+        raise ValueError(message)
+    copied = msgspec.json.decode(encoded, type=dict[str, object])
+    if is_deeper(copied):
+        message = f"fields are more than {MAX_DEPTH} levels deep"
         raise ValueError(message)
     return copied
 

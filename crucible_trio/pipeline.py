@@ -103,6 +103,7 @@ class Pipeline:
         on_disconnect: OnDisconnect = "pause",
         starts_with_reader: bool = False,
         facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
+        label: str | None = None,
     ) -> Stream:
         """Start a stream. Its record 1 is in the log when this returns.
 
@@ -112,6 +113,7 @@ class Pipeline:
             on_disconnect: Counts if the request does not say.
             starts_with_reader: Call the engine when a reader has record 1. Otherwise immediately.
             facts: Facts of the stream that APIs need, by the API's name (`StreamFacts.for_apis`).
+            label: A name by which the newest stream that has it can be found (`find_labelled`).
 
         Raises:
             InvalidRequestError: The model does not support a field, or a number is over the server's maximum.
@@ -129,6 +131,7 @@ class Pipeline:
             on_disconnect=on_disconnect,
             starts_with_reader=starts_with_reader,
             facts=facts,
+            label=label,
         )
         return stream
 
@@ -143,6 +146,9 @@ class Pipeline:
         may_hold: bool = False,
         client_retries: bool = False,
         facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
+        label: str | None = None,
+        identity: object = None,
+        keeps_input: bool = True,
     ) -> tuple[Stream, bool]:
         """Start a stream, or find the one that this idempotency key started.
 
@@ -158,6 +164,10 @@ class Pipeline:
                 upstream, the stream is held: the engine is called immediately.
             client_retries: As `Output.client_retries`.
             facts: As for `start`.
+            label: As for `start`.
+            identity: Everything that a repeated start with the key must have in common with the first: values that
+                JSON can hold. None: the request.
+            keeps_input: As `StreamFacts.keeps_input`.
 
         Returns:
             The stream, and whether it was there before.
@@ -174,7 +184,8 @@ class Pipeline:
         """
         stream_id = new_stream_id()
         if key is not None:
-            holder = await self.store.claim(owner, key, digest_of(request, facts), stream_id)
+            digest = digest_of(request if identity is None else identity, label)
+            holder = await self.store.claim(owner, key, digest, stream_id)
             if holder != stream_id:
                 return await self.store.find(holder, owner), True
         try:
@@ -185,14 +196,33 @@ class Pipeline:
                 owner,
                 on_disconnect,
                 facts,
+                label,
                 starts_with_reader=starts_with_reader,
                 may_hold=may_hold,
                 client_retries=client_retries,
+                keeps_input=keeps_input,
             )
         except BaseException:
             await self._release(owner, key, stream_id)
             raise
         return stream, False
+
+    async def find_started(self, key: str, *, owner: str, identity: object) -> Stream | None:
+        """Find the stream that an idempotency key started. The arguments are those of `start_or_join`.
+
+        For an API that cannot make the request of a repeated start any more.
+
+        Raises:
+            IdempotencyConflictError, StreamExpiredError, StreamNotFoundError: As `start_or_join`.
+
+        Checkpoints: only while the store waits. Cancellation: safe.
+        """
+        stream_id = new_stream_id()
+        holder = await self.store.claim(owner, key, digest_of(identity), stream_id)
+        if holder != stream_id:
+            return await self.store.find(holder, owner)
+        await self._release(owner, key, stream_id)
+        return None
 
     async def _start(
         self,
@@ -202,10 +232,12 @@ class Pipeline:
         owner: str,
         on_disconnect: OnDisconnect,
         facts: Mapping[str, msgspec.Raw],
+        label: str | None,
         *,
         starts_with_reader: bool,
         may_hold: bool,
         client_retries: bool,
+        keeps_input: bool,
     ) -> Stream:
         info = self.engine.info
         check_request(request, info, self.settings)
@@ -217,6 +249,8 @@ class Pipeline:
             on_disconnect=request.on_disconnect or on_disconnect,
             created_at=time.time(),
             for_apis=facts,
+            label=label,
+            keeps_input=keeps_input,
         )
         self._check_takes_streams()
         # Asked once: while the stream runs, a router's engine may lose the model.
@@ -297,6 +331,50 @@ class Pipeline:
         """The owner's streams, newest first. Checkpoints: only while the store waits. Cancellation: safe."""
         return await self.store.list(owner)
 
+    async def find_labelled(self, label: str, *, owner: str = ANONYMOUS) -> Stream | None:
+        """The newest stream that the owner has started with a label. None if there is none, or it is gone.
+
+        Checkpoints: only while the store waits. Cancellation: safe.
+        """
+        return await self.store.find_labelled(owner, label)
+
+    async def owes_end(self, stream: Stream) -> bool:
+        """Whether a client of a labelled stream has not been sent its end, or it is in doubt (`reader_went`).
+
+        Checkpoints: only while the store waits. Cancellation: safe.
+        """
+        return await self.store.count_readers(stream.id) > 0
+
+    async def reader_came(self, stream: Stream) -> None:
+        """Count a reader of a labelled stream. Checkpoints: only while the store waits. Cancellation: it is counted."""
+        await self._count_reader(stream.id, attached=1, away=-1)
+
+    async def reader_went(self, stream: Stream, *, has_end: bool, doubt_seconds: float) -> None:
+        """A reader that `reader_came` has counted has left. The opposite of `reader_came`.
+
+        Args:
+            stream: The stream.
+            has_end: Whether the reader was sent the end. Otherwise its client may come back.
+            doubt_seconds: How long to count a reader that was sent the end: its connection may have been cut before the
+                end arrived, and no server notices that.
+
+        Checkpoints: only while the store waits. Cancellation: it is counted.
+        """
+        if not has_end:
+            await self._count_reader(stream.id, attached=-1, away=1)
+        elif doubt_seconds and self._nursery is not None and stream.facts.label is not None:
+            self._nursery.start_soon(self._count_later, stream.id, doubt_seconds)
+        else:
+            await self._count_reader(stream.id, attached=-1, away=0)
+
+    async def _count_later(self, stream_id: str, seconds: float) -> None:
+        await trio.sleep(seconds)
+        await self._count_reader(stream_id, attached=-1, away=0)
+
+    async def _count_reader(self, stream_id: str, *, attached: int, away: int) -> None:
+        with trio.move_on_after(self.settings.flush_seconds, shield=True):
+            await self.store.count_readers(stream_id, attached=attached, away=away)
+
     # Ending
 
     async def forget(self, stream: Stream) -> None:
@@ -351,6 +429,9 @@ class Pipeline:
 
     def _generation_ended(self, generation: Generation, stream: Stream) -> None:
         self._running.discard(generation)
+        if not stream.facts.keeps_input:
+            stream.release_input()
+            generation.facts = stream.facts
         self.store.ended(stream)
         self._ended.unpark_all()
         terminal = generation.terminal  # not the stream's: it may not be visible yet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from sys import maxsize
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
@@ -43,6 +44,8 @@ class Reader:
     Attributes:
         taken: The offset up to which frames have been taken.
         listener: Set before entering, by a transport that can write without waiting.
+        until: The last offset that `take` returns. The cursor stays before it, until the client asks for more with
+            another reader. Set before entering, by a transport whose client asks for a part.
     """
 
     def __init__(self, stream: Attachable, after: int) -> None:
@@ -51,6 +54,7 @@ class Reader:
         self.listener: AppendListener | None = None
         self._cursor: Cursor | None = None
         self.taken = after
+        self.until = maxsize
         self._records: list[AnyRecord] = []  # newest first. A deque would take 700 bytes of every idle stream
 
     async def __aenter__(self) -> Self:
@@ -67,12 +71,14 @@ class Reader:
             self._stream.reader_left()
 
     def take(self, limit_bytes: int) -> list[bytes]:
-        """The next frames, each once. None when everything has been taken.
+        """The next frames, each once. None when everything up to `until` has been taken.
 
         Args:
             limit_bytes: Stop before the frame that would pass it. The first frame is always returned.
         """
         frames = self._log.read(self.taken, limit_bytes)
+        if self.taken + len(frames) > self.until:
+            frames = frames[: self.until - self.taken]
         self.taken += len(frames)
         return frames
 
@@ -98,12 +104,16 @@ class Reader:
         self._entered.wake()
 
     def passed(self, offset: int) -> None:
-        """Say that everything up to `offset` has been written. This gives the engine room.
+        """Say that everything up to `offset` has been written. This gives the engine room. See `until`.
 
         Raises:
             trio.ClosedResourceError: The reader has not been entered, or has left.
         """
-        self._entered.advance(offset)
+        self._entered.advance(self.read_up_to(offset))
+
+    def read_up_to(self, written: int) -> int:
+        """The offset up to which the client counts as having read, if everything up to `written` has been written."""
+        return min(written, self.until - 1)
 
     @property
     def _entered(self) -> Cursor:

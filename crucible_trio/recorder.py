@@ -18,6 +18,7 @@ from crucible_trio.content import (
     Continued,
     Piece,
     Reasoning,
+    ServerFields,
     Text,
     TextPiece,
     ToolCallArguments,
@@ -39,6 +40,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
     encode_frame,
     encode_json,
 )
@@ -59,7 +61,7 @@ LONGEST_RETRY_AFTER: Final = 7 * 24 * 3600.0
 _MAX_REPORT_BYTES = 2000
 _MAX_REPORT_WORD_LENGTH = 128
 
-_MARKS: Final = (ToolCallStart, ToolCallEnd, Continued)  # pieces without text
+_MARKS: Final = (ToolCallStart, ToolCallEnd, Continued, ServerFields)  # pieces without text
 
 # In an upstream's message. A terminal or a log viewer would obey them, and in JSON they take six bytes each.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -107,7 +109,6 @@ class Recorder:
         frames: list[bytes] = []
         for piece in pieces if len(pieces) == 1 else _merged(pieces):
             if isinstance(piece, _MARKS):
-                self._flush_half(frames)
                 self._add_mark(frames, piece)
             elif self._half is None and piece.text.isascii():
                 self._add_text(frames, piece)
@@ -179,7 +180,11 @@ class Recorder:
             if not self._add(frames, record):
                 return
 
-    def _add_mark(self, frames: list[bytes], piece: ToolCallStart | ToolCallEnd | Continued) -> None:
+    def _add_mark(self, frames: list[bytes], piece: ToolCallStart | ToolCallEnd | Continued | ServerFields) -> None:
+        if isinstance(piece, ServerFields):  # not content, so the trace and half a character may go on after it
+            self._add(frames, UpstreamFields(seq=self.seq + 1, at=piece.at, fields=dict(piece.fields)))
+            return
+        self._flush_half(frames)
         if isinstance(piece, ToolCallEnd):
             self._add(frames, ToolCallDone(seq=self.seq + 1, index=self._calls - 1))
             return

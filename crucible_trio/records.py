@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias, final
 import msgspec
 
 from crucible_trio import sse
+from crucible_trio.content import FieldsPlace
 from crucible_trio.errors import InvalidLastEventIdError, UpstreamReport
 
 Mode: TypeAlias = Literal["standard", "deep"]
@@ -147,12 +148,30 @@ class StreamContinued(Record, frozen=True, tag="stream.continued"):
 
 
 @final
-class StreamCompleted(Record, frozen=True, tag="stream.completed"):
-    """The engine finished."""
+class UpstreamFields(Record, frozen=True, tag="upstream.fields"):
+    """Fields of an upstream server's chunk that this server does not interpret. They can stand between any records.
+
+    Attributes:
+        at: Where they stood.
+        fields: The fields as the server sent them. They replace earlier values of the same names.
+    """
+
+    at: FieldsPlace
+    fields: dict[str, object]
+
+
+@final
+class StreamCompleted(Record, frozen=True, tag="stream.completed", omit_defaults=True):
+    """The engine finished.
+
+    Attributes:
+        stop_string: The stop string of the request that ended the answer, where the engine knows it.
+    """
 
     finish_reason: str
     usage: Usage
     timings: Timings
+    stop_string: str | None = None
 
 
 @final
@@ -216,6 +235,7 @@ _KnownRecord: TypeAlias = (
     | ToolCallDelta
     | ToolCallDone
     | StreamContinued
+    | UpstreamFields
     | Terminal
 )
 AnyRecord: TypeAlias = _KnownRecord | UnknownRecord
@@ -243,7 +263,7 @@ _seq_decoder = msgspec.json.Decoder(_Numbered)
 _BREAKS_LINES = re.compile(rb"\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 
 
-def encode_json(value: msgspec.Struct) -> bytes:
+def encode_json(value: msgspec.Struct | msgspec.Raw) -> bytes:
     """Encode as one line of JSON that no client's line splitter breaks."""
     encoded = _encoder.encode(value)
     if encoded.isascii():

@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeAlias, final
 
 import msgspec
 
+from crucible_trio.content import FieldsPlace
 from crucible_trio.records import (
     TERMINAL,
     CancelledBy,
@@ -26,11 +27,13 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
     Usage,
     decode_frame,
 )
 
 Status: TypeAlias = Literal["running", "completed", "incomplete", "failed", "cancelled"]
+Activity: TypeAlias = Literal["generating", "queued", "waiting", "paused", "ended"]
 
 _STATUS: Final[dict[type[Terminal], Status]] = {
     StreamCompleted: "completed",
@@ -65,15 +68,34 @@ class SnapshotToolCall(msgspec.Struct, kw_only=True):
 
 
 @final
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an engine is ahead of its log.
+
+    Attributes:
+        activity: The engine's state. `queued`: it waits for a slot of the model. `waiting`: the buffer is full, and the
+            engine waits for a reader that is attached. `paused`: it waits for a reader to attach.
+        pieces: Pieces that the engine has written. A piece is often one token.
+        buffered: How many of them are not in the log yet.
+    """
+
+    activity: Activity
+    pieces: int
+    buffered: int
+
+
+@final
 class Snapshot(msgspec.Struct, kw_only=True):
     """The content of a log up to `last_seq`, exactly.
 
     Attributes:
         paused: Whether the stream waits for a reader.
+        progress: How far the engine is ahead. None where the stream's producer does not say.
         output: The answer so far.
         trace: The reasoning so far, by segment.
         refusal: The refusal so far. None where the model has not refused.
         tool_calls: The tool calls so far.
+        upstream_fields: The last value of each field that an upstream server sent and this server does not interpret,
+            by its place.
         finish_reason: Why a completed stream ended.
         reason: The limit that ended an incomplete stream.
         error: Why a failed stream failed.
@@ -83,6 +105,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
     id: str = ""
     status: Status
     paused: bool = False
+    progress: Progress | None = None
     mode: Mode
     model: str
     created_at: float
@@ -91,6 +114,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
     trace: list[str]
     refusal: str | None = None
     tool_calls: list[SnapshotToolCall] = []
+    upstream_fields: dict[FieldsPlace, dict[str, object]] = {}
     finish_reason: str | None = None
     reason: IncompleteReason | None = None
     error: ErrorInfo | None = None
@@ -129,6 +153,8 @@ def fold(frames: Iterable[bytes]) -> Snapshot:
                 arguments[record.index].append(record.delta)
             case ToolCallDone():
                 calls[record.index].complete = True
+            case UpstreamFields():
+                snapshot.upstream_fields.setdefault(record.at, {}).update(record.fields)
             case StreamCompleted():
                 snapshot.finish_reason = record.finish_reason
             case StreamIncomplete():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Protocol, final
 
 import msgspec
@@ -14,7 +15,7 @@ from crucible_trio.metrics import Metrics
 from crucible_trio.reader import Reader
 from crucible_trio.records import TERMINAL, CancelledBy, Terminal, decode_frame
 from crucible_trio.request import OnDisconnect, Request
-from crucible_trio.snapshot import Snapshot, Status, fold, status_of
+from crucible_trio.snapshot import Progress, Snapshot, Status, fold, status_of
 
 
 @final
@@ -28,6 +29,9 @@ class StreamFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         on_disconnect: The policy while no reader is attached.
         created_at: Unix time in seconds.
         for_apis: Further facts, by the name of the API that reads them. They appear on no other API's wire.
+        label: A name that its owner gave to a series of streams, such as a chat. The newest of them can be found by it.
+        keeps_input: Whether the request's input is kept until the stream's retention ends. Otherwise only until its
+            generation has ended.
     """
 
     id: str
@@ -36,6 +40,8 @@ class StreamFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     on_disconnect: OnDisconnect
     created_at: float
     for_apis: Mapping[str, msgspec.Raw] = {}
+    label: str | None = None
+    keeps_input: bool = True
 
 
 class Producer(Protocol):
@@ -48,6 +54,9 @@ class Producer(Protocol):
     @property
     def hold(self) -> Hold | None:
         """Where clients wait for the engine's answer. None if the stream is not held."""
+
+    def progress(self) -> Progress | None:
+        """How far the engine is ahead of the log. None if it is not known here."""
 
     def cancel(self, by: CancelledBy = "client") -> None:
         """Stop the engine at its next checkpoint and end the stream, if it has not ended. Returns immediately."""
@@ -74,7 +83,7 @@ class Stream:
         facts: Its fixed facts.
         id: The stream's id.
         owner: Who may read and stop it.
-        request: With `model` filled in.
+        request: With `model` filled in. After the end of a stream that does not keep its input, `input` is empty.
         log: Its records.
         max_readers: How many readers may be attached at a time.
         producer: Generates its records.
@@ -120,6 +129,14 @@ class Stream:
     def cancel(self, by: CancelledBy = "client") -> None:
         """Stop the engine at its next checkpoint and end the stream, if it has not ended. Returns immediately."""
         self.producer.cancel(by)
+
+    def release_input(self) -> None:
+        """Drop the parts of the request that only the engine reads. Call it when the engine has ended."""
+        request = copy(self.request)  # the engine may still hold the other one
+        msgspec.structs.force_setattr(request, "input", ())  # a `Request` must have one
+        msgspec.structs.force_setattr(request, "extra", {})
+        self.facts = msgspec.structs.replace(self.facts, request=request)
+        self.request = request
 
     @property
     def created_at(self) -> float:
@@ -170,6 +187,7 @@ class Stream:
         """The content of the log, exactly. Taken without a checkpoint."""
         snapshot = fold(self.log.read(0))
         snapshot.paused = self.paused
+        snapshot.progress = self.producer.progress()
         return snapshot
 
     # For its readers

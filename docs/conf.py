@@ -26,7 +26,7 @@ copyright = "the crucible_trio authors, MIT licence"
 release = installed_version("crucible_trio")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "examples"]
 html_theme = "furo"
 html_title = f"crucible_trio {release}"
 html_show_sphinx = False

@@ -12,13 +12,23 @@ from typing import NoReturn
 import hypothesis
 import pytest
 
+from .browser import chromium, relayed, running_chromium
+
+__all__ = ["chromium", "relayed", "running_chromium"]  # fixtures
+
 # No deadline, because the machine may be slow and shared. No database, so that a run does not depend on earlier runs.
 hypothesis.settings.register_profile("crucible", deadline=None, database=None, max_examples=100)
 hypothesis.settings.load_profile("crucible")
 
 
 # Tests with these fixtures run a browser, or clients that are not in the development environment.
-FIXTURE_MARKERS = {"chromium": "browser", "run_node": "npm", "run_litellm": "npm", "run_agent": "npm"}
+FIXTURE_MARKERS = {
+    "running_chromium": "browser",
+    "build_page": "npm",
+    "run_node": "npm",
+    "run_litellm": "npm",
+    "run_agent": "npm",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

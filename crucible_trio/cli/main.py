@@ -199,7 +199,8 @@ def _finite(_context: click.Context, _parameter: click.Parameter, value: float) 
     "--wire",
     "wire_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A TOML file that describes the API of another server.",
+    help="`messages` for the Messages API, `ui` for the UI message stream, or a TOML file that describes the API of "
+    "another server.",
 )
 @click.option(
     "--client",
@@ -241,13 +242,13 @@ def check(urls: tuple[str, ...], wire_file: Path | None, key: str | None, **opti
     """
     from crucible_trio.cli.check import check_server, command_again
     from crucible_trio.cli.question import check_key, parse_url
-    from crucible_trio.testing.resume import CLIENTS, WireFormat, load_wire
+    from crucible_trio.testing.resume import CLIENTS, WIRES, WireFormat, find_wire
     from crucible_trio.testing.resume import check as run_check
 
     log_to_stderr(logging.ERROR)
     with _one_sentence():
-        wire = load_wire(wire_file) if wire_file is not None else WireFormat()
-        if wire_file is None:
+        wire = find_wire(wire_file) if wire_file is not None else WireFormat()
+        if wire_file is None or str(wire_file) in WIRES:
             urls = tuple(parse_url(url, name="URL") for url in urls)
         if key is not None:
             wire = wire.with_headers({"Authorization": f"Bearer {check_key(key)}"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import final
+from typing import Protocol, final
 
 import trio
 from hypercorn.config import Config as HypercornConfig
@@ -15,11 +15,18 @@ from crucible_trio.direct_writes import EXTENSION
 from crucible_trio.server.direct import SocketBodyWriter, WritableConnection
 
 
+class AppConnection(WritableConnection, Protocol):
+    """The part of a connection that the application's tasks use."""
+
+    async def ask_for_body(self) -> None:
+        """Tell a client that waits with its body that the application wants it."""
+
+
 @final
 class AppTasks(TaskGroup):
     """hypercorn's task group, with a smaller queue for the ASGI events of a request and with direct writes."""
 
-    def __init__(self, connection: WritableConnection, *, offers_direct_writes: bool) -> None:
+    def __init__(self, connection: AppConnection, *, offers_direct_writes: bool) -> None:
         super().__init__()
         self._connection = connection
         self._offers_direct_writes = offers_direct_writes
@@ -38,7 +45,7 @@ class AppTasks(TaskGroup):
         """
         if scope["type"] == "http" and self._offers_direct_writes:
             scope["extensions"][EXTENSION] = {"body": SocketBodyWriter(self._connection)}
-        inbox = _Inbox(config.max_app_queue_size)
+        inbox = _Inbox(config.max_app_queue_size, self._connection)
         nursery = self._nursery
         assert nursery is not None
         nursery.start_soon(
@@ -51,9 +58,10 @@ class AppTasks(TaskGroup):
 class _Inbox:
     """A bounded queue for one sender and one receiver. A memory channel takes 1.7 KiB more of every idle stream."""
 
-    __slots__ = ("_changed", "_events", "_limit")
+    __slots__ = ("_changed", "_connection", "_events", "_limit")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, connection: AppConnection) -> None:
+        self._connection = connection
         self._events: list[ASGIReceiveEvent] = []
         self._limit = limit
         self._changed = trio.lowlevel.ParkingLot()
@@ -67,6 +75,8 @@ class _Inbox:
 
     async def receive(self) -> ASGIReceiveEvent:
         await trio.lowlevel.checkpoint()
+        if not self._events:
+            await self._connection.ask_for_body()
         while not self._events:
             await self._changed.park()
         self._changed.unpark_all()

@@ -153,6 +153,10 @@ class HttpConnection:
             case Updated():
                 self._become_busy()
 
+    async def ask_for_body(self) -> None:
+        """Send `100 Continue` if the client waits for it (`AppConnection`)."""
+        await self._protocol.ask_for_body()
+
     # Direct writes: this class is the `WritableConnection` of a `SocketBodyWriter`
 
     @property

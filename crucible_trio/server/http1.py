@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import final
 
 import h11
 from hypercorn.events import Closed
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import H11SendableEvent
 
 
 @final
@@ -16,6 +18,17 @@ class Http1Protocol(H11Protocol):
     Stock hypercorn switches a connection to HTTP/2 when it reads the HTTP/2 preface or `Upgrade: h2c`, also without
     TLS. Its HTTP/2 has no backpressure, and some requests raise exceptions that nothing catches.
     """
+
+    async def ask_for_body(self) -> None:
+        """Send `100 Continue` if the client waits for it: the application wants the body."""
+        if self.connection.they_are_waiting_for_100_continue:
+            headers = self.config.response_headers("h11")
+            await super()._send_h11_event(h11.InformationalResponse(status_code=100, headers=headers))
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        """Send an event. Stock hypercorn sends `100 Continue` before the application has seen the request."""
+        if not (isinstance(event, h11.InformationalResponse) and event.status_code == HTTPStatus.CONTINUE):
+            await super()._send_h11_event(event)
 
     @property
     def is_mid_response(self) -> bool:

@@ -9,11 +9,14 @@ import msgspec
 
 from crucible_trio.config import Count, Seconds, Secret, Text
 from crucible_trio.errors import ConfigError
+from crucible_trio.request import OnDisconnect
 from crucible_trio.settings.server import HOST_NAME
 from crucible_trio.settings.values import quote
 
 Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """OpenAI's `reasoning_effort`."""
+
+ApiName: TypeAlias = Literal["openai", "anthropic", "ui", "page"]
 
 TraceField: TypeAlias = Literal["reasoning_content", "reasoning", "both"]
 
@@ -24,14 +27,19 @@ _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The limits, defaults and access rules of the HTTP APIs."""
 
+    apis: tuple[ApiName, ...] = ("openai", "anthropic", "ui", "page")
+    """The APIs besides the native one: OpenAI's chat completions, responses, completions and embeddings, Anthropic's
+    Messages, the AI SDK's UI message stream, and the demo page. Leave out those that this server should not have. In
+    the environment, comma-separated."""
+
     # The wire.
     heartbeat_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
-    """Silence after which the server sends a comment, or an event without content on the OpenAI-compatible APIs.
+    """Silence after which the server sends a comment, or an event without content on OpenAI's and Anthropic's APIs.
     Proxies cut silent connections after 30 to 60 s."""
     retry_milliseconds: Count = 1000
     """How long a browser waits before it reconnects. Without this line it waits 3 s."""
     hold_seconds: Seconds = 2.0
-    """How long the OpenAI-compatible APIs wait with their status line for an upstream server's answer, so that its
+    """How long OpenAI's and Anthropic's APIs wait with their status line for an upstream server's answer, so that its
     refusal becomes a status. 0: not at all."""
     max_request_bytes: Count = 20 * 1024 * 1024
     """Size limit of a request body. Images in base64 are part of it."""
@@ -50,7 +58,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Host names that the server answers to while no keys are configured, besides `localhost` and IP addresses. In a
     container network this is the name of the service. In the environment, comma-separated."""
 
-    # The OpenAI-compatible API.
+    # The OpenAI-compatible API. Model names and modes count for Anthropic's API too.
     openai_deep_efforts: tuple[Effort, ...] = ("medium", "high", "xhigh", "max")
     """Values of `reasoning_effort` that mean mode `deep`. All others, and a missing value, mean `standard`. `low` asks
     for a quick answer, and a mode with a short trace does not exist."""
@@ -60,11 +68,22 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     openai_trace_field: TraceField = "reasoning_content"
     """The field of a chat completion that holds the trace. `both`: two fields with the same text."""
     strict_fields: bool = False
-    """Refuse a field that steers the answer, such as `temperature`, if the model does not honour it. Otherwise the
-    field is ignored, and the header `Crucible-Ignored` names it."""
+    """Refuse a field that steers the answer, such as `temperature`, if the model does not honour it, and an unknown
+    field of a response request. Otherwise such fields are ignored, and the header `Crucible-Ignored` names them."""
     openai_models: dict[Text, Text] = {}
     """Other names for models, for clients with a built-in name. The target may have the suffix: `{"o3":
     "smollm2-135m:deep"}`. In the environment, JSON."""
+
+    # Anthropic's API.
+    messages_on_disconnect: OnDisconnect = "pause"
+    """What happens to a streamed message while its client is away. `pause`: it waits `grace_seconds`, so that the
+    client can resume it. `cancel`: it stops immediately, which frees a model that serves one request at a time when a
+    user interrupts an agent. `continue`: it goes on."""
+
+    # The UI message stream.
+    ui_replay_seconds: Seconds = 60.0
+    """How long a page that was sent the end of an answer can get the answer again. Its connection may have been cut
+    before the end arrived. 0: it gets 204 immediately."""
 
     def __post_init__(self) -> None:
         """Check the keys, the origins and the names. No message quotes a key."""

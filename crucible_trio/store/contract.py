@@ -74,7 +74,7 @@ class StreamStore(Protocol):
         """
 
     async def started(self, stream: Stream, key: str | None) -> None:
-        """Record 1 of a stream is visible: it can be found, and its key leads to it.
+        """Record 1 of a stream is visible: it can be found, and its key and its label lead to it.
 
         Args:
             stream: The stream, made over the log of `create`.
@@ -99,6 +99,30 @@ class StreamStore(Protocol):
         Raises:
             StreamExpiredError: The stream was there and belonged to the owner, less than an hour ago.
             StreamNotFoundError: It is not there, or belongs to another owner.
+        """
+
+    async def find_labelled(self, owner: str, label: str) -> Stream | None:
+        """Find the newest stream that an owner has started with a label (`StreamFacts.label`).
+
+        Returns:
+            None if there is none, or it is gone. The label is kept as long as its stream.
+        """
+
+    async def count_readers(self, stream_id: str, *, attached: int = 0, away: int = 0) -> int:
+        """Count the readers of a labelled stream that have not been sent its end.
+
+        A stream begins with one reader that is away: the client that started it. A reader that attaches takes the place
+        of one that is away, if there is one.
+
+        Args:
+            stream_id: The stream's id. A caller that counts later must not keep the stream alive.
+            attached: By how much the number of attached readers changes: 1 for one that comes, -1 for one that leaves.
+            away: By how much the number of those changes that may come back: -1 for one that comes, 1 for one that
+                leaves before the end. The number never gets negative.
+
+        Returns:
+            Both numbers together, after the change. 0: every reader has been sent the end. Always 0 for a stream
+            without a label, or one that is gone.
         """
 
     async def list(self, owner: str) -> list[Stream]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -11,7 +10,6 @@ import msgspec
 import trio
 
 from crucible_trio.errors import IdempotencyConflictError
-from crucible_trio.request import Request
 
 
 @final
@@ -68,7 +66,7 @@ class IdempotencyKeys:
             del self._claims[key]
 
 
-def digest_of(request: Request, for_apis: Mapping[str, msgspec.Raw]) -> bytes:
-    """A digest of everything that a repeated start must have in common with the first."""
+def digest_of(identity: object, label: str | None = None) -> bytes:
+    """A digest of everything that a repeated start must have in common with the first: values that JSON can hold."""
     # Deterministic: the order of the keys in `extra` or in a schema does not make another request.
-    return hashlib.sha256(msgspec.json.encode((request, for_apis), order="deterministic")).digest()
+    return hashlib.sha256(msgspec.json.encode((identity, label), order="deterministic")).digest()

@@ -13,7 +13,9 @@ from crucible_trio.errors import OverloadedError, OwnerLimitError, StreamNotFoun
 from crucible_trio.log.contract import Log
 from crucible_trio.log.memory import ByteAccount, MemoryLog
 from crucible_trio.records import encode_json
+from crucible_trio.store.facts_bytes import FactsBytes
 from crucible_trio.store.idempotency import IdempotencyKeys
+from crucible_trio.store.labels import Labels
 from crucible_trio.store.retention import Retention
 from crucible_trio.stream import Stream, StreamFacts
 from crucible_trio.timers import Timer, Timers
@@ -53,10 +55,11 @@ class MemoryStore:
         self._new_log = new_log
         self._created: set[str] = set()  # ids of the streams whose generation has not ended
         self._created_by_owner: Counter[str] = Counter()
-        self._facts_bytes: dict[str, int] = {}
+        self._facts = FactsBytes()
         self._streams: dict[str, Stream] = {}  # those that have started and not ended
         self._order: dict[str, Stream] = {}  # all streams that can be listed, oldest first
         self._keys = IdempotencyKeys()
+        self._labels = Labels()
         self._retention = Retention(settings.retention_seconds)
         self._expiry = Timer(inf, self)
 
@@ -88,15 +91,19 @@ class MemoryStore:
         if len(self._created) >= self._settings.max_streams:
             message = f"the server already has {self._settings.max_streams} running streams"
             raise OverloadedError(message)
-        size = len(encode_json(facts))  # fails for half a character, so before anything is counted
-        self._evict(size)
+        encode_json(facts)  # fails for half a character, so before anything is counted
+        measured = self._facts.measure(facts)
+        kept = self.kept
+        self._evict(measured.new_bytes)
+        if self.kept != kept:  # the last stream that shared a message may be gone
+            measured = self._facts.measure(facts)
+        size = measured.new_bytes
         if self.log_bytes + size >= self._settings.total_log_bytes:
             message = "the server's event log memory limit is reached"
             raise OverloadedError(message)
         self._created.add(facts.id)
         self._created_by_owner[facts.owner] += 1
-        self._facts_bytes[facts.id] = size
-        self.log_grew(size)
+        self.log_grew(self._facts.add(facts.id, measured))
         return self._new_log(room_without_readers=facts.on_disconnect == "continue", account=self)
 
     async def started(self, stream: Stream, key: str | None) -> None:
@@ -104,6 +111,8 @@ class MemoryStore:
         self._streams[stream.id] = self._order[stream.id] = stream
         if key is not None:
             self._keys.started(stream.owner, key, stream.id)
+        if stream.facts.label is not None:
+            self._labels.started(stream.owner, stream.facts.label, stream.id)
 
     # Finding
 
@@ -115,6 +124,15 @@ class MemoryStore:
         if owner not in {None, stream.owner} or stream_id not in self._order:
             raise StreamNotFoundError
         return stream
+
+    async def find_labelled(self, owner: str, label: str) -> Stream | None:
+        """Find the newest stream with a label. Checkpoints: never."""
+        stream_id = self._labels.find(owner, label)
+        return None if stream_id is None else self._order[stream_id]
+
+    async def count_readers(self, stream_id: str, *, attached: int = 0, away: int = 0) -> int:
+        """Count the readers that have not been sent the end. Checkpoints: never."""
+        return self._labels.count(stream_id, attached, away)
 
     async def list(self, owner: str) -> list[Stream]:
         """The owner's streams, newest first. Checkpoints: never."""
@@ -130,6 +148,7 @@ class MemoryStore:
             del self._created_by_owner[stream.owner]
         was_started = self._streams.pop(stream.id, None) is not None
         if stream.id in self._order:
+            self._recount(stream)
             self._retention.keep(stream, trio.current_time())
             self._set_expiry()
         elif was_started:
@@ -143,7 +162,7 @@ class MemoryStore:
 
     def forget_now(self, stream: Stream) -> None:
         """The same as `forget`."""
-        self._order.pop(stream.id, None)
+        self._unlist(stream)
         if stream.id not in self._streams:
             self._drop(stream, forgotten=True)
 
@@ -184,12 +203,23 @@ class MemoryStore:
             self._drop(stream)
 
     def _drop(self, stream: Stream, *, forgotten: bool = False) -> None:
-        self._order.pop(stream.id, None)
+        self._unlist(stream)
         self._retention.drop(stream, trio.current_time(), forgotten=forgotten)
         self._set_expiry()
         self._free(stream)
 
+    def _unlist(self, stream: Stream) -> None:
+        self._order.pop(stream.id, None)
+        if stream.facts.label is not None:
+            self._labels.drop(stream.owner, stream.facts.label, stream.id)
+
     def _free(self, stream: Stream) -> None:
-        facts_bytes = self._facts_bytes.pop(stream.id, None)
-        if facts_bytes is not None:  # a stream can be forgotten after it was dropped
+        facts_bytes = self._facts.remove(stream.id)
+        if facts_bytes:  # a stream can be forgotten after it was dropped
             self.log_bytes -= stream.log.size_bytes + facts_bytes
+
+    def _recount(self, stream: Stream) -> None:
+        """Count the facts of a stream again, whose input may have been released."""
+        if not stream.facts.keeps_input:
+            self.log_bytes -= self._facts.remove(stream.id)
+            self.log_bytes += self._facts.add(stream.id, self._facts.measure(stream.facts))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from functools import partial
 from typing import Final, cast
 
 import trio
@@ -12,9 +14,10 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
+from crucible_trio.apis.anthropic.routes import MessagesApi
 from crucible_trio.apis.kit.access import Access
 from crucible_trio.apis.kit.context import ApiContext, Workers
-from crucible_trio.apis.kit.registration import ApiRegistry
+from crucible_trio.apis.kit.registration import Api, ApiRegistry
 from crucible_trio.apis.kit.replies import http_error_response
 from crucible_trio.apis.kit.uploads import Uploads, drop_body
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
@@ -25,9 +28,11 @@ from crucible_trio.apis.openai.passing.routes import PassingApi
 from crucible_trio.apis.openai.responses.routes import ResponsesApi
 from crucible_trio.apis.operations.routes import OperationsApi
 from crucible_trio.apis.page.routes import PageApi
+from crucible_trio.apis.ui.routes import UIApi
 from crucible_trio.engines import open_engine
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.settings import ApiSettings, ServiceSettings, load_settings
+from crucible_trio.settings.apis import ApiName
 from crucible_trio.web.connection import QuartConnection
 
 APIS: Final = ApiRegistry(
@@ -37,12 +42,21 @@ APIS: Final = ApiRegistry(
         PageApi,
         ChatApi,
         ResponsesApi,
+        MessagesApi,
         PassingApi,
         ModelsApi,
+        UIApi,
     ),
     default_shape=NATIVE_ERRORS,
 )
 """The APIs of every application. A new API is added here."""
+
+_OPTIONAL: Final[Mapping[ApiName, tuple[type[Api], ...]]] = {
+    "openai": (ChatApi, ResponsesApi, PassingApi),
+    "anthropic": (MessagesApi,),
+    "ui": (UIApi,),
+    "page": (PageApi,),
+}
 
 
 def create_app(
@@ -61,7 +75,6 @@ def create_app(
     """
     app = QuartTrio(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # `/v1//streams` is an unknown path, and must not redirect
-    app.register_error_handler(HTTPException, _answer_unknown_path)
     if pipeline is not None:
         settings = settings or ApiSettings()
         app.register_blueprint(blueprint(pipeline, settings, workers))
@@ -69,15 +82,20 @@ def create_app(
         service = load_settings(os.environ)
         settings = settings or service.apis
         _run_own_pipeline(app, service, settings)
+    app.register_error_handler(HTTPException, partial(_answer_unknown_path, _apis_of(settings)))
     # Quart keeps a request's body in memory until it is read or the response begins.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     return app
 
 
-async def _answer_unknown_path(error: HTTPException) -> Response:
+def _apis_of(settings: ApiSettings) -> ApiRegistry:
+    return APIS.without([api for name, apis in _OPTIONAL.items() if name not in settings.apis for api in apis])
+
+
+async def _answer_unknown_path(apis: ApiRegistry, error: HTTPException) -> Response:
     # A coroutine function, because Quart would run a plain function in a thread. A WebSocket has no request context.
     path = request.path if has_request_context() else ""
-    return http_error_response(error, APIS.error_shape(path))
+    return http_error_response(error, apis.error_shape(path))
 
 
 def _run_own_pipeline(app: QuartTrio, service: ServiceSettings, settings: ApiSettings) -> None:
@@ -115,7 +133,8 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None, workers: 
     access = Access(settings)
     uploads = Uploads(settings.total_request_bytes, pipeline.metrics)
     root = Blueprint("crucible", __name__)
-    APIS.add_to(root, ApiContext(pipeline, settings, access, uploads, workers))
+    apis = _apis_of(settings)
+    apis.add_to(root, ApiContext(pipeline, settings, access, uploads, workers))
 
     @root.record_once
     def correct_connection(state: BlueprintSetupState) -> None:
@@ -125,7 +144,7 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None, workers: 
 
     @root.before_request
     async def guard() -> Response | None:
-        if APIS.is_open(request.endpoint):
+        if apis.is_open(request.endpoint):
             return None
         access.check_origin(request)
         return access.preflight(request) if request.method == "OPTIONS" else None

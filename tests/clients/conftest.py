@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-import venv
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -25,7 +23,8 @@ from crucible_trio.settings import load_settings
 from crucible_trio.web import create_app
 
 from .agents import Agent
-from .npm import FOLDER, PACKAGES, InstallError, Sandbox, find_node, install_packages, run_installer
+from .npm import FOLDER, PACKAGES, InstallError, Sandbox, find_node, install_packages
+from .pypi import PYTHON, make_environment
 
 REAL_SECONDS = 300  # only a failing test takes this long
 
@@ -40,11 +39,13 @@ class ServedApp:
         pipeline: The pipeline that it serves.
         port: Its port on 127.0.0.1.
         requests: How many requests had each API key.
+        bodies: The bodies of the requests that have one.
     """
 
     pipeline: Pipeline
     port: int
     requests: Counter[str]
+    bodies: list[bytes]
 
     @property
     def base_url(self) -> str:
@@ -56,19 +57,29 @@ class ServedApp:
 async def _serving(engine: Any, **settings: Any) -> AsyncIterator[ServedApp]:
     values = load_settings({}, **settings)
     requests: Counter[str] = Counter()
+    bodies: list[bytes] = []
     with trio.fail_after(REAL_SECONDS):
         async with open_pipeline(engine, values.pipeline) as pipeline, trio.open_nursery() as nursery:
             app = create_app(pipeline, values.apis)
 
             async def counting(scope: Any, receive: Any, send: Any) -> None:
+                async def receiving() -> Any:
+                    nonlocal body
+                    message = await receive()
+                    body += message.get("body", b"")
+                    return message
+
+                body = b""
                 if scope["type"] == "http":
                     requests[dict(scope["headers"]).get(b"authorization", b"").decode().removeprefix("Bearer ")] += 1
-                await app(scope, receive, send)
+                await app(scope, receiving, send)
+                if body:
+                    bodies.append(body)
 
             config = Config.from_settings(values.server, values.pipeline)
             config.bind = ["127.0.0.1:0"]
             urls: list[str] = await nursery.start(partial(serve, counting, config))
-            yield ServedApp(pipeline, int(urls[0].rpartition(":")[2]), requests)
+            yield ServedApp(pipeline, int(urls[0].rpartition(":")[2]), requests, bodies)
             nursery.cancel_scope.cancel()
 
 
@@ -158,25 +169,29 @@ def crucible_serve() -> Callable[..., AbstractAsyncContextManager[str]]:
     return _crucible_serve
 
 
-# LiteLLM and 60 packages that it needs, in an environment apart from the development environment.
-LITELLM = "litellm==1.110.2"
+@pytest.fixture
+def run_python(sandbox: Sandbox) -> Run:
+    """`await run_python("program.py", *arguments)` returns the output of a program in the development environment."""
+    return partial(sandbox.run, sys.executable, folder=PYTHON)
+
+
+@pytest.fixture
+def run_agents(sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
+    """`await run_agents("program.py", *arguments)` returns the output of a program that uses an agent framework."""
+    return partial(sandbox.run, _environment("agents", skip_missing), folder=PYTHON)
 
 
 @pytest.fixture
 def run_litellm(sandbox: Sandbox, skip_missing: Callable[[str], NoReturn]) -> Run:
     """`await run_litellm("program.py", *arguments)` returns the output of a program that uses LiteLLM."""
-    folder = FOLDER / ".venv"
-    stamp = folder / ".installed"
-    wanted = f"{LITELLM} {sys.version}"
-    if not stamp.exists() or stamp.read_text() != wanted:
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True, symlinks=True)
-        command = ["bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", LITELLM]
-        try:
-            run_installer([str(folder / command[0]), *command[1:]], folder)
-        except InstallError as error:
-            skip_missing(str(error))
-        stamp.write_text(wanted)
     environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else it fetches one at its import
     own = Sandbox(sandbox.home, environment=environment)
-    return partial(own.run, folder / "bin" / "python", folder=FOLDER)
+    return partial(own.run, _environment("litellm", skip_missing), folder=PYTHON)
+
+
+def _environment(name: str, skip_missing: Callable[[str], NoReturn]) -> Path:
+    """The Python of an environment apart from the development environment."""
+    try:
+        return make_environment(FOLDER / ".venv" / name, PYTHON / f"{name}.txt")
+    except InstallError as error:
+        skip_missing(str(error))

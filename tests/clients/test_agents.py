@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,9 +34,22 @@ PIECE = 7  # characters of the call's arguments in one chunk, so that none of th
 # The tool leaves a line behind each time it runs. It does not end immediately, because Qwen Code on a busy machine
 # sometimes misses the output of a command that does.
 COMMAND = "echo the tool was here | tee -a ~/lines; sleep 1"
-# A long comment makes the arguments longer than all that the server sends before them.
-LONG_COMMAND = f"{COMMAND} # {'x' * 8000}"
-IN_THE_ARGUMENTS = 4000  # bytes of the response
+# A long comment makes the arguments longer than all that the server sends before them. Codex gets its tools back twice.
+LONG_COMMAND = f"{COMMAND} # {'x' * 80_000}"
+IN_THE_ARGUMENTS = 65_000  # bytes of the response, and fewer than the model writes before it pauses
+PAUSE = 9 / 10  # of the arguments
+
+Interruption: TypeAlias = Callable[[UpstreamRequest], Awaitable[None]]
+
+
+async def reset(request: UpstreamRequest) -> None:
+    """The upstream server crashes."""
+    request.reset()
+
+
+async def pause(request: UpstreamRequest) -> None:
+    """The model writes no more until this server cancels it."""
+    await request.wait_for_close()
 
 
 class ToolModel:
@@ -45,13 +58,24 @@ class ToolModel:
     Attributes:
         agent: The agent that it works for.
         command: For the tool to run.
-        is_cut: Whether it resets its connection in the middle of the call's arguments.
+        interruptions: In the first calls, one each, they take the place of the last tenth of the arguments.
+        introduction: A text before the call.
+        ended_calls: For each call, in order of its end: whether it was whole.
     """
 
-    def __init__(self, agent: Agent, command: str = COMMAND, *, is_cut: bool = False) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        command: str = COMMAND,
+        *,
+        interruptions: Sequence[Interruption] = (),
+        introduction: str = "",
+    ) -> None:
         self.agent = agent
         self.command = command
-        self.is_cut = is_cut
+        self.interruptions = list(interruptions)
+        self.introduction = introduction
+        self.ended_calls: list[bool] = []
 
     @property
     def arguments(self) -> str:
@@ -65,17 +89,21 @@ class ToolModel:
                 await request.send(content=piece)
             await request.finish()
             return
+        if self.introduction:
+            await request.send(content=self.introduction)
         function = {"name": self.agent.shell_tool, "arguments": ""}
         await request.send(tool_calls=[{"index": 0, "id": CALL_ID, "type": "function", "function": function}])
         arguments = self.arguments
         size = max(PIECE, len(arguments) // 20)
         pieces = [arguments[start : start + size] for start in range(0, len(arguments), size)]
-        for piece in pieces[: len(pieces) // 2] if self.is_cut else pieces:
+        interruption = self.interruptions.pop(0) if self.interruptions else None
+        for piece in pieces[: int(PAUSE * len(pieces))] if interruption else pieces:
             await request.send(tool_calls=[{"index": 0, "function": {"arguments": piece}}])
-        if self.is_cut:
-            request.reset()
+        if interruption:
+            await interruption(request)
         else:
             await request.finish("tool_calls")
+        self.ended_calls.append(interruption is None)
 
 
 def check_turn(model: ToolModel, first: Json, second: Json) -> None:
@@ -117,7 +145,7 @@ async def test_qwen_code_calls_its_shell_tool(
 async def test_qwen_code_runs_nothing_and_says_why_after_a_call_that_the_upstream_cut(
     run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox
 ) -> None:
-    model = ToolModel(QWEN_CODE, is_cut=True)
+    model = ToolModel(QWEN_CODE, interruptions=[reset])
     async with (
         open_scripted_upstream(model.answer) as upstream,
         crucible_serve("--base-url", upstream.base_url) as base_url,
@@ -129,20 +157,55 @@ async def test_qwen_code_runs_nothing_and_says_why_after_a_call_that_the_upstrea
 
 
 @pytest.mark.parametrize("cut", ["fin", "rst"])
-async def test_qwen_code_repeats_a_request_whose_connection_was_cut_in_a_call(
-    run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox, cut: Any
+@pytest.mark.parametrize("agent", [pytest.param(QWEN_CODE, id="qwen"), pytest.param(CODEX, id="codex")])
+async def test_an_agent_repeats_a_request_whose_connection_was_cut_in_a_call(
+    run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox, agent: Agent, cut: Any
 ) -> None:
-    model = ToolModel(QWEN_CODE, LONG_COMMAND)
+    model = ToolModel(agent, LONG_COMMAND, interruptions=[pause])
     async with (
         open_scripted_upstream(model.answer) as upstream,
         crucible_serve("--base-url", upstream.base_url) as base_url,
         open_chaos_proxy(port_of(base_url), [Treatment(cut_after=IN_THE_ARGUMENTS, cut=cut)]) as proxy,
     ):
-        printed = await run_agent(QWEN_CODE, PROMPT, base_url=f"http://127.0.0.1:{proxy.port}/v1")
+        printed = await run_agent(agent, PROMPT, base_url=f"http://127.0.0.1:{proxy.port}/v1")
     assert printed == "".join(FINAL) + "\n"
+    # Two generations of the call. The server cancelled the first one.
+    assert sorted(model.ended_calls) == [False, True]
     cut_short, first, second = (request.body for request in upstream.requests)
     assert cut_short == first
     check_turn(model, first, second)
+    assert lines(sandbox) == ["the tool was here"]
+    if agent is CODEX:  # it opens a connection for each request
+        # The cut was in the arguments: the last answer, which begins like the first, is shorter as a whole.
+        assert proxy.connections[2].answer_bytes < IN_THE_ARGUMENTS, proxy.report()
+
+
+async def test_codex_repeats_a_request_whose_call_the_upstream_cut_up_to_five_times(
+    run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox
+) -> None:
+    model = ToolModel(CODEX, interruptions=[reset] * 10)
+    async with (
+        open_scripted_upstream(model.answer) as upstream,
+        crucible_serve("--base-url", upstream.base_url) as base_url,
+    ):
+        with pytest.raises(ClientError) as caught:
+            await run_agent(CODEX, PROMPT, base_url=base_url)
+    assert "The connection to the upstream server was lost" in caught.value.errors
+    assert (len(upstream.requests), lines(sandbox)) == (6, [])
+    assert all(request.body == upstream.requests[0].body for request in upstream.requests)
+
+
+async def test_codex_repeats_a_request_with_the_text_that_was_whole_before_the_cut(
+    run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox
+) -> None:
+    model = ToolModel(CODEX, interruptions=[reset], introduction="I shall speak.")
+    async with (
+        open_scripted_upstream(model.answer) as upstream,
+        crucible_serve("--base-url", upstream.base_url) as base_url,
+    ):
+        assert await run_agent(CODEX, PROMPT, base_url=base_url) == "".join(FINAL) + "\n"
+    cut_short, first, _ = (request.body for request in upstream.requests)
+    assert first["messages"] == [*cut_short["messages"], {"role": "assistant", "content": "I shall speak."}]
     assert lines(sandbox) == ["the tool was here"]
 
 

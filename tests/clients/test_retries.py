@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -18,7 +17,6 @@ from crucible_trio.engines import open_engine
 from crucible_trio.settings import load_settings
 
 from .conftest import ServedApp
-from .npm import FOLDER, Sandbox
 from .retries import (
     ATTEMPTS_WITHOUT_STATUS,
     CASES,
@@ -50,19 +48,18 @@ def measured_once() -> list[Measured | None]:
 
 @pytest.fixture
 async def measured(
-    measured_once: list[Measured | None], serving: Any, run_node: Run, run_litellm: Run, sandbox: Sandbox
+    measured_once: list[Measured | None], serving: Any, run_node: Run, run_litellm: Run, run_python: Run
 ) -> Measured:
     """All calls, made once for all tests of this module."""
     if not measured_once:
         measured_once.append(None)  # a measurement that fails takes minutes, and would fail again
-        run_openai = partial(sandbox.run, sys.executable, folder=FOLDER)
-        measured_once[0] = await measure(serving, run_node, run_openai, run_litellm)
+        measured_once[0] = await measure(serving, run_node, run_python, run_litellm)
     [result] = measured_once
     assert result is not None, "the measurement failed in an earlier test"
     return result
 
 
-async def measure(serving: Any, run_node: Run, run_openai: Run, run_litellm: Run) -> Measured:
+async def measure(serving: Any, run_node: Run, run_python: Run, run_litellm: Run) -> Measured:
     """Make all calls at the same time."""
     ends: dict[str, Any] = {}
     served: ServedApp
@@ -97,8 +94,8 @@ async def measure(serving: Any, run_node: Run, run_openai: Run, run_litellm: Run
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(make, run_node, "retries.mjs", NPM_CLIENTS)
-        nursery.start_soon(make, run_openai, "python_retries.py", OPENAI_CLIENTS)
-        nursery.start_soon(make, run_litellm, "python_retries.py", LITELLM_CLIENTS)
+        nursery.start_soon(make, run_python, "failing_calls.py", OPENAI_CLIENTS)
+        nursery.start_soon(make, run_litellm, "failing_calls.py", LITELLM_CLIENTS)
     return Measured(
         ends,
         client_requests=served.requests + lost.requests,

@@ -46,7 +46,7 @@ async def test_the_ai_sdk_finds_the_trace_once(serving, run_node: Run, packages,
 async def test_litellm_finds_the_trace_and_sends_it_back(serving, run_litellm: Run, name) -> None:
     engine = ScriptedEngine(*STEPS, models=["small"])
     async with serving(engine, **settings(name)) as served:
-        result = json.loads(await run_litellm("python_litellm.py", served.base_url))
+        result = json.loads(await run_litellm("litellm_traces.py", served.base_url))
     for message in result.values():
         assert (message["reasoning_content"], message["content"]) == (TRACE, "So it is.")
     # With `reasoning`, LiteLLM puts the trace into a second field, which it sends back.

@@ -24,6 +24,7 @@ from crucible_trio.records import (
     StreamFailed,
     StreamIncomplete,
     Usage,
+    encode_frame,
 )
 from crucible_trio.request import Request
 
@@ -99,6 +100,16 @@ async def test_a_finish_reason_is_shortened_and_made_valid_unicode(
     terminal, _ = await end_of(scripted("a", Finish("\ud800" + "x" * 999)))
     assert isinstance(terminal, StreamCompleted)
     assert terminal.finish_reason == "?" + "x" * 63
+
+
+async def test_the_stop_string_is_in_the_last_record_shortened_and_valid(
+    end_of: Callable, scripted: Callable, autojump_clock: MockClock
+) -> None:
+    for given, expected in (("END", "END"), ("\ud800" + "x" * 999, "?" + "x" * 255), (None, None)):
+        terminal, _ = await end_of(scripted("a", Finish(stop_string=given)))
+        assert isinstance(terminal, StreamCompleted)
+        assert terminal.stop_string == expected
+        assert (b"stop_string" in encode_frame("str_x", terminal)) == (expected is not None)
 
 
 @pytest.mark.parametrize("finish", [Finish(None), Finish("stop", None), Finish("stop", Usage("many"))])  # type: ignore[arg-type]

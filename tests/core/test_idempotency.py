@@ -29,8 +29,8 @@ from crucible_trio.errors import (
 from crucible_trio.log.contract import Log, LogListener
 from crucible_trio.log.memory import ByteAccount, MemoryLog
 from crucible_trio.pipeline import Pipeline, open_pipeline, run_pipeline
-from crucible_trio.records import encode_json
 from crucible_trio.request import Request, Sampling
+from crucible_trio.store.facts_bytes import FactsBytes
 from crucible_trio.store.idempotency import IdempotencyKeys, digest_of
 from crucible_trio.store.memory import MemoryStore
 from crucible_trio.stream import Stream, StreamFacts
@@ -59,6 +59,21 @@ async def test_the_same_key_joins_the_stream_it_started(scripted: Callable, auto
         assert stream.status == "completed"
         assert await start(pipeline, "key") == (stream, True)
         assert engine.calls == 1
+
+
+async def test_a_stream_is_found_by_its_key_and_what_its_start_was_recognised_by(
+    scripted: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_pipeline(scripted("a")) as pipeline:
+        assert await pipeline.find_started("key", owner="alice", identity=["x"]) is None
+        ask = {"owner": "alice", "on_disconnect": "continue", "starts_with_reader": False}
+        stream, joined = await pipeline.start_or_join(Request("q"), "key", identity=["x"], **ask)
+        assert not joined
+        assert await pipeline.find_started("key", owner="alice", identity=["x"]) is stream
+        assert await pipeline.start_or_join(Request("other"), "key", identity=["x"], **ask) == (stream, True)
+        with pytest.raises(IdempotencyConflictError):
+            await pipeline.find_started("key", owner="alice", identity=["y"])
+        assert await pipeline.find_started("key", owner="bob", identity=["x"]) is None
 
 
 async def test_requests_without_a_key_or_with_different_keys_start_separate_streams(
@@ -157,14 +172,14 @@ async def test_a_key_stores_a_hash_of_the_request_and_not_the_request(autojump_c
     tracemalloc.start()
     try:
         for n in range(20):
-            digest = digest_of(Request(f"{n}" + "x" * 200_000), {})
+            digest = digest_of(Request(f"{n}" + "x" * 200_000))
             assert await keys.claim("alice", f"key {n}", digest, f"stream {n}") == f"stream {n}"
             keys.started("alice", f"key {n}", f"stream {n}")
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert held < 200_000
-    digest = digest_of(Request("7" + "x" * 200_000), {})
+    digest = digest_of(Request("7" + "x" * 200_000))
     assert await keys.claim("alice", "key 7", digest, "another stream") == "stream 7"
 
 
@@ -382,7 +397,8 @@ class Race:
         assert self.store.running == 0
         kept = await self.store.inner.list("alice")
         assert self.store.kept == len(kept)
-        assert self.store.log_bytes == sum(stream.log.size_bytes + len(encode_json(stream.facts)) for stream in kept)
+        facts = [FactsBytes().measure(stream.facts).new_bytes for stream in kept]
+        assert self.store.log_bytes == sum(stream.log.size_bytes for stream in kept) + sum(facts)
         assert all(stream.log.finished for stream in kept)
         metrics = self.pipeline.metrics.engine("scripted")
         assert metrics.started.total() == metrics.ended.total()

@@ -8,16 +8,19 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.batching import Batcher
 from crucible_trio.content import (
+    MAX_FIELDS_BYTES,
     Continued,
     Piece,
     Reasoning,
     Refusal,
+    ServerFields,
     Text,
     ToolCallArguments,
     ToolCallEnd,
     ToolCallStart,
 )
 from crucible_trio.output import Output
+from crucible_trio.records import MAX_DEPTH
 from crucible_trio.timers import Timers
 
 
@@ -347,9 +350,10 @@ async def test_arguments_that_are_not_json_are_passed_on_unchanged(autojump_cloc
         lambda output: output.reasoning("x", 0),
         lambda output: output.refusal("x"),
         lambda output: output.continued(1),
+        lambda output: output.upstream_fields("chunk", {"a": 1}),
         open_call,
     ],
-    ids=["delta", "empty delta", "reasoning", "refusal", "continued", "tool_call"],
+    ids=["delta", "empty delta", "reasoning", "refusal", "continued", "fields", "tool_call"],
 )
 async def test_while_a_tool_call_is_open_only_its_arguments_can_be_written(
     write: Callable[[Output], Awaitable[None]], autojump_clock: MockClock
@@ -598,6 +602,28 @@ async def test_a_continuation_says_how_long_the_answer_is_so_far(autojump_clock:
     assert written(receive) == [Continued(0), Continued(5)]
 
 
+async def test_fields_of_an_upstream_are_copied_and_bounded(autojump_clock: MockClock) -> None:
+    output, receive, _ = open_output(9)
+    fields: dict[str, dict[str, list[int]]] = {"a": {"b": [1]}}
+    await output.upstream_fields("chunk", fields)
+    fields["a"]["b"].append(2)
+    await output.upstream_fields("choice", {})
+    await output.upstream_fields("delta", {"a": "x" * (MAX_FIELDS_BYTES - len('{"a":""}'))})
+    with pytest.raises(ValueError, match="at most 4096 bytes of JSON, not 4097"):
+        await output.upstream_fields("delta", {"a": "x" * (MAX_FIELDS_BYTES - len('{"a":""}') + 1)})
+    deep: list[object] = []
+    for _ in range(MAX_DEPTH):
+        deep = [deep]
+    with pytest.raises(ValueError, match="more than 100 levels deep"):
+        await output.upstream_fields("delta", {"a": deep})
+    with pytest.raises(TypeError):
+        await output.upstream_fields("delta", {"a": object()})
+    first, second = written(receive)
+    assert first == ServerFields("chunk", {"a": {"b": [1]}})
+    assert isinstance(second, ServerFields)
+    assert second.at == "delta"
+
+
 async def _open_a_call(output: Output) -> None:
     async with output.tool_call("call_1", "weather") as call:
         call.cut()
@@ -610,6 +636,7 @@ async def _open_a_call(output: Output) -> None:
         lambda output: output.delta("", [1]),
         lambda output: output.reasoning("a", 0),
         lambda output: output.refusal("a"),
+        lambda output: output.upstream_fields("chunk", {"a": 1}),
         _open_a_call,
     ],
 )

@@ -128,6 +128,18 @@ async def test_a_transport_takes_up_to_its_limit(log: MemoryLog, autojump_clock:
         assert reader.take(size - 1) == frames(3, 3)
 
 
+async def test_a_transport_takes_nothing_beyond_its_last_offset(log: MemoryLog, autojump_clock: MockClock) -> None:
+    reader = attached(log)
+    reader.until = 2
+    async with reader:
+        assert reader.take(10_000) == frames(1, 2)
+        assert reader.take(10_000) == []
+        assert reader.taken == 2
+        assert not reader.at_end
+        reader.passed(2)
+        assert log.ever_read == 1  # the last one counts as read when the client asks for more
+
+
 async def test_wake_ends_a_wait_without_a_new_record(log: MemoryLog, autojump_clock: MockClock) -> None:
     async with attached(log, 3) as reader, trio.open_nursery() as nursery:
         nursery.start_soon(reader.wait)

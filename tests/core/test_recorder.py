@@ -9,10 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crucible_trio.content import (
+    MAX_FIELDS_BYTES,
     Continued,
     Piece,
     Reasoning,
     Refusal,
+    ServerFields,
     Text,
     TextPiece,
     ToolCallArguments,
@@ -38,6 +40,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
     Usage,
     decode_frame,
     new_stream_id,
@@ -366,6 +369,26 @@ def test_a_continuation_is_a_record_between_the_texts() -> None:
         StreamContinued(3, 3),
         OutputDelta(4, "c"),
     ]
+
+
+def test_fields_of_an_upstream_end_neither_the_trace_nor_a_character() -> None:
+    fields = ServerFields("chunk", {"a": 1})
+    pieces = [Reasoning("a", 0), fields, Reasoning("b", 0), Text("c\ud83d"), fields, Text("\ude00d")]
+    assert decoded(new_recorder().add(pieces)) == [
+        ReasoningDelta(1, 0, "a"),
+        UpstreamFields(2, "chunk", {"a": 1}),
+        ReasoningDelta(3, 0, "b"),
+        ReasoningDone(4, 1),
+        OutputDelta(5, "c"),
+        UpstreamFields(6, "chunk", {"a": 1}),
+        OutputDelta(7, "\N{GRINNING FACE}d"),
+    ]
+
+
+def test_the_longest_fields_fit_into_a_record() -> None:
+    longest = ServerFields("delta", {"a": "\x85" * ((MAX_FIELDS_BYTES - len('{"a":""}')) // 2)})
+    [frame] = new_recorder(max_bytes=10**6).add([longest])
+    assert MAX_FIELDS_BYTES * 2 < len(frame) < MAX_FRAME_BYTES
 
 
 @each_kind

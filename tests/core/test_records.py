@@ -27,6 +27,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
     Usage,
     decode_event,
     decode_frame,
@@ -126,6 +127,10 @@ def test_a_record_on_the_wire_is_as_documented() -> None:
         (ToolCallDelta(5, 0, '{"city":'), b'{"type":"tool_call.delta","seq":5,"index":0,"delta":"{\\"city\\":"}'),
         (ToolCallDone(6, 0), b'{"type":"tool_call.done","seq":6,"index":0}'),
         (StreamContinued(7, 20), b'{"type":"stream.continued","seq":7,"characters":20}'),
+        (
+            UpstreamFields(8, "choice", {"stop_reason": 7}),
+            b'{"type":"upstream.fields","seq":8,"at":"choice","fields":{"stop_reason":7}}',
+        ),
     ],
 )
 def test_each_kind_of_content_on_the_wire_is_as_documented(record: AnyRecord, json_text: bytes) -> None:

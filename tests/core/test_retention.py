@@ -11,8 +11,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from crucible_trio.config import Settings
 from crucible_trio.errors import OverloadedError, StreamExpiredError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline, open_pipeline
-from crucible_trio.records import encode_json
 from crucible_trio.request import Request
+from crucible_trio.store.facts_bytes import FactsBytes
 from crucible_trio.stream import Stream
 
 MINUTE, HOUR = 60, 3600
@@ -26,7 +26,7 @@ async def finished(pipeline: Pipeline, owner: str = "") -> Stream:
 
 
 def size_of(stream: Stream) -> int:
-    return stream.log.size_bytes + len(encode_json(stream.facts))
+    return stream.log.size_bytes + FactsBytes().measure(stream.facts).new_bytes
 
 
 def kept_bytes(pipeline: Pipeline) -> int:
@@ -97,7 +97,7 @@ async def test_a_forgotten_stream_is_garbage_collected(scripted: Callable, autoj
 async def test_forgetting_a_stream_that_is_gone_changes_no_count(
     gone: str, scripted: Callable, autojump_clock: MockClock
 ) -> None:
-    async with open_pipeline(scripted("a"), Settings(total_log_bytes=1_600)) as pipeline:
+    async with open_pipeline(scripted("a"), Settings(total_log_bytes=2_200)) as pipeline:
         stream = await finished(pipeline)
         match gone:
             case "forgotten":
@@ -188,7 +188,7 @@ async def test_when_memory_is_short_unread_finished_streams_are_evicted_oldest_f
 
 
 async def test_a_long_prompt_counts_towards_the_memory_limit(scripted: Callable, autojump_clock: MockClock) -> None:
-    async with open_pipeline(scripted("x"), Settings(total_log_bytes=12_000)) as pipeline:
+    async with open_pipeline(scripted("x"), Settings(total_log_bytes=12_600)) as pipeline:
         streams = []
         for _ in range(4):
             streams.append(await pipeline.start(Request("q" * 5000), on_disconnect="continue"))

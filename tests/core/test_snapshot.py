@@ -18,6 +18,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
     Usage,
     encode_frame,
 )
@@ -91,6 +92,18 @@ def test_a_segment_without_records_is_empty() -> None:
 def test_a_continuation_is_no_content() -> None:
     snapshot = folded(OutputDelta(1, "a"), StreamContinued(2, 1), OutputDelta(3, "b"))
     assert (snapshot.output, snapshot.last_seq, snapshot.status) == ("ab", 3, "running")
+
+
+def test_fields_of_an_upstream_have_their_last_values() -> None:
+    snapshot = folded(
+        UpstreamFields(1, "chunk", {"a": 1, "b": [1]}),
+        OutputDelta(2, "a"),
+        UpstreamFields(3, "choice", {"a": 5}),
+        UpstreamFields(4, "chunk", {"b": [2]}),
+    )
+    assert snapshot.upstream_fields == {"chunk": {"a": 1, "b": [2]}, "choice": {"a": 5}}
+    assert (snapshot.output, snapshot.last_seq, snapshot.status) == ("a", 4, "running")
+    assert folded(OutputDelta(1, "a")).upstream_fields == {}
 
 
 def test_a_refusal_is_apart_from_the_answer() -> None:

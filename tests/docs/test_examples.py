@@ -27,6 +27,9 @@ import pytest
 
 import crucible_trio
 from crucible_trio import sse
+from crucible_trio.apis.anthropic import requests as messages
+from crucible_trio.apis.anthropic.errors import ANTHROPIC_RULES, type_of
+from crucible_trio.apis.anthropic.fold import MessageFold
 from crucible_trio.apis.kit.errors import (
     ERROR_RULES,
     ModelNotFoundError,
@@ -36,6 +39,8 @@ from crucible_trio.apis.kit.errors import (
 )
 from crucible_trio.apis.kit.failures import CLIENTS_FAULT
 from crucible_trio.apis.kit.fields import Fields
+from crucible_trio.apis.kit.replay import open_after
+from crucible_trio.apis.kit.sealed import Seals
 from crucible_trio.apis.native.routes import StreamSummary
 from crucible_trio.apis.openai.chat import messages as chat_messages
 from crucible_trio.apis.openai.chat import requests as chat_requests
@@ -46,6 +51,8 @@ from crucible_trio.apis.openai.responses import requests as responses_requests
 from crucible_trio.apis.openai.responses.objects import EchoedFields
 from crucible_trio.apis.openai.responses.replay import open_dialect
 from crucible_trio.apis.operations.prometheus import PipelineCollector
+from crucible_trio.apis.ui import chunks as ui_chunks
+from crucible_trio.apis.ui import requests as ui_requests
 from crucible_trio.cli import main as crucible
 from crucible_trio.config import Settings
 from crucible_trio.engine import as_engine
@@ -76,11 +83,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     page
     for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("**/*.md")))
-    if "_build" not in page.parts
+    if not {"_build", "node_modules"} & set(page.parts)
 ]
 ADDRESS = "127.0.0.1:8000"  # in the examples
 OPENAIS = "chat.completion.chunk"  # in the examples of that wire
-OTHER_PROGRAMS = {".", "cd", "curl", "hypercorn", "mkdir", "node", "none", "npm", "pip", "python", "python3", "uv"}
+OTHER_PROGRAMS = {".", "cd", "curl", "hypercorn", "mkdir", "node", "none", "npm", "npx"}
+OTHER_PROGRAMS |= {"open-webui", "pip", "python", "python3", "uv"}
 # Errors that every API may raise, and the native one never does.
 NEVER_NATIVE = {UnsupportedParameterError, UnknownParameterError, ModelNotFoundError, TooManyReadersError}
 
@@ -129,6 +137,12 @@ def table(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip().replace("`", "") for cell in re.split(r"(?<!\\)\|", row.strip("|"))] for row in rows[:length]]
 
 
+def need_imports(block: Block) -> None:
+    """Skip the test of a program whose SDK is not installed."""
+    for name in re.findall(r"^import (openai|anthropic)$", block.text, re.MULTILINE):
+        pytest.importorskip(name)
+
+
 @contextmanager
 def started(
     command: list[str], announcement: str, stream: str, **variables: str
@@ -169,6 +183,7 @@ def server() -> Iterator[str]:
 def test_a_program_runs_and_prints_what_the_page_says(
     block: Block, server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    need_imports(block)
     source = block.text.replace(f"http://{ADDRESS}", server)
     exec(compile(source, block.name, "exec"), {"__name__": "__main__"})
     printed = capsys.readouterr().out
@@ -207,8 +222,9 @@ def test_an_example_test_passes_and_can_fail(block: Block, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_killed_program_resumes_when_it_runs_again(tmp_path: Path) -> None:
-    [block] = [block for block in blocks("python") if block.run == "again"]
+@pytest.mark.parametrize("block", programs("again"))
+def test_a_killed_program_resumes_when_it_runs_again(block: Block, tmp_path: Path) -> None:
+    need_imports(block)
     state = tmp_path / "answer.json"
 
     def text_so_far() -> str:
@@ -292,9 +308,13 @@ def test_every_settings_file_loads(tmp_path: Path) -> None:
     assert len(found) >= 2
 
 
+def tutorial_commands() -> list[str]:
+    return [block.text for block in blocks("sh", [ROOT / "docs/tutorial.md"]) if "curl" in block.text]
+
+
 def test_the_tutorials_stream_is_cut_and_resumed(server: str, need_program: Any) -> None:
     need_program("curl")
-    first, second = (block.text for block in blocks("sh", [ROOT / "docs/tutorial.md"]) if "curl" in block.text)
+    first, second, *_ = tutorial_commands()
 
     def run(script: str) -> str:
         script = script.replace(f"http://{ADDRESS}", server).replace("curl -N", "curl -sN")
@@ -312,6 +332,30 @@ def test_the_tutorials_stream_is_cut_and_resumed(server: str, need_program: Any)
     assert 0 < len(events(cut)) < len(events(whole))
     assert events(cut) + events(resumed) == events(whole)
     assert "stream.completed" in resumed
+
+
+def test_the_tutorials_slow_reader_gets_its_window_and_the_model_waits(server: str, need_program: Any) -> None:
+    need_program("curl")
+    start, look = (
+        command.replace(f"http://{ADDRESS}", server).replace("curl ", "curl -s ") for command in tutorial_commands()[2:]
+    )
+    with subprocess.Popen(["bash", "-c", f"exec {start}"], stdout=subprocess.PIPE, text=True) as reader:
+        watch = threading.Timer(60, reader.kill)
+        watch.start()
+        assert reader.stdout is not None
+        lines = [reader.stdout.readline() for _ in range(1 + 5 * 3)]
+        assert [line[:4] for line in lines] == ["retr", *["data", "id: ", "\n"] * 5]
+        stream = re.search(r"str_[^.]*", lines[2])
+        assert stream is not None
+        script = re.sub(r"ID=\S+", f"ID={stream[0]}", look)
+        progress: dict[str, Any] = {}
+        while progress.get("activity") != "waiting" and reader.poll() is None:
+            snapshot = json.loads(subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout)
+            progress = snapshot["progress"]
+        assert progress == {"activity": "waiting", "pieces": 69, "buffered": 65}
+        assert snapshot["last_seq"] == 5
+        watch.cancel()
+        reader.kill()
 
 
 def test_the_nginx_configuration_streams_and_resumes(server: str, tmp_path: Path) -> None:
@@ -442,6 +486,17 @@ async def test_the_events_of_a_response_are_those_that_the_code_sends() -> None:
     assert [line.split()[0] for line in block.text.splitlines()] == sent
 
 
+async def test_the_events_of_a_message_are_those_that_the_code_sends() -> None:
+    [block] = [
+        block
+        for block in blocks("text", [ROOT / "docs/reference/protocol.md"])
+        if block.text.startswith("message_start")
+    ]
+    view = await open_after(MemoryLog(room_without_readers=True), MessageFold("shown", Seals("secret").of("alice")))
+    sent = re.findall("^event: (.*)$", view.feed(a_small_log()).decode(), re.MULTILINE)
+    assert [line.split()[0] for line in block.text.splitlines()] == sent
+
+
 def test_the_table_of_record_types_matches_the_code() -> None:
     documented = {row[0] for row in table("docs/reference/protocol.md", "id: str_7Q2M4kWcT0aXn3v9LzB1pg.14")}
     kinds = set(get_args(crucible_trio.AnyRecord)) - {crucible_trio.UnknownRecord}
@@ -477,18 +532,38 @@ def test_the_table_of_openais_errors_matches_the_code() -> None:
     assert {row[0] for row in table("docs/reference/errors.md", "<!-- table: engine codes")} >= CLIENTS_FAULT
 
 
-def test_the_example_of_openais_error_is_the_servers_answer(server: str) -> None:
+def test_the_example_of_anthropics_error_is_the_servers_answer(server: str) -> None:
     *_, example = blocks("json", [ROOT / "docs/reference/errors.md"])
+    body = {"model": "claude", "max_tokens": 9, "messages": [{"role": "user", "content": "Why?"}]}
+    answer = httpx.post(f"{server}/v1/messages", json=body)
+    assert (answer.status_code, answer.json()) == (404, json.loads(example.text))
+
+
+def test_the_example_of_openais_error_is_the_servers_answer(server: str) -> None:
+    *_, example, _ = blocks("json", [ROOT / "docs/reference/errors.md"])
     body = {"messages": [{"role": "user", "content": "Why?"}], "n": 2}
     answer = httpx.post(f"{server}/v1/chat/completions", json=body)
     assert (answer.status_code, answer.json()) == (400, json.loads(example.text))
 
 
+def test_the_table_of_anthropics_errors_matches_the_code() -> None:
+    documented = {
+        row[0]: (int(row[1]), row[2]) for row in table("docs/reference/errors.md", "<!-- table: web.anthropic.errors")
+    }
+    rules = {kind: ERROR_RULES[kind] for kind in NEVER_NATIVE} | dict(ANTHROPIC_RULES)
+    assert documented == {kind.__name__: (rule.status, rule.code) for kind, rule in rules.items()}
+    rows = table("docs/reference/errors.md", "| status | `type` |")
+    for status, kind in rows:
+        for number in re.findall(r"\d{3}", status.removeprefix("other statuses below 500")) or ["400"]:
+            assert type_of(int(number)) == kind
+
+
 @pytest.mark.parametrize(
-    ("name", "objects"),
+    ("page", "name", "objects"),
     [
-        ("chat", {"": chat_requests.BODY, "messages[].": chat_messages.MESSAGE}),
+        ("openai", "chat", {"": chat_requests.BODY, "messages[].": chat_messages.MESSAGE}),
         (
+            "openai",
             "responses",
             {
                 "": responses_requests.BODY,
@@ -497,9 +572,14 @@ def test_the_example_of_openais_error_is_the_servers_answer(server: str) -> None
                 "input[].": responses_input.MESSAGE,
             },
         ),
+        (
+            "anthropic",
+            "messages",
+            {"": messages.BODY, "thinking.": messages.THINKING, "output_config.": messages.OUTPUT_CONFIG},
+        ),
     ],
 )
-def test_the_tables_of_openais_fields_match_the_code(name: str, objects: dict[str, Fields[Any]]) -> None:
+def test_the_tables_of_fields_match_the_code(page: str, name: str, objects: dict[str, Fields[Any]]) -> None:
     expected: dict[str, tuple[str, str | None]] = {}
     for at, fields in objects.items():
         expected |= {at + field: ("understood", None) for field in fields.shape.__struct_fields__}
@@ -507,9 +587,24 @@ def test_the_tables_of_openais_fields_match_the_code(name: str, objects: dict[st
         for field, nothing in fields.refused.items():
             unless = f"unless {', '.join(map(json.dumps, nothing))}" if nothing else ""
             expected[at + field] = ("refused", unless)
-    rows = table("docs/howto/openai.md", f"<!-- table: {name} -->")
+    rows = table(f"docs/howto/{page}.md", f"<!-- table: {name} -->")
     assert {row[0]: (row[1], None if row[1] == "understood" else row[2]) for row in rows} == expected
     assert len(rows) == len(expected)
+
+
+def test_the_tables_of_the_ui_message_stream_match_the_code() -> None:
+    fields = [row[0] for row in table("docs/howto/react.md", "<!-- table: ui -->")]
+    assert sorted(fields) == sorted(ui_requests.UIRequestBody.__struct_encode_fields__)
+    rows = table("docs/reference/protocol.md", "<!-- table: chunks -->")
+    records = {name for row in rows for name in row[0].split(", ")}
+    assert records == {kind.__struct_config__.tag for kind in get_args(crucible_trio.AnyRecord)} - {
+        "reasoning.done",
+        "stream.continued",
+        "upstream.fields",
+    }
+    kinds = {kind.__struct_config__.tag for kind in ui_chunks.Chunk.__subclasses__()}
+    named = {word for row in rows for word in re.split(r"[^a-z-]+", row[1])}
+    assert kinds - named == {"tool-output-available", "tool-output-error"}  # only in replays of a continued message
 
 
 def test_the_table_of_efforts_matches_the_code() -> None:

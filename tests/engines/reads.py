@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-from crucible_trio.content import Piece, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.content import (
+    Piece,
+    Reasoning,
+    Refusal,
+    ServerFields,
+    Text,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+)
 from crucible_trio.engine import Finish
+from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.errors import EngineError
+from crucible_trio.records import UpstreamFields, encode_json
 
 Kind: TypeAlias = Literal["trace", "answer", "refusal", "call"]
 Parts: TypeAlias = list[tuple[Kind, str]]
@@ -38,6 +49,8 @@ def join(pieces: list[Piece]) -> Parts:
                 text = piece.text if isinstance(piece, ToolCallArguments) else WHOLE_CALL
                 joined.append(("call", joined.pop()[1] + text))
                 is_open = isinstance(piece, ToolCallArguments)
+            case ServerFields():
+                encode_json(UpstreamFields(1, piece.at, dict(piece.fields)))
             case _:
                 kind = _KINDS[type(piece)]
                 before = joined.pop()[1] if joined and joined[-1][0] == kind else ""
@@ -55,7 +68,7 @@ def read(
     skipped: SkippedFields | None = None,
 ) -> tuple[Parts, Finish | EngineError]:
     """Read a body in pieces. Returns its text, and how it ended."""
-    reader = CompletionReader(ThinkSplitter(), skipped or SkippedFields(), 100_000)
+    reader = CompletionReader(ThinkSplitter(), skipped or SkippedFields(), 100_000, passed=PassedFields())
     pieces: list[Piece] = []
     for begin, end in zip([0, *(cuts or ())], [*(cuts or ()), len(body)], strict=True):
         if not reader.is_over:

@@ -14,7 +14,17 @@ import pytest
 import trio
 
 from crucible_trio import Request, open_pipeline
-from crucible_trio.content import Continued, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.content import (
+    MAX_FIELDS_BYTES,
+    Continued,
+    Reasoning,
+    Refusal,
+    ServerFields,
+    Text,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+)
 from crucible_trio.engine import Capabilities, EngineInfo, Finish, as_engine
 from crucible_trio.engines import open_engine
 from crucible_trio.engines.crucible import engine as crucible_engine
@@ -39,6 +49,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
     Usage,
 )
 from crucible_trio.request import Deadlines, Parameters, Sampling, Tool
@@ -695,6 +706,11 @@ async def test_a_continuation_of_the_upstream_is_passed_on() -> None:
     assert pieces == [Text("a"), Continued(1), Text("b")]
 
 
+async def test_fields_of_the_upstreams_upstream_are_passed_on() -> None:
+    pieces, _ = await relay(UpstreamFields(1, "choice", {"a": [1]}), OutputDelta(2, "a"))
+    assert pieces == [ServerFields("choice", {"a": [1]}), Text("a")]
+
+
 async def test_records_of_unknown_types_are_counted() -> None:
     _, counts = await relay(StreamCreated(1, STREAM, "deep", "m", 1.0), OutputDelta(4, "a"), OutputDelta(5, "b"))
     assert counts.skipped == 2
@@ -702,7 +718,12 @@ async def test_records_of_unknown_types_are_counted() -> None:
 
 @pytest.mark.parametrize(
     "record",
-    [ToolCallDelta(1, 0, "{"), ToolCallDone(1, 0), ToolCallStarted(1, 0, "", "f")],
+    [
+        ToolCallDelta(1, 0, "{"),
+        ToolCallDone(1, 0),
+        ToolCallStarted(1, 0, "", "f"),
+        UpstreamFields(1, "chunk", {"a": "x" * MAX_FIELDS_BYTES}),
+    ],
     ids=lambda r: type(r).__name__,
 )
 async def test_records_that_break_the_protocol_are_a_failure(record: Any) -> None:
@@ -711,14 +732,15 @@ async def test_records_that_break_the_protocol_are_a_failure(record: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("terminal", "reason"),
+    ("terminal", "finish"),
     [
-        (StreamCompleted(9, "stop", USAGE, TIMINGS), "stop"),
-        (StreamIncomplete(9, "log_limit", USAGE, TIMINGS), "log_limit"),
+        (StreamCompleted(9, "stop", USAGE, TIMINGS), Finish("stop", USAGE)),
+        (StreamCompleted(9, "stop", USAGE, TIMINGS, "END"), Finish("stop", USAGE, "END")),
+        (StreamIncomplete(9, "log_limit", USAGE, TIMINGS), Finish("log_limit", USAGE)),
     ],
 )
-def test_a_finish_keeps_reason_and_usage(terminal: Any, reason: str) -> None:
-    assert finish_of(terminal) == Finish(reason, USAGE)
+def test_a_finish_keeps_reason_usage_and_stop_string(terminal: Any, finish: Finish) -> None:
+    assert finish_of(terminal) == finish
 
 
 @pytest.mark.parametrize(

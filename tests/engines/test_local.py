@@ -191,7 +191,7 @@ async def test_a_stop_string_across_two_slices_is_found(drive, engine: LocalEngi
     stopping = Request(QUESTION, sampling=Sampling(temperature=0.0, stop=("@@", stop)), max_output_tokens=60)
     stopped, finish = await drive(engine, stopping)
     assert answer(stopped) == whole[: whole.index(stop)]
-    assert finish.reason == "stop"
+    assert (finish.reason, finish.stop_string) == ("stop", stop)
     assert finish.usage.output_tokens <= SLICE_TOKENS + 2
 
 

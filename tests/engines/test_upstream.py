@@ -19,7 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio.apis.operations.prometheus import render
 from crucible_trio.config import Settings
-from crucible_trio.content import Piece, Refusal
+from crucible_trio.content import Piece, Refusal, ServerFields, Text
 from crucible_trio.engine import CountsSkippedFields, Engine, Finish
 from crucible_trio.engines import open_engine
 from crucible_trio.engines.upstream import discovery, open_upstream, retries
@@ -194,7 +194,8 @@ def read_buffered(receive: trio.MemoryReceiveChannel[Piece]) -> list[tuple[int |
     pieces = []
     while receive.statistics().current_buffer_used:
         piece = receive.receive_nowait()
-        pieces.append((getattr(piece, "segment", None), piece.text))
+        if not isinstance(piece, ServerFields):
+            pieces.append((getattr(piece, "segment", None), piece.text))
     return pieces
 
 
@@ -385,6 +386,21 @@ async def test_what_is_skipped_is_counted_and_logged_by_name(
             await ask(engine)
             assert "skipped" not in caplog.text
             assert engine.skipped_fields == 9
+
+
+async def test_fields_that_are_not_interpreted_are_written_once_per_stream(server: ScriptedServer) -> None:
+    first = event('{"choices": [{"delta": {"content": "Bl"}}], "service_tier": "flex"}')
+    last = event('{"choices": [{"delta": {"content": "ue"}, "stop_reason": 7}], "service_tier": "flex"}')
+    server.answers = [stream(first, last, chunk("stop")), stream(first, chunk("stop"))]
+    async with open_upstream(server.url, model="m") as engine:
+        for expected in (
+            [ServerFields("chunk", {"service_tier": "flex"}), Text("Bl"), ServerFields("choice", {"stop_reason": 7})],
+            [ServerFields("chunk", {"service_tier": "flex"}), Text("Bl")],
+        ):
+            send, receive = trio.open_memory_channel[Piece](math.inf)
+            await engine.generate(ASK, Output(send))
+            written = [receive.receive_nowait() for _ in range(receive.statistics().current_buffer_used)]
+            assert written[: len(expected)] == expected
 
 
 async def test_the_metric_of_skipped_values_has_the_engine_as_its_only_label(server: ScriptedServer) -> None:

@@ -9,7 +9,16 @@ import trio
 from trio.testing import MockClock
 
 from crucible_trio import Finish, Output, Request, open_pipeline
-from crucible_trio.content import Piece, Reasoning, Refusal, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.content import (
+    Piece,
+    Reasoning,
+    Refusal,
+    ServerFields,
+    Text,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+)
 from crucible_trio.engines.upstream.writing import PieceWriter
 from crucible_trio.records import ToolCallDelta
 
@@ -37,6 +46,38 @@ async def written(pieces: list[Piece]) -> list[Piece]:
 )
 async def test_pieces_are_written_as_they_are(pieces: list[Piece]) -> None:
     assert await written(pieces) == pieces
+
+
+FIRST, SECOND = ServerFields("chunk", {"a": 1}), ServerFields("delta", {"b": 2})
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([FIRST, Text("a"), SECOND], [FIRST, Text("a"), SECOND]),
+        ([START, FIRST, HALF, SECOND, END, Text("a")], [START, HALF, END, FIRST, SECOND, Text("a")]),
+        ([START, HALF, FIRST, Text("a")], [START, HALF, FIRST, Text("a")]),
+        ([START, FIRST, END], [START, END, FIRST]),
+        ([START, HALF, FIRST], [START, HALF, FIRST]),
+    ],
+)
+async def test_fields_never_stand_inside_a_call(pieces: list[Piece], expected: list[Piece]) -> None:
+    assert await written(pieces) == expected
+
+
+async def test_fields_are_not_the_first_output_of_a_stream_that_fails() -> None:
+    send, receive = trio.open_memory_channel[Piece](math.inf)
+    output = Output(send)
+
+    async def fail() -> None:
+        async with PieceWriter(output) as writer:
+            await writer.write([FIRST])
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011  the one raised above
+        await fail()
+    assert not output.has_written
+    assert receive.statistics().current_buffer_used == 0
 
 
 @pytest.mark.parametrize("how", ["cancel", "idle deadline", "failure"])

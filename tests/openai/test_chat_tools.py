@@ -62,6 +62,14 @@ def part(fields: object) -> dict[str, object]:
     return {"role": "user", "content": [fields]}
 
 
+TIME, NEWS = ({"type": "function", "function": {"name": name}} for name in ("time", "news"))
+
+
+def allowed(mode: str | None, *names: str) -> dict[str, object]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"tools": tools} | ({} if mode is None else {"mode": mode})}
+
+
 # Tools
 
 
@@ -108,6 +116,14 @@ def part(fields: object) -> dict[str, object]:
                 (None, None),
             )
         ],
+        *[
+            (
+                {"tools": [TIME, WEATHER, NEWS], "tool_choice": allowed(mode, "weather", "time")},
+                Parameters(tools=(Tool("time"), Tool("weather", None, SCHEMA)), tool_choice=mode or "auto"),
+            )
+            for mode in ("auto", "required", None)
+        ],
+        ({"tools": [WEATHER], "tool_choice": allowed("auto")}, Parameters(tool_choice="auto")),
         ({"tool_choice": "none"}, Parameters(tool_choice="none")),
         ({"tools": [], "tool_choice": "auto"}, Parameters(tool_choice="auto")),
         ({"response_format": {"type": "text"}}, Parameters(response_format=TextFormat())),
@@ -169,6 +185,22 @@ async def test_a_servers_own_response_format_goes_on_unread(open_api, scripted, 
         ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "invalid_request", "tool_choice.name"),
         ({"tools": [WEATHER], "tool_choice": {"function": {}}}, "invalid_request", "tool_choice.function.name"),
         ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": allowed("required")}, "unsupported_parameter", "tool_choice"),
+        *[
+            ({"tools": [WEATHER], "tool_choice": choice}, code, f"tool_choice.allowed_tools{place}")
+            for choice, code, place in (
+                ({"type": "allowed_tools"}, "invalid_request", ""),
+                (allowed("none", "weather"), "invalid_request", ".mode"),
+                (allowed("auto", "weather", "time"), "invalid_request", ".tools"),
+                (allowed("auto", ""), "invalid_request", ".tools[0].function.name"),
+                ({"type": "allowed_tools", "allowed_tools": {"tools": "x"}}, "invalid_request", ".tools"),
+                (
+                    {"type": "allowed_tools", "allowed_tools": {"tools": [{"type": "custom"}]}},
+                    "unsupported_parameter",
+                    ".tools[0].type",
+                ),
+            )
+        ],
         ({"parallel_tool_calls": 7}, "invalid_request", "parallel_tool_calls"),
         ({"response_format": {"type": "json_schema"}}, "invalid_request", "response_format.json_schema"),
         (

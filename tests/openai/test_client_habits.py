@@ -1,4 +1,4 @@
-"""Fields that programs send with every chat completion: none is refused, and an upstream gets those it understands.
+"""Fields that programs send with every request: none is refused, and an upstream gets those it understands.
 
 Each row was seen in the requests of a real program.
 """
@@ -42,6 +42,9 @@ def history(message: dict[str, object]) -> dict[str, object]:
     return {"messages": [USER, {"role": "assistant"} | message, USER]}
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
 UNDERSTOOD: dict[str, dict[str, object]] = {
     "Open WebUI, 26 tools with a greeting": {"tools": TOOLS, "tool_choice": "auto"},
     "tools that are switched off": {"tools": TOOLS[:1], "tool_choice": "none"},
@@ -59,6 +62,8 @@ UNDERSTOOD: dict[str, dict[str, object]] = {
     "DeepSeek's template": {"chat_template_kwargs": {"thinking": True}},
     "Qwen's thinking": {"enable_thinking": True},
     "OpenRouter": {"reasoning": {"effort": "low"}, "provider": {"order": ["x"]}},
+    "a prompt of 300 KB": {"messages": [USER | {"content": "word " * 60_000}]},
+    "an image": {"messages": [USER | {"content": [{"type": "text", "text": "hi"}, IMAGE]}]},
 }
 # They are taken, and no upstream needs them.
 HARMLESS: dict[str, dict[str, object]] = {
@@ -76,27 +81,36 @@ HISTORY: dict[str, dict[str, object]] = {
 
 
 async def send(
-    serving: Any, engine: Any, fields: dict[str, object], *, stream: bool, **settings: Any
+    serving: Any,
+    engine: Any,
+    fields: dict[str, object],
+    *,
+    stream: bool,
+    api: str = "chat/completions",
+    **settings: Any,
 ) -> httpx.Response:
-    """Ask for a completion and check that there is one."""
-    body = {"model": engine.info.models[0], "messages": [USER], "stream": stream} | fields
+    """Ask for a completion or a response, and check that there is one."""
+    turn = {"messages": [USER]} if api == "chat/completions" else {"input": [USER]}
+    body = {"model": engine.info.models[0], "stream": stream} | turn | fields
     if not stream:
         body.pop("stream_options", None)
     async with serving(engine, **settings) as served, httpx.AsyncClient(timeout=30) as client:
-        answer = await client.post(f"{served.base_url}/chat/completions", json=body)
+        answer = await client.post(f"{served.base_url}/{api}", json=body)
     assert answer.status_code == 200, answer.text
     assert "Hi." in answer.text
     return answer
 
 
-async def received(serving: Any, fields: dict[str, object], *, stream: bool, **settings: Any) -> Any:
-    """The body of the one request that the upstream gets."""
+async def received(
+    serving: Any, fields: dict[str, object], *, stream: bool, ignored: str | None = None, **settings: Any
+) -> Any:
+    """The body of the one request that the upstream gets. Checks which fields this server says that it ignores."""
     async with (
         open_scripted_upstream(ANSWER) as upstream,
         open_upstream(upstream.url, model="m", thinking={}) as engine,
     ):
         answer = await send(serving, engine, fields, stream=stream, **settings)
-    assert "crucible-ignored" not in answer.headers
+    assert answer.headers.get("crucible-ignored") == ignored
     [(_, _, body)] = upstream.requests
     return json.loads(body)
 
@@ -150,3 +164,98 @@ async def test_the_message_that_this_server_sent_comes_back(serving) -> None:
 async def test_an_engine_without_capabilities_answers_too(serving, fields, ignored) -> None:
     answer = await send(serving, ScriptedEngine("Hi."), fields, stream=False)
     assert answer.headers.get("crucible-ignored") == ignored
+
+
+# Responses. An upstream speaks chat completions, so it gets the same in that form.
+
+FLAT_TOOL = {"type": "function"} | tool("find")["function"]  # type: ignore[operator]
+FORMAT = {"type": "json_schema"} | SCHEMA
+FIND_CALL = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+CODEX = [
+    {"role": "system", "content": "Be short."},
+    {"role": "system", "content": "Be kind."},
+    USER,
+    {"role": "assistant", "content": None, "tool_calls": [FIND_CALL]},
+    {"role": "tool", "content": "31", "tool_call_id": "c1"},
+]
+RESPONSES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "a tool": ({"tools": [FLAT_TOOL], "tool_choice": "auto"}, {"tools": [tool("find")], "tool_choice": "auto"}),
+    "tools that are switched off": (
+        {"tools": [FLAT_TOOL], "tool_choice": "none"},
+        {"tools": [tool("find")], "tool_choice": "none"},
+    ),
+    "one call at a time": (
+        {"tools": [FLAT_TOOL], "parallel_tool_calls": False},
+        {"tools": [tool("find")], "parallel_tool_calls": False},
+    ),
+    "structured output": (
+        {"text": {"format": FORMAT}},
+        {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+    ),
+    "JSON mode": ({"text": {"format": {"type": "json_object"}}}, {"response_format": {"type": "json_object"}}),
+    "verbosity": ({"text": {"verbosity": "low"}}, {"verbosity": "low"}),
+    "log probabilities": (
+        {"include": ["message.output_text.logprobs"], "top_logprobs": 3},
+        {"logprobs": True, "top_logprobs": 3},
+    ),
+    "sampling": ({"temperature": 0.1, "top_p": 0.5}, {"temperature": 0.1, "top_p": 0.5}),
+    "penalties": ({"frequency_penalty": 0.5, "presence_penalty": -0.5},) * 2,
+    "a limit": ({"max_output_tokens": 5}, {"max_tokens": 5}),
+    "a prompt of 300 KB": (
+        {"input": "word " * 60_000},
+        {"messages": [USER | {"content": "word " * 60_000}]},
+    ),
+    "an image": (
+        {
+            "input": [
+                USER
+                | {
+                    "content": [
+                        {"type": "input_text", "text": "hi"},
+                        {"type": "input_image", "image_url": "data:image/png;base64,AAAA"},
+                    ]
+                }
+            ]
+        },
+        {"messages": [USER | {"content": [{"type": "text", "text": "hi"}, IMAGE]}]},
+    ),
+    "Codex": (
+        {
+            "instructions": "Be short.",
+            "tools": [FLAT_TOOL],
+            "tool_choice": "auto",
+            "parallel_tool_calls": False,
+            "reasoning": {"summary": "auto"},
+            "store": False,
+            "include": ["reasoning.encrypted_content"],
+            "prompt_cache_key": "k",
+            "client_metadata": {"x": "y"},
+            "input": [
+                {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be kind."}]},
+                {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+                {"type": "function_call", "call_id": "c1", "name": "find", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c1", "output": "31"},
+            ],
+        },
+        {"tools": [tool("find")], "tool_choice": "auto", "parallel_tool_calls": False, "messages": CODEX},
+    ),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("row", RESPONSES)
+async def test_the_upstream_gets_the_fields_of_a_response_as_chat_completions_have_them(serving, row, stream) -> None:
+    fields, expected = RESPONSES[row]
+    assert await received(serving, fields, stream=stream, api="responses") == PLAIN | expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({"truncation": "auto"}, "truncation"),
+        ({"tools": [{"type": "web_search"}]}, "tools.web_search"),
+        ({"service_tier": "flex", "safety_identifier": "s", "user": "ann", "metadata": {"x": "y"}}, None),
+    ],
+)
+async def test_fields_of_a_response_that_no_upstream_needs_stay_here(serving, fields, ignored) -> None:
+    assert await received(serving, fields, stream=True, api="responses", ignored=ignored) == PLAIN

@@ -115,9 +115,7 @@ async def test_an_sdk_at_the_outer_server_gets_the_whole_answer_or_an_error(
             assert await with_sync_client(outer, chat) == (trace, "Hello.")
             assert await with_sync_client(outer, responses) == ("completed", trace, "Hello.")
         else:
-            with pytest.raises(openai.APIError, match="was lost") as caught:
-                await with_sync_client(outer, chat)
-            assert caught.value.code == "upstream_ended_early"
-            status, so_far, text = await with_sync_client(outer, responses)
-            assert (status, text) == ("failed", "")
-            assert trace.startswith(so_far)
+            for ask in (chat, responses):
+                with pytest.raises(openai.APIError, match="was lost") as caught:
+                    await with_sync_client(outer, ask)
+                assert caught.value.code == "upstream_ended_early"

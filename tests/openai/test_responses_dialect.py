@@ -387,6 +387,7 @@ async def test_every_kind_of_end_has_its_status_and_reason(
     last = events[-1]
     response = last["response"]
     assert last["type"] == f"response.{kind}"
+    assert [event["type"] == "error" for event in events[-3:]] == [False, kind == "failed", False][-len(events[-3:]) :]
     assert response["status"] == status
     assert response["incomplete_details"] == (None if reason is None else {"reason": reason})
     assert response["error"] == error

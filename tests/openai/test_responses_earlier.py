@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import trio
 from openai.types.responses import ResponseItemList
 from trio.testing import MockClock
 
@@ -129,6 +131,36 @@ async def test_what_is_gone_is_404_by_name(open_api, scripted, way, autojump_clo
     assert (named.status, named.error["code"], named.error["param"]) == (404, "item_not_found", "input[0].id")
 
 
+@pytest.mark.parametrize("ending", [{}, {"stream": True}, {"background": True}])
+async def test_a_repeat_finds_its_stream_after_the_earlier_response_has_expired(
+    open_api, ending, autojump_clock: MockClock
+) -> None:
+    async with open_api("Hi", 8, "!", retention_seconds=10) as api:
+        autojump_clock.jump(-trio.current_time())
+        first = (await api.post(PATH, {"input": "Why?"})).json
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+        asks = [
+            {"input": "And?", "previous_response_id": first["id"]} | ending,
+            {"input": [reference, {"role": "user", "content": "So?"}]} | ending,
+        ]
+        made = [await api.post(PATH, ask, Idempotency_Key=f"k{n}") for n, ask in enumerate(asks)]
+        autojump_clock.jump(25 - trio.current_time())  # the first has expired, the others have not
+        again = [await api.post(PATH, ask, Idempotency_Key=f"k{n}") for n, ask in enumerate(asks)]
+        for before, after in zip(made, again, strict=True):
+            assert after.status == 200, after.body
+            assert after.header("crucible-replayed") == "true"
+            assert after.header("crucible-stream") == before.header("crucible-stream")
+        assert len(api.engine.runs) == 3
+        # Another request, a new key and no key are not repeats.
+        other = await api.post(PATH, asks[0] | {"input": "Other?"}, Idempotency_Key="k0")
+        assert (other.status, other.error["code"]) == (422, "idempotency_conflict")
+        for headers in ({}, {"Idempotency_Key": "new"}):
+            answer = await api.post(PATH, asks[0], **headers)
+            assert (answer.status, answer.error["code"]) == (404, "previous_response_not_found")
+        # The key that was tried in vain is free.
+        assert (await api.post(PATH, {"input": "New?"}, Idempotency_Key="new")).status == 200
+
+
 async def test_an_item_that_does_not_exist_yet_is_404(open_api, autojump_clock) -> None:
     async with open_api("Hi", 1_000, "there") as api:
         started = (await api.post(PATH, {"input": "Why?", "background": True})).json
@@ -150,6 +182,42 @@ async def test_a_conversation_outlives_its_first_responses(open_api, scripted, a
             last = answer.json["id"]
         texts = [message.text for message in api.engine.requests[-1].messages]
     assert texts == ["0", "Hi", "1", "Hi", "2", "Hi", "3"]
+
+
+async def test_a_long_conversation_counts_each_turn_once(open_api, scripted, autojump_clock: MockClock) -> None:
+    counted = []
+    async with open_api(engine=able(scripted, "Hi")) as api:
+        last = None
+        for number in range(5):
+            ask = {"input": f"{number}" * 10_000, "previous_response_id": last}
+            last = (await api.post(PATH, ask)).json["id"]
+            await trio.sleep(1)
+            counted.append(api.pipeline.store.log_bytes)
+        grown = [after - before for before, after in pairwise(counted)]
+        assert all(10_000 < more < 14_000 for more in grown), grown
+        # As long as one response holds them, all turns count.
+        for stream in (await api.pipeline.list())[1:]:
+            await api.pipeline.forget(stream)
+        assert api.pipeline.store.log_bytes > 50_000
+        await api.ask("DELETE", f"{PATH}/{last}")
+        assert api.pipeline.store.log_bytes == 0
+
+
+async def test_only_a_stored_response_keeps_its_input(open_api, autojump_clock: MockClock) -> None:
+    async with open_api("Hi") as api:
+        await api.chat(messages=[{"role": "user", "content": "q" * 10_000}])
+        await api.post("/v1/streams", {"input": "q" * 10_000, "on_disconnect": "continue"})
+        await api.post(PATH, {"input": "q" * 10_000, "store": False}, Idempotency_Key="k")
+        await trio.sleep(1)
+        assert api.pipeline.store.log_bytes < 10_000
+        for stream in await api.pipeline.list():
+            response_id = stream.id.replace("str_", "resp_")
+            shown = await api.get(f"{PATH}/{response_id}")
+            items = await api.get(f"{PATH}/{response_id}/input_items")
+            following = await api.post(PATH, {"input": "And?", "previous_response_id": response_id})
+            assert shown.status in {200, 404}  # 404: not stored
+            assert (items.status, following.status) == (404, 404)
+            assert following.error["code"] == "previous_response_not_found"
 
 
 # The list

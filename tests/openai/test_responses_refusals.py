@@ -28,6 +28,7 @@ PART = "input[].content[]"
         ({"background_options": {"completion_window": "2h"}}, "background_options"),
         ({"moderation": {"model": "m"}}, "moderation"),
         ({"image": {}}, "image"),
+        ({"input": [{"type": "compaction_trigger"}]}, "input[0].type"),
         ({"access_programs": {}}, "access_programs"),
         ({"text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}}, "text.format"),
@@ -198,6 +199,47 @@ async def test_what_only_steers_is_ignored_with_a_header_or_refused_by_a_setting
     async with open_api("Hi", strict_fields=True) as api:
         answer = await api.post(PATH, ASK | {"temperature": 0.5})
         assert (answer.status, answer.error["param"]) == (400, "temperature")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"mode": "deep"}, "mode"),
+        ({"reasoning": {"depth": 3}}, "reasoning.depth"),
+        ({"text": {"size": 3}}, "text.size"),
+        ({"text": {"format": {"type": "text", "x": 1}}}, "text.format.x"),
+        ({"input": [USER | {"name": "Eve"}]}, "input[].name"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "x": 1}]}]},
+            "input[].content[].x",
+        ),
+    ],
+)
+async def test_a_setting_refuses_unknown_fields_by_name(open_api, fields, param, autojump_clock) -> None:
+    async with open_api("Hi", strict_fields=True) as api:
+        answer = await api.post(PATH, ASK | fields)
+        assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "unknown_parameter", param)
+        assert await api.pipeline.list() == []
+
+
+async def test_history_and_hosted_tools_are_never_refused_as_unknown(open_api, autojump_clock) -> None:
+    history = [
+        USER,
+        {"role": "assistant", "content": "No.", "x": 1},
+        {"type": "reasoning", "summary": [], "x": 1},
+        USER,
+    ]
+    async with open_api("Hi", strict_fields=True) as api:
+        answer = await api.post(PATH, ASK | {"input": history, "tools": [{"type": "web_search", "x": 1}], "x": None})
+        assert (answer.status, answer.header("crucible-ignored")) == (200, "tools.web_search")
+
+
+@pytest.mark.parametrize("verbosity", ["", 7])
+async def test_an_invalid_verbosity_is_named_by_its_place(open_api, scripted, verbosity, autojump_clock) -> None:
+    async with open_api(engine=scripted("Hi", sampling=["verbosity"])) as api:
+        answer = await api.post(PATH, ASK | {"text": {"verbosity": verbosity}})
+        assert (answer.status, answer.error["code"]) == (400, "invalid_request")
+        assert answer.error["param"] == "text.verbosity"
 
 
 async def _is_refused(

@@ -221,13 +221,16 @@ async def test_without_stream_a_failure_is_an_http_error(
     assert shown.json["error"] == {"code": code, "message": "Too slow."}
 
 
-async def test_with_stream_a_failure_is_the_last_event(open_api, autojump_clock) -> None:
+async def test_with_stream_a_failure_is_the_last_event_after_an_error(open_api, autojump_clock) -> None:
     async with open_api("a", EngineError("upstream_timeout", "Too slow.")) as api:
         answer = await api.post(PATH, LIVE)
     assert answer.status == 200
-    last = answer.events[-1]
+    error, last = answer.events[-2:]
     assert last["type"] == "response.failed"
     assert last["response"]["error"] == {"code": "upstream_timeout", "message": "Too slow."}
+    told = {"code": "upstream_timeout", "message": "Too slow.", "param": None}
+    number = last["sequence_number"] - 1
+    assert error == {"type": "error", "sequence_number": number, **told, "error": {"type": "server_error", **told}}
 
 
 # Leaving

@@ -234,19 +234,30 @@ async def test_a_failed_response_raises_and_is_not_retried_if_a_retry_cannot_hel
     assert engine.calls == 1
 
 
-async def test_a_failed_stream_ends_with_its_error_and_has_no_final_response(serving, with_sync_client) -> None:
-    def use(client: Any) -> list[Any]:
+async def test_a_failed_stream_raises_its_error_and_can_be_retrieved(serving, with_sync_client) -> None:
+    def streamed(client: Any) -> Any:
+        return client.responses.create(**ASK, stream=True)
+
+    def helped(client: Any) -> Any:
         with client.responses.stream(**ASK) as stream:
-            events = list(stream)
-            with pytest.raises(RuntimeError, match=r"response\.completed"):
-                stream.get_final_response()
-            return events
+            yield from stream
+
+    def read(events: Any, into: list[Any]) -> None:
+        for event in events:
+            into.append(event)  # noqa: PERF402 (`extend` would lose all of them)
+
+    def use(client: Any) -> Any:
+        for events in (streamed(client), helped(client)):
+            seen: list[Any] = []
+            with pytest.raises(openai.APIError, match="Too slow") as caught:
+                read(events, seen)
+            assert caught.value.code == "upstream_timeout"
+            assert "".join(event.delta for event in seen if event.type == "response.output_text.delta") == "Hel"
+        return client.responses.retrieve(seen[0].response.id)
 
     async with serving(ScriptedEngine("Hel", EngineError("upstream_timeout", "Too slow."))) as served:
-        events = await with_sync_client(served, use)
-    assert events[-1].type == "response.failed"
-    assert events[-1].response.error.code == "upstream_timeout"
-    assert events[-1].response.output_text == "Hel"
+        response = await with_sync_client(served, use)
+    assert (response.status, response.error.code, response.output_text) == ("failed", "upstream_timeout", "Hel")
 
 
 async def test_a_refusal_names_the_parameter(serving, with_sync_client) -> None:

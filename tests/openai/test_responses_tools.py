@@ -85,6 +85,13 @@ async def refusal(open_api: Any, scripted: Any, can: Capabilities = ABLE, **fiel
         return answer.error["code"], answer.error["param"]
 
 
+SEARCH = {"type": "web_search"}
+
+
+def allowed(mode: str, *tools: object) -> dict[str, object]:
+    return {"type": "allowed_tools", "mode": mode, "tools": tools}
+
+
 # Tools
 
 
@@ -247,6 +254,20 @@ async def test_long_and_strange_names_are_told_apart(open_api, scripted, autojum
     assert [call.name for call in request.messages[-1].tool_calls] == [names[4], names[1], "agents__gone"]
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_only_the_allowed_tools_are_offered(open_api, scripted, mode: str, autojump_clock: MockClock) -> None:
+    close = {"type": "function", "name": "close", "namespace": "agents"}
+    async with open_api(engine=scripted("Hi", capabilities=ABLE)) as api:
+        tools = [WEATHER, PATCH, AGENTS, SEARCH, {"type": "function", "name": "news"}]
+        choice = allowed(mode, {"type": "custom", "name": "patch"}, close, SEARCH, {"type": "function", "name": "news"})
+        answer = await api.post(PATH, {"input": "Why?", "tools": tools, "tool_choice": choice})
+        [request] = api.engine.requests
+    assert [tool.name for tool in request.parameters.tools] == ["patch", "agents__close", "news"]
+    assert request.parameters.tool_choice == answer.json["tool_choice"] == mode
+    assert [tool["name"] for tool in answer.json["tools"]] == ["patch", "agents", "news"]
+    assert answer.header("crucible-ignored") == "tools.web_search, tool_choice.web_search"
+
+
 async def test_each_type_of_hosted_tool_is_logged_once(open_api, autojump_clock, caplog) -> None:
     caplog.set_level("INFO", "crucible_trio.apis.openai.responses.routes")
     async with open_api("Hi") as api:
@@ -282,7 +303,20 @@ async def test_each_type_of_hosted_tool_is_logged_once(open_api, autojump_clock,
         ),
         ({"tools": [WEATHER], "tool_choice": "x"}, "invalid_request", "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "web_search"}}, "unsupported_parameter", "tool_choice.type"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "unsupported_parameter", "tool_choice.type"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "invalid_request", "tool_choice.tools"),
+        ({"tools": [WEATHER], "tool_choice": allowed("none", WEATHER)}, "invalid_request", "tool_choice.mode"),
+        ({"tools": [WEATHER], "tool_choice": allowed("auto", PATCH)}, "invalid_request", "tool_choice.tools"),
+        ({"tools": [WEATHER], "tool_choice": allowed("auto", {})}, "invalid_request", "tool_choice.tools[0].type"),
+        (
+            {"tools": [AGENTS], "tool_choice": allowed("auto", AGENTS)},
+            "unsupported_parameter",
+            "tool_choice.tools[0].type",
+        ),
+        (
+            {"tools": [SEARCH, WEATHER], "tool_choice": allowed("required", SEARCH)},
+            "unsupported_parameter",
+            "tool_choice",
+        ),
         ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "invalid_request", "tool_choice.name"),
         ({"parallel_tool_calls": 7}, "invalid_request", "parallel_tool_calls"),
     ],

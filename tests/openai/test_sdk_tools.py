@@ -53,6 +53,14 @@ CALLS = {
     "no index": call(None, "c1", "weather", ARGUMENTS[:8]) + call(None, None, None, ARGUMENTS[8:]) + END,
     "whole": call(0, "c1", "weather", ARGUMENTS) + chunk("stop"),
 }  # fmt: skip
+IN_TURN = (
+    call(0, "c1", "weather")
+    + call(0, None, None, ARGUMENTS)
+    + call(1, "c2", "weather")
+    + call(1, None, None, '{"city":')
+    + call(1, None, None, ' "Oslo"}')
+    + END
+)
 TWO_CALLS = (
     call(0, "c1", "weather", ARGUMENTS[:8])
     + call(1, "c2", "weather", '{"city":')
@@ -159,6 +167,36 @@ async def test_raw_chunks_of_a_tool_call_on_trio_and_asyncio(serving, with_async
     assert set(rest) == {(0, None, None)}
     assert "".join(made.function.arguments for made in deltas) == ARGUMENTS
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("form", ["whole", "raw", "helper"])
+async def test_two_calls_in_turn_are_two(serving, with_sync_client, form) -> None:
+    def use(client: openai.OpenAI) -> list[tuple[str, str, str]]:
+        ask = ASK | {"messages": [QUESTION]}
+        if form == "raw":
+            return joined(client.chat.completions.create(stream=True, **ask))
+        if form == "helper":
+            with client.chat.completions.stream(**ask) as events:
+                done = [event.arguments for event in events if event.type == "tool_calls.function.arguments.done"]
+                message = events.get_final_completion().choices[0].message
+            assert done == [made.function.arguments for made in message.tool_calls or ()]
+        else:
+            message = client.chat.completions.create(**ask).choices[0].message
+        return [(made.id, made.function.name, made.function.arguments) for made in message.tool_calls or ()]
+
+    async with in_front_of(serving, IN_TURN + DONE) as (served, _):
+        calls = await with_sync_client(served, use)
+    assert calls == [("c1", "weather", ARGUMENTS), ("c2", "weather", '{"city": "Oslo"}')]
+
+
+def joined(chunks: Any) -> list[tuple[str, str, str]]:
+    """The calls of raw chunks, put together by their index."""
+    calls: dict[int, tuple[str, str, str]] = {}
+    for each in chunks:
+        for made in each.choices[0].delta.tool_calls or ():
+            call_id, name, arguments = calls.get(made.index, (made.id, made.function.name, ""))
+            calls[made.index] = (call_id, name, arguments + made.function.arguments)
+    return [calls[index] for index in sorted(calls)]
 
 
 async def test_interleaved_strict_calls_parse_in_the_helper(serving, with_sync_client) -> None:

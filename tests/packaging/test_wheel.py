@@ -58,11 +58,11 @@ def test_a_variable_makes_every_link_of_the_description_absolute(tmp_path: Path)
     page = str(metadata(build(tmp_path, LINKS)).get_payload())
     pages, images = LINKS.replace("{view}", "blob"), LINKS.replace("{view}", "raw")
     assert f"[Tutorial]({pages}/docs/tutorial.md)" in page
-    assert f"![The demo page with a trace and an answer]({images}/docs/assets/page-light.png)" in page
+    assert f"![The demo page in light colours]({images}/docs/assets/page-light.png)" in page
     assert len(targets(page)) == len(targets(README))
     for before, after in zip(targets(README), targets(page), strict=True):
         if not before.startswith(("#", "http")):
-            assert after == f"{images if before.endswith(('.png', '.svg')) else pages}/{before}"
+            assert after == f"{images if before.endswith(('.png', '.svg', '.webp')) else pages}/{before}"
             assert (ROOT / before.partition("#")[0]).exists()
 
 

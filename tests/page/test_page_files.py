@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from quart_trio import QuartTrio
 
 from crucible_trio import EngineInfo, Finish, open_pipeline
+from crucible_trio.apis import page
 from crucible_trio.engine import as_engine
 from crucible_trio.engines.replay import ReplayEngine
 from crucible_trio.engines.router import RouterEngine
 from crucible_trio.settings import ApiSettings
 from crucible_trio.web import blueprint, create_app
 
-FILES = ["/", "/page/page.css", "/page/page.js", "/page/readers.js", "/page/view.js", "/page/words.js"]
+FOLDER = Path(page.__path__[0])
+FILES = ["/", *(f"/page/{file.name}" for file in FOLDER.iterdir() if file.suffix in {".css", ".js"})]
 
 
 async def silent(request):

@@ -30,7 +30,6 @@ from crucible_trio.records import (
 )
 from crucible_trio.request import Request
 from crucible_trio.snapshot import SnapshotToolCall
-from crucible_trio.store.redis.scripts import label_key
 from crucible_trio.stream import Stream
 from crucible_trio.testing import Gate, ScriptedEngine
 
@@ -498,7 +497,7 @@ async def test_a_label_leads_to_its_newest_stream_in_every_process(open_over: Op
         stores: list[Any] = [here.store, there.store]
         labels: list[Stream] = []
         for process in (here, there):
-            stream = await _start_labelled(process, "chat:1")
+            stream = (await start(process, owner="alice", label="chat:1"))[0]
             labels.append(stream)
             for store in stores:
                 found = await store.find_labelled("alice", "chat:1")
@@ -506,32 +505,16 @@ async def test_a_label_leads_to_its_newest_stream_in_every_process(open_over: Op
                 assert await store.find_labelled("alice", "chat") is None
                 assert await store.find_labelled("bob", "chat:1") is None
         first, newest = labels
-        assert await stores[0].count_readers(newest) == 1  # the client that started it
-        assert await stores[1].count_readers(newest, attached=1, away=-1) == 1
-        assert await stores[0].count_readers(newest, attached=1, away=-1) == 2
-        assert await stores[1].count_readers(newest, attached=-2) == 0
+        assert await stores[0].count_readers(newest.id) == 1  # the client that started it
+        assert await stores[1].count_readers(newest.id, attached=1, away=-1) == 1
+        assert await stores[0].count_readers(newest.id, attached=1, away=-1) == 2
+        assert await stores[1].count_readers(newest.id, attached=-2) == 0
         await there.forget(await there.find(first.id, owner="alice"))
         assert (await stores[0].find_labelled("alice", "chat:1")).id == newest.id
         await here.forget(await here.find(newest.id, owner="alice"))
         for store in stores:
             assert await store.find_labelled("alice", "chat:1") is None
-        assert await stores[0].count_readers(newest) == 0
-
-
-async def _start_labelled(pipeline: Pipeline, label: str) -> Stream:
-    store: Any = pipeline.store
-    started = store.started
-
-    async def start_with_label(stream: Stream, key: str | None) -> None:
-        store._own[stream.id].label_key = label_key(stream.owner, label)
-        await started(stream, key)
-
-    store.started = start_with_label
-    try:
-        stream, _ = await start(pipeline, owner="alice")
-    finally:
-        del store.started
-    return stream
+        assert await stores[0].count_readers(newest.id) == 0
 
 
 async def test_a_mirror_that_was_dropped_counts_no_more_bytes(

@@ -8,12 +8,13 @@ from contextlib import ExitStack, suppress
 
 import pytest
 import trio
+import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio import Finish, Output, Request
 from crucible_trio.errors import ConfigError
 from crucible_trio.server import Config
-from crucible_trio.server.serving import _listen
+from crucible_trio.server.listening import open_sockets
 from crucible_trio.settings import load_settings
 
 
@@ -225,10 +226,10 @@ def test_accepted_sockets_have_a_user_timeout_for_dead_clients() -> None:
     config.bind = ["127.0.0.1:0"]
     config.write_timeout = 7.0
     with ExitStack() as stack:
-        [listener] = _listen(config, stack)
-        with socket.create_connection(listener.socket.getsockname()):
-            listener.socket._sock.setblocking(True)
-            accepted, _ = listener.socket._sock.accept()
+        [listener] = open_sockets(config, stack)
+        with socket.create_connection(listener.getsockname()):
+            listener.setblocking(True)
+            accepted, _ = listener.accept()
             with accepted:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_000
 
@@ -257,4 +258,75 @@ async def test_an_address_that_is_named_twice_is_a_sentence() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     config.bind = [address, address]
     with ExitStack() as stack, pytest.raises(ConfigError, match=f"cannot listen on {address}: Address already in use"):
-        _listen(config, stack)
+        open_sockets(config, stack)
+
+
+# A client that waits for `100 Continue`
+
+BODY = b'{"input": "letters"}'
+EXPECT = ("Expect: 100-continue", "Content-Type: application/json", f"Content-Length: {len(BODY)}")
+
+
+async def test_a_body_is_asked_for_when_the_route_reads_it(serving) -> None:
+    async with serving(three) as served:
+        client = await served.connect()
+        with trio.fail_after(10):
+            for _ in range(2):
+                await client.request("POST", "/v1/streams", *EXPECT)
+                assert (await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+                client.received = b""
+                await client.send(BODY)
+                assert (await client.read_response())[0] == 201
+        assert len(await served.pipeline.list()) == 2
+
+
+async def test_a_body_that_comes_unasked_is_read(serving, kind) -> None:
+    async with serving(three, kind=kind) as served:
+        client = await served.connect()
+        with trio.fail_after(10):
+            await client.request("POST", "/v1/streams", *EXPECT[:1], body=BODY)
+            await client.read_until(b"HTTP/1.1 201")
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "lines"),
+    [
+        (401, "/v1/streams", EXPECT),
+        (413, "/v1/streams", ("Authorization: Bearer key", *EXPECT[:2], "Content-Length: 5000")),
+        (503, "/v1/streams", ("Authorization: Bearer key", *EXPECT[:2], "Content-Length: 4000")),
+        (404, "/nothing", EXPECT),
+        (403, "/v1/streams", ("Origin: https://other.example", *EXPECT)),
+    ],
+)
+async def test_a_refusal_that_needs_no_body_does_not_ask_for_one(
+    serving, status: int, path: str, lines: tuple[str, ...]
+) -> None:
+    limits = {"max_request_bytes": 4500, "total_request_bytes": 4500}
+    async with serving(three, load_settings({}, keys={"alice": "key"}, **limits)) as served:
+        slow = await served.connect()
+        head = ("Authorization: Bearer key", "Content-Type: application/json", "Content-Length: 4400")
+        await slow.request("POST", "/v1/streams", *head)
+        await slow.send(b" " * 4000)
+        with trio.fail_after(10):
+            while served.pipeline.metrics.upload_bytes < 4000:
+                await trio.lowlevel.checkpoint()
+            client = await served.connect()
+            await client.request("POST", path, *lines)
+            assert (await client.read_response())[0] == status
+
+
+async def test_a_client_that_leaves_while_it_waits_is_noticed(serving) -> None:
+    async with serving(silent) as served:
+        started = await served.connect()
+        await started.start("X-Unused: 1", on_disconnect="cancel")
+        with trio.fail_after(10):
+            await started.read_until(b"stream.created")
+            [stream] = await served.pipeline.list()
+            client = await served.connect()
+            await client.request("GET", f"/v1/streams/{stream.id}/events", *EXPECT[:1])
+            await client.read_until(b"stream.created")
+            assert not client.received.startswith(b"HTTP/1.1 100")
+            assert stream.log.readers == 2
+            await client.stream.aclose()
+            while stream.log.readers == 2:
+                await trio.lowlevel.checkpoint()

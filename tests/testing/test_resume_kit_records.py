@@ -34,10 +34,11 @@ FRAMES = [
 LAST = len(FRAMES)
 
 
-def make_app(*, lose: int = 0, notice: bytes = b"") -> Any:
+def make_app(*, lose: int = 0, notice: bytes = b"", alter: tuple[bytes, bytes] = (b"", b"")) -> Any:
     """A server with this one finished stream.
 
     Args:
+        alter: After a resume, the first text is replaced by the second in all records.
         lose: The `seq` of a record that the server does not send after a resume.
         notice: An out-of-band event that the server sends at the start of a resumed body.
     """
@@ -54,7 +55,8 @@ def make_app(*, lose: int = 0, notice: bytes = b"") -> Any:
             await send({"type": "http.response.body", "body": notice, "more_body": True})
         for seq, frame in enumerate(FRAMES, 1):
             if seq > offset and not (offset and seq == lose):
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                content = frame.replace(*alter) if offset else frame
+                await send({"type": "http.response.body", "body": content, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     return app
@@ -78,3 +80,18 @@ async def test_a_lost_record_of_an_unknown_type_is_found(kind: str) -> None:
     assert report.exit_code == 1
     assert set(report.names) <= {"dropped event", "off by one on resume"}, str(report)
     assert f"({kind})" in str(report) or f"s.{seq - 1} is followed by s.{seq + 1}" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("alter", "shown"),
+    [
+        ((b"call_0", b"call_9"), "id of tool_call.started//0"),
+        ((b"weather", b"climate"), "name of tool_call.started//0"),
+    ],
+)
+async def test_a_call_that_changes_on_a_resume_is_found(alter: tuple[bytes, bytes], shown: str) -> None:
+    with trio.fail_after(60):
+        report = await check(make_app(alter=alter), clients=["httpx-sse"], phases=["log"])
+    assert report.exit_code == 1
+    assert set(report.names) == {"different text"}, str(report)
+    assert shown in str(report)

@@ -270,3 +270,20 @@ async def test_an_unexpected_error_is_500_in_json_and_reveals_nothing(
         assert answer.status == 500
         assert answer.error == {"code": "internal_server_error", "message": "Internal Server Error"}
         assert "secret" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("apis", "missing"),
+    [
+        (("openai", "anthropic"), {"/"}),
+        (("openai", "page"), {"/v1/messages"}),
+        (("anthropic",), {"/", "/v1/chat/completions", "/v1/responses", "/v1/embeddings"}),
+        ((), {"/", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/messages"}),
+    ],
+)
+async def test_an_api_can_be_left_out(open_api, apis, missing: set[str], autojump_clock: MockClock) -> None:
+    paths = {"/", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/messages", "/v1/streams"}
+    async with open_api("a", apis=apis) as api:
+        assert {path for path in paths if (await api.ask("OPTIONS", path)).status == 404} == missing
+        listed = (await api.ask("GET", "/v1/models", Anthropic_Version="2023-06-01")).json
+        assert ("object" in listed) != ("anthropic" in apis)

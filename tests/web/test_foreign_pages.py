@@ -202,8 +202,29 @@ CORS_HEADERS = (
     "access-control-max-age",
     "vary",
 )
-SENDS = ["Last-Event-ID", "Idempotency-Key", "Authorization", "Content-Type", "User-Agent"]
-READS = ["Location", "Crucible-Stream", "Crucible-Replayed", "Crucible-Ignored", "Retry-After", "X-Should-Retry"]
+SENDS = [
+    "Last-Event-ID",
+    "Idempotency-Key",
+    "Authorization",
+    "X-Api-Key",
+    "Anthropic-Version",
+    "Anthropic-Beta",
+    "Anthropic-Dangerous-Direct-Browser-Access",
+    "Content-Type",
+    "User-Agent",
+]
+READS = [
+    "Location",
+    "Crucible-Stream",
+    "Crucible-Replayed",
+    "Crucible-Ignored",
+    "Crucible-Error",
+    "Retry-After",
+    "X-Should-Retry",
+    "Request-Id",
+    "X-Workflow-Run-Id",
+    "X-Workflow-Stream-Tail-Index",
+]
 PREFLIGHT = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "last-event-id"}
 
 

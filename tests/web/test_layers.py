@@ -22,6 +22,7 @@ _PURE_KIT = (
     "failures",
     "fields",
     "ignored",
+    "models",
     "parsing",
     "plain_dialect",
     "replay",

@@ -32,6 +32,7 @@ async def test_a_snapshot_holds_the_stream_so_far(open_api, autojump_clock: Mock
             "id": stream,
             "status": "running",
             "paused": False,
+            "progress": {"activity": "generating", "pieces": 5, "buffered": 0},
             "mode": "deep",
             "model": "other",
             "created_at": (await api.pipeline.find(stream)).created_at,
@@ -40,6 +41,7 @@ async def test_a_snapshot_holds_the_stream_so_far(open_api, autojump_clock: Mock
             "trace": ["First, ", "ä!"],
             "refusal": None,
             "tool_calls": [],
+            "upstream_fields": {},
             "finish_reason": None,
             "reason": None,
             "error": None,
@@ -58,6 +60,7 @@ async def test_a_snapshot_holds_the_stream_so_far(open_api, autojump_clock: Mock
         assert [event.get("delta") for event in rest.events] == [" there", None]
         assert (await api.get(f"/v1/streams/{stream}")).json == expected | {
             "status": "completed",
+            "progress": {"activity": "ended", "pieces": 6, "buffered": 0},
             "last_seq": head + 2,
             "output": "Hello there",
             "finish_reason": "stop",

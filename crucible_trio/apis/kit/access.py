@@ -19,11 +19,24 @@ from crucible_trio.settings.hosts import host_name, is_loopback
 from crucible_trio.store.memory import ANONYMOUS
 
 _CORS_HEADERS: Final = {"Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Max-Age": "600"}
-# OpenAI's SDKs set `User-Agent`. A browser that lets them do so asks in the preflight.
-_CORS_ALLOWED: Final = ("Last-Event-ID", "Idempotency-Key", "Authorization", "Content-Type", "User-Agent")
+# The SDKs set `User-Agent`. A browser that lets them do so asks in the preflight.
+_CORS_ALLOWED: Final = (
+    "Last-Event-ID",
+    "Idempotency-Key",
+    "Authorization",
+    "X-Api-Key",
+    "Anthropic-Version",
+    "Anthropic-Beta",
+    "Anthropic-Dangerous-Direct-Browser-Access",
+    "Content-Type",
+    "User-Agent",
+)
 # Headers in which these SDKs describe themselves. The server ignores them, and each version adds some.
 _CORS_SDK_HEADERS: Final = re.compile(r"x-stainless-[a-z0-9-]+")
-_CORS_EXPOSED: Final = "Location, Crucible-Stream, Crucible-Replayed, Crucible-Ignored, Retry-After, X-Should-Retry"
+_CORS_EXPOSED: Final = (
+    "Location, Crucible-Stream, Crucible-Replayed, Crucible-Ignored, Crucible-Error, Retry-After, "
+    "X-Should-Retry, Request-Id, X-Workflow-Run-Id, X-Workflow-Stream-Tail-Index"
+)
 
 
 @final
@@ -50,13 +63,19 @@ class Access:
         if not self._owners:
             return ANONYMOUS
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        given = _digest(key.strip())
+        found = self._owner_of(key.strip()) if scheme.lower() == "bearer" else None
+        if found is None and (key := request.headers.get("X-Api-Key", "").strip()):  # clients of Anthropic's API
+            found = self._owner_of(key)
+        if found is None:
+            raise UnauthorizedError
+        return found
+
+    def _owner_of(self, key: str) -> str | None:
+        given = _digest(key)
         found: str | None = None
         for digest, owner in self._owners.items():  # compares with every key, each in constant time
             if hmac.compare_digest(digest, given):
                 found = owner
-        if found is None or scheme.lower() != "bearer":
-            raise UnauthorizedError
         return found
 
     def token(self, stream_id: str) -> str:

@@ -30,6 +30,7 @@ _Phase: TypeAlias = Literal[
     "opening",  # nothing has been sent
     "following",  # the opening has been sent
     "draining",  # the same, and the client has been told that the server drains
+    "ended",  # everything has been written
     "refused",  # the stream had no place for this reader, and the client is told so
 ]
 
@@ -47,12 +48,15 @@ class EventStreamBody(ResponseBody):
         context: For the settings, for the pipeline's timers, and for whether it drains.
         stream: The stream to follow.
         dialect: How the records look on this wire.
+        window: Send at most this many records, then wait for the client to ask again. None: no limit.
     """
 
-    def __init__(self, context: ApiContext, stream: Stream, dialect: Dialect) -> None:
+    def __init__(self, context: ApiContext, stream: Stream, dialect: Dialect, *, window: int | None = None) -> None:
         pipeline = self._pipeline = context.pipeline
         self._dialect = dialect
         self._reader = stream.attach(dialect.resume_offset)
+        if window is not None:
+            self._reader.until = dialect.resume_offset + window
         self._silence = Silence(context.settings.heartbeat_seconds)
         self._timer = Timer(inf, self)
         writer = direct_writer()
@@ -62,6 +66,11 @@ class EventStreamBody(ResponseBody):
         self._phase: _Phase = "opening"
         self._limit = _FIRST_MESSAGE_BYTES  # of the next message
         self._unsent = memoryview(b"")  # events that did not fit into the last message
+
+    @property
+    def has_sent_end(self) -> bool:
+        """Whether the terminal record has been written."""
+        return self._phase == "ended"
 
     async def __aenter__(self) -> Self:
         try:
@@ -104,6 +113,7 @@ class EventStreamBody(ResponseBody):
                 await trio.lowlevel.checkpoint()
                 continue
             if self._reader.at_end:
+                self._phase = "ended"
                 raise StopAsyncIteration
             if self._pipeline.draining and self._phase == "following":
                 self._phase = "draining"
@@ -111,6 +121,9 @@ class EventStreamBody(ResponseBody):
                     return event
             if self._silence.is_over:
                 return self._message(self._dialect.keep_alive())
+            if self._reader.taken == self._reader.until:  # no record can end this wait, only the client
+                await trio.sleep_until(self._silence.deadline)
+                continue
             self._timer = self._pipeline.timers.set_no_later(self._timer, self._silence.deadline, self)
             await self._reader.wait()
             if self._direct is not None and (events := await self._direct.settle()):

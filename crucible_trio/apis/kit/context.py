@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, final
 
 from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.models import ModelsForm
 from crucible_trio.apis.kit.uploads import Uploads
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.settings.apis import ApiSettings
@@ -34,6 +35,7 @@ class ApiContext:
         access: The access rules.
         uploads: The bodies of requests that are being received.
         workers: The processes that serve together with this one. None if it serves alone.
+        models_forms: The forms of the model list besides the usual one.
     """
 
     pipeline: Pipeline
@@ -41,3 +43,4 @@ class ApiContext:
     access: Access
     uploads: Uploads
     workers: Workers | None = None
+    models_forms: tuple[ModelsForm, ...] = ()

@@ -99,7 +99,7 @@ class AppendWriter:
             return before
         if events and not self._write(events):
             return before
-        return self._reader.taken
+        return self._reader.read_up_to(self._reader.taken)
 
     def write_keep_alive(self) -> bool:
         """Write a keep-alive, if the body waits and nothing else is to be written.

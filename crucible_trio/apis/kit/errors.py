@@ -177,7 +177,7 @@ class ErrorShape(Protocol):
         """The rules that differ from `ERROR_RULES`, and those for errors that only this API raises."""
 
     def body(self, answer: ErrorAnswer) -> object:
-        """The JSON of the response."""
+        """The JSON of the response. A text is sent as plain text."""
 
     def headers(self, answer: ErrorAnswer) -> Mapping[str, str]:
         """Headers of this API. `Retry-After` and `WWW-Authenticate` are added for every API."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Final, final
 
+from crucible_trio.apis.kit.errors import UnknownParameterError
 from crucible_trio.apis.kit.fields import dotted
 
 # The names go into a header, and clients choose them.
@@ -15,9 +16,14 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,80}")
 
 @final
 class Ignored:
-    """Collects the names of ignored fields, each once and in order."""
+    """Collects the names of ignored fields, each once and in order.
 
-    def __init__(self) -> None:
+    Args:
+        refuses_unknown: Refuse unknown fields in place of ignoring them (`ApiSettings.strict_fields`).
+    """
+
+    def __init__(self, *, refuses_unknown: bool = False) -> None:
+        self._refuses_unknown = refuses_unknown
         self._names: dict[str, None] = {}
 
     @property
@@ -31,14 +37,19 @@ class Ignored:
             self._names[name] = None
 
     def add_all(self, fields: Mapping[str, object], at: str) -> None:
-        """Add the fields of an object that are not null.
+        """Add the fields of an object that are unknown and not null.
 
         Args:
-            fields: Fields that are ignored.
+            fields: The unknown fields.
             at: The place of the object in the body, as a dotted path without numbers.
+
+        Raises:
+            UnknownParameterError: Unknown fields are refused.
         """
         for name, value in fields.items():
             if value is not None:
+                if self._refuses_unknown:
+                    raise UnknownParameterError(dotted(at, name))
                 self.add(dotted(at, name))
 
     def known(self, fields: Mapping[str, object], names: Collection[str], at: str) -> dict[str, object]:
@@ -48,6 +59,9 @@ class Ignored:
             fields: All fields of the object.
             names: The names of the known ones.
             at: The place of the object in the body, as a dotted path without numbers.
+
+        Raises:
+            As `add_all`.
         """
         self.add_all({name: value for name, value in fields.items() if name not in names}, at)
         return {name: value for name, value in fields.items() if name in names and value is not None}

@@ -6,6 +6,8 @@ application's, so endpoints of two APIs may have the same name.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import ClassVar, Final, Protocol, final
 
 from quart import Blueprint, Response, request, url_for
@@ -33,6 +35,8 @@ class Api(Protocol):
             The longest prefix of all APIs counts.
         open_endpoints: Endpoints that answer any page, under any host name and without CORS preflight. They must not
             start, stop or read a stream.
+
+    An API may also have a `models_form` (`HasModelsForm`).
     """
 
     name: ClassVar[str]
@@ -74,6 +78,8 @@ class ApiRegistry:
         Raises:
             ConfigError: A setting of one of them is wrong.
         """
+        forms = tuple(api.models_form for api in self._apis if hasattr(api, "models_form"))
+        context = replace(context, models_forms=forms)
         for api in self._apis:
             nested = Blueprint(api.name, __name__)
             api(context).add_to(nested)
@@ -81,6 +87,11 @@ class ApiRegistry:
             nested.register_error_handler(CrucibleError, handlers.refuse)
             nested.register_error_handler(HTTPException, handlers.answer_http_error)
             blueprint.register_blueprint(nested)
+
+    def without(self, apis: Collection[type[Api]]) -> ApiRegistry:
+        """A copy that lacks some of the APIs."""
+        kept = tuple(api for api in self._apis if api not in apis)
+        return ApiRegistry(kept, default_shape=self._default_shape)
 
     def is_open(self, endpoint: str | None) -> bool:
         """Whether an endpoint is open (`Api.open_endpoints`), under any name that its blueprint was registered with."""

@@ -31,6 +31,13 @@ def encoded_json_response(content: bytes, status: int = 200) -> Response:
     return response
 
 
+def text_response(text: str, status: int = 200) -> Response:
+    """A response in plain text that no cache may store."""
+    response = Response(text, status, content_type="text/plain; charset=utf-8")
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
 def no_content() -> Response:
     """204. The empty bytes are needed: for no body at all, Quart would make one that needs asyncio."""
     response = Response(b"", 204)
@@ -73,7 +80,8 @@ def name_ignored(response: Response, names: Sequence[str]) -> None:
 
 def error_response(answer: ErrorAnswer, shape: ErrorShape) -> Response:
     """An error in the shape of one API."""
-    response = json_response(shape.body(answer), answer.status)
+    body = shape.body(answer)
+    response = text_response(body, answer.status) if isinstance(body, str) else json_response(body, answer.status)
     if answer.retry_after is not None:
         response.headers["Retry-After"] = str(answer.retry_after)
     if answer.status == 401:

@@ -34,6 +34,7 @@ _NEUTRAL: Final[Mapping[str, object]] = {
 _ANSWER_DEPENDS_ON: Final = frozenset({"stop"})
 
 _NO_PARAMETERS: Final = Parameters()
+_SAME_NAMES: Final[Mapping[str, str]] = {}
 _NO_EXTRA: Final[Mapping[str, object]] = {}
 
 
@@ -57,15 +58,19 @@ class RequestBuilder:
         engine: Has the models.
         settings: Map names and efforts to models and modes.
         max_output_tokens: The largest limit that a request may set.
+        names: The API's names of fields that have another name in chat completions.
 
     Raises:
         ConfigError: `openai_models` names a model that the engine does not have.
     """
 
-    def __init__(self, engine: Engine, settings: ApiSettings, max_output_tokens: int) -> None:
+    def __init__(
+        self, engine: Engine, settings: ApiSettings, max_output_tokens: int, names: Mapping[str, str] = _SAME_NAMES
+    ) -> None:
         self._engine = engine
         self._settings = settings
         self._max_output_tokens = max_output_tokens
+        self._names = names
         for name in settings.openai_models:
             try:
                 self.resolve(name)
@@ -145,7 +150,7 @@ class RequestBuilder:
         """
         name, mode = self.resolve(model, effort, thinking=thinking)
         can = self._engine.info.capabilities_of(name)
-        _check(parameters, extra, can)
+        self._check(parameters, extra, can)
         given = {field: value for field, value in sampling.items() if value is not None}
         honoured = {field: value for field, value in given.items() if field in can.sampling}
         ignored = [
@@ -155,7 +160,7 @@ class RequestBuilder:
         ]
         for field in ignored:
             if self._settings.strict_fields or field in _ANSWER_DEPENDS_ON:
-                raise UnsupportedParameterError(field)
+                raise self._unsupported(field)
         verbosity = valid(lambda: msgspec.convert({"verbosity": honoured.pop("verbosity", None)}, Parameters)).verbosity
         request = Request(
             input=tuple(messages),
@@ -166,19 +171,21 @@ class RequestBuilder:
             parameters=msgspec.structs.replace(parameters, verbosity=verbosity),
             extra=dict(extra),
         )
-        return BuiltRequest(request, tuple(ignored))
+        return BuiltRequest(request, tuple(self._names.get(field, field) for field in ignored))
 
+    def _check(self, parameters: Parameters, extra: Mapping[str, object], can: Capabilities) -> None:
+        """Refuse a field that the answer depends on if the model does not support it, by the API's names."""
+        if parameters.tools and parameters.tool_choice != "none" and not can.tools:
+            raise self._unsupported("tools")
+        if not parameters.tools and parameters.tool_choice not in {None, "auto", "none"}:
+            raise self._unsupported("tool_choice")
+        if not isinstance(parameters.response_format, TextFormat | None) and not can.structured_output:
+            raise self._unsupported("response_format")
+        if (parameters.logprobs or parameters.top_logprobs) and not can.logprobs:
+            raise self._unsupported("logprobs")
+        for name in extra:
+            if not can.unknown_fields:
+                raise UnknownParameterError(name)
 
-def _check(parameters: Parameters, extra: Mapping[str, object], can: Capabilities) -> None:
-    """Refuse a field that the answer depends on if the model does not support it, by the names of chat completions."""
-    if parameters.tools and parameters.tool_choice != "none" and not can.tools:
-        raise UnsupportedParameterError("tools")
-    if not parameters.tools and parameters.tool_choice not in {None, "auto", "none"}:
-        raise UnsupportedParameterError("tool_choice")
-    if not isinstance(parameters.response_format, TextFormat | None) and not can.structured_output:
-        raise UnsupportedParameterError("response_format")
-    if (parameters.logprobs or parameters.top_logprobs) and not can.logprobs:
-        raise UnsupportedParameterError("logprobs")
-    for name in extra:
-        if not can.unknown_fields:
-            raise UnknownParameterError(name)
+    def _unsupported(self, field: str) -> UnsupportedParameterError:
+        return UnsupportedParameterError(self._names.get(field, field))

@@ -48,6 +48,9 @@ async def start_or_join(
     may_hold: bool = False,
     client_retries: bool = False,
     facts: Mapping[str, msgspec.Raw] = _NO_FACTS,
+    label: str | None = None,
+    identity: object = None,
+    keeps_input: bool = False,
 ) -> StartedStream:
     """Start a stream, or join the one that an earlier request with the same idempotency key started.
 
@@ -63,6 +66,9 @@ async def start_or_join(
         may_hold: The route calls `hold` next.
         client_retries: Whether a refusal is answered with a status, so that the client decides about a retry.
         facts: Facts of the stream that the API needs later, under the API's name (`StreamFacts.for_apis`).
+        label: As for `Pipeline.start`.
+        identity: What a repeated request must have in common with the first. None: `engine_request`.
+        keeps_input: Whether the API needs the request's input after the stream has ended.
 
     A stream that was refused while no client waited is not joined: it is discarded, and another one starts.
 
@@ -79,6 +85,9 @@ async def start_or_join(
             may_hold=may_hold,
             client_retries=client_retries,
             facts=facts,
+            label=label,
+            identity=identity,
+            keeps_input=keeps_input,
         )
         if not joined:
             stream.is_known = False  # until `locate_stream`
@@ -86,6 +95,21 @@ async def start_or_join(
             await pipeline.discard(stream, key)
             continue
         return StartedStream(stream, joined, joined and stream.log.finished)
+
+
+async def join(pipeline: Pipeline, key: str, *, owner: str, identity: object) -> StartedStream | None:
+    """Join the stream that an earlier request with the same key started. The arguments are those of `start_or_join`.
+
+    Returns:
+        None if there is no such stream.
+
+    Raises:
+        As `Pipeline.find_started`.
+    """
+    stream = await pipeline.find_started(key, owner=owner, identity=identity)
+    if stream is None or (not stream.is_known and _was_refused(stream)):
+        return None
+    return StartedStream(stream, joined=True, was_over=stream.log.finished)
 
 
 async def hold(started: StartedStream, seconds: float) -> Terminal | None:
@@ -132,20 +156,21 @@ def _is_without_output(stream: Stream) -> bool:
     return stream.log.finished and stream.log.head == 2
 
 
-def event_stream(context: ApiContext, stream: Stream, dialect: Dialect) -> Response:
+def event_stream(context: ApiContext, stream: Stream, dialect: Dialect, *, window: int | None = None) -> Response:
     """Answer with the events of a stream.
 
     Args:
         context: The API's context.
         stream: The stream.
         dialect: How its records look on this wire.
+        window: Send at most this many records, then wait for the client to ask again. None: no limit.
 
     Raises:
         TooManyReadersError: The stream has no place for another reader, and the wire has no event that says so.
     """
     if dialect.busy() is None:
         check_room(stream)
-    return event_response(EventStreamBody(context, stream, dialect), stream)
+    return event_response(EventStreamBody(context, stream, dialect, window=window), stream)
 
 
 def check_room(stream: Stream) -> None:

@@ -11,6 +11,7 @@ from werkzeug.http import parse_accept_header
 from crucible_trio import sse
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
+from crucible_trio.apis.kit.models import form_for
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, valid
 from crucible_trio.apis.kit.registration import STREAM_BLUEPRINT, STREAM_ENDPOINT
 from crucible_trio.apis.kit.replies import event_response, json_response, model_entries, no_content
@@ -26,7 +27,8 @@ from crucible_trio.snapshot import Status
 from crucible_trio.stream import Stream
 
 _TRACES: Final[dict[str, Trace]] = {"segments": "segments", "final": "final", "none": "none"}
-_START_PARAMETERS: Final = frozenset({"trace", "done"})
+_START_PARAMETERS: Final = frozenset({"trace", "done", "window"})
+_MAX_WINDOW_DIGITS: Final = 9  # no log holds more records
 # `lastEventId` is the name that polyfills of EventSource use. `_` keeps caches from answering, and means nothing.
 _EVENTS_PARAMETERS: Final = _START_PARAMETERS | {"last_event_id", "lastEventId", "token", "_"}
 _GENERATE_PARAMETERS: Final = _EVENTS_PARAMETERS | {"prompt", "mode", "idempotency_key"}
@@ -151,6 +153,8 @@ class NativeApi:
         """`GET /v1/models`: the models that a request may name."""
         self._access.owner(request)
         engine = self._pipeline.engine
+        if form := form_for(request, self._context.models_forms):
+            return json_response(form.all([*engine.info.models, *self._context.settings.openai_models]))
         return json_response({"object": "list", "data": model_entries(engine, engine.info.models)})
 
     async def _find(self, stream_id: str, owner: str | None) -> Stream:
@@ -181,7 +185,7 @@ class NativeApi:
         trace = _TRACES[request.args.get("trace", stream.request.trace)]
         retry = self._context.settings.retry_milliseconds
         dialect = await fold.open_dialect(trace, stream.log, after, retry_milliseconds=retry)
-        return event_stream(self._context, stream, dialect)
+        return event_stream(self._context, stream, dialect, window=_window(request))
 
     def _summary(self, stream: Stream) -> StreamSummary:
         return StreamSummary(
@@ -223,9 +227,19 @@ def _last_event_id(request: Request) -> str | None:
     return request.headers.get("Last-Event-ID") or args.get("lastEventId") or args.get("last_event_id") or None
 
 
+def _window(request: Request) -> int | None:
+    text = request.args.get("window")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_WINDOW_DIGITS and int(text) > 0):
+        raise InvalidRequestError("'window' is a number of records, 1 or more", "window")
+    return int(text)
+
+
 def _check_view(request: Request) -> None:
     # Before anything is started: a refused request must not leave a stream behind.
     if request.args.get("trace", "segments") not in _TRACES:
         raise InvalidRequestError(f"'trace' is one of {', '.join(_TRACES)}", "trace")
     if request.args.get("done", "event") != "event":
         raise InvalidRequestError("'done' can only be 'event'", "done")
+    _window(request)

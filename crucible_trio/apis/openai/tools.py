@@ -5,8 +5,8 @@ Chat completions wrap what belongs to a function into `function`. Responses have
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, Literal
 
 import msgspec
 
@@ -17,6 +17,9 @@ from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import NamedTool, NonEmpty, Tool, ToolCall, ToolChoice
 
 _FUNCTION_FIELDS: Final = frozenset(Tool.__struct_fields__)
+ALLOWED_TOOLS: Final = "allowed_tools"
+"""The type of a tool choice that lists the tools that may be called. The others are then not offered to the model."""
+
 # Hints that do not change which calls the model can make.
 _HARMLESS: Final = frozenset({"type", "cache_control", "defer_loading"})
 
@@ -73,9 +76,80 @@ def read_tool_choice(choice: str | Mapping[str, object], at: str) -> ToolChoice:
         raise InvalidRequestError(f"{at} is auto, none, required or a function", at)
     if kind != "function":
         raise UnsupportedParameterError(dotted(at, "type"))
+    return read_named_tool(choice, at)
+
+
+def read_named_tool(choice: Mapping[str, object], at: str) -> NamedTool:
+    """Read the name of a function: beside `type`, or in `function`.
+
+    Raises:
+        InvalidRequestError: It has none.
+    """
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else choice.get("name")
     return valid(lambda: msgspec.convert({"name": name}, NamedTool), at if function is None else dotted(at, "function"))
+
+
+def read_wrapped_choice(
+    choice: str | Mapping[str, object], tools: tuple[Tool, ...], at: str
+) -> tuple[ToolChoice, tuple[Tool, ...]]:
+    """Read a tool choice in the form of chat completions.
+
+    Args:
+        choice: As for `read_tool_choice`, or a list of allowed tools.
+        tools: The tools of the request.
+        at: The place of the choice in the body.
+
+    Returns:
+        The choice, and the tools that may be called.
+
+    Raises:
+        As `read_tool_choice`, and InvalidRequestError: an allowed tool is not one of the tools.
+    """
+    if isinstance(choice, str) or choice.get("type") != ALLOWED_TOOLS:
+        return read_tool_choice(choice, at), tools
+    at = dotted(at, ALLOWED_TOOLS)
+    fields = valid(lambda: msgspec.convert(choice.get(ALLOWED_TOOLS), dict[str, object]), at)
+    names: list[str] = []
+    for place, tool in allowed_entries(fields, at):
+        names.append(read_named_tool(_function_in(tool, place), dotted(place, "function")).name)
+    return read_allowed_mode(fields, at), only_allowed(tools, names, at)
+
+
+def allowed_entries(fields: Mapping[str, object], at: str) -> list[tuple[str, Mapping[str, object]]]:
+    """The entries of a list of allowed tools, each with its place in the body.
+
+    Raises:
+        InvalidRequestError: It is not a list of objects.
+    """
+    place = dotted(at, "tools")
+    entries = valid(lambda: msgspec.convert(fields.get("tools"), list[dict[str, object]]), place)
+    return [(f"{place}[{index}]", entry) for index, entry in enumerate(entries)]
+
+
+def read_allowed_mode(fields: Mapping[str, object], at: str) -> Literal["auto", "required"]:
+    """Whether one of the allowed tools must be called.
+
+    Raises:
+        InvalidRequestError: The mode is another word.
+    """
+    mode: Literal["auto", "required"] = valid(
+        lambda: msgspec.convert(fields.get("mode", "auto"), Literal["auto", "required"]), dotted(at, "mode")
+    )
+    return mode
+
+
+def only_allowed(tools: Sequence[Tool], names: Collection[str], at: str) -> tuple[Tool, ...]:
+    """The tools with these names.
+
+    Raises:
+        InvalidRequestError: A name is no tool's.
+    """
+    for name in names:
+        if all(tool.name != name for tool in tools):
+            message = f"{dotted(at, 'tools')} allows {name!r}, which is not in tools"
+            raise InvalidRequestError(message, dotted(at, "tools"))
+    return tuple(tool for tool in tools if tool.name in names)
 
 
 def read_wrapped_call(call: Mapping[str, object], at: str) -> ToolCall:

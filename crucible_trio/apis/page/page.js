@@ -1,84 +1,92 @@
 // The demo page. It uses the native API like any client: fetch starts and stops streams, and EventSource reads them.
 
-import { readFast, readSlowly } from "./readers.js";
-import * as view from "./view.js";
+import { api, get, hasKey, keepKey } from "./api.js";
+import { fill, remember } from "./history.js";
+import { showIn } from "./program_list.js";
+import { clearProof, Proof } from "./proof.js";
+import { Reading } from "./reading.js";
+import { follow } from "./scroll.js";
+import { addMark, newTimeline } from "./timeline.js";
+import { Turn } from "./turn.js";
 import { ending, refusal } from "./words.js";
 
-const COME_BACK_MS = 1000; // the server gives EventSource the same time in its `retry:` line
-const SLOW_MS = 150; // the pause after each event when the user reads slowly
-const BUSY = "The stream has as many readers as it may have; trying again…";
+const UNREACHABLE = "The server cannot be reached.";
+const GONE = "The server does not have this stream any more.";
 
 const $ = (id) => document.getElementById(id);
 
-// Kept over a reload: { id, events_url, cancel_url, question, mode, opened, firstTokenAt }.
-let run = JSON.parse(sessionStorage.getItem("run"));
+// The conversation: the runs of its streams, which the tab keeps over a reload, and their turns on the page. A run is
+// { id, events_url, cancel_url, question, mode, opened, firstTokenAt, thought, isOver, timeline }.
+let runs = [];
+let turns = [];
+let chat = {}; // another object for each conversation, so that an answer that comes too late is noticed
+// Of the last run: how it is read, and what is proved about it.
+let reading = null;
+let proof = null;
 
 let phase = "idle"; // "asking", "running"
-let slow = false;
-let reader = null;
-let comingBack = 0; // a timer
-// The last record that was read, its event id, the number of deltas so far, and the terminal record.
-let seq, lastId, tokens, end;
-
-// The status line shows `link` (the state of the connection) if it is set, otherwise `stage` (the state of the
-// stream). `notice` follows either.
+let isSlow = false;
+let isReplay = false; // the page reads a stream that it, or another page, has read before
 let stage = "Ready.";
-let link = "";
-let notice = "";
+
+const toEnd = follow($("conversation"), $("newest"));
 
 function show() {
-  const words = [link || stage, notice].filter(Boolean).join(" ");
+  const words = [reading?.link || stage, reading?.notice].filter(Boolean).join(" ");
   if ($("status").textContent !== words) $("status").textContent = words; // it is read aloud on every change
-  $("numbers").textContent = run && phase !== "asking" ? numbers() : "";
   $("ask").setAttribute("aria-disabled", phase !== "idle");
   $("cut").setAttribute("aria-disabled", phase !== "running");
   $("stop").setAttribute("aria-disabled", phase !== "running");
-  $("slow").setAttribute("aria-pressed", slow);
-}
-
-function numbers() {
-  const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
-  const parts = [count(seq, "event"), count(Math.max(0, run.opened - 1), "reconnect")];
-  // A delta is about one token while the page keeps up. When it lags, deltas are merged. The terminal record may have
-  // the model's own count.
-  const known = end?.usage.output_tokens ?? null;
-  const ms = end ? end.timings.total_ms - end.timings.first_token_ms : Date.now() - run.firstTokenAt;
-  const rate = (((known ?? tokens) - 1) * 1000) / ms;
-  const digits = rate < 10 ? 1 : 0;
-  if (tokens > 1 && ms > 500) parts.push(`${known === null ? "about " : ""}${rate.toFixed(digits)}\u00a0tokens/s`);
-  return parts.join(" · ");
+  $("slow").setAttribute("aria-pressed", isSlow);
+  $("welcome").hidden = runs.length > 0;
+  proof?.show();
 }
 
 function keep() {
-  sessionStorage.setItem("run", JSON.stringify(run));
+  const run = runs.at(-1);
+  if (run && reading) run.timeline.seq = reading.ledger.seq;
+  sessionStorage.setItem("runs", JSON.stringify(runs));
 }
 
 // Start and stop
 
-function api(method, url, body) {
-  const headers = { Accept: "application/json" };
-  const key = sessionStorage.getItem("key");
-  if (key) headers.Authorization = `Bearer ${key}`;
-  if (body) headers["Content-Type"] = "application/json";
-  return fetch(url, { method, headers, body: body && JSON.stringify(body) });
-}
-
 async function ask() {
   if (phase !== "idle") return;
-  if (!$("key-field").hidden) sessionStorage.setItem("key", $("key").value);
+  isReplay = false;
+  const asked = chat;
+  if (!$("key-field").hidden) keepKey($("key").value);
   const question = $("question").value;
   const mode = $("form").elements.mode.value;
-  [phase, stage, link, notice] = ["asking", "Asking…", "", ""];
+  const model = $("model").value;
+  [phase, stage] = ["asking", "Asking…"];
+  if (reading) reading.notice = "";
   show();
   try {
-    const response = await api("POST", "v1/streams", { input: question, mode });
-    if (response.ok) return begin({ ...(await response.json()), question, mode, opened: 0, firstTokenAt: null });
-    stage = await refused(response);
+    const response = await api("POST", "v1/streams", { input: conversation(question), mode, ...(model && { model }) });
+    if (response.ok) {
+      const run = { ...(await response.json()), question, mode, opened: 0, firstTokenAt: null, thought: null, isOver: false };
+      run.timeline = newTimeline();
+      remember(run.id);
+      if (chat !== asked) return; // the user has begun another chat, and finds the stream in the history
+      $("question").value = "";
+      if (!$("model").options.length) offerModels();
+      return begin(run);
+    }
+    const words = await refused(response);
+    if (chat === asked) [phase, stage] = ["idle", words];
   } catch {
-    stage = "The server cannot be reached.";
+    if (chat === asked) [phase, stage] = ["idle", UNREACHABLE];
   }
-  phase = "idle";
   show();
+}
+
+// The earlier turns, then the question. A turn without an answer is left out.
+function conversation(question) {
+  const earlier = runs.flatMap((run, index) =>
+    run.question && turns[index].answer
+      ? [{ role: "user", content: run.question }, { role: "assistant", content: turns[index].answer }]
+      : []);
+  return earlier.length ? [...earlier, { role: "user", content: question }] : question;
 }
 
 async function refused(response) {
@@ -86,104 +94,83 @@ async function refused(response) {
     $("key-field").hidden = false;
     $("key").focus();
   }
-  return refusal(response, Boolean(sessionStorage.getItem("key")));
+  return refusal(response, hasKey());
 }
 
 async function stop() {
   if (phase !== "running") return;
+  const [run, asked] = [runs.at(-1), reading];
   stage = "Stopping…";
+  mark("stop", reading.ledger.seq);
   show();
   const response = await api("POST", run.cancel_url).catch(() => null);
-  if (response?.ok || phase !== "running") return; // the terminal record comes over the stream, like every other record
+  if (reading !== asked || phase !== "running") return;
+  if (response?.ok) return reading.readSlowly(false, false); // the terminal record comes like every other record
   stage = response ? await refused(response) : "The server cannot be reached, and was not told to stop.";
   show();
 }
 
+// The lines of the chart get a corner at each mark.
+function mark(kind, seq) {
+  proof?.sample();
+  addMark(runs.at(-1).timeline, kind, seq);
+  proof?.draw();
+}
+
 // Read
 
-function begin(next) {
-  run = next;
+function begin(run) {
   [phase, stage] = ["running", "Waiting for the model…"];
-  [seq, lastId, tokens, end] = [0, "", 0, null];
+  proof?.close();
+  proof = null;
+  for (const earlier of runs) earlier.timeline.samples = []; // not shown any more, and the tab has little space
+  runs.push(run);
+  addTurn(run);
+  if (isSlow && !run.isOver) addMark(run.timeline, "slow", 0);
+  toEnd(true);
+  let asked = null;
+  const ifCurrent = (call) => (...values) => asked === reading && call(...values);
+  reading = asked = new Reading(run, isSlow, {
+    record: (record) => take(record),
+    part: (record) => addText(record),
+    gone: ifCurrent(gone),
+    marked: mark,
+    changed: show,
+  });
+  proof = new Proof(run, reading.ledger);
   keep();
-  view.clear();
-  connect();
-}
-
-function connect() {
-  disconnect();
-  const url = new URL(run.events_url, location.href);
-  if (lastId) url.searchParams.set("last_event_id", lastId);
-  reader = slow ? readSlowly(url, on, SLOW_MS) : readFast(url, on);
   show();
 }
 
-function disconnect() {
-  clearTimeout(comingBack);
-  reader?.close();
-  reader = null;
+function addTurn(run) {
+  const turn = new Turn(run.question ?? "This browser keeps the ids of its streams, and not their questions.", run.thought, toEnd);
+  turns.push(turn);
+  $("turns").append(turn.element);
+  return turn;
 }
 
-function comeBack(why) {
-  disconnect();
-  link ||= why;
-  comingBack = setTimeout(connect, COME_BACK_MS);
-  show();
+async function gone(response) {
+  if (response.status === 401) return finish(await refused(response));
+  runs.at(-1).isOver = true;
+  finish(GONE);
 }
-
-const on = {
-  opened() {
-    run.opened += 1;
-    link = "";
-    keep();
-    show();
-  },
-
-  lost() {
-    link ||= "Connection lost; the browser reconnects by itself…";
-    show();
-  },
-
-  // Neither reader reports the status that ended it, so get the stream's snapshot.
-  async over() {
-    const asked = run;
-    const response = await api("GET", `v1/streams/${run.id}`).catch(() => null);
-    if (run !== asked || phase !== "running") return;
-    if (!response || response.ok || response.status >= 500) return comeBack("Connection lost; coming back…");
-    if (response.status === 401) return finish(await refused(response));
-    sessionStorage.removeItem("run"); // so that a reload does not try again
-    finish("The server does not have this stream any more.");
-  },
-
-  record(record, id) {
-    if (record.type === "server.draining") notice = "The server is shutting down.";
-    if (record.type === "server.busy") link = BUSY;
-    if (record.seq > seq) { // control events have no `seq`
-      [seq, lastId, link] = [record.seq, id, ""];
-      take(record);
-    }
-    show();
-  },
-};
 
 function take(record) {
+  const turn = turns.at(-1);
   switch (record.type) {
     case "reasoning.delta":
-      view.addToTrace(record.delta, record.segment);
-      return countToken("Reasoning…");
-    case "reasoning.done":
-      return view.foldTrace();
     case "output.delta":
     case "refusal.delta":
-      view.addToAnswer(record.delta);
-      return countToken("Answering…");
-    case "tool_call.started":
-      return view.beginCall(record.index, record.name);
     case "tool_call.delta":
-      view.addToCall(record.index, record.delta);
-      return countToken("Calling a tool…");
+      return addText(record);
+    case "reasoning.done":
+      turn.traceDone(!isReplay);
+      runs.at(-1).thought = turn.thought;
+      return;
+    case "tool_call.started":
+      return turn.beginCall(record.index, record.name);
     case "tool_call.done":
-      return view.endCall(record.index);
+      return turn.endCall(record.index);
     case "stream.completed":
     case "stream.incomplete":
     case "stream.failed":
@@ -192,19 +179,104 @@ function take(record) {
   }
 }
 
-function countToken(words) {
-  tokens += 1;
-  if (stage !== "Stopping…") stage = words;
-  if (run.firstTokenAt !== null) return;
-  run.firstTokenAt = Date.now();
-  keep();
+function addText({ type, delta, segment, index }) {
+  const turn = turns.at(-1);
+  if (type === "reasoning.delta") turn.addToTrace(delta, segment);
+  else if (type === "tool_call.delta") turn.addToCall(index, delta);
+  else turn.addToAnswer(delta);
+  if (stage !== "Stopping…") {
+    stage = { "reasoning.delta": "Reasoning…", "tool_call.delta": "Calling a tool…" }[type] ?? "Answering…";
+  }
+  toEnd();
+  const run = runs.at(-1);
+  if (run.firstTokenAt === null) run.firstTokenAt = Date.now();
 }
 
 function finish(words, terminal = null) {
-  disconnect();
-  [phase, stage, link, end] = ["idle", words, "", terminal];
+  const run = runs.at(-1);
+  reading.close();
+  reading.link = "";
+  [phase, stage] = ["idle", words];
+  turns.at(-1).end(words);
+  if (terminal) {
+    if (!run.isOver) mark("end", terminal.seq);
+    run.isOver = true;
+    proof.finish(terminal, turns.at(-1)).then(keep);
+  } else {
+    proof.close();
+  }
+  keep();
+  toEnd();
   show();
 }
+
+// Other conversations
+
+function newChat() {
+  reading?.close();
+  proof?.close();
+  [runs, turns, chat, reading, proof, phase, stage, isReplay] = [[], [], {}, null, null, "idle", "Ready.", false];
+  $("turns").replaceChildren();
+  clearProof();
+  sessionStorage.removeItem("runs");
+  show();
+}
+
+// A stream of this browser's history. The text and the offset are gone, so it is read from record 1. The records that
+// exist already arrive together.
+async function open(id) {
+  const stream = await get(`v1/streams/${id}`);
+  newChat();
+  $("history").open = false;
+  if (!stream) stage = GONE;
+  else {
+    isReplay = true;
+    const { events_url: eventsUrl, cancel_url: cancelUrl, mode } = stream;
+    const run = { id, events_url: eventsUrl, cancel_url: cancelUrl, question: null, mode, opened: 0, firstTokenAt: null };
+    begin({ ...run, thought: null, isOver: stream.status !== "running", timeline: newTimeline() });
+  }
+  show();
+}
+
+// After a reload: the earlier turns as the server has them, and the last one is read again from record 1.
+async function restore(kept) {
+  const last = kept.pop();
+  const restored = chat;
+  isReplay = true;
+  phase = "asking"; // until the earlier turns are there
+  for (const run of kept) {
+    const turn = addTurn(run);
+    runs.push(run);
+    const snapshot = await get(`v1/streams/${run.id}`);
+    if (chat !== restored) return;
+    if (snapshot) turn.fill(snapshot, ending({ ...snapshot, type: `stream.${snapshot.status}` }));
+    else turn.end(GONE);
+  }
+  $("form").elements.mode.value = last.mode;
+  $("question").value = "";
+  if (!last.isOver) addMark(last.timeline, "reload", last.timeline.seq);
+  begin(last);
+}
+
+async function offerModels() {
+  const models = ((await get("v1/models"))?.data ?? []).map(({ id }) => id);
+  $("model").replaceChildren(...models.map((id) => Object.assign(document.createElement("option"), { textContent: id })));
+  $("model").hidden = models.length === 0;
+}
+
+// The programs use the address, the question and the stream of the page.
+function showPrograms() {
+  showIn($("program-list"), {
+    server: new URL(".", location.href).href.replace(/\/$/, ""),
+    input: runs.at(-1)?.question || $("question").value || $("question").defaultValue,
+    mode: $("form").elements.mode.value,
+    model: $("model").value,
+    lastId: reading?.lastId,
+    hasKey: hasKey(),
+  });
+}
+
+// The controls
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -217,20 +289,24 @@ $("question").addEventListener("keydown", (event) => {
 });
 $("stop").addEventListener("click", stop);
 $("cut").addEventListener("click", () => {
-  if (phase === "running") comeBack("You cut the connection; back in a second…");
+  if (phase === "running") reading.cut();
 });
 $("slow").addEventListener("click", () => {
-  slow = !slow;
-  if (phase === "running") connect();
-  else show();
-});
-
-if (run) {
-  $("question").value = run.question;
-  $("form").elements.mode.value = run.mode;
-  // After a reload the text and the offset are gone, so the stream is read again from record 1. The records that exist
-  // already arrive together.
-  begin(run);
-} else {
+  isSlow = !isSlow;
+  if (phase === "running") reading.readSlowly(isSlow);
   show();
-}
+});
+$("new").addEventListener("click", () => {
+  newChat();
+  $("question").focus();
+});
+$("history").addEventListener("toggle", () => $("history").open && fill($("streams"), open));
+$("programs").addEventListener("toggle", () => $("programs").open && showPrograms());
+addEventListener("pagehide", keep);
+
+clearProof();
+offerModels();
+if (matchMedia("(min-width: 60rem)").matches) $("log").open = true;
+const kept = JSON.parse(sessionStorage.getItem("runs") ?? "[]");
+if (kept.length) restore(kept);
+else show();

@@ -13,10 +13,12 @@ from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 
 _INDEX: Final = "index.html"
-_TYPES: Final = {_INDEX: "text/html", "page.css": "text/css"} | dict.fromkeys(
-    ("page.js", "readers.js", "view.js", "words.js"), "text/javascript"
-)
-_FILES: Final = {name: (resources.files(__package__) / name).read_bytes() for name in _TYPES}
+_TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_FILES: Final = {
+    file.name: file.read_bytes()
+    for file in resources.files(__package__).iterdir()
+    if file.name.rpartition(".")[2] in _TYPES
+}
 _NOTICE: Final = b"<!-- notice -->"  # in the page: here goes the engine's notice
 
 _HEADERS: Final = {
@@ -64,7 +66,7 @@ class PageApi:
 
 
 async def _response(name: str, content: bytes) -> Response:
-    response = Response(content, content_type=f"{_TYPES[name]}; charset=utf-8")
+    response = Response(content, content_type=f"{_TYPES[name.rpartition('.')[2]]}; charset=utf-8")
     response.headers.update(_HEADERS)
     response.set_etag(sha256(content).hexdigest()[:32])
     return await response.make_conditional(request)

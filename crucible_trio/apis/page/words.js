@@ -1,4 +1,4 @@
-// Sentences for the user: how a stream ended, and why a request was refused.
+// Sentences for the user: what the model does, what the page has checked, how a stream ended, why a request was refused.
 
 const REASONS = {
   max_output_tokens: "Ended early: the text reached its greatest length.",
@@ -13,6 +13,28 @@ const CANCELLED = {
   disconnect: "Stopped: no client was reading.",
   shutdown: "Stopped: the server shut down.",
 };
+
+const ACTIVITIES = {
+  generating: "The model is generating.",
+  queued: "The model is busy. This stream waits for its turn.",
+  waiting: "The buffer is full: the model waits for this reader.",
+  paused: "The model is paused: it waits for a reader.",
+  ended: "The model has finished.",
+};
+
+export const activityWords = (activity) => ACTIVITIES[activity] ?? "";
+
+// What the numbers of the records that came prove. `isWhole`: the stream has ended, and `isSame`: the page's text is the
+// text in the server's log. Null: the log was not asked.
+export function verdict({ seq, holes, repeats, exact }, isWhole, isSame) {
+  const range = seq === 1 ? "Record 1" : `Records 1 to ${seq}`;
+  if (holes.length) return `Record ${holes[0]} is missing.`;
+  if (repeats.length) return `Record ${repeats[0]} came twice.`;
+  if (isSame === false) return `${range} came once each, but the text differs from the server's log.`;
+  if (!exact || !seq) return "";
+  const end = isSame ? " The text equals the server's log." : "";
+  return `${range}${isWhole ? "" : " so far"}, each exactly once.${end}`;
+}
 
 // How a stream ended: `record` is its terminal record.
 export function ending({ type, reason, error, by, finish_reason: finishReason }) {

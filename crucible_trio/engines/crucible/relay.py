@@ -37,6 +37,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
 )
 
 
@@ -102,6 +103,9 @@ class RecordRelay:
             case StreamContinued():
                 await self._cut_call()
                 await self._output.continued(record.characters)
+            case UpstreamFields():
+                await self._cut_call()
+                await self._output.upstream_fields(record.at, record.fields)
             case ToolCallDelta() | ToolCallDone():
                 raise _invalid()
             case _:
@@ -133,7 +137,7 @@ def finish_of(terminal: Terminal | None) -> Finish:
     """
     match terminal:
         case StreamCompleted():
-            return Finish(terminal.finish_reason, terminal.usage)
+            return Finish(terminal.finish_reason, terminal.usage, terminal.stop_string)
         case StreamIncomplete():
             return Finish(terminal.reason, terminal.usage)
         case StreamFailed(error=error):

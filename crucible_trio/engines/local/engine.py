@@ -188,15 +188,16 @@ class LocalEngine:
             self.abandoned_threads += claim.threads_abandoned
 
     async def _standard(self, request: Request, output: Output, claim: SlotClaim) -> Finish:
+        writer = AnswerWriter(output, request.sampling.stop or ())
         turn = await take_turn(
             self._slice_opener(claim),
             request.messages,
-            AnswerWriter(output, request.sampling.stop or ()),
+            writer,
             SamplingOptions(request.sampling),
             max_tokens=self._max_tokens(request),
             max_prompt_tokens=self._context_tokens // 2,
         )
-        return Finish(turn.reason, Usage(turn.prompt_tokens, turn.tokens, 0))
+        return Finish(turn.reason, Usage(turn.prompt_tokens, turn.tokens, 0), writer.stop_string)
 
     async def _deep(self, request: Request, output: Output, claim: SlotClaim) -> Finish:
         open_slice, options = self._slice_opener(claim), SamplingOptions(request.sampling)
@@ -218,15 +219,17 @@ class LocalEngine:
             return Finish("length", Usage(trace.prompt_tokens, trace.tokens, trace.tokens))
         # The answer follows also when the trace was cut by its limit.
         steps = [Message("assistant", trace.text)] if trace.text.strip() else []
+        writer = AnswerWriter(output, request.sampling.stop or ())
         answer = await take_turn(
             open_slice,
             [*asked, *steps, Message("user", f"{_ASK_FOR_ANSWER} {last.text}")],
-            AnswerWriter(output, request.sampling.stop or ()),
+            writer,
             options,
             max_tokens=max_tokens - trace.tokens,
             max_prompt_tokens=None,
         )
-        return Finish(answer.reason, Usage(trace.prompt_tokens, trace.tokens + answer.tokens, trace.tokens))
+        usage = Usage(trace.prompt_tokens, trace.tokens + answer.tokens, trace.tokens)
+        return Finish(answer.reason, usage, writer.stop_string)
 
     def _max_tokens(self, request: Request) -> int:
         return request.max_output_tokens or self._context_tokens // 2

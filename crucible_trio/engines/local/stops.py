@@ -17,11 +17,11 @@ class StopCutter:
         stops: The stop strings, none of them empty.
 
     Attributes:
-        stopped: Whether a stop string was found. All later text is dropped.
+        found: The stop string that was found. All later text is dropped.
     """
 
     def __init__(self, stops: Iterable[str] = ()) -> None:
-        self.stopped = False
+        self.found: str | None = None
         self._stops = tuple(stops)
         self._held = ""  # may be the beginning of a stop string
 
@@ -31,15 +31,15 @@ class StopCutter:
         Returns:
             The text that is certain. The end of it is held back while it may become a stop string.
         """
-        if self.stopped:
+        if self.found is not None:
             return ""
         text = self._held + text
         # The stop string that ends first wins, so that the split into pieces does not matter. Of two, the longer wins.
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
+            _, at, self.found = min(found)
             self._held = ""
-            return text[: min(found)[1]]
+            return text[:at]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         whole = len(text) - keep
         self._held = text[whole:]

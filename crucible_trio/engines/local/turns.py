@@ -68,7 +68,12 @@ class AnswerWriter:
     @property
     def full(self) -> bool:
         """Whether a stop string was found."""
-        return self._cutter.stopped
+        return self.stop_string is not None
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that was found."""
+        return self._cutter.found
 
     async def write(self, text: str) -> None:
         """Write a piece, without an end that may become a stop string. Waits while the buffer is full."""

@@ -21,8 +21,10 @@ from typing import Any, Final, Literal, TypeAlias, final
 
 import msgspec
 
+from crucible_trio.content import ServerFields
 from crucible_trio.engines.upstream.call_pieces import CALL_FIELDS, CallPiece, read_calls
 from crucible_trio.engines.upstream.failures import error_in_chunk
+from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.skipped import SkippedFields
 
 PartKind: TypeAlias = Literal["content", "trace", "refusal"]
@@ -30,6 +32,8 @@ PartKind: TypeAlias = Literal["content", "trace", "refusal"]
 
 # The first one with text counts: some servers send the same trace under several names.
 _TRACE_FIELDS: Final = ("reasoning_content", "reasoning", "reasoning_details", "thinking_blocks")
+# They also hold signatures, which a client sends back to the server as they came. So they are passed on as well.
+_SIGNED_FIELDS: Final = frozenset({"reasoning_details", "thinking_blocks"})
 # All other fields of a delta may hold text that we do not understand, so an operator should hear of them.
 _KNOWN_FIELDS: Final = frozenset(
     {*_TRACE_FIELDS, *CALL_FIELDS, "content", "refusal", "finish_reason", "usage", "role", "name"}
@@ -62,6 +66,7 @@ class UpstreamChunk(msgspec.Struct):
         finish: Its finish reason in lower case.
         usage: Its reports of token counts.
         error: The error that it reports.
+        passed: Its fields that are not interpreted, as far as they are passed on.
         is_completion: Whether it has the form of a chunk at all.
     """
 
@@ -71,6 +76,7 @@ class UpstreamChunk(msgspec.Struct):
     finish: str | None = None
     usage: list[dict[str, Any]] = []
     error: object = None
+    passed: list[ServerFields] = []
     is_completion: bool = True
 
 
@@ -94,15 +100,17 @@ class ChunkReader:
 
     Args:
         skipped: Counts the skipped values.
+        passed: Decides which fields are passed on without being interpreted. None: none are.
     """
 
-    def __init__(self, skipped: SkippedFields) -> None:
+    def __init__(self, skipped: SkippedFields, passed: PassedFields | None = None) -> None:
         self._skipped = skipped
+        self._passed = passed
         self._delta_has_text = False  # so far in the stream
 
     def read(self, fields: dict[str, Any]) -> UpstreamChunk:
         """Read the next chunk."""
-        chunk = UpstreamChunk([], calls=[], logprobs=[], usage=[], error=error_in_chunk(fields))
+        chunk = UpstreamChunk([], calls=[], logprobs=[], usage=[], error=error_in_chunk(fields), passed=[])
         choices = fields.get("choices")
         if isinstance(choices, list):
             for choice in choices:
@@ -118,6 +126,8 @@ class ChunkReader:
         if chunk.finish is None and "finish_reason" in fields:
             chunk.finish = self._read_finish(fields["finish_reason"], "finish_reason")
         chunk.is_completion = "choices" in fields or bool(chunk.usage)
+        if self._passed is not None and chunk.is_completion and chunk.error is None:
+            chunk.passed += self._passed.changed("chunk", fields, self._skipped)
         return chunk
 
     def _read_choice(self, choice: object, chunk: UpstreamChunk) -> None:
@@ -138,6 +148,8 @@ class ChunkReader:
         self._delta_has_text = self._delta_has_text or bool(chunk.parts) or bool(chunk.calls)
         if not self._delta_has_text:
             self._read_in_place_of_delta(choice, chunk)
+        if self._passed is not None:
+            chunk.passed += self._passed.changed("choice", choice, self._skipped)
         if isinstance(logprobs := choice.get("logprobs"), dict) and isinstance(logprobs.get("content"), list):
             chunk.logprobs += logprobs["content"]
         if usage := choice.get("usage"):
@@ -177,9 +189,15 @@ class ChunkReader:
             self._add_text(content, "content", f"{path}.content", chunk)
         if refusal := delta.get("refusal"):
             self._add_text(refusal, "refusal", f"{path}.refusal", chunk)
+        passed: dict[str, object] = {}
         for name, value in delta.items():
-            if value and name not in _KNOWN_FIELDS:
+            if not value or (name in _KNOWN_FIELDS and name not in _SIGNED_FIELDS):
+                continue
+            passed[name] = value
+            if name not in _KNOWN_FIELDS:
                 self._skipped.add(f"{path}.{name}", may_hold_text=isinstance(value, (str, list, dict)))
+        if passed and self._passed is not None:
+            chunk.passed += self._passed.changed("delta", passed, self._skipped)
         if "tool_calls" in delta or "function_call" in delta:
             chunk.calls += read_calls(delta, path, self._skipped)
         if usage := delta.get("usage"):

@@ -26,6 +26,7 @@ from crucible_trio.engines.upstream.call_order import CallOrder
 from crucible_trio.engines.upstream.call_pieces import CallPiece
 from crucible_trio.engines.upstream.chunks import ChunkReader, PartKind, UpstreamChunk, decode_data
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
+from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkPart, ThinkSplitter
 from crucible_trio.engines.upstream.usage import merge_usage
@@ -62,6 +63,7 @@ class UpstreamCompletion:
         skipped: Counts the skipped values.
         splitter: Separates a trace inside the content. None: the content is answer.
         keeps_logprobs: Whether the log probabilities of the answer's tokens come with its pieces.
+        passed: As in `ChunkReader`.
 
     Attributes:
         finish_reason: `stop`, `length` or `content_filter` while the model has ended. None before, and after text
@@ -79,6 +81,7 @@ class UpstreamCompletion:
         splitter: ThinkSplitter | None = None,
         *,
         keeps_logprobs: bool = False,
+        passed: PassedFields | None = None,
     ) -> None:
         self.finish_reason: str | None = None
         self.done = False
@@ -87,7 +90,7 @@ class UpstreamCompletion:
         self.has_chunks = False
         self.is_empty = True
         self._skipped = skipped or SkippedFields()
-        self._chunks = ChunkReader(self._skipped)
+        self._chunks = ChunkReader(self._skipped, passed)
         self._splitter = splitter  # None: the server separates the trace
         self._has_plain_output = False  # output in a chunk without a finish reason
         self._calls: CallOrder | None = None  # set with the first tool call
@@ -204,7 +207,7 @@ class UpstreamCompletion:
             self._finish(chunk.finish)
         elif has_output:
             self._has_plain_output = True
-        return pieces
+        return [*chunk.passed, *pieces] if chunk.passed else pieces
 
     def _finish(self, reason: str) -> None:
         if reason in _FAILED_FINISH:

@@ -19,7 +19,7 @@ from typing import Final, final
 
 import msgspec
 
-from crucible_trio.content import Continued, Piece, Reasoning, Text
+from crucible_trio.content import Continued, Piece, Reasoning, ServerFields, Text
 from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError
 from crucible_trio.records import Usage
@@ -100,7 +100,9 @@ class ContinuedAnswer:
             EngineError: `upstream_ended_early`: the reply does not go on with the answer.
         """
         for piece in pieces:
-            if self._repeats is None:
+            if isinstance(piece, ServerFields):
+                yield piece
+            elif self._repeats is None:
                 self._note(piece)
                 yield piece
             elif not isinstance(piece, Text):

@@ -26,7 +26,6 @@ The codes a stream can fail with, and whether a new stream may succeed:
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -34,12 +33,12 @@ from dataclasses import replace
 from typing import Final, final
 
 import msgspec
-import trio
 
 from crucible_trio.engine import Capabilities, EngineInfo, Finish, PassedPath
 from crucible_trio.engines.upstream.added_fields import AddedFields, named_in
 from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.discovery import check_key, list_models, parse_base_url
+from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.request_body import (
     LimitField,
     ReasoningField,
@@ -48,29 +47,18 @@ from crucible_trio.engines.upstream.request_body import (
 )
 from crucible_trio.engines.upstream.response import read_error_response, read_json, relay_completion
 from crucible_trio.engines.upstream.retries import RetrySchedule
+from crucible_trio.engines.upstream.sending import RequestSender, wait_or_raise
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import THINK_TAGS, ThinkSplitter, check_tags
 from crucible_trio.engines.watching import discover_at_start
 from crucible_trio.errors import EngineError
-from crucible_trio.http import (
-    ConnectFailedError,
-    ConnectTimeoutError,
-    HttpClient,
-    HttpError,
-    HttpResponse,
-    InvalidResponseError,
-    Url,
-    open_http_client,
-)
+from crucible_trio.http import HttpClient, HttpResponse, Url, open_http_client
 from crucible_trio.output import Output
 from crucible_trio.records import Mode
 from crucible_trio.request import Request
 from crucible_trio.settings.upstreams import Prefill
 
 logger = logging.getLogger(__name__)
-
-# Codes of failures that say that the server does not respond at all.
-_DOWN: Final = frozenset({"upstream_unreachable", "upstream_timeout"})
 
 # Makes servers with Jinja templates (vLLM, llama.cpp, SGLang) think or not. Other servers need other fields.
 THINKING: Final[Mapping[Mode, Mapping[str, object]]] = {
@@ -185,7 +173,7 @@ class UpstreamEngine:
         self.info = info
         self.skipped_fields = 0
         self._client = client
-        self._base_url = base_url
+        self._sender = RequestSender(client, base_url, self)
         self._extra_body = extra_body
         self._models_url = base_url.join("models")
         self._asks_for_models = not info.models
@@ -219,7 +207,8 @@ class UpstreamEngine:
             models = ()
         self.info = replace(self.info, is_up=True, models=models if self._asks_for_models else self.info.models)
 
-    def _saw(self, *, is_up: bool) -> None:
+    def saw(self, *, is_up: bool) -> None:
+        """Note whether the server responds (`ServerWatcher`)."""
         if self.info.is_up is not is_up:
             self.info = replace(self.info, is_up=is_up)
 
@@ -238,13 +227,14 @@ class UpstreamEngine:
             raise
 
     async def _generate(self, request: Request, output: Output) -> Finish:
+        passed = PassedFields()
         if self._prefill is None:
-            return await self._complete(request, output)
+            return await self._complete(request, output, passed)
         answer = ContinuedAnswer(request, self._prefill)
         lost: EngineError | None = None
         while True:
             try:
-                return answer.finish(await self._complete(request, output, answer))
+                return answer.finish(await self._complete(request, output, passed, answer))
             except EngineError as failure:
                 if lost is not None and not answer.has_reply:  # the server refused to go on, or could not be reached
                     raise lost from failure
@@ -254,7 +244,9 @@ class UpstreamEngine:
                 request, lost = following, failure
             logger.info("the answer goes on in another request: continuation %d", answer.continuations)
 
-    async def _complete(self, request: Request, output: Output, answer: ContinuedAnswer | None = None) -> Finish:
+    async def _complete(
+        self, request: Request, output: Output, passed: PassedFields, answer: ContinuedAnswer | None = None
+    ) -> Finish:
         """Send one request, again where that is safe, and relay the server's stream."""
         model = request.model or self.info.models[0]
         left_out = self._added.refused(model)
@@ -264,12 +256,12 @@ class UpstreamEngine:
             fields = {name: value for name, value in given.items() if name not in left_out}
             if answer is not None:
                 answer.add_fields(fields)
-            response = await self._answer_to("chat/completions", fields, schedule)
+            response = await self._sender.send("chat/completions", fields, schedule)
             async with response:
                 if response.is_success:
                     output.accepted()
                     self._remember(model, left_out)
-                    return await self._relay(response, request, output, answer)
+                    return await self._relay(response, request, output, passed, answer)
                 failure, content = await read_error_response(response)
             if refused := self._added.refused_by(response.status, content, fields):
                 left_out |= refused
@@ -281,7 +273,7 @@ class UpstreamEngine:
                 logger.warning("the upstream server's error names fields of the settings: %s", names)
             # Waiting for an overloaded server is waiting for a slot at a model. Waiting for an unreachable one is not.
             async with output.queued():
-                await _wait_or_raise(schedule.after_error_response(failure), failure)
+                await wait_or_raise(schedule.after_error_response(failure), failure)
 
     async def pass_on(self, path: PassedPath, fields: Mapping[str, object], *, has_fallback: bool = False) -> bytes:
         """Send a request of another API and return the whole answer (`PassesOn`).
@@ -290,7 +282,7 @@ class UpstreamEngine:
             EngineError: With one of this module's codes.
         """
         all_fields = {**fields, **self._extra_body, "model": fields["model"]}
-        response = await self._answer_to(
+        response = await self._sender.send(
             path, all_fields, RetrySchedule(client_retries=True, has_fallback=has_fallback)
         )
         async with response:
@@ -299,28 +291,13 @@ class UpstreamEngine:
             failure, _ = await read_error_response(response)
         raise self._without_key(failure)
 
-    async def _answer_to(self, path: str, fields: Mapping[str, object], schedule: RetrySchedule) -> HttpResponse:
-        """Send a request until a status comes.
-
-        Raises:
-            EngineError: None came, or one with headers that break HTTP.
-        """
-        content = json.dumps(fields).encode()
-        while True:
-            try:
-                response = await self._send(path, content)
-            except HttpError as error:
-                logger.warning("no response from the upstream server: %s", error)
-                failure = _no_response(error)
-            else:
-                self._saw(is_up=True)
-                return response
-            if failure.code in _DOWN:
-                self._saw(is_up=False)
-            await _wait_or_raise(schedule.after_no_response() if failure.retryable else None, failure)
-
     async def _relay(
-        self, response: HttpResponse, request: Request, output: Output, answer: ContinuedAnswer | None
+        self,
+        response: HttpResponse,
+        request: Request,
+        output: Output,
+        passed: PassedFields,
+        answer: ContinuedAnswer | None,
     ) -> Finish:
         starts_inside = request.mode in self._starts_in_trace
         if answer is not None:
@@ -330,7 +307,13 @@ class UpstreamEngine:
         skipped = SkippedFields()
         try:
             return await relay_completion(
-                response, output, splitter, skipped, answer, keeps_logprobs=request.parameters.logprobs
+                response,
+                output,
+                splitter,
+                skipped,
+                answer,
+                keeps_logprobs=request.parameters.logprobs,
+                passed=passed,
             )
         finally:
             self.skipped_fields += skipped.total
@@ -346,34 +329,3 @@ class UpstreamEngine:
         if self._added.remember(model, left_out):
             names = ", ".join(sorted(left_out))
             logger.warning("requests for model %s are sent without %s from now on", ascii(model), names)
-
-    async def _send(self, path: str, content: bytes) -> HttpResponse:
-        headers = {"Content-Type": "application/json"}
-        if path != "chat/completions":
-            headers["Accept"] = "application/json"
-        return await self._client.send("POST", self._base_url.join(path), headers=headers, content=content)
-
-
-async def _wait_or_raise(delay: float | None, failure: EngineError) -> None:
-    if delay is None:
-        logger.warning("%s", failure)
-        raise failure
-    logger.info("retrying in %.1f s after %s", delay, failure)
-    await trio.sleep(delay)
-
-
-def _no_response(error: HttpError) -> EngineError:
-    match error:
-        case ConnectTimeoutError():
-            message = "The connection to the upstream server timed out."
-            return EngineError("upstream_timeout", message, retryable=True)
-        case ConnectFailedError():
-            return EngineError("upstream_unreachable", "The upstream server is unreachable.", retryable=True)
-        case InvalidResponseError():
-            message = "The upstream server's response is not valid HTTP."
-            if error.has_status:
-                return EngineError("upstream_invalid_response", message)
-            return EngineError("upstream_ended_early", message, retryable=True)
-        case _:
-            message = "The upstream server closed the connection without a response."
-            return EngineError("upstream_ended_early", message, retryable=True)

@@ -19,6 +19,7 @@ from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.chunks import decode_data
 from crucible_trio.engines.upstream.completion import DONE, UpstreamCompletion
 from crucible_trio.engines.upstream.failures import error_in_chunk, to_engine_error
+from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.errors import EngineError
@@ -41,6 +42,7 @@ class CompletionReader:
         skipped: Counts the skipped values.
         max_event_length: Characters of one event.
         keeps_logprobs: As in `UpstreamCompletion`.
+        passed: As in `ChunkReader`.
 
     Attributes:
         lost: The failure of a completion whose connection was lost before the model ended.
@@ -53,9 +55,10 @@ class CompletionReader:
         max_event_length: int,
         *,
         keeps_logprobs: bool = False,
+        passed: PassedFields | None = None,
     ) -> None:
         self.lost: EngineError | None = None
-        self._completion = UpstreamCompletion(skipped, splitter, keeps_logprobs=keeps_logprobs)
+        self._completion = UpstreamCompletion(skipped, splitter, keeps_logprobs=keeps_logprobs, passed=passed)
         self._skipped = skipped
         self._decoder = Decoder(max_event_length=sys.maxsize)  # would raise before it returns earlier events
         self._max_event_length = max_event_length

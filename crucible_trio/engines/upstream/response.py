@@ -20,6 +20,7 @@ import trio
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
+from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.retries import parse_retry_after
 from crucible_trio.engines.upstream.skipped import SkippedFields
@@ -72,6 +73,7 @@ async def relay_completion(
     answer: ContinuedAnswer | None = None,
     *,
     keeps_logprobs: bool = False,
+    passed: PassedFields | None = None,
 ) -> Finish:
     """Write the completion in a body to `output`, each piece as it arrives.
 
@@ -84,12 +86,13 @@ async def relay_completion(
         skipped: Counts the skipped values.
         answer: Decides what of the completion goes on with an answer, and learns whether the connection is lost.
         keeps_logprobs: Whether the log probabilities of the answer's tokens are written.
+        passed: Decides which fields are written without being interpreted. None: none are.
 
     Raises:
         EngineError: `upstream_ended_early`, `upstream_invalid_response`, `upstream_error`, `upstream_rejected`,
             `upstream_refused`.
     """
-    reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH, keeps_logprobs=keeps_logprobs)
+    reader = CompletionReader(splitter, skipped, MAX_CHUNK_LENGTH, keeps_logprobs=keeps_logprobs, passed=passed)
     try:
         async with PieceWriter(output) as writer:
             was_cut, as_promised = await _read_completion(body, reader, writer, answer)

@@ -11,6 +11,7 @@ from crucible_trio.content import (
     Piece,
     Reasoning,
     Refusal,
+    ServerFields,
     Text,
     ToolCallArguments,
     ToolCallEnd,
@@ -23,6 +24,9 @@ from crucible_trio.output import Output, ToolCallOutput
 class PieceWriter:
     """Writes pieces to an output. A call without its `ToolCallEnd` was cut: another piece follows, or the block ends.
 
+    Fields wait for the next piece outside a call, or for the end. They must not be the first output of a stream that
+    then fails: another engine could not take it over.
+
     Args:
         output: Takes the pieces.
     """
@@ -30,6 +34,7 @@ class PieceWriter:
     def __init__(self, output: Output) -> None:
         self._output = output
         self._call: ToolCallOutput | None = None
+        self._fields: list[ServerFields] = []  # that wait
 
     async def __aenter__(self) -> Self:
         return self
@@ -37,11 +42,16 @@ class PieceWriter:
     async def write(self, pieces: Iterable[Piece]) -> None:
         """Write pieces. Waits and checkpoints as `Output.delta`, for each of them."""
         for piece in pieces:
+            if isinstance(piece, ServerFields):
+                self._fields.append(piece)
+                continue
             if isinstance(piece, ToolCallArguments):
                 assert self._call is not None
                 await self._call.arguments(piece.text)
                 continue
             await self._leave_call(is_whole=isinstance(piece, ToolCallEnd))
+            if self._fields and not isinstance(piece, ToolCallEnd):
+                await self._write_fields()
             match piece:
                 case Text():
                     await self._output.delta(piece.text, piece.logprobs)
@@ -58,6 +68,13 @@ class PieceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._leave_call(is_whole=False)
+        if kind is None:
+            await self._write_fields()
+
+    async def _write_fields(self) -> None:
+        fields, self._fields = self._fields, []
+        for piece in fields:
+            await self._output.upstream_fields(piece.at, piece.fields)
 
     async def _leave_call(self, *, is_whole: bool) -> None:
         if (call := self._call) is not None:

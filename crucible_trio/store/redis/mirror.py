@@ -9,6 +9,7 @@ import trio
 
 from crucible_trio.log.memory import ByteAccount, MemoryLog
 from crucible_trio.records import CancelledBy, Terminal
+from crucible_trio.snapshot import Progress
 from crucible_trio.store.redis.messages import Outbox
 
 if TYPE_CHECKING:
@@ -146,6 +147,10 @@ class Mirror:
     @property
     def hold(self) -> Hold | None:
         """None: clients wait for an engine's answer in its own process only (`Producer`)."""
+        return None
+
+    def progress(self) -> Progress | None:
+        """None: only the generating process knows (`Producer`)."""
         return None
 
     def cancel(self, by: CancelledBy = "client") -> None:

@@ -178,9 +178,8 @@ class RedisStore:
         if key is not None:
             own.idempotency_key = scripts.idempotency_key(stream.owner, key)
             own.digest = self._claims.pop(stream.id)
-        label = getattr(stream.facts, "label", None)
-        if label is not None:
-            own.label_key = scripts.label_key(stream.owner, label)
+        if stream.facts.label is not None:
+            own.label_key = scripts.label_key(stream.owner, stream.facts.label)
         answer = await self._link.patient(
             scripts.START,
             stream.id,
@@ -225,9 +224,9 @@ class RedisStore:
             return await self.find(bytes(stream_id).decode(), owner)
         return None
 
-    async def count_readers(self, stream: Stream, *, attached: int = 0, away: int = 0) -> int:
+    async def count_readers(self, stream_id: str, *, attached: int = 0, away: int = 0) -> int:
         """Count the readers of a labelled stream that have not been sent the end."""
-        return int(await self._link.patient(scripts.COUNT_READERS, stream.id, attached, away))
+        return int(await self._link.patient(scripts.COUNT_READERS, stream_id, attached, away))
 
     async def list(self, owner: str) -> list[Stream]:
         """The owner's streams, newest first. Those of other processes show their facts and their status."""

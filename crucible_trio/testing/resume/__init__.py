@@ -9,5 +9,18 @@ from crucible_trio.testing.resume.judging import Finding
 from crucible_trio.testing.resume.report import Failure, Report, Row
 from crucible_trio.testing.resume.stage import Stage
 from crucible_trio.testing.resume.wire import WireFormat, load_wire
+from crucible_trio.testing.resume.wires import WIRES, find_wire
 
-__all__ = ["CLIENTS", "Failure", "Finding", "Report", "Row", "Stage", "WireFormat", "check", "load_wire"]
+__all__ = [
+    "CLIENTS",
+    "WIRES",
+    "Failure",
+    "Finding",
+    "Report",
+    "Row",
+    "Stage",
+    "WireFormat",
+    "check",
+    "find_wire",
+    "load_wire",
+]

@@ -17,10 +17,12 @@ not, because the server must send nothing new to a page that forgets to.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from crucible_trio import sse
+from crucible_trio.testing.resume.wire import WireEvent
 
 
 @final
@@ -72,12 +74,15 @@ class ClientState:
         self._kind = kind
         self._decoder = sse.Decoder()
         self._block = b""  # the bytes of an incomplete event
+        self._place = 0
+        self._placed: list[WireEvent] = []
 
     def connect(self) -> None:
         """Start a new connection. The incomplete event of the previous connection is dropped."""
         # Browsers keep the last id across connections, even if the new one begins with an event without id.
         self._decoder = sse.Decoder()
         self._block = b""
+        self._place = 0
         self.turn += 1
 
     def feed(self, chunk: bytes) -> list[sse.ServerSentEvent]:
@@ -114,6 +119,21 @@ class ClientState:
             return events
         self.last_id = ids[-1].removeprefix(b"id:").removeprefix(b" ").decode(errors="replace")
         return []
+
+    def place(self, events: Sequence[WireEvent]) -> list[WireEvent]:
+        """The next events of a wire without ids (`replay`): those that are new, with their place as id.
+
+        An event that differs from the one that was at its place before has an id that no other reader has.
+        """
+        new: list[WireEvent] = []
+        for event in events:
+            self._place += 1
+            if self._place > len(self._placed):
+                self._placed.append(event)
+                new.append(replace(event, id=str(self._place)))
+            elif event != self._placed[self._place - 1]:
+                new.append(replace(event, id=f"{self._place} of another replay"))
+        return new
 
     def _take_id(self) -> None:
         if self._decoder.last_event_id is not None:

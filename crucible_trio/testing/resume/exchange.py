@@ -131,12 +131,12 @@ class ServerUnderTest:
                     break
             else:
                 exchange.end = "cut"
-                exchange.events += map(self.wire.read, client.disconnect())
+                exchange.events += self._read(client, client.disconnect())
         except trio.TooSlowError:
             exchange.end = "silent"
         except (trio.BrokenResourceError, h11.RemoteProtocolError, EventTooLargeError):
             exchange.end = "broken"
-            exchange.events += map(self.wire.read, client.disconnect())
+            exchange.events += self._read(client, client.disconnect())
         finally:
             # RST also after a complete response: thousands of connections in TIME_WAIT would use up the ports.
             connection.close(reset=reset or exchange.end != "cut")
@@ -158,6 +158,10 @@ class ServerUnderTest:
             reading.add(event)
         return exchange, reading
 
+    def _read(self, client: ClientState, events: list[sse.ServerSentEvent]) -> list[WireEvent]:
+        read = [self.wire.read(event) for event in events]
+        return client.place(read) if self.wire.ids == "replay" else read
+
     async def _receive(self, connection: RawConnection, wanted: int, staged: str | None) -> bytes:
         while staged is not None and self.stage is not None:
             self.stage.more(staged)
@@ -176,7 +180,7 @@ class ServerUnderTest:
                         name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers
                     }
                 case h11.Data() if exchange.is_event_stream:
-                    events = [self.wire.read(each) for each in client.feed(bytes(event.data))]
+                    events = self._read(client, client.feed(bytes(event.data)))
                     exchange.events += events
                     if self.wire.id != "id:":  # the ids in the JSON, which the client's decoder does not see
                         client.last_id = next((each.id for each in reversed(events) if each.id), client.last_id)

@@ -64,7 +64,9 @@ def judge(run: ClientRun, expected: Reading | None, wire: WireFormat) -> Finding
     if finding is None or expected is None or finding.difference:
         return finding
     return Finding(
-        name=finding.name, message=finding.message, difference=show_difference(expected.texts, judged.received.texts)
+        name=finding.name,
+        message=finding.message,
+        difference=show_difference(expected.compared, judged.received.compared),
     )
 
 
@@ -118,7 +120,7 @@ class _Judge:
                 return finding
         if not self.received.ended:
             return Finding(name=NEVER_ENDED, message=f"no terminal event after {len(self._run.exchanges)} connections")
-        if self._expected is not None and self.received.texts != self._expected.texts:
+        if self._expected is not None and self.received.compared != self._expected.compared:
             message = "all ids arrived, but the text differs from the uncut reader's"
             return Finding(name=DIFFERENT_TEXT, message=message)
         return None
@@ -206,7 +208,7 @@ class _Judge:
             return 0, None
         if number <= last:
             return -1, None
-        return (number[0] - last[0] - 1 if self._wire.ids == "consecutive" else 0), None
+        return (number[0] - last[0] - 1 if self._wire.ids in {"consecutive", "replay"} else 0), None
 
     def _repeated(self, event: WireEvent, exchange: Exchange, *, is_first: bool) -> Finding:
         message = f"{_after(exchange)}, {_name(event)} arrives again"

@@ -25,9 +25,9 @@ async def run_log(checking: Checking, kind: ClientKind, cuts: Cuts) -> None:
     exchange, reading = await checking.server.read_whole(first, turn=1)
     finding = judge_whole(exchange, reading, checking.wire)
     expected = checking.expected
-    if finding is None and (reading.ids, reading.texts) != (expected.ids, expected.texts):
+    if finding is None and (reading.ids, reading.compared) != (expected.ids, expected.compared):
         message = "a second uncut reader received different ids or a different text"
-        difference = show_difference(expected.texts, reading.texts)
+        difference = show_difference(expected.compared, reading.compared)
         finding = Finding(name=DIFFERENT_TEXT, message=message, difference=difference)
     if finding is not None:
         checking.fail("log", kind.name, None, finding)

@@ -56,6 +56,7 @@ class WireEvent:
         kind: The event's type.
         channel: The text that `text` continues. Each channel is compared separately.
         text: The event's text. Empty if it has none.
+        facts: The values that are compared besides the text, each with the name under which it is compared.
         is_terminal: Whether the event ends the stream.
         is_control: Whether the body may end cleanly after this event although the stream has not ended.
         is_out_of_band: Whether the event is not in the log. Connections differ in these, so the text is not compared.
@@ -68,6 +69,7 @@ class WireEvent:
     is_terminal: bool
     is_control: bool
     is_out_of_band: bool
+    facts: tuple[tuple[str, str], ...] = ()
 
 
 @final
@@ -78,8 +80,8 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     key finds the same stream (an idempotency key, or a name in the path), the kit also checks connections that were cut
     before the first id.
 
-    The kit needs no list of event types. It checks the ids of all events, and compares the text of each channel. It
-    skips the content of an event without text, so a type that it does not know is not a fault.
+    The kit needs no list of event types. It checks the ids of all events, and compares the text of each channel and the
+    facts. It skips the other content of events, so a type that it does not know is not a fault.
 
     Attributes:
         method: Method of the start, the request that starts a stream.
@@ -90,15 +92,18 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             the response to the start. None: the kit resumes by sending the start again with `Last-Event-ID`.
         events_headers: Headers of that GET.
         kind: Where an event's type is: a path in its JSON, or `event:` for the SSE field.
-        text: Where an event's text is: a path in its JSON, or empty if the data itself is the text.
+        text: Where an event's text is: a path in its JSON, or empty if the data itself is the text. Of several paths,
+            the first that leads to a text.
         channel: Further paths whose values, with the type, name the channel of a text.
+        facts: By type of event, the paths of values that must be the same in every reading of a stream.
         terminal: The types, or the complete data, that end a stream.
         control: The types after which a body may end cleanly although the stream has not ended.
         id: Where an event's id is: `id:` for the SSE field, or a path in its JSON.
         resume: The query parameter that holds the id of the last event in a request that resumes. Empty for the header
             `Last-Event-ID`.
         ids: `consecutive`: the number at the end of the id counts without holes, and an event without id is out of
-            band. `rising`: the number rises. `opaque`: an id is any text. In all cases no id may be repeated, and no id
+            band. `rising`: the number rises. `opaque`: an id is any text. `replay`: events have no ids, each connection
+            begins with the first event, and an event's place is its id. In all cases no id may be repeated, and no id
             that the uncut reader received may be missing.
     """
 
@@ -111,13 +116,14 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     events: str | None = "{header:Location}/events"
     events_headers: dict[str, str] = msgspec.field(default_factory=lambda: dict(_ACCEPT))
     kind: str = "type"
-    text: str = "delta"
+    text: str | tuple[str, ...] = "delta"
     channel: tuple[str, ...] = ("segment", "index")
+    facts: dict[str, tuple[str, ...]] = msgspec.field(default_factory=lambda: {"tool_call.started": ("id", "name")})
     terminal: tuple[str, ...] = ("stream.completed", "stream.incomplete", "stream.failed", "stream.cancelled")
     control: tuple[str, ...] = ("server.draining", "server.busy")
     id: str = "id:"
     resume: str = ""
-    ids: Literal["consecutive", "rising", "opaque"] = "consecutive"
+    ids: Literal["consecutive", "rising", "opaque", "replay"] = "consecutive"
 
     @property
     def is_repeatable(self) -> bool:
@@ -190,20 +196,22 @@ class WireFormat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         is_terminal = kind in self.terminal or data in self.terminal
         is_control = kind in self.control
         if self.text:
-            found = _look_up(value, self.text)
-            text = found if isinstance(found, str) else ""
+            paths = (self.text,) if isinstance(self.text, str) else self.text
+            found = (_look_up(value, path) for path in paths)
+            text = next((text for text in found if isinstance(text, str)), "")
         else:
             text = "" if is_terminal or is_control else data
         channel = "/".join([kind, *(_as_text(_look_up(value, path)) for path in self.channel)]).rstrip("/")
         event_id = event.id if self.id == "id:" else _as_text(_look_up(value, self.id)) or None
         return WireEvent(
-            id=event_id,
+            id=event_id if self.ids != "replay" else None,
             kind=kind,
             channel=channel,
             text=text,
             is_terminal=is_terminal,
             is_control=is_control,
             is_out_of_band=not event_id and self.ids == "consecutive",
+            facts=tuple((f"{path} of {channel}", _as_text(_look_up(value, path))) for path in self.facts.get(kind, ())),
         )
 
     def number(self, event_id: str) -> tuple[int, int] | None:
@@ -238,6 +246,7 @@ class Reading:
     Attributes:
         ids: The ids in order of arrival, including repeated ones.
         texts: The text of each channel. Events that are out of band have no part in it.
+        facts: The other values that are compared, by their names. Several with one name are joined.
         events: Number of events, including those without id.
         ended: Whether a terminal event arrived.
         has_text: Whether any event had text.
@@ -245,9 +254,15 @@ class Reading:
 
     ids: list[str] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
     events: int = 0
     ended: bool = False
     has_text: bool = False
+
+    @property
+    def compared(self) -> dict[str, str]:
+        """All that must be the same in every reading of a stream, besides the ids."""
+        return self.texts | self.facts
 
     def add(self, event: WireEvent) -> None:
         """Add the next event."""
@@ -256,8 +271,12 @@ class Reading:
         self.has_text = self.has_text or bool(event.text)
         if event.id:
             self.ids.append(event.id)
-        if event.text and not event.is_out_of_band:
+        if event.is_out_of_band:
+            return
+        if event.text:
             self.texts[event.channel] = self.texts.get(event.channel, "") + event.text
+        for name, value in event.facts:
+            self.facts[name] = f"{self.facts[name]} {value}" if name in self.facts else value
 
 
 def _decode(data: bytes) -> object:

@@ -7,14 +7,16 @@ not streamed. Chunks have no numbers, so this wire has no cursor: a cut stream i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from crucible_trio import sse
 from crucible_trio.apis.kit.plain_dialect import PlainDialect
+from crucible_trio.apis.openai.chat.upstream_fields import RepeatedFields, foreign_fields, json_members
 from crucible_trio.apis.openai.errors import OpenAIErrorEvent, error_of
+from crucible_trio.content import FieldsPlace
 from crucible_trio.records import (
     TERMINAL,
     AnyRecord,
@@ -27,6 +29,7 @@ from crucible_trio.records import (
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
+    UpstreamFields,
     Usage,
     decode_frame,
     encode_json,
@@ -110,7 +113,7 @@ class CompletionChunk(msgspec.Struct, frozen=True):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
-    choices: tuple[ChunkChoice, ...]
+    choices: tuple[ChunkChoice | dict[str, Any], ...]
     usage: CompletionUsage | UnsetType | None = UNSET
 
 
@@ -173,7 +176,7 @@ class ChatDialect(PlainDialect):
 
     * a chunk with the role
     * a chunk for each record of the trace
-    * a chunk for each record of the answer, of a refusal, and of a tool call
+    * a chunk for each record of the answer, of a refusal, of a tool call, and of an upstream's fields
     * a chunk with the `finish_reason`
     * a chunk with the usage, if the request asks for it and the engine counted
     * `[DONE]`
@@ -193,6 +196,7 @@ class ChatDialect(PlainDialect):
         self._id = ""
         self._created = 0
         self._model = ""
+        self._repeated = RepeatedFields()
         self._open_calls = 0  # begun, and not whole
         self._whole_calls = 0
 
@@ -232,6 +236,8 @@ class ChatDialect(PlainDialect):
                 self._open_calls -= 1
                 self._whole_calls += 1
                 return b""
+            case UpstreamFields(at=at, fields=fields):
+                return self._upstream_fields(at, foreign_fields(at, fields))
         return self._end(record) if isinstance(record, TERMINAL) else b""
 
     def _delta(
@@ -249,9 +255,25 @@ class ChatDialect(PlainDialect):
             events.append(self._chunk((), usage))
         return b"".join([*events, _DONE])
 
-    def _chunk(self, choices: tuple[ChunkChoice, ...], usage: CompletionUsage | UnsetType | None) -> bytes:
+    def _chunk(
+        self,
+        choices: tuple[ChunkChoice | dict[str, object], ...],
+        usage: CompletionUsage | UnsetType | None,
+        more: bytes = b"",
+    ) -> bytes:
         chunk = CompletionChunk(self._id, "chat.completion.chunk", self._created, self._model, choices, usage)
-        return sse.encode_line(encode_json(chunk))
+        return sse.encode_line(encode_json(chunk)[:-1] + more + self._repeated.members + b"}")
+
+    def _upstream_fields(self, at: FieldsPlace, fields: dict[str, object]) -> bytes:
+        """A chunk with an empty delta and these fields. Those that every chunk repeats only come with the next one."""
+        if at == "chunk":
+            self._repeated.take(fields)
+        if not fields:
+            return b""
+        choice: dict[str, object] = {"index": 0, "delta": fields if at == "delta" else {}, "finish_reason": None}
+        if at == "choice":
+            choice |= fields
+        return self._chunk((choice,), self._no_usage, json_members(fields) if at == "chunk" else b"")
 
 
 def chat_completion(

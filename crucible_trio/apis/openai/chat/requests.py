@@ -13,7 +13,7 @@ from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.openai.chat.messages import read_messages
 from crucible_trio.apis.openai.fields import HARMLESS
-from crucible_trio.apis.openai.tools import read_tool_choice, read_wrapped_tools
+from crucible_trio.apis.openai.tools import read_wrapped_choice, read_wrapped_tools
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import Parameters, Request, ResponseFormat
@@ -128,6 +128,10 @@ def read_request(body: bytes | memoryview, builder: RequestBuilder) -> ChatReque
         if not can.unknown_fields:
             raise UnsupportedParameterError("chat_template_kwargs")
         extra["chat_template_kwargs"] = fields.chat_template_kwargs
+    tools = read_wrapped_tools(fields.tools, "tools")
+    choice = None
+    if fields.tool_choice is not None:
+        choice, tools = read_wrapped_choice(fields.tool_choice, tools, "tool_choice")
     built = builder.build(
         read_messages(fields.messages, "messages", can),
         model=fields.model,
@@ -147,8 +151,8 @@ def read_request(body: bytes | memoryview, builder: RequestBuilder) -> ChatReque
             "verbosity": fields.verbosity,
         },
         parameters=Parameters(
-            tools=read_wrapped_tools(fields.tools, "tools"),
-            tool_choice=None if fields.tool_choice is None else read_tool_choice(fields.tool_choice, "tool_choice"),
+            tools=tools,
+            tool_choice=choice,
             parallel_tool_calls=fields.parallel_tool_calls,
             response_format=_response_format(fields.response_format, can, extra),
             logprobs=fields.logprobs,

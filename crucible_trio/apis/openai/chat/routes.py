@@ -31,6 +31,7 @@ from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion, logprobs_in
 from crucible_trio.apis.openai.chat.requests import read_request
+from crucible_trio.apis.openai.chat.upstream_fields import add_to_completion
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, error_of, failure_answer
 from crucible_trio.records import Terminal
 
@@ -86,8 +87,9 @@ class ChatApi:
         else:
             assert end is not None
             logprobs = logprobs_in(stream.log.read(0))
-            completion = chat_completion(stream.snapshot(), end, logprobs, trace_field=trace_field)
-            response = name_stream(json_response(completion), stream)
+            snapshot = stream.snapshot()
+            completion = chat_completion(snapshot, end, logprobs, trace_field=trace_field)
+            response = name_stream(json_response(add_to_completion(completion, snapshot.upstream_fields)), stream)
         name_ignored(response, asked.ignored)
         return starting.locate_stream(response, started)
 

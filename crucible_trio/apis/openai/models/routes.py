@@ -8,6 +8,7 @@ from quart import Blueprint, Response, request
 
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
+from crucible_trio.apis.kit.models import form_for
 from crucible_trio.apis.kit.replies import json_response, model_entries
 from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS
@@ -24,6 +25,7 @@ class ModelsApi:
     open_endpoints: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, context: ApiContext) -> None:
+        self._forms = context.models_forms
         self._engine = context.pipeline.engine
         self._access = context.access
         self._builder = RequestBuilder(
@@ -38,5 +40,7 @@ class ModelsApi:
         """`GET /v1/models/{model}`: any name that a request may give, including names that mean another model."""
         self._access.owner(request)
         name, _ = self._builder.resolve(model)
+        if form := form_for(request, self._forms):
+            return json_response(form.one(model))
         [entry] = model_entries(self._engine, [name])
         return json_response(entry | {"id": model})

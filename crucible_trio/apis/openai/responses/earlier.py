@@ -97,6 +97,8 @@ class _Reader:
         if not stream.log.finished:
             message = "the previous response has not ended"
             raise InvalidRequestError(message, "previous_response_id")
+        if not stream.facts.keeps_input:  # another API started it
+            raise PreviousResponseNotFoundError(response_id)
         output = await self._output(response_id, stream, echoed)
         return without_instructions(stream, echoed), [_builtins(item) for item in output.values()]
 

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, final
 
 import msgspec
 
+from crucible_trio.apis.openai.errors import OpenAIErrorBody
 from crucible_trio.apis.openai.responses.objects import ContentPart, OutputItem, ResponseObject, SummaryText
 from crucible_trio.records import encode_json
 
@@ -47,6 +48,19 @@ class ResponseIncomplete(_ResponseStateEvent, tag="response.incomplete", kw_only
 @final
 class ResponseFailed(_ResponseStateEvent, tag="response.failed", kw_only=True):
     """The last event: the engine failed."""
+
+
+@final
+class ErrorEvent(ResponsesEvent, tag="error", kw_only=True):
+    """Comes before `response.failed`, as in OpenAI's streams.
+
+    OpenAI's SDKs raise `error`. Without this event, most clients built on them end with half a text and no error.
+    """
+
+    code: str | None
+    message: str
+    param: str | None
+    error: OpenAIErrorBody
 
 
 TerminalEvent: TypeAlias = ResponseCompleted | ResponseIncomplete | ResponseFailed

@@ -28,6 +28,7 @@ import msgspec
 from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.apis.openai.errors import error_of_failure
 from crucible_trio.apis.openai.responses.events import (
+    ErrorEvent,
     ResponseCompleted,
     ResponseCreated,
     ResponseFailed,
@@ -75,6 +76,7 @@ from crucible_trio.records import (
     ToolCallDone,
     ToolCallStarted,
     UnknownRecord,
+    UpstreamFields,
 )
 
 # A finish reason that an engine may pass on from its upstream. The text was cut, and must not look complete.
@@ -118,8 +120,8 @@ class ResponseFold:
         """Fold the next record.
 
         Returns:
-            Its events, numbered. `stream.continued`, `reasoning.done` without a trace, and a piece of a custom tool's
-            input have none.
+            Its events, numbered. `stream.continued`, `upstream.fields`, `reasoning.done` without a trace, and a piece
+            of a custom tool's input have none.
         """
         events = list(self._events(record))
         for event in events:
@@ -190,7 +192,7 @@ class ResponseFold:
                 assert isinstance(self._open, OpenCall)
                 self._open.is_whole = True
                 yield from self._finish_item("completed")
-            case StreamContinued() | UnknownRecord():
+            case StreamContinued() | UpstreamFields() | UnknownRecord():
                 pass
             case _:
                 yield from self._end(record)
@@ -221,6 +223,7 @@ class ResponseFold:
         if isinstance(record, StreamFailed):
             failure = error_of_failure(record.error)
             error = ResponseError(failure.code or record.error.code, failure.message)
+            yield ErrorEvent(code=error.code, message=error.message, param=failure.param, error=failure)
         self._response = msgspec.structs.replace(
             self._response,
             status=status,

@@ -145,16 +145,12 @@ class CreateResponse(NamedTuple):
 
     Attributes:
         engine_request: What to generate, without `on_disconnect`.
-        ignored: Fields that are unknown, or that the model does not honour.
-        stream: Whether to answer with events.
         echoed: The fields that the response repeats, without those that the engine's request has.
         hosted: The types of the hosted tools that are not offered to the model.
         unverified: How many traces of earlier turns were left out because this server has not signed them.
     """
 
     engine_request: Request
-    ignored: tuple[str, ...]
-    stream: bool
     echoed: EchoedFields
     hosted: tuple[str, ...]
     unverified: int
@@ -165,11 +161,19 @@ class DecodedBody(NamedTuple):
 
     Attributes:
         fields: The fields that are understood.
-        ignored: Collects the others.
+        ignored: Collects the others, and then those that the model does not honour.
     """
 
     fields: ResponsesRequestBody
     ignored: Ignored
+
+    @property
+    def identity(self) -> object:
+        """What a repeated request with the same idempotency key must have in common with the first.
+
+        Not the messages: the earlier responses, which have some of them, may have expired since.
+        """
+        return "responses", msgspec.structs.replace(self.fields, stream=False, stream_options=None)
 
     @property
     def items(self) -> Sequence[Mapping[str, object]]:
@@ -177,14 +181,18 @@ class DecodedBody(NamedTuple):
         return [] if isinstance(self.fields.input, str) else self.fields.input
 
 
-def decode_body(body: bytes | memoryview) -> DecodedBody:
+def decode_body(body: bytes | memoryview, *, strict_fields: bool = False) -> DecodedBody:
     """Decode the body of a request.
 
+    Args:
+        body: The body as received.
+        strict_fields: Refuse unknown fields, here and in `read_request`.
+
     Raises:
-        UnsupportedParameterError: A field is refused.
+        UnsupportedParameterError, UnknownParameterError: A field is refused, or unknown.
         InvalidRequestError: A value is invalid.
     """
-    ignored = Ignored()
+    ignored = Ignored(refuses_unknown=strict_fields)
     unknown: dict[str, object] = {}
     fields = BODY.decode(body, unknown=unknown)
     ignored.add_all(unknown, "")
@@ -201,7 +209,7 @@ def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, s
         seal: Verifies the traces of earlier turns.
 
     Raises:
-        UnsupportedParameterError: A field is refused.
+        UnsupportedParameterError, UnknownParameterError: A field is refused, or unknown.
         ModelNotFoundError: No model has this name.
         InvalidRequestError: A value is invalid.
     """
@@ -217,6 +225,7 @@ def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, s
             raise UnsupportedParameterError("include")
     tools = [(f"tools[{index}]", tool) for index, tool in enumerate(fields.tools)]
     declared = read_tools(tools + tools_in(body.items), ignored)
+    choice = None if fields.tool_choice is None else read_choice(fields.tool_choice, declared, ignored)
     reader = InputReader(builder.capabilities(fields.model), declared, ignored, seal)
     messages = [Message("system", fields.instructions)] if fields.instructions else []
     try:
@@ -236,7 +245,7 @@ def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, s
             },
             parameters=Parameters(
                 tools=tuple(declared.tools),
-                tool_choice=None if fields.tool_choice is None else read_choice(fields.tool_choice, declared),
+                tool_choice=choice,
                 parallel_tool_calls=fields.parallel_tool_calls,
                 response_format=None if text.format is None else _read_format(text.format, ignored),
                 logprobs=_LOGPROBS in fields.include or fields.top_logprobs > 0,
@@ -248,6 +257,10 @@ def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, s
         raise UnsupportedParameterError(
             "top_logprobs" if name == "include" and fields.top_logprobs else name
         ) from error
+    except InvalidRequestError as error:
+        if error.param not in _NAMES:
+            raise
+        raise InvalidRequestError(str(error), _NAMES[error.param]) from error
     for name in built.ignored:
         ignored.add(_NAMES.get(name, name))
     echoed = EchoedFields(
@@ -273,9 +286,7 @@ def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, s
         namespaces=declared.namespaces,
         text={} if text.verbosity is None else {"verbosity": text.verbosity},
     )
-    return CreateResponse(
-        built.request, ignored.names, fields.stream, echoed, tuple(declared.hosted), reader.unverified
-    )
+    return CreateResponse(built.request, echoed, tuple(declared.hosted), reader.unverified)
 
 
 def read_flag(name: str, text: str) -> bool:

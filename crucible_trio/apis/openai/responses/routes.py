@@ -27,7 +27,12 @@ from crucible_trio.apis.kit.replies import error_response, event_response, json_
 from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.kit.sealed import Seal, Seals
 from crucible_trio.apis.kit.uploads import read_body
-from crucible_trio.apis.openai.errors import OPENAI_ERRORS, failure_answer
+from crucible_trio.apis.openai.errors import (
+    OPENAI_ERRORS,
+    ItemNotFoundError,
+    PreviousResponseNotFoundError,
+    failure_answer,
+)
 from crucible_trio.apis.openai.responses.earlier import find_earlier, without_instructions
 from crucible_trio.apis.openai.responses.input_items import items_of, page_of, read_page_options
 from crucible_trio.apis.openai.responses.objects import EchoedFields, parse_response_id
@@ -35,6 +40,7 @@ from crucible_trio.apis.openai.responses.replay import open_dialect, response_ob
 from crucible_trio.apis.openai.responses.requests import (
     ENCRYPTED_REASONING,
     INCLUDE,
+    DecodedBody,
     decode_body,
     read_event_number,
     read_flag,
@@ -91,37 +97,53 @@ class ResponsesApi:
         """
         owner = self._access.owner(request)
         check_parameters(request)
-        body = await read_body(request, self._context, decode_body)
-        earlier = await find_earlier(body.fields.previous_response_id, body.items, self)
+        body = await read_body(request, self._context, self._decode)
+        key = idempotency_key(request.headers.get("Idempotency-Key"))
+        fields = body.fields
+        started = await self._start(body, owner, key)
+        # With a key the stream is kept, so that a retry finds it. It still cannot be retrieved, and retention ends it.
+        forget = not fields.store and key is None
+        whole = not (fields.stream or fields.background)
+        end = await self._wait(started, whole=whole, background=fields.background, forget=forget)
+        if isinstance(end, StreamFailed | StreamCancelled):
+            return await self._refuse(started, end, key, forget=forget)
+        if fields.stream:
+            response = await self._events(started.stream, None, forget=forget)
+        else:
+            response = await self._show(started.stream)
+        name_ignored(response, body.ignored.names)
+        return starting.locate_stream(name_stream(response, started.stream), started)
+
+    async def _start(self, body: DecodedBody, owner: str, key: str | None) -> starting.StartedStream:
+        """Start the stream of a request, or join the one that its idempotency key started."""
+        fields = body.fields
+        try:
+            earlier = await find_earlier(fields.previous_response_id, body.items, self)
+        except (PreviousResponseNotFoundError, ItemNotFoundError):
+            # They were there when the first request with this key came.
+            joined = None
+            if key is not None:
+                joined = await starting.join(self._pipeline, key, owner=owner, identity=body.identity)
+            if joined is None:
+                raise
+            return joined
         asked = read_request(body, earlier, self._builder, self._seals.of(owner))
         self._pipeline.metrics.unverified_traces += asked.unverified
         self._log_hosted(asked.hosted)
-        key = idempotency_key(request.headers.get("Idempotency-Key"))
-        background = asked.echoed.background
-        hold_seconds = self._context.settings.hold_seconds
-        may_hold = asked.stream and not background and hold_seconds > 0
-        started = await starting.start_or_join(
+        may_hold = fields.stream and not fields.background and self._context.settings.hold_seconds > 0
+        return await starting.start_or_join(
             self._pipeline,
             asked.engine_request,
             owner=owner,
             key=key,
-            on_disconnect="continue" if background else None,
-            starts_with_reader=asked.stream or not background,
+            on_disconnect="continue" if fields.background else None,
+            starts_with_reader=fields.stream or not fields.background,
             may_hold=may_hold,
-            client_retries=may_hold or not (asked.stream or background),
+            client_retries=may_hold or not (fields.stream or fields.background),
             facts={self.name: msgspec.Raw(msgspec.json.encode(asked.echoed))},
+            identity=body.identity,
+            keeps_input=fields.store,
         )
-        # With a key the stream is kept, so that a retry finds it. It still cannot be retrieved, and retention ends it.
-        forget = not asked.echoed.store and key is None
-        end = await self._wait(started, whole=not (asked.stream or background), background=background, forget=forget)
-        if isinstance(end, StreamFailed | StreamCancelled):
-            return await self._refuse(started, end, key, forget=forget)
-        if asked.stream:
-            response = await self._events(started.stream, None, forget=forget)
-        else:
-            response = await self._show(started.stream)
-        name_ignored(response, asked.ignored)
-        return starting.locate_stream(name_stream(response, started.stream), started)
 
     async def retrieve(self, response_id: str) -> Response:
         """`GET /v1/responses/{id}`: the response so far. With `stream=true` its events, from any number on."""
@@ -153,6 +175,9 @@ class ResponsesApi:
         await self._pipeline.forget(stream)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
+    def _decode(self, body: memoryview) -> DecodedBody:
+        return decode_body(body, strict_fields=self._context.settings.strict_fields)
+
     def _log_hosted(self, types: Sequence[str]) -> None:
         """Log each type of hosted tool once, because some agents offer the same ones in every request."""
         for kind in types:
@@ -165,6 +190,8 @@ class ResponsesApi:
         stream, echoed = await self.find(response_id)
         check_parameters(request, _LIST_PARAMETERS)
         options = read_page_options({name: request.args[name] for name in _PAGE_PARAMETERS & request.args.keys()})
+        if not stream.facts.keeps_input:
+            raise StreamNotFoundError
         suffix = response_id.removeprefix("resp_")
         items = items_of(without_instructions(stream, echoed), suffix, echoed.origins)
         return json_response(page_of(items, options))

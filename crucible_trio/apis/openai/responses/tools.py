@@ -18,7 +18,15 @@ from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import dotted
 from crucible_trio.apis.kit.ignored import Ignored
 from crucible_trio.apis.kit.parsing import valid
-from crucible_trio.apis.openai.tools import read_tool, read_tool_choice
+from crucible_trio.apis.openai.tools import (
+    ALLOWED_TOOLS,
+    allowed_entries,
+    only_allowed,
+    read_allowed_mode,
+    read_named_tool,
+    read_tool,
+    read_tool_choice,
+)
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import NamedTool, NonEmpty, Tool, ToolChoice, ToolName
 
@@ -147,19 +155,45 @@ def read_tools(given: Sequence[tuple[str, Mapping[str, object]]], ignored: Ignor
     return declared
 
 
-def read_choice(choice: str | Mapping[str, object], declared: DeclaredTools) -> ToolChoice:
+def read_choice(choice: str | Mapping[str, object], declared: DeclaredTools, ignored: Ignored) -> ToolChoice:
     """Read `tool_choice`.
 
+    Args:
+        choice: The choice. If it lists the allowed tools, the other ones are not offered to the model.
+        declared: The tools of the request.
+        ignored: Takes the names of allowed tools that are hosted.
+
     Raises:
-        UnsupportedParameterError: It names a hosted tool.
-        InvalidRequestError: It is another word, or has no name.
+        UnsupportedParameterError: It names a hosted tool, or allows a namespace.
+        InvalidRequestError: It is another word, has no name, or allows what is not a tool.
     """
     at = "tool_choice"
+    if not isinstance(choice, str) and choice.get("type") == ALLOWED_TOOLS:
+        declared.tools = list(only_allowed(declared.tools, _allowed_names(choice, at, declared, ignored), at))
+        return read_allowed_mode(choice, at)
     if isinstance(choice, str) or choice.get("type") not in ("function", "custom"):
         return read_tool_choice(choice, at)
-    read = read_tool_choice({**choice, "type": "function"}, at)
+    return NamedTool(_chosen_name(choice, at, declared))
+
+
+def _allowed_names(choice: Mapping[str, object], at: str, declared: DeclaredTools, ignored: Ignored) -> list[str]:
+    names: list[str] = []
+    for place, entry in allowed_entries(choice, at):
+        match _kind_of(entry, place):
+            case "function" | "custom":
+                names.append(_chosen_name(entry, place, declared))
+            case "namespace":
+                raise UnsupportedParameterError(dotted(place, "type"))
+            case hosted:
+                ignored.add(f"tool_choice.{hosted}")
+    return names
+
+
+def _chosen_name(choice: Mapping[str, object], at: str, declared: DeclaredTools) -> str:
+    """The name by which the model knows a tool that a choice names."""
+    read = read_named_tool(choice, at)
     namespace = valid(lambda: msgspec.convert(choice.get("namespace"), str | None), dotted(at, "namespace"))
-    return NamedTool(declared.model_name(read.name, namespace)) if isinstance(read, NamedTool) else read
+    return declared.model_name(read.name, namespace)
 
 
 def echo_tools(
