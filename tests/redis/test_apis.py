@@ -81,7 +81,11 @@ async def test_every_view_is_the_same_bytes_from_any_process(serve_process: Open
         ):
             views = [await http.get(f"{served.url}{path}") for served in (a, b)]
             assert [view.status_code for view in views] == [200, 200], (path, views[1].text)
-            assert views[0].content == views[1].content, path
+            if path == stream:  # only the generating process knows how far its engine is
+                bodies = [view.json() | {"progress": None} for view in views]
+                assert bodies[0] == bodies[1]
+            else:
+                assert views[0].content == views[1].content, path
         # The token in the URL of one process is valid at the other.
         events_url = (await http.get(f"{a.url}{stream}")).json()["events_url"]
         async with httpx.AsyncClient() as anonymous:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeAlias
@@ -169,14 +170,16 @@ async def test_during_a_long_outage_streams_fail_with_a_reset_and_requests_get_5
     ("options", "mentions"),
     [
         (("--maxmemory-policy", "allkeys-lru"), b"maxmemory-policy is allkeys-lru"),
-        (("--cluster-enabled", "yes"), b"cluster-enabled"),
+        (("--cluster-enabled", "yes", "--cluster-port", "a free port"), b"cluster-enabled"),
         (("--requirepass", "the-secret"), b"cannot use the Redis that log_url names: Authentication"),
     ],
 )
 async def test_a_redis_that_does_not_fit_is_refused_at_start(
     serve_process: OpenServed, new_redis: Callable[..., RedisServer], options: tuple[str, ...], mentions: bytes
 ) -> None:
-    redis = new_redis(*options)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    redis = new_redis(*(option.replace("a free port", port) for option in options))
     with pytest.RaisesGroup(AssertionError, flatten_subgroups=True, allow_unwrapped=True) as failure:
         async with serve_process(url=redis.url):
             pass
