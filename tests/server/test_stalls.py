@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 import trio
 
-import crucible_trio.server.serving as serving_module
+import crucible_trio.server.listening as listening_module
 from crucible_trio import Finish, Output, Request
 from crucible_trio.settings import load_settings
 
@@ -17,7 +17,7 @@ PIECE = "x" * 1000
 @pytest.fixture(autouse=True)
 def _long_user_timeout(monkeypatch) -> None:
     """TCP_USER_TIMEOUT also resets a stalled client, a little later. It would hide a missing write deadline."""
-    monkeypatch.setattr(serving_module, "_USER_TIMEOUT_MARGIN_SECONDS", 1000)
+    monkeypatch.setattr(listening_module, "_USER_TIMEOUT_MARGIN_SECONDS", 1000)
 
 
 async def flood(request: Request, output: Output) -> Finish:
