@@ -41,7 +41,7 @@ async def test_a_stalled_client_is_reset_after_the_write_deadline(serving) -> No
         assert stream.status == "running"  # only the connection is gone: the client can resume
         again = await served.connect()
         await again.request("GET", f"/v1/streams/{stream.id}/events", f"Last-Event-ID: {client.last_id}")
-        await again.read_until(b"output.delta")
+        await again.read_until(b"\n\n")
         assert again.events[0]["seq"] == client.events[-1]["seq"] + 1
 
 
