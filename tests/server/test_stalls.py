@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 import trio
 
-import crucible_trio.server.serving as serving_module
+import crucible_trio.server.listening as listening_module
 from crucible_trio import Finish, Output, Request
 from crucible_trio.settings import load_settings
 
@@ -17,7 +17,7 @@ PIECE = "x" * 1000
 @pytest.fixture(autouse=True)
 def _long_user_timeout(monkeypatch) -> None:
     """TCP_USER_TIMEOUT also resets a stalled client, a little later. It would hide a missing write deadline."""
-    monkeypatch.setattr(serving_module, "_USER_TIMEOUT_MARGIN_SECONDS", 1000)
+    monkeypatch.setattr(listening_module, "_USER_TIMEOUT_MARGIN_SECONDS", 1000)
 
 
 async def flood(request: Request, output: Output) -> Finish:
@@ -41,7 +41,7 @@ async def test_a_stalled_client_is_reset_after_the_write_deadline(serving) -> No
         assert stream.status == "running"  # only the connection is gone: the client can resume
         again = await served.connect()
         await again.request("GET", f"/v1/streams/{stream.id}/events", f"Last-Event-ID: {client.last_id}")
-        await again.read_until(b"output.delta")
+        await again.read_until(b"\n\n")
         assert again.events[0]["seq"] == client.events[-1]["seq"] + 1
 
 
