@@ -71,7 +71,7 @@ async def measure(serving: Any, run_node: Run, run_python: Run, run_litellm: Run
 
     async def cancel(call_id: str) -> None:
         for stream in await served.pipeline.list():
-            if stream.request.messages[-1].text == call_id:
+            if stream.status == "running" and stream.request.messages[-1].text == call_id:
                 stream.cancel()
 
     async def make(run: Run, program: str, clients: tuple[str, ...]) -> None:

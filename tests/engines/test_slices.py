@@ -382,7 +382,7 @@ async def test_a_stop_string_across_two_slices_is_found(drive, stop: str) -> Non
     text = numbers(100)
     assert "".join(text for _, text in pieces) == text[: text.index(stop)]
     last = int(stop.split()[-1])
-    assert finish == Finish("stop", Usage(7, last + 1, 0))
+    assert finish == Finish("stop", Usage(7, last + 1, 0), stop_string=stop)
     assert len(server.requests) == last // SLICE_TOKENS + 1
 
 
