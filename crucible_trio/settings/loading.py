@@ -40,7 +40,7 @@ _IN_JSON: Final = frozenset(
     }
 )
 _LISTS: Final = frozenset(
-    {"allowed_origins", "server_names", "bind", "openai_deep_efforts", "upstream_starts_in_trace"}
+    {"allowed_origins", "apis", "bind", "openai_deep_efforts", "server_names", "upstream_starts_in_trace"}
 )
 
 _NAMES: Final = tuple(name for group in GROUPS for name in group.__struct_fields__)

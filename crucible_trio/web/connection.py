@@ -11,8 +11,8 @@ context, so no error handler sees the error.
 The third receives the body of a request with `Expect: 100-continue` only when the route reads it. A server sends `100
 Continue` when the application receives, and a client that is refused need not send its body.
 
-With the fourth, a body whose log is lost is no error of the application. It ends without its last part, and the server
-resets the connection.
+With the fourth, a body whose log is lost is no error of the application, nor is a body whose stream got its last reader
+between the status line and the body. It ends without its last part, and the server resets the connection.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from werkzeug.exceptions import BadHost
 
 from crucible_trio.apis.kit.replies import http_error_response
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
-from crucible_trio.errors import LogLostError
+from crucible_trio.errors import LogLostError, TooManyReadersError
 
 if TYPE_CHECKING:  # types only: this module must work without hypercorn, under any server
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
@@ -78,7 +78,7 @@ class QuartConnection(TrioASGIHTTPConnection):
         except BadHost as error:
             await self._send_response(send, http_error_response(error, NATIVE_ERRORS))
             nursery.cancel_scope.cancel()
-        except LogLostError:
+        except (LogLostError, TooManyReadersError):
             nursery.cancel_scope.cancel()
 
 

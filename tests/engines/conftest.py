@@ -10,7 +10,7 @@ from typing import TypeAlias
 import pytest
 import trio
 
-from crucible_trio.content import Piece
+from crucible_trio.content import Piece, ServerFields
 from crucible_trio.engine import Engine, Finish
 from crucible_trio.engines.local.weights import find_weights
 from crucible_trio.output import Output
@@ -56,6 +56,8 @@ def drive() -> Drive:
             nursery.start_soon(generate)
             async with receive:
                 async for piece in receive:
+                    if isinstance(piece, ServerFields):
+                        continue
                     pieces.append((getattr(piece, "segment", None), piece.text))
                     if len(pieces) >= (math.inf if stop_after is None else stop_after):
                         nursery.cancel_scope.cancel()
