@@ -34,6 +34,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "argumen
 RESULT = {"role": "tool", "tool_call_id": "c1", "content": "31"}
 FAULTY = {"name": "n", "arguments": 7}
 PNG = "data:image/png;base64,AAAA"
+NO_URLS = ("file:///etc/passwd", "AAAAjunk", "data:text/plain", "http:", "//x/a.png", " https://x/a.png")
 
 
 async def asked(open_api: Any, scripted: Any, capabilities: Capabilities = UPSTREAM_CAPABILITIES, **fields: Any) -> Any:
@@ -233,6 +234,15 @@ async def test_an_invalid_tool_or_format_is_refused_by_name(
         (part({"type": "image_url", "image_url": {"url": ""}}), "invalid_request", "content[0].image_url.url"),
         (part({"type": "image_url", "image_url": {"url": PNG, "x": 1}}), "unknown_parameter", "content[0].image_url.x"),
         (part({"type": "file", "file": {"file_id": "f"}}), "unsupported_parameter", "content[0].file.file_id"),
+        *(
+            (part({"type": "image_url", "image_url": image}), "invalid_request", "content[0].image_url.url")
+            for url in (*NO_URLS, "data:text/plain;base64,AA")
+            for image in (url, {"url": url})
+        ),
+        *(
+            (part({"type": "file", "file": {"file_data": url}}), "invalid_request", "content[0].file.file_data")
+            for url in NO_URLS
+        ),
         (part({"type": "file", "file": {"file_data": ""}}), "invalid_request", "content[0].file.file_data"),
         (part({"type": "input_audio", "input_audio": {}}), "invalid_request", "content[0].input_audio.data"),
         (part({"type": ["x"]}), "unsupported_parameter", "content[0].type"),

@@ -30,6 +30,7 @@ from crucible_trio.request import (
 from crucible_trio.testing import CallTool
 
 PATH = "/v1/responses"
+NO_URLS = ("file:///etc/passwd", "AAAAjunk", "data:text/plain", "http:", "//x/a.png", " https://x/a.png")
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}}
 WEATHER = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}
 AGENTS = {
@@ -463,6 +464,9 @@ async def test_a_trace_goes_only_to_a_model_that_takes_it(open_api, scripted, au
         (part("input_image"), "invalid_request", "content[0].image_url"),
         (part("input_image", file_id="f"), "unsupported_parameter", "content[0].file_id"),
         (part("input_file"), "invalid_request", "content[0].file_data"),
+        *((part("input_image", image_url=url), "invalid_request", "content[0].image_url") for url in NO_URLS),
+        *((part("input_file", file_data=url), "invalid_request", "content[0].file_data") for url in NO_URLS),
+        *((part("input_file", file_url=url), "invalid_request", "content[0].file_url") for url in NO_URLS),
         (part("input_audio", input_audio={}), "invalid_request", "content[0].input_audio.data"),
         ({"type": "function"}, "unsupported_parameter", "type"),
     ],

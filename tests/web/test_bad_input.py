@@ -167,6 +167,12 @@ async def test_a_value_of_a_wrong_type_is_400_and_names_the_field(
         ),
         ({"input": [{"role": "user", "content": [{"type": "video"}]}]}, "input[0].content[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "image", "url": ""}]}]}, "input[0].content[0].url"),
+        ({"input": [{"role": "user", "content": [{"type": "image", "url": "file:///x"}]}]}, "input[0].content[0].url"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "image", "url": "data:text/plain,x"}]}]},
+            "input[0].content[0].url",
+        ),
+        ({"input": [{"role": "user", "content": [{"type": "file", "url": "AAAA"}]}]}, "input[0].content[0].url"),
         ({"input": [{"role": "user", "content": [{"type": "image", "url": "data:,"}]}]}, "input[0].content[0]"),
         ({"input": [{"role": "user", "content": [{"type": "file", "url": "data:,"}]}]}, "input[0].content[0]"),
         (

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 # How msgspec names the place: ``... field `x` - at `$.a` ``, and for the name of a field ``... - at `key` in `$.a` ``.
 _FIELD = re.compile(
-    r"(?:(?P<kind>unknown|required) field `(?P<name>[^`]*)`)?(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$"
+    r"(?:(?:unknown|required|in) field `(?P<name>[^`]*)`)?(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$"
 )
 
 

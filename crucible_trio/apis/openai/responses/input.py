@@ -11,7 +11,7 @@ from typing import Final, TypeVar, final
 
 import msgspec
 
-from crucible_trio.apis.kit.content import GivenContent, PartReader, make_part, read_content
+from crucible_trio.apis.kit.content import GivenContent, PartReader, make_file, make_image, make_part, read_content
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields, dotted
 from crucible_trio.apis.kit.ignored import Ignored
@@ -26,7 +26,7 @@ from crucible_trio.apis.openai.responses.earlier import Earlier, is_reference
 from crucible_trio.apis.openai.responses.tools import DeclaredTools, custom_arguments
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.request import AudioPart, FilePart, ImagePart, Message, NonEmpty, Part, TextPart, ToolCall
+from crucible_trio.request import AudioPart, Message, NonEmpty, Part, TextPart, ToolCall
 
 MESSAGE: Final = Fields(
     OpenAIMessage,
@@ -292,14 +292,15 @@ class InputReader:
         image = self._read_part(part, at, _ImagePart)
         if image.image_url is None:
             raise _lacks(part, at, "image_url")
-        return make_part(ImagePart, dotted(at, "image_url"), url=image.image_url, detail=image.detail)
+        return make_image(image.image_url, dotted(at, "image_url"), image.detail)
 
     def _read_file(self, part: Mapping[str, object], at: str) -> Part:
         file = self._read_part(part, at, _FilePart)
-        url = file.file_data or file.file_url
-        if not url:
-            raise _lacks(part, at, "file_data")
-        return make_part(FilePart, at, url=url, name=file.filename)
+        if file.file_data:
+            return make_file(file.file_data, dotted(at, "file_data"), file.filename)
+        if file.file_url:
+            return make_file(file.file_url, dotted(at, "file_url"), file.filename)
+        raise _lacks(part, at, "file_data")
 
     def _read_audio(self, part: Mapping[str, object], at: str) -> Part:
         audio = self._read_part(part, at, _AudioPart).input_audio
