@@ -441,6 +441,19 @@ async def test_tools_in_the_input_are_tools(open_api, scripted, autojump_clock: 
     assert request.messages == (ASKED,)
 
 
+async def test_an_unknown_field_of_a_result_is_named_and_refused_by_a_setting(
+    open_api, scripted, autojump_clock: MockClock
+) -> None:
+    known = {"id": "fc_1", "status": "completed"}
+    for strict, status, param, header in ((False, 200, None, "input[].zz"), (True, 400, "input[2].zz", None)):
+        async with open_api(engine=scripted("Hi", capabilities=Capabilities(tools=True)), strict_fields=strict) as api:
+            answer = await api.post(PATH, {"input": [USER, CALL | {"zz": 1}, RESULT | known | {"zz": 1}]})
+            assert answer.status == status, answer.body
+            assert answer.headers.get("crucible-ignored") == header
+            if param:
+                assert (answer.error["code"], answer.error["param"]) == ("unknown_parameter", param)
+
+
 async def test_a_trace_goes_only_to_a_model_that_takes_it(open_api, scripted, autojump_clock: MockClock) -> None:
     async with open_api(engine=scripted("Hi", capabilities=Capabilities(tools=True))) as api:
         answer = await api.post(PATH, {"input": [USER, reasoning("Hm"), CALL, RESULT]})

@@ -116,6 +116,10 @@ class _Result(msgspec.Struct):
     output: GivenContent = ""
 
 
+# Those besides `call_id` and `output` change nothing.
+_RESULT_FIELDS: Final = frozenset({"type", "id", "status", "name", "created_by", *_Result.__struct_fields__})
+
+
 def tools_in(given: Sequence[Mapping[str, object]]) -> list[tuple[str, Mapping[str, object]]]:
     """The tools in items of type `additional_tools`, each with its place in the body.
 
@@ -225,7 +229,7 @@ class InputReader:
             assert isinstance(text, str)  # these readers read texts only
             self._continue_turn(text)
             return
-        self._ignored.add_all(unknown, "input[]")
+        self._ignored.add_all(unknown, at)
         self._add(read_message(asked.role, asked.content, at, self._readers))
 
     def _trace_of(self, item: Mapping[str, object]) -> str:
@@ -266,7 +270,7 @@ class InputReader:
     def _read_result(self, item: Mapping[str, object], at: str) -> None:
         if not self._can.tools:
             raise UnsupportedParameterError(dotted(at, "type"))
-        given = {name: item[name] for name in _Result.__struct_fields__ if item.get(name) is not None}
+        given = self._ignored.known(item, _RESULT_FIELDS, at)
         result = valid(lambda: msgspec.convert(given, _Result), at)
         content = read_content(result.output, dotted(at, "output"), self._readers)
         self._add(Message("tool", content or None, tool_call_id=result.call_id))
@@ -307,7 +311,7 @@ class InputReader:
         return make_part(AudioPart, dotted(at, "input_audio"), data=audio.data, format=audio.format)
 
     def _read_part(self, part: Mapping[str, object], at: str, shape: type[_Shape]) -> _Shape:
-        known = self._ignored.known(part, shape.__struct_fields__, "input[].content[]")
+        known = self._ignored.known(part, shape.__struct_fields__, at)
         return valid(lambda: msgspec.convert(known, shape), at)
 
 

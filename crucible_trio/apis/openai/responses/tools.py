@@ -250,20 +250,20 @@ def _kind_of(fields: Mapping[str, object], at: str) -> str:
 
 
 def _read_function(fields: Mapping[str, object], at: str, ignored: Ignored) -> Tool:
-    return read_tool(ignored.known(fields, _FUNCTION_FIELDS, "tools[]"), at)
+    return read_tool(ignored.known(fields, _FUNCTION_FIELDS, at), at)
 
 
 def _read_custom(
     fields: Mapping[str, object], at: str, namespace: str | None, declared: DeclaredTools, ignored: Ignored
 ) -> Tool:
-    known = ignored.known(fields, _CUSTOM_FIELDS, "tools[]")
+    known = ignored.known(fields, _CUSTOM_FIELDS, at)
     tool = valid(lambda: msgspec.convert(known, _CustomTool), at)
     origin = ToolOrigin(tool.name, namespace, "custom", tool.description, tool.format)
     return Tool(declared.claim(origin, at), _described(tool), _CUSTOM_PARAMETERS)
 
 
 def _read_namespace(fields: Mapping[str, object], at: str, declared: DeclaredTools, ignored: Ignored) -> None:
-    namespace = valid(lambda: msgspec.convert(ignored.known(fields, _NAMESPACE_FIELDS, "tools[]"), _Namespace), at)
+    namespace = valid(lambda: msgspec.convert(ignored.known(fields, _NAMESPACE_FIELDS, at), _Namespace), at)
     declared.namespaces[namespace.name] = namespace.description
     for index, inner in enumerate(namespace.tools):
         place = f"{at}.tools[{index}]"
