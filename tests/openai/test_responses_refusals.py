@@ -232,6 +232,13 @@ async def test_what_only_steers_is_ignored_with_a_header_or_refused_by_a_setting
             "input[0].content[0].x",
         ),
         ({"tools": [{"type": "web_search"}, {"type": "function", "name": "f", "x": 1}]}, "tools[1].x"),
+        ({"tools": [{"type": "mcp"}, {"type": "fuction", "name": "f"}]}, "tools[1].type"),
+        ({"tools": [{"type": "web_search_2026"}]}, "tools[0].type"),
+        ({"input": [{"type": "additional_tools", "tools": [{"type": "teleport"}]}, USER]}, "input[0].tools[0].type"),
+        (
+            {"tools": [], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "teleport"}]}},
+            "tool_choice.tools[0].type",
+        ),
     ],
 )
 async def test_a_setting_refuses_unknown_fields_by_name(open_api, fields, param, autojump_clock) -> None:
@@ -239,6 +246,21 @@ async def test_a_setting_refuses_unknown_fields_by_name(open_api, fields, param,
         answer = await api.post(PATH, ASK | fields)
         assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "unknown_parameter", param)
         assert await api.pipeline.list() == []
+
+
+@pytest.mark.parametrize("kind", ["web_search_2025_08_26", "web_search_preview_2025_03_11", "computer", "local_shell"])
+async def test_a_hosted_tool_is_known_in_each_version(kind: str, open_api, autojump_clock) -> None:
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": kind}]}
+    for strict in (False, True):
+        async with open_api("Hi", strict_fields=strict) as api:
+            answer = await api.post(PATH, ASK | {"tools": [{"type": kind}], "tool_choice": choice})
+            assert (answer.status, answer.header("crucible-ignored")) == (200, f"tools.{kind}, tool_choice.{kind}")
+
+
+async def test_a_tool_of_an_unknown_type_is_named(open_api, autojump_clock) -> None:
+    async with open_api("Hi") as api:
+        answer = await api.post(PATH, ASK | {"tools": [{"type": "fuction", "name": "a"}, {"type": "x, y"}]})
+    assert (answer.status, answer.header("crucible-ignored")) == (200, "tools.fuction, tools.x%2C%20y")
 
 
 async def test_history_and_hosted_tools_are_never_refused_as_unknown(open_api, autojump_clock) -> None:
