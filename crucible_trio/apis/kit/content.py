@@ -53,7 +53,8 @@ def read_content(content: GivenContent, at: str, readers: Mapping[str, PartReade
             raise InvalidRequestError("a part has a type", dotted(place, "type"))
         reader = readers.get(kind) if isinstance(kind, str) else None
         if reader is None:
-            raise UnsupportedParameterError(dotted(place, "type"))
+            why = f"the model or this API takes no part {str(kind)[:64]!r}"
+            raise UnsupportedParameterError(dotted(place, "type"), why)
         part = reader(given, place)
         if part is not None:
             parts.append(part)

@@ -78,3 +78,13 @@ class Fields(Generic[Shape]):
 def dotted(at: str, name: str) -> str:
     """The path of a field, from the path of its object."""
     return f"{at}.{name}" if at else name
+
+
+def missing(name: str, at: str) -> InvalidRequestError:
+    """The error of an object that lacks a field, in msgspec's words.
+
+    Args:
+        name: The field.
+        at: The place of the object in the body, as a dotted path.
+    """
+    return InvalidRequestError(f"Object missing required field `{name}`", dotted(at, name))
