@@ -407,6 +407,11 @@ async def test_the_reasoning_of_an_earlier_answer_reaches_an_engine_that_takes_i
         ({"response_format": {"type": "json_schema"}}, "Object missing required field `json_schema`"),
         ({"top_logprobs": 3}, "top_logprobs goes with logprobs: true"),
         (
+            {"reasoning_effort": "zz"},
+            "reasoning_effort is one of: high, low, max, medium, minimal, none, xhigh",
+        ),
+        ({"reasoning_effort": 7}, "Expected `str | null`, got `int` - at `$.reasoning_effort`"),
+        (
             {"messages": [part({"type": "image_url", "image_url": PNG})]},
             "messages[0].content[0].type is not supported here: the model or this API takes no part 'image_url'",
         ),

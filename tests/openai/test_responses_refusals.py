@@ -136,6 +136,11 @@ async def test_an_invalid_value_is_refused_by_name(
     assert error["param"] == param
 
 
+async def test_a_wrong_word_is_refused_with_the_right_ones(open_api, autojump_clock) -> None:
+    error = await _is_refused(open_api, ASK | {"reasoning": {"summary": "zz"}}, 400, "invalid_request", None)
+    assert error["message"] == "reasoning.summary is one of: auto, concise, detailed"
+
+
 async def test_an_unknown_model_is_404(open_api, autojump_clock) -> None:
     await _is_refused(open_api, ASK | {"model": "gpt-9"}, 404, "model_not_found", "model")
 

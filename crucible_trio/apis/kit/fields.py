@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar, final
 
 import msgspec
+import msgspec.inspect
 
 from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import valid
@@ -72,7 +73,28 @@ class Fields(Generic[Shape]):
                 if unknown is None:
                     raise UnknownParameterError(dotted(at, name))
                 unknown[name] = value
-        return valid(lambda: msgspec.convert(known, self.shape), at)
+        try:
+            return valid(lambda: msgspec.convert(known, self.shape), at)
+        except InvalidRequestError as error:
+            name = (error.param or "").removeprefix(f"{at}." if at else "")
+            words = _words(self.shape, name)
+            if not words or not isinstance(known.get(name), str):
+                raise
+            raise InvalidRequestError(f"{error.param} is one of: {', '.join(words)}", error.param) from error
+
+
+def _words(shape: type[msgspec.Struct], name: str) -> list[str]:
+    """The words that a field may be. Empty for other fields: msgspec's own message says what these may be."""
+    info = msgspec.inspect.type_info(shape)
+    assert isinstance(info, msgspec.inspect.StructType)
+    for field_info in info.fields:
+        if field_info.encode_name == name:
+            kinds = (
+                field_info.type.types if isinstance(field_info.type, msgspec.inspect.UnionType) else [field_info.type]
+            )
+            literals = [kind for kind in kinds if isinstance(kind, msgspec.inspect.LiteralType)]
+            return sorted(str(word) for literal in literals for word in literal.values)
+    return []
 
 
 def dotted(at: str, name: str) -> str:
