@@ -87,11 +87,9 @@ def _words(shape: type[msgspec.Struct], name: str) -> list[str]:
     """The words that a field may be. Empty for other fields: msgspec's own message says what these may be."""
     info = msgspec.inspect.type_info(shape)
     assert isinstance(info, msgspec.inspect.StructType)
-    for field_info in info.fields:
-        if field_info.encode_name == name:
-            kinds = (
-                field_info.type.types if isinstance(field_info.type, msgspec.inspect.UnionType) else [field_info.type]
-            )
+    for known in info.fields:
+        if known.encode_name == name:
+            kinds = known.type.types if isinstance(known.type, msgspec.inspect.UnionType) else [known.type]
             literals = [kind for kind in kinds if isinstance(kind, msgspec.inspect.LiteralType)]
             return sorted(str(word) for literal in literals for word in literal.values)
     return []
