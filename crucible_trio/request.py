@@ -5,8 +5,9 @@ The JSON body of `POST /v1/streams` is a `Request`. Source of the shapes: docs/r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Annotated, Literal, TypeAlias, final
+from typing import Annotated, Final, Literal, TypeAlias, final
 
 import msgspec
 
@@ -18,6 +19,12 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
 ToolName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+# A model server may read a `file:` URL from its own disk. The type of a data URL has no limit in RFC 2397.
+_URL: Final = re.compile(r"https?://[^/?#\s]|data:[^,]{0,512},", re.IGNORECASE)
+_TEXT_DATA: Final = re.compile(r"data:text/", re.IGNORECASE)
+IMAGE_URL: Final = "Expected an http or https URL, or a data URL of an image"
+FILE_URL: Final = "Expected an http, https or data URL"
+
 _Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
@@ -44,6 +51,12 @@ class ImagePart(
     url: NonEmpty
     detail: str | None = None
 
+    def __post_init__(self) -> None:
+        """Check the URL. The wording lets parsing find the field's name."""
+        if not is_image_url(self.url):
+            message = f"{IMAGE_URL} in field `url`"
+            raise ValueError(message)
+
 
 @final
 class FilePart(
@@ -54,6 +67,12 @@ class FilePart(
     url: NonEmpty
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        """Check the URL, as for an image."""
+        if not is_url(self.url):
+            message = f"{FILE_URL} in field `url`"
+            raise ValueError(message)
+
 
 @final
 class AudioPart(
@@ -63,6 +82,16 @@ class AudioPart(
 
     data: NonEmpty
     format: NonEmpty
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL of a scheme that an engine may get: `http`, `https` or `data`."""
+    return _URL.match(text) is not None
+
+
+def is_image_url(text: str) -> bool:
+    """Whether a text is such a URL and, if it is a data URL, does not say that it is text."""
+    return is_url(text) and _TEXT_DATA.match(text) is None
 
 
 Part: TypeAlias = TextPart | ImagePart | FilePart | AudioPart

@@ -425,6 +425,22 @@ def test_what_the_model_cannot_do_is_refused_by_name(fields: Json, param: str) -
         ({"messages": [user({"type": "image", "source": {"type": "base64"}})]}, "messages[0].content[0].source"),
         ({"messages": [user({"type": "document", "source": {"type": "text"}})]}, "messages[0].content[0].source"),
         ({"messages": [user({"type": "image", "source": "x"})]}, "messages[0].content[0].source"),
+        (
+            {"messages": [user({"type": "image", "source": {"type": "url", "url": "file:///x"}})]},
+            "messages[0].content[0].source.url",
+        ),
+        (
+            {"messages": [user({"type": "document", "source": {"type": "url", "url": "file:///x"}})]},
+            "messages[0].content[0].source.url",
+        ),
+        (
+            {
+                "messages": [
+                    user({"type": "image", "source": {"type": "base64", "media_type": "text/css", "data": "A"}})
+                ]
+            },
+            "messages[0].content[0].source.media_type",
+        ),
         ({"thinking": {"type": "sometimes"}}, "thinking.type"),
         ({"output_config": {"effort": "huge"}}, "output_config.effort"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),

@@ -39,6 +39,21 @@ def test_a_request_has_the_documented_defaults() -> None:
     assert Request(conversation).messages == conversation
 
 
+@pytest.mark.parametrize("url", ["", "AAAA", "file:///x", "ftp://x/a", "https:", "data:text/plain", "x data:,"])
+@pytest.mark.parametrize("kind", [ImagePart, FilePart])
+def test_a_part_has_an_http_https_or_data_url(kind: type[ImagePart] | type[FilePart], url: str) -> None:
+    with pytest.raises(ValueError, match="Expected an http"):
+        kind(url)
+
+
+def test_the_scheme_of_a_url_has_any_case_and_only_a_file_is_text() -> None:
+    for url in ("HTTPS://x", "http://[::1]/a", "data:,", "DATA:image/png;base64,AA"):
+        assert (ImagePart(url).url, FilePart(url).url) == (url, url)
+    assert FilePart("data:text/plain,x").url == "data:text/plain,x"
+    with pytest.raises(ValueError, match="data URL of an image"):
+        ImagePart("Data:TEXT/plain,x")
+
+
 WRONG_FIELDS: list[dict[str, object]] = [
     {"input": ""},
     {"input": ()},
@@ -46,8 +61,6 @@ WRONG_FIELDS: list[dict[str, object]] = [
     {"input": (Message("robot", "x"),)},  # type: ignore[arg-type]
     {"input": (Message("user", ()),)},
     {"input": (Message("user", (TextPart(""),)),)},
-    {"input": (Message("user", (ImagePart(""),)),)},
-    {"input": (Message("user", (FilePart(""),)),)},
     {"input": (Message("user", (AudioPart("", "wav"),)),)},
     {"input": (Message("user", (AudioPart("aGk=", ""),)),)},
     {"input": (Message("user", ("text",)),)},  # type: ignore[arg-type]

@@ -34,6 +34,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "argumen
 RESULT = {"role": "tool", "tool_call_id": "c1", "content": "31"}
 FAULTY = {"name": "n", "arguments": 7}
 PNG = "data:image/png;base64,AAAA"
+NO_URLS = ("file:///etc/passwd", "AAAAjunk", "data:text/plain", "http:", "//x/a.png", " https://x/a.png")
 
 
 async def asked(open_api: Any, scripted: Any, capabilities: Capabilities = UPSTREAM_CAPABILITIES, **fields: Any) -> Any:
@@ -182,7 +183,11 @@ async def test_a_servers_own_response_format_goes_on_unread(open_api, scripted, 
         ({"tools": [WEATHER], "tool_choice": "x"}, "invalid_request", "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": 7}, "invalid_request", "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "web_search"}}, "unsupported_parameter", "tool_choice.type"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "invalid_request", "tool_choice.name"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "invalid_request", "tool_choice.function.name"),
+        ({"tools": [WEATHER], "tool_choice": {"name": 7}}, "invalid_request", "tool_choice.name"),
+        ({"tools": [WEATHER], "tool_choice": {"name": "lost"}}, "invalid_request", "tool_choice"),
+        ({"top_logprobs": 3}, "invalid_request", "top_logprobs"),
+        ({"logit_bias": {"5": "x"}}, "invalid_request", "logit_bias"),
         ({"tools": [WEATHER], "tool_choice": {"function": {}}}, "invalid_request", "tool_choice.function.name"),
         ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": allowed("required")}, "unsupported_parameter", "tool_choice"),
@@ -233,6 +238,15 @@ async def test_an_invalid_tool_or_format_is_refused_by_name(
         (part({"type": "image_url", "image_url": {"url": ""}}), "invalid_request", "content[0].image_url.url"),
         (part({"type": "image_url", "image_url": {"url": PNG, "x": 1}}), "unknown_parameter", "content[0].image_url.x"),
         (part({"type": "file", "file": {"file_id": "f"}}), "unsupported_parameter", "content[0].file.file_id"),
+        *(
+            (part({"type": "image_url", "image_url": image}), "invalid_request", "content[0].image_url.url")
+            for url in (*NO_URLS, "data:text/plain;base64,AA")
+            for image in (url, {"url": url})
+        ),
+        *(
+            (part({"type": "file", "file": {"file_data": url}}), "invalid_request", "content[0].file.file_data")
+            for url in NO_URLS
+        ),
         (part({"type": "file", "file": {"file_data": ""}}), "invalid_request", "content[0].file.file_data"),
         (part({"type": "input_audio", "input_audio": {}}), "invalid_request", "content[0].input_audio.data"),
         (part({"type": ["x"]}), "unsupported_parameter", "content[0].type"),
@@ -372,6 +386,46 @@ async def test_the_reasoning_of_an_earlier_answer_reaches_an_engine_that_takes_i
     messages = [USER, {"role": "assistant", "content": "Yes."} | fields, USER]
     request = await asked(open_api, scripted, Capabilities(reasoning_input=True), messages=messages)
     assert request.input[1] == Message("assistant", "Yes.", reasoning="Hm")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"tool_choice": "required"},
+            "tool_choice is not supported here: the request has no tools that the model can call",
+        ),
+        (
+            {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "lost"}}},
+            "tool_choice names 'lost', which is not in tools",
+        ),
+        ({"tools": [{"type": "function"}]}, "Object missing required field `function`"),
+        (
+            {"messages": [USER, calls(CALL | {"id": None})]},
+            "Object missing required field `id`",
+        ),
+        ({"response_format": {"type": "json_schema"}}, "Object missing required field `json_schema`"),
+        ({"top_logprobs": 3}, "top_logprobs goes with logprobs: true"),
+        (
+            {"reasoning_effort": "zz"},
+            "reasoning_effort is one of: high, low, max, medium, minimal, none, xhigh",
+        ),
+        ({"reasoning_effort": 7}, "Expected `str | null`, got `int` - at `$.reasoning_effort`"),
+        (
+            {"messages": [part({"type": "image_url", "image_url": PNG})]},
+            "messages[0].content[0].type is not supported here: the model or this API takes no part 'image_url'",
+        ),
+    ],
+)
+async def test_a_refusal_says_why(open_api, scripted, fields, message, autojump_clock: MockClock) -> None:
+    async with open_api(engine=scripted("a", capabilities=Capabilities(tools=True, structured_output=True))) as api:
+        answer = await api.chat(**fields)
+    assert (answer.status, answer.error["message"]) == (400, message)
+
+
+async def test_top_logprobs_of_0_asks_for_nothing(open_api, scripted, autojump_clock: MockClock) -> None:
+    request = await asked(open_api, scripted, top_logprobs=0)
+    assert not request.parameters.logprobs
 
 
 async def test_images_files_and_audio_reach_the_engine(open_api, scripted, autojump_clock: MockClock) -> None:

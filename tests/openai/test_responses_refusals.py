@@ -71,13 +71,31 @@ async def test_an_unknown_field_is_ignored_and_a_header_names_it(
     assert (answer.status, answer.header("crucible-ignored")) == (200, name)
 
 
-async def test_names_that_fit_into_no_header_are_left_out(open_api, autojump_clock) -> None:
-    unfit = {"a\r\nb": 1, "\u00e9": 1, "": 1, "n" * 81: 1, "null": None}
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a\r\nb, c", "a%0D%0Ab%2C%20c"),
+        ("\u00e9[0]", "%C3%A9[0]"),
+        ("100%", "100%25"),
+        ("", '""'),
+        ("n" * 80, "n" * 80),
+        ("n" * 81, "n" * 80 + "..."),
+        ("n" * 79 + "\u00e9", "n" * 79 + "..."),
+        ("\u00e9" * 100_000, "%C3%A9" * 13 + "..."),
+    ],
+)
+async def test_every_name_fits_into_the_header(name: str, expected: str, open_api, autojump_clock) -> None:
     async with open_api("Hi") as api:
-        answer = await api.post(PATH, ASK | unfit | {"x": 1})
-        assert (answer.status, answer.header("crucible-ignored")) == (200, "x")
-        answer = await api.post(PATH, ASK | {f"x{number}": 1 for number in range(50)})
-    assert answer.header("crucible-ignored").count(",") == 19
+        answer = await api.post(PATH, ASK | {name: 1, "null": None, "x": 1})
+    assert (answer.status, answer.header("crucible-ignored")) == (200, f"{expected}, x")
+
+
+async def test_the_header_counts_the_names_that_it_leaves_out(open_api, autojump_clock) -> None:
+    names = [f"x{number}" for number in range(50)]
+    async with open_api("Hi") as api:
+        for count, more in ((20, []), (21, ["and 1 more"]), (50, ["and 30 more"])):
+            answer = await api.post(PATH, ASK | dict.fromkeys(names[:count], 1))
+            assert answer.header("crucible-ignored") == ", ".join(names[:20] + more)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +115,8 @@ async def test_names_that_fit_into_no_header_are_left_out(open_api, autojump_clo
         ({"stream": True, "stream_options": {"include_usage": True}}, "stream_options.include_usage"),
         ({"background": True, "store": False}, "store"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"metadata": {"a": 1}}, "metadata[...]"),
-        ({"metadata": {"a": "b" * 513}}, "metadata[...]"),
+        ({"metadata": {"a": 1}}, "metadata"),
+        ({"metadata": {"a": "b" * 513}}, "metadata"),
         ({"metadata": {"a" * 65: "b"}}, "metadata"),
         ({"metadata": {str(number): "b" for number in range(17)}}, "metadata"),
         ({"reasoning": {"effort": "extreme"}}, "reasoning.effort"),
@@ -116,6 +134,11 @@ async def test_an_invalid_value_is_refused_by_name(
 ) -> None:
     error = await _is_refused(open_api, ASK | fields, 400, "invalid_request", None)
     assert error["param"] == param
+
+
+async def test_a_wrong_word_is_refused_with_the_right_ones(open_api, autojump_clock) -> None:
+    error = await _is_refused(open_api, ASK | {"reasoning": {"summary": "zz"}}, 400, "invalid_request", None)
+    assert error["message"] == "reasoning.summary is one of: auto, concise, detailed"
 
 
 async def test_an_unknown_model_is_404(open_api, autojump_clock) -> None:
@@ -208,10 +231,18 @@ async def test_what_only_steers_is_ignored_with_a_header_or_refused_by_a_setting
         ({"reasoning": {"depth": 3}}, "reasoning.depth"),
         ({"text": {"size": 3}}, "text.size"),
         ({"text": {"format": {"type": "text", "x": 1}}}, "text.format.x"),
-        ({"input": [USER | {"name": "Eve"}]}, "input[].name"),
+        ({"input": [USER, USER | {"name": "Eve"}]}, "input[1].name"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "x": 1}]}]},
-            "input[].content[].x",
+            "input[0].content[0].x",
+        ),
+        ({"tools": [{"type": "web_search"}, {"type": "function", "name": "f", "x": 1}]}, "tools[1].x"),
+        ({"tools": [{"type": "mcp"}, {"type": "fuction", "name": "f"}]}, "tools[1].type"),
+        ({"tools": [{"type": "web_search_2026"}]}, "tools[0].type"),
+        ({"input": [{"type": "additional_tools", "tools": [{"type": "teleport"}]}, USER]}, "input[0].tools[0].type"),
+        (
+            {"tools": [], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "teleport"}]}},
+            "tool_choice.tools[0].type",
         ),
     ],
 )
@@ -220,6 +251,21 @@ async def test_a_setting_refuses_unknown_fields_by_name(open_api, fields, param,
         answer = await api.post(PATH, ASK | fields)
         assert (answer.status, answer.error["code"], answer.error["param"]) == (400, "unknown_parameter", param)
         assert await api.pipeline.list() == []
+
+
+@pytest.mark.parametrize("kind", ["web_search_2025_08_26", "web_search_preview_2025_03_11", "computer", "local_shell"])
+async def test_a_hosted_tool_is_known_in_each_version(kind: str, open_api, autojump_clock) -> None:
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": kind}]}
+    for strict in (False, True):
+        async with open_api("Hi", strict_fields=strict) as api:
+            answer = await api.post(PATH, ASK | {"tools": [{"type": kind}], "tool_choice": choice})
+            assert (answer.status, answer.header("crucible-ignored")) == (200, f"tools.{kind}, tool_choice.{kind}")
+
+
+async def test_a_tool_of_an_unknown_type_is_named(open_api, autojump_clock) -> None:
+    async with open_api("Hi") as api:
+        answer = await api.post(PATH, ASK | {"tools": [{"type": "fuction", "name": "a"}, {"type": "x, y"}]})
+    assert (answer.status, answer.header("crucible-ignored")) == (200, "tools.fuction, tools.x%2C%20y")
 
 
 async def test_history_and_hosted_tools_are_never_refused_as_unknown(open_api, autojump_clock) -> None:

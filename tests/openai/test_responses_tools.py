@@ -30,6 +30,7 @@ from crucible_trio.request import (
 from crucible_trio.testing import CallTool
 
 PATH = "/v1/responses"
+NO_URLS = ("file:///etc/passwd", "AAAAjunk", "data:text/plain", "http:", "//x/a.png", " https://x/a.png")
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}}
 WEATHER = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}
 AGENTS = {
@@ -318,6 +319,9 @@ async def test_each_type_of_hosted_tool_is_logged_once(open_api, autojump_clock,
             "tool_choice",
         ),
         ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "invalid_request", "tool_choice.name"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "lost"}}, "invalid_request", "tool_choice"),
+        ({"input": [USER, {"type": "item_reference", "id": None}]}, "invalid_request", "input[1].id"),
+        ({"input": [USER, {"type": "item_reference"}]}, "invalid_request", "input[1].id"),
         ({"parallel_tool_calls": 7}, "invalid_request", "parallel_tool_calls"),
     ],
 )
@@ -440,6 +444,19 @@ async def test_tools_in_the_input_are_tools(open_api, scripted, autojump_clock: 
     assert request.messages == (ASKED,)
 
 
+async def test_an_unknown_field_of_a_result_is_named_and_refused_by_a_setting(
+    open_api, scripted, autojump_clock: MockClock
+) -> None:
+    known = {"id": "fc_1", "status": "completed"}
+    for strict, status, param, header in ((False, 200, None, "input[].zz"), (True, 400, "input[2].zz", None)):
+        async with open_api(engine=scripted("Hi", capabilities=Capabilities(tools=True)), strict_fields=strict) as api:
+            answer = await api.post(PATH, {"input": [USER, CALL | {"zz": 1}, RESULT | known | {"zz": 1}]})
+            assert answer.status == status, answer.body
+            assert answer.headers.get("crucible-ignored") == header
+            if param:
+                assert (answer.error["code"], answer.error["param"]) == ("unknown_parameter", param)
+
+
 async def test_a_trace_goes_only_to_a_model_that_takes_it(open_api, scripted, autojump_clock: MockClock) -> None:
     async with open_api(engine=scripted("Hi", capabilities=Capabilities(tools=True))) as api:
         answer = await api.post(PATH, {"input": [USER, reasoning("Hm"), CALL, RESULT]})
@@ -463,6 +480,9 @@ async def test_a_trace_goes_only_to_a_model_that_takes_it(open_api, scripted, au
         (part("input_image"), "invalid_request", "content[0].image_url"),
         (part("input_image", file_id="f"), "unsupported_parameter", "content[0].file_id"),
         (part("input_file"), "invalid_request", "content[0].file_data"),
+        *((part("input_image", image_url=url), "invalid_request", "content[0].image_url") for url in NO_URLS),
+        *((part("input_file", file_data=url), "invalid_request", "content[0].file_data") for url in NO_URLS),
+        *((part("input_file", file_url=url), "invalid_request", "content[0].file_url") for url in NO_URLS),
         (part("input_audio", input_audio={}), "invalid_request", "content[0].input_audio.data"),
         ({"type": "function"}, "unsupported_parameter", "type"),
     ],

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeVar, final
 import msgspec
 
 from crucible_trio.apis.anthropic.fold import UNPARSED
-from crucible_trio.apis.kit.content import GivenContent, PartReader, make_part, read_content
+from crucible_trio.apis.kit.content import GivenContent, PartReader, make_file, make_image, read_content
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import dotted
 from crucible_trio.apis.kit.ignored import Ignored
@@ -21,7 +21,7 @@ from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.request import FilePart, ImagePart, Message, NonEmpty, Part, TextPart, ToolCall
+from crucible_trio.request import Message, NonEmpty, Part, TextPart, ToolCall
 
 _Shape = TypeVar("_Shape", bound=msgspec.Struct)
 
@@ -243,9 +243,9 @@ class MessageReader:
         source, place = self._source_of(block, at, _ImageBlock)
         match source:
             case _Source(type="base64", data=str(data), media_type=str(media_type)):
-                return make_part(ImagePart, place, url=f"data:{media_type};base64,{data}")
+                return make_image(f"data:{media_type};base64,{data}", dotted(place, "media_type"))
             case _Source(type="url", url=str(url)):
-                return make_part(ImagePart, dotted(place, "url"), url=url)
+                return make_image(url, dotted(place, "url"))
         raise _bad_source(source, place)
 
     def _read_document(self, block: Mapping[str, object], at: str) -> Part | None:
@@ -260,9 +260,9 @@ class MessageReader:
                 assert isinstance(read, str)  # these readers read texts only
                 return _text_part("\n".join(filter(None, (document.title, document.context, read))))
             case _Source(type="base64", data=str(data), media_type=str(media_type)) if self._can.files:
-                return make_part(FilePart, place, url=f"data:{media_type};base64,{data}", name=document.title)
+                return make_file(f"data:{media_type};base64,{data}", dotted(place, "media_type"), document.title)
             case _Source(type="url", url=str(url)) if self._can.files:
-                return make_part(FilePart, dotted(place, "url"), url=url, name=document.title)
+                return make_file(url, dotted(place, "url"), document.title)
         raise _bad_source(source, place)
 
     def _read_search_result(self, block: Mapping[str, object], at: str) -> Part | None:

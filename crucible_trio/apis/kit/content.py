@@ -11,7 +11,16 @@ from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import dotted
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.request import Part, TextPart
+from crucible_trio.request import (
+    FILE_URL,
+    IMAGE_URL,
+    FilePart,
+    ImagePart,
+    Part,
+    TextPart,
+    is_image_url,
+    is_url,
+)
 
 GivenContent: TypeAlias = str | list[dict[str, object]]
 PartReader: TypeAlias = Callable[[Mapping[str, object], str], Part | None]
@@ -44,7 +53,8 @@ def read_content(content: GivenContent, at: str, readers: Mapping[str, PartReade
             raise InvalidRequestError("a part has a type", dotted(place, "type"))
         reader = readers.get(kind) if isinstance(kind, str) else None
         if reader is None:
-            raise UnsupportedParameterError(dotted(place, "type"))
+            why = f"the model or this API takes no part {str(kind)[:64]!r}"
+            raise UnsupportedParameterError(dotted(place, "type"), why)
         part = reader(given, place)
         if part is not None:
             parts.append(part)
@@ -61,3 +71,26 @@ def make_part(kind: type[Any], at: str, **fields: object) -> Part:
     given = {name: value for name, value in fields.items() if value is not None}
     part: Part = valid(lambda: msgspec.convert(given | {"type": kind.__struct_config__.tag}, Part), at)
     return part
+
+
+def make_image(url: str, at: str, detail: str | None = None) -> ImagePart:
+    """Make an image of a URL from a request.
+
+    Args:
+        url: The URL.
+        at: Its place in the body, as a dotted path.
+        detail: As in `ImagePart`.
+
+    Raises:
+        InvalidRequestError: It is not a URL that an engine may get.
+    """
+    if not is_image_url(url):
+        raise InvalidRequestError(IMAGE_URL, at)
+    return ImagePart(url, detail)
+
+
+def make_file(url: str, at: str, name: str | None = None) -> FilePart:
+    """Make a file of a URL from a request. The arguments and errors are those of `make_image`."""
+    if not is_url(url):
+        raise InvalidRequestError(FILE_URL, at)
+    return FilePart(url, name)

@@ -77,11 +77,13 @@ class UnsupportedParameterError(CrucibleError):
 
     Attributes:
         param: The field, as a dotted path.
+        why: The reason, if the field does not say it. Part of the message.
     """
 
-    def __init__(self, param: str) -> None:
-        super().__init__(f"{param} is not supported here")
+    def __init__(self, param: str, why: str = "") -> None:
+        super().__init__(f"{param} is not supported here" + (f": {why}" if why else ""))
         self.param = param
+        self.why = why
 
 
 @final

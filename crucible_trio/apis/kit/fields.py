@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar, final
 
 import msgspec
+import msgspec.inspect
 
 from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import valid
@@ -72,9 +73,38 @@ class Fields(Generic[Shape]):
                 if unknown is None:
                     raise UnknownParameterError(dotted(at, name))
                 unknown[name] = value
-        return valid(lambda: msgspec.convert(known, self.shape), at)
+        try:
+            return valid(lambda: msgspec.convert(known, self.shape), at)
+        except InvalidRequestError as error:
+            name = (error.param or "").removeprefix(f"{at}." if at else "")
+            words = _words(self.shape, name)
+            if not words or not isinstance(known.get(name), str):
+                raise
+            raise InvalidRequestError(f"{error.param} is one of: {', '.join(words)}", error.param) from error
+
+
+def _words(shape: type[msgspec.Struct], name: str) -> list[str]:
+    """The words that a field may be. Empty for other fields: msgspec's own message says what these may be."""
+    info = msgspec.inspect.type_info(shape)
+    assert isinstance(info, msgspec.inspect.StructType)
+    for known in info.fields:
+        if known.encode_name == name:
+            kinds = known.type.types if isinstance(known.type, msgspec.inspect.UnionType) else [known.type]
+            literals = [kind for kind in kinds if isinstance(kind, msgspec.inspect.LiteralType)]
+            return sorted(str(word) for literal in literals for word in literal.values)
+    return []
 
 
 def dotted(at: str, name: str) -> str:
     """The path of a field, from the path of its object."""
     return f"{at}.{name}" if at else name
+
+
+def missing(name: str, at: str) -> InvalidRequestError:
+    """The error of an object that lacks a field, in msgspec's words.
+
+    Args:
+        name: The field.
+        at: The place of the object in the body, as a dotted path.
+    """
+    return InvalidRequestError(f"Object missing required field `{name}`", dotted(at, name))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from itertools import islice
 from typing import Final, final
+from urllib.parse import quote
 
 from crucible_trio.apis.kit.errors import UnknownParameterError
 from crucible_trio.apis.kit.fields import dotted
 
 # The names go into a header, and clients choose them.
 _MAX_NAMES: Final = 20
-_NAME: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,80}")
+_MAX_NAME: Final = 80
+_UNENCODED: Final = "[]"  # besides letters, digits and `_.-~`
+_NUMBER: Final = re.compile(r"\[[0-9]+\]")
+_CUT_CODE: Final = re.compile(r"%.?$")
 
 
 @final
@@ -28,29 +33,43 @@ class Ignored:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that can be in a header."""
-        return tuple(self._names)
+        """The first names as a header can have them, and a note that counts the others."""
+        names = tuple(_for_header(name) for name in islice(self._names, _MAX_NAMES))
+        more = len(self._names) - len(names)
+        return (*names, f"and {more} more") if more else names
 
     def add(self, name: str) -> None:
         """Add a name."""
-        if len(self._names) < _MAX_NAMES and _NAME.fullmatch(name):
-            self._names[name] = None
+        self._names[name] = None
 
-    def add_all(self, fields: Mapping[str, object], at: str) -> None:
-        """Add the fields of an object that are unknown and not null.
+    def add_unknown(self, name: str, param: str) -> None:
+        """Add the name of something unknown.
 
         Args:
-            fields: The unknown fields.
-            at: The place of the object in the body, as a dotted path without numbers.
+            name: The name.
+            param: The field at fault, as a dotted path.
 
         Raises:
             UnknownParameterError: Unknown fields are refused.
         """
+        if self._refuses_unknown:
+            raise UnknownParameterError(param)
+        self.add(name)
+
+    def add_all(self, fields: Mapping[str, object], at: str) -> None:
+        """Add the fields of an object that are unknown and not null. Their names are without the numbers of `at`.
+
+        Args:
+            fields: The unknown fields.
+            at: The place of the object in the body, as a dotted path.
+
+        Raises:
+            UnknownParameterError: Unknown fields are refused.
+        """
+        place = _NUMBER.sub("[]", at) if fields else at
         for name, value in fields.items():
             if value is not None:
-                if self._refuses_unknown:
-                    raise UnknownParameterError(dotted(at, name))
-                self.add(dotted(at, name))
+                self.add_unknown(dotted(place, name), dotted(at, name))
 
     def known(self, fields: Mapping[str, object], names: Collection[str], at: str) -> dict[str, object]:
         """The fields of an object that are known and not null. The others are ignored.
@@ -58,10 +77,18 @@ class Ignored:
         Args:
             fields: All fields of the object.
             names: The names of the known ones.
-            at: The place of the object in the body, as a dotted path without numbers.
+            at: The place of the object in the body, as a dotted path.
 
         Raises:
             As `add_all`.
         """
         self.add_all({name: value for name, value in fields.items() if name not in names}, at)
         return {name: value for name, value in fields.items() if name in names and value is not None}
+
+
+def _for_header(name: str) -> str:
+    """A name with its other characters percent-encoded, and cut to a length."""
+    encoded = quote(name[: _MAX_NAME + 1], safe=_UNENCODED) or '""'
+    if len(encoded) <= _MAX_NAME:
+        return encoded
+    return f"{_CUT_CODE.sub('', encoded[:_MAX_NAME])}..."

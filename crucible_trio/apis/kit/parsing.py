@@ -18,7 +18,7 @@ T = TypeVar("T")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 # How msgspec names the place: ``... field `x` - at `$.a` ``, and for the name of a field ``... - at `key` in `$.a` ``.
 _FIELD = re.compile(
-    r"(?:(?P<kind>unknown|required) field `(?P<name>[^`]*)`)?(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$"
+    r"(?:(?:unknown|required|in) field `(?P<name>[^`]*)`)?(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$"
 )
 
 
@@ -36,9 +36,14 @@ def valid(make: Callable[[], T], at: str = "") -> T:
         return make()
     except msgspec.ValidationError as error:
         found = _FIELD.search(str(error))
-        parts = [part for part in (at, found and found["path"], found and found["name"]) if part]
+        path = found and (found["path"] or "").partition("[...]")[0]  # msgspec's word for an entry of any name
+        parts = [part for part in (at, path, found and found["name"]) if part]
         raise InvalidRequestError(str(error), ".".join(parts) or None) from error
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+    except RecursionError as error:
+        raise InvalidRequestError("the body is nested too deeply") from error
+    except (msgspec.DecodeError, UnicodeError) as error:
+        if "surrogate pair" in str(error):
+            raise InvalidRequestError(r"the body has half a surrogate pair (\ud800 to \udfff)") from error
         raise InvalidRequestError("the body is not valid JSON in UTF-8") from error
 
 

@@ -14,9 +14,9 @@ import msgspec
 from crucible_trio.apis.kit.errors import ModelNotFoundError, UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.engine import Capabilities, Engine, engines_behind
-from crucible_trio.errors import ConfigError
+from crucible_trio.errors import ConfigError, InvalidRequestError
 from crucible_trio.records import Mode
-from crucible_trio.request import Message, Parameters, Request, Sampling, TextFormat
+from crucible_trio.request import Message, NamedTool, Parameters, Request, Sampling, TextFormat
 from crucible_trio.settings.apis import ApiSettings, Effort
 
 # Values that ask for nothing: the defaults of OpenAI and of vLLM. Many clients always send them.
@@ -178,7 +178,11 @@ class RequestBuilder:
         if parameters.tools and parameters.tool_choice != "none" and not can.tools:
             raise self._unsupported("tools")
         if not parameters.tools and parameters.tool_choice not in {None, "auto", "none"}:
-            raise self._unsupported("tool_choice")
+            raise self._unsupported("tool_choice", "the request has no tools that the model can call")
+        chosen = parameters.tool_choice
+        if isinstance(chosen, NamedTool) and all(tool.name != chosen.name for tool in parameters.tools):
+            param = self._names.get("tool_choice", "tool_choice")
+            raise InvalidRequestError(f"{param} names {chosen.name!r}, which is not in tools", param)
         if not isinstance(parameters.response_format, TextFormat | None) and not can.structured_output:
             raise self._unsupported("response_format")
         if (parameters.logprobs or parameters.top_logprobs) and not can.logprobs:
@@ -187,5 +191,5 @@ class RequestBuilder:
             if not can.unknown_fields:
                 raise UnknownParameterError(name)
 
-    def _unsupported(self, field: str) -> UnsupportedParameterError:
-        return UnsupportedParameterError(self._names.get(field, field))
+    def _unsupported(self, field: str, why: str = "") -> UnsupportedParameterError:
+        return UnsupportedParameterError(self._names.get(field, field), why)

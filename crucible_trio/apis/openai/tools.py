@@ -11,7 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
-from crucible_trio.apis.kit.fields import dotted
+from crucible_trio.apis.kit.fields import dotted, missing
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import NamedTool, NonEmpty, Tool, ToolCall, ToolChoice
@@ -59,8 +59,10 @@ def read_wrapped_tools(tools: Sequence[Mapping[str, object]], at: str) -> tuple[
     return tuple(read)
 
 
-def read_tool_choice(choice: str | Mapping[str, object], at: str) -> ToolChoice:
+def read_tool_choice(choice: str | Mapping[str, object], at: str, *, wrapped: bool = False) -> ToolChoice:
     """Read a tool choice: a word, or an object that names a function beside `type` or in `function`.
+
+    `wrapped` is that of `read_named_tool`.
 
     Raises:
         UnsupportedParameterError: It names a tool that is not a function.
@@ -76,18 +78,26 @@ def read_tool_choice(choice: str | Mapping[str, object], at: str) -> ToolChoice:
         raise InvalidRequestError(f"{at} is auto, none, required or a function", at)
     if kind != "function":
         raise UnsupportedParameterError(dotted(at, "type"))
-    return read_named_tool(choice, at)
+    return read_named_tool(choice, at, wrapped=wrapped)
 
 
-def read_named_tool(choice: Mapping[str, object], at: str) -> NamedTool:
+def read_named_tool(choice: Mapping[str, object], at: str, *, wrapped: bool = False) -> NamedTool:
     """Read the name of a function: beside `type`, or in `function`.
+
+    Args:
+        choice: Has the name.
+        at: Its place in the body, as a dotted path.
+        wrapped: Whether the API has names in `function`. It decides the `param` of a name that is missing.
 
     Raises:
         InvalidRequestError: It has none.
     """
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else choice.get("name")
-    return valid(lambda: msgspec.convert({"name": name}, NamedTool), at if function is None else dotted(at, "function"))
+    if function is not None or (wrapped and name is None):
+        at = dotted(at, "function")
+    given = {} if name is None else {"name": name}
+    return valid(lambda: msgspec.convert(given, NamedTool), at)
 
 
 def read_wrapped_choice(
@@ -107,7 +117,7 @@ def read_wrapped_choice(
         As `read_tool_choice`, and InvalidRequestError: an allowed tool is not one of the tools.
     """
     if isinstance(choice, str) or choice.get("type") != ALLOWED_TOOLS:
-        return read_tool_choice(choice, at), tools
+        return read_tool_choice(choice, at, wrapped=True), tools
     at = dotted(at, ALLOWED_TOOLS)
     fields = valid(lambda: msgspec.convert(choice.get(ALLOWED_TOOLS), dict[str, object]), at)
     names: list[str] = []
@@ -165,6 +175,8 @@ def read_wrapped_call(call: Mapping[str, object], at: str) -> ToolCall:
         arguments = msgspec.json.encode(arguments).decode()
     given = {"id": "-", "name": function.get("name"), "arguments": "" if arguments is None else arguments}
     read = valid(lambda: msgspec.convert(given, ToolCall), dotted(at, "function"))
+    if call.get("id") is None:
+        raise missing("id", at)
     call_id = valid(lambda: msgspec.convert(call.get("id"), NonEmpty), dotted(at, "id"))
     return ToolCall(call_id, read.name, read.arguments)
 
@@ -172,4 +184,6 @@ def read_wrapped_call(call: Mapping[str, object], at: str) -> ToolCall:
 def _function_in(fields: Mapping[str, object], at: str) -> Mapping[str, object]:
     if fields.get("type") not in (None, "function"):  # a tuple: the value need not be hashable
         raise UnsupportedParameterError(dotted(at, "type"))
-    return valid(lambda: msgspec.convert(fields.get("function"), dict[str, object]), dotted(at, "function"))
+    if fields.get("function") is None:
+        raise missing("function", at)
+    return valid(lambda: msgspec.convert(fields["function"], dict[str, object]), dotted(at, "function"))

@@ -13,12 +13,13 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, final
 
 import msgspec
 
-from crucible_trio.apis.kit.content import make_part
+from crucible_trio.apis.kit.content import make_file, make_image, make_part
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
+from crucible_trio.apis.kit.fields import dotted
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.request import AudioPart, FilePart, ImagePart, Message, Part, TextPart, ToolCall
+from crucible_trio.request import AudioPart, Message, Part, TextPart, ToolCall
 
 # The base64 of audio, and its type. Models name formats by their short names.
 _AUDIO: Final = re.compile(r"data:audio/(?P<format>[a-z0-9.+-]+);base64,(?P<data>.*)", re.DOTALL)
@@ -215,13 +216,13 @@ def _read_content(parts: Sequence[Mapping[str, object]], at: str, can: Capabilit
 
 def _read_file(file: _FilePart, at: str, can: Capabilities) -> Part:
     if file.media_type.startswith("image/") and can.images:
-        return make_part(ImagePart, at, url=file.url)
+        return make_image(file.url, dotted(at, "url"))
     if (audio := _AUDIO.fullmatch(file.url)) is not None and can.audio:
         sound = _FORMATS.get(audio["format"], audio["format"])
         return make_part(AudioPart, at, data=audio["data"], format=sound)
     if not can.files or file.media_type.startswith("image/"):
         raise UnsupportedParameterError(at)
-    return make_part(FilePart, at, url=file.url, name=file.filename)
+    return make_file(file.url, dotted(at, "url"), file.filename)
 
 
 def encode_value(value: object) -> str:

@@ -211,6 +211,8 @@ def test_content_that_the_model_does_not_take_is_refused_by_its_place(part: dict
         ({"role": "user", "parts": [{"type": "text", "text": 7}]}, "messages[0].parts[0].text"),
         ({"role": "user", "parts": [{"type": "file", "url": "x"}]}, "messages[0].parts[0].mediaType"),
         ({"role": "user", "parts": [{"type": "file", "mediaType": "x", "url": ""}]}, "messages[0].parts[0].url"),
+        ({"role": "user", "parts": [file("image/png", "file:///x")]}, "messages[0].parts[0].url"),
+        ({"role": "user", "parts": [file("text/css", "blob:http://x/1")]}, "messages[0].parts[0].url"),
         ({"role": "assistant", "parts": [{"type": "reasoning"}]}, "messages[0].parts[0].text"),
         ({"role": "assistant", "parts": [{"type": "tool-x", "state": "x"}]}, "messages[0].parts[0].toolCallId"),
         ({"role": "assistant", "parts": [call("output-error", type="tool-")]}, "messages[0].parts[0].name"),

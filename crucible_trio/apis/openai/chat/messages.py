@@ -7,7 +7,7 @@ from typing import Final, Literal, final
 
 import msgspec
 
-from crucible_trio.apis.kit.content import GivenContent, PartReader, make_part, read_content
+from crucible_trio.apis.kit.content import GivenContent, PartReader, make_file, make_image, make_part, read_content
 from crucible_trio.apis.kit.errors import UnknownParameterError, UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields, dotted
 from crucible_trio.apis.kit.parsing import valid
@@ -19,7 +19,7 @@ from crucible_trio.apis.openai.messages import (
 from crucible_trio.apis.openai.tools import read_wrapped_call
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.request import AudioPart, FilePart, ImagePart, Message, NonEmpty, Part
+from crucible_trio.request import AudioPart, Message, NonEmpty, Part
 
 
 @final
@@ -161,7 +161,7 @@ def _read_image(part: Mapping[str, object], at: str) -> Part:
     given = _IMAGE.read(part, at).image_url
     place = dotted(at, "image_url")
     image = _IMAGE_URL.read({"url": given} if isinstance(given, str) else given, place)
-    return make_part(ImagePart, place, url=image.url, detail=image.detail)
+    return make_image(image.url, dotted(place, "url"), image.detail)
 
 
 def _read_file(part: Mapping[str, object], at: str) -> Part:
@@ -169,7 +169,7 @@ def _read_file(part: Mapping[str, object], at: str) -> Part:
     file = _FILE_DATA.read(_FILE.read(part, at).file, place)
     if not file.file_data:
         raise InvalidRequestError("a file has data", dotted(place, "file_data"))
-    return make_part(FilePart, place, url=file.file_data, name=file.filename)
+    return make_file(file.file_data, dotted(place, "file_data"), file.filename)
 
 
 def _read_audio(part: Mapping[str, object], at: str) -> Part:

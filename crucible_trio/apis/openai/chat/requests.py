@@ -8,7 +8,7 @@ from typing import Annotated, Final, NamedTuple, final
 import msgspec
 
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
-from crucible_trio.apis.kit.fields import Fields
+from crucible_trio.apis.kit.fields import Fields, missing
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.openai.chat.messages import read_messages
@@ -123,6 +123,8 @@ def read_request(body: bytes | memoryview, builder: RequestBuilder) -> ChatReque
     fields = BODY.decode(body, unknown=extra)
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequestError("stream_options goes with stream", "stream_options")
+    if fields.top_logprobs and not fields.logprobs:
+        raise InvalidRequestError("top_logprobs goes with logprobs: true", "top_logprobs")
     can = builder.capabilities(fields.model)
     if fields.chat_template_kwargs.keys() - {"enable_thinking"}:
         if not can.unknown_fields:
@@ -182,7 +184,9 @@ def _response_format(
     at = "response_format"
     if kind == "json_schema":
         at = f"{at}.json_schema"
-        schema = valid(lambda: msgspec.convert(fields.get("json_schema"), dict[str, object]), at)
+        if "json_schema" not in fields:
+            raise missing("json_schema", "response_format")
+        schema = valid(lambda: msgspec.convert(fields["json_schema"], dict[str, object]), at)
         fields = {"schema": {}} | {name: value for name, value in schema.items() if value is not None}
         fields["type"] = "json_schema"
     wanted: ResponseFormat = valid(lambda: msgspec.convert(fields, ResponseFormat), at)

@@ -61,7 +61,7 @@ async def find_earlier(previous_id: str | None, given: Sequence[Item], responses
 
     Raises:
         PreviousResponseNotFoundError, ItemNotFoundError: One of them is not there, or not any more.
-        InvalidRequestError: The previous response has not ended.
+        InvalidRequestError: The previous response has not ended, or a reference has no id.
 
     Checkpoints: for each earlier response. Cancellation: safe.
     """
@@ -69,7 +69,9 @@ async def find_earlier(previous_id: str | None, given: Sequence[Item], responses
     items: dict[str, Item] = {}
     for index, item in enumerate(given):
         if is_reference(item):
-            item_id = str(item.get("id"))
+            item_id = item.get("id")
+            if not isinstance(item_id, str):
+                raise InvalidRequestError("a reference to an item has its id", f"input[{index}].id")
             items[item_id] = await reader.item(item_id, f"input[{index}].id")
     if previous_id is None:
         return Earlier(items=items)

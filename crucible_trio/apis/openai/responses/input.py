@@ -11,7 +11,7 @@ from typing import Final, TypeVar, final
 
 import msgspec
 
-from crucible_trio.apis.kit.content import GivenContent, PartReader, make_part, read_content
+from crucible_trio.apis.kit.content import GivenContent, PartReader, make_file, make_image, make_part, read_content
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields, dotted
 from crucible_trio.apis.kit.ignored import Ignored
@@ -26,7 +26,7 @@ from crucible_trio.apis.openai.responses.earlier import Earlier, is_reference
 from crucible_trio.apis.openai.responses.tools import DeclaredTools, custom_arguments
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.request import AudioPart, FilePart, ImagePart, Message, NonEmpty, Part, TextPart, ToolCall
+from crucible_trio.request import AudioPart, Message, NonEmpty, Part, TextPart, ToolCall
 
 MESSAGE: Final = Fields(
     OpenAIMessage,
@@ -114,6 +114,10 @@ class _FunctionCall(msgspec.Struct):
 class _Result(msgspec.Struct):
     call_id: NonEmpty
     output: GivenContent = ""
+
+
+# Those besides `call_id` and `output` change nothing.
+_RESULT_FIELDS: Final = frozenset({"type", "id", "status", "name", "created_by", *_Result.__struct_fields__})
 
 
 def tools_in(given: Sequence[Mapping[str, object]]) -> list[tuple[str, Mapping[str, object]]]:
@@ -225,7 +229,7 @@ class InputReader:
             assert isinstance(text, str)  # these readers read texts only
             self._continue_turn(text)
             return
-        self._ignored.add_all(unknown, "input[]")
+        self._ignored.add_all(unknown, at)
         self._add(read_message(asked.role, asked.content, at, self._readers))
 
     def _trace_of(self, item: Mapping[str, object]) -> str:
@@ -266,7 +270,7 @@ class InputReader:
     def _read_result(self, item: Mapping[str, object], at: str) -> None:
         if not self._can.tools:
             raise UnsupportedParameterError(dotted(at, "type"))
-        given = {name: item[name] for name in _Result.__struct_fields__ if item.get(name) is not None}
+        given = self._ignored.known(item, _RESULT_FIELDS, at)
         result = valid(lambda: msgspec.convert(given, _Result), at)
         content = read_content(result.output, dotted(at, "output"), self._readers)
         self._add(Message("tool", content or None, tool_call_id=result.call_id))
@@ -292,21 +296,22 @@ class InputReader:
         image = self._read_part(part, at, _ImagePart)
         if image.image_url is None:
             raise _lacks(part, at, "image_url")
-        return make_part(ImagePart, dotted(at, "image_url"), url=image.image_url, detail=image.detail)
+        return make_image(image.image_url, dotted(at, "image_url"), image.detail)
 
     def _read_file(self, part: Mapping[str, object], at: str) -> Part:
         file = self._read_part(part, at, _FilePart)
-        url = file.file_data or file.file_url
-        if not url:
-            raise _lacks(part, at, "file_data")
-        return make_part(FilePart, at, url=url, name=file.filename)
+        if file.file_data:
+            return make_file(file.file_data, dotted(at, "file_data"), file.filename)
+        if file.file_url:
+            return make_file(file.file_url, dotted(at, "file_url"), file.filename)
+        raise _lacks(part, at, "file_data")
 
     def _read_audio(self, part: Mapping[str, object], at: str) -> Part:
         audio = self._read_part(part, at, _AudioPart).input_audio
         return make_part(AudioPart, dotted(at, "input_audio"), data=audio.data, format=audio.format)
 
     def _read_part(self, part: Mapping[str, object], at: str, shape: type[_Shape]) -> _Shape:
-        known = self._ignored.known(part, shape.__struct_fields__, "input[].content[]")
+        known = self._ignored.known(part, shape.__struct_fields__, at)
         return valid(lambda: msgspec.convert(known, shape), at)
 
 

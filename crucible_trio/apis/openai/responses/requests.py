@@ -255,7 +255,7 @@ def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, s
     except UnsupportedParameterError as error:
         name = _NAMES.get(error.param, error.param)
         raise UnsupportedParameterError(
-            "top_logprobs" if name == "include" and fields.top_logprobs else name
+            "top_logprobs" if name == "include" and fields.top_logprobs else name, error.why
         ) from error
     except InvalidRequestError as error:
         if error.param not in _NAMES:

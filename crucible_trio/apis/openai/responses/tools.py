@@ -38,6 +38,27 @@ _FUNCTION_FIELDS: Final = frozenset({"type", *Tool.__struct_fields__})
 _CUSTOM_FIELDS: Final = frozenset({"type", "name", "description", "format"})
 _NAMESPACE_FIELDS: Final = frozenset({"type", "name", "description", "tools"})
 
+# The tools that OpenAI runs, without the dates of their versions. Agents send them to every server.
+_HOSTED: Final = frozenset(
+    {
+        "apply_patch",
+        "code_interpreter",
+        "computer",
+        "computer_use",
+        "computer_use_preview",
+        "file_search",
+        "image_generation",
+        "local_shell",
+        "mcp",
+        "programmatic_tool_calling",
+        "shell",
+        "tool_search",
+        "web_search",
+        "web_search_preview",
+    }
+)
+_VERSION: Final = re.compile(r"_[0-9]{4}_[0-9]{2}_[0-9]{2}\Z")
+
 # The one parameter of the function that stands for a custom tool.
 _INPUT: Final = "input"
 _CUSTOM_PARAMETERS: Final[dict[str, object]] = {
@@ -137,6 +158,7 @@ def read_tools(given: Sequence[tuple[str, Mapping[str, object]]], ignored: Ignor
 
     Raises:
         UnsupportedParameterError: A namespace holds something else than tools.
+        UnknownParameterError: Unknown fields are refused, and a tool has one or is of an unknown type.
         InvalidRequestError: A value is invalid, or two tools would have the same name for the model.
     """
     names = (fields.get("name") for _, fields in given if fields.get("type") == "function")
@@ -150,8 +172,8 @@ def read_tools(given: Sequence[tuple[str, Mapping[str, object]]], ignored: Ignor
             case "namespace":
                 _read_namespace(fields, at, declared, ignored)
             case hosted:
+                _leave_out(hosted, "tools", at, ignored)
                 declared.hosted.append(hosted)
-                ignored.add(f"tools.{hosted}")
     return declared
 
 
@@ -165,6 +187,7 @@ def read_choice(choice: str | Mapping[str, object], declared: DeclaredTools, ign
 
     Raises:
         UnsupportedParameterError: It names a hosted tool, or allows a namespace.
+        UnknownParameterError: Unknown fields are refused, and it allows a tool of an unknown type.
         InvalidRequestError: It is another word, has no name, or allows what is not a tool.
     """
     at = "tool_choice"
@@ -185,7 +208,7 @@ def _allowed_names(choice: Mapping[str, object], at: str, declared: DeclaredTool
             case "namespace":
                 raise UnsupportedParameterError(dotted(place, "type"))
             case hosted:
-                ignored.add(f"tool_choice.{hosted}")
+                _leave_out(hosted, "tool_choice", place, ignored)
     return names
 
 
@@ -249,21 +272,30 @@ def _kind_of(fields: Mapping[str, object], at: str) -> str:
     return valid(lambda: msgspec.convert(fields.get("type"), NonEmpty), dotted(at, "type"))
 
 
+def _leave_out(kind: str, field: str, at: str, ignored: Ignored) -> None:
+    """Name a tool that the model does not get. One of an unknown type may be a misspelt function."""
+    name = f"{field}.{kind}"
+    if _VERSION.sub("", kind) in _HOSTED:
+        ignored.add(name)
+    else:
+        ignored.add_unknown(name, dotted(at, "type"))
+
+
 def _read_function(fields: Mapping[str, object], at: str, ignored: Ignored) -> Tool:
-    return read_tool(ignored.known(fields, _FUNCTION_FIELDS, "tools[]"), at)
+    return read_tool(ignored.known(fields, _FUNCTION_FIELDS, at), at)
 
 
 def _read_custom(
     fields: Mapping[str, object], at: str, namespace: str | None, declared: DeclaredTools, ignored: Ignored
 ) -> Tool:
-    known = ignored.known(fields, _CUSTOM_FIELDS, "tools[]")
+    known = ignored.known(fields, _CUSTOM_FIELDS, at)
     tool = valid(lambda: msgspec.convert(known, _CustomTool), at)
     origin = ToolOrigin(tool.name, namespace, "custom", tool.description, tool.format)
     return Tool(declared.claim(origin, at), _described(tool), _CUSTOM_PARAMETERS)
 
 
 def _read_namespace(fields: Mapping[str, object], at: str, declared: DeclaredTools, ignored: Ignored) -> None:
-    namespace = valid(lambda: msgspec.convert(ignored.known(fields, _NAMESPACE_FIELDS, "tools[]"), _Namespace), at)
+    namespace = valid(lambda: msgspec.convert(ignored.known(fields, _NAMESPACE_FIELDS, at), _Namespace), at)
     declared.namespaces[namespace.name] = namespace.description
     for index, inner in enumerate(namespace.tools):
         place = f"{at}.tools[{index}]"
