@@ -396,8 +396,24 @@ async def test_models_are_listed_in_anthropics_form_if_its_clients_ask(
         assert listed["has_more"] is False
         assert (listed["first_id"], listed["last_id"]) == ("scripted", "claude-opus")
         assert (await api.get("/v1/models/claude-opus", **headers)).json == listed["data"][2]
-        assert (await api.get("/v1/models/lost", **headers)).status == 404
+        lost = await api.get("/v1/models/lost", **headers)
+        assert (lost.status, error_in(lost)["type"]) == (404, "not_found_error")
         assert "object" in (await api.get("/v1/models")).json
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/scripted"])
+async def test_a_wrong_key_is_refused_in_anthropics_form_if_its_clients_list_models(
+    path: str, open_api: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_api("a", keys=KEYS) as api:
+        wrong = await api.get(path, Anthropic_Version="2023-06-01", X_Api_Key="wrong")
+        assert (wrong.status, error_in(wrong)["type"]) == (401, "authentication_error")
+        assert api.pipeline.metrics.refused == {"unauthorized": 1}
+        usual = await api.get(path, Authorization="Bearer wrong")
+        assert usual.status == 401
+        assert set(usual.json) == {"error"}
+        right = await api.get(path, Anthropic_Version="2023-06-01", X_Api_Key="alice-key")
+        assert right.status == 200
 
 
 async def test_tokens_cannot_be_counted_before_a_generation(open_api: Callable, autojump_clock: MockClock) -> None:
