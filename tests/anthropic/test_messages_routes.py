@@ -14,11 +14,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from crucible_trio import sse
 from crucible_trio.content import Reasoning
 from crucible_trio.engine import Capabilities, Finish
+from crucible_trio.engines.upstream import open_upstream
 from crucible_trio.errors import EngineError
 from crucible_trio.output import Output
 from crucible_trio.records import Usage
 from crucible_trio.request import Request
 from crucible_trio.testing import CallTool, Gate, ScriptedEngine
+from tests.openai.upstream_cases import open_scripted_upstream, response
 
 Json = dict[str, Any]
 
@@ -81,6 +83,31 @@ async def test_a_stream_and_a_whole_message_have_the_same_content(
             "output_tokens": 9,
             "output_tokens_details": {"thinking_tokens": 4},
         }
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [("END", ("stop_sequence", "END")), ("<|eot|>", ("end_turn", None)), (7, ("end_turn", None))]
+)
+async def test_the_stop_sequence_is_the_one_that_an_upstream_names(
+    named: object, expected: tuple[str, str | None], open_api: Callable
+) -> None:
+    chunks = [
+        {"choices": [{"index": 0, "delta": {"content": "Because."}, "stop_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": named}]},
+    ]
+    body = b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks) + b"data: [DONE]\n\n"
+    async with (
+        open_scripted_upstream(response(200, body)) as upstream,
+        open_upstream(upstream.url, model="m") as engine,
+        open_api(engine=engine) as api,
+    ):
+        asked = ASK | {"model": "m", "stop_sequences": ["\n", "END"]}
+        whole = (await api.post(PATH, asked)).json
+        streamed = await api.post(PATH, asked | {"stream": True})
+    assert (whole["stop_reason"], whole["stop_sequence"]) == expected
+    delta = json.loads(events_in(streamed.body)[-2].data or "")["delta"]
+    assert (delta["stop_reason"], delta["stop_sequence"]) == expected
+    assert [block["text"] for block in whole["content"]] == ["Because."]
 
 
 async def test_every_answer_names_the_stream(open_api: Callable, autojump_clock: MockClock) -> None:
@@ -369,8 +396,24 @@ async def test_models_are_listed_in_anthropics_form_if_its_clients_ask(
         assert listed["has_more"] is False
         assert (listed["first_id"], listed["last_id"]) == ("scripted", "claude-opus")
         assert (await api.get("/v1/models/claude-opus", **headers)).json == listed["data"][2]
-        assert (await api.get("/v1/models/lost", **headers)).status == 404
+        lost = await api.get("/v1/models/lost", **headers)
+        assert (lost.status, error_in(lost)["type"]) == (404, "not_found_error")
         assert "object" in (await api.get("/v1/models")).json
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/scripted"])
+async def test_a_wrong_key_is_refused_in_anthropics_form_if_its_clients_list_models(
+    path: str, open_api: Callable, autojump_clock: MockClock
+) -> None:
+    async with open_api("a", keys=KEYS) as api:
+        wrong = await api.get(path, Anthropic_Version="2023-06-01", X_Api_Key="wrong")
+        assert (wrong.status, error_in(wrong)["type"]) == (401, "authentication_error")
+        assert api.pipeline.metrics.refused == {"unauthorized": 1}
+        usual = await api.get(path, Authorization="Bearer wrong")
+        assert usual.status == 401
+        assert set(usual.json) == {"error"}
+        right = await api.get(path, Anthropic_Version="2023-06-01", X_Api_Key="alice-key")
+        assert right.status == 200
 
 
 async def test_tokens_cannot_be_counted_before_a_generation(open_api: Callable, autojump_clock: MockClock) -> None:

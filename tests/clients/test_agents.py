@@ -195,6 +195,33 @@ async def test_codex_repeats_a_request_whose_call_the_upstream_cut_up_to_five_ti
     assert all(request.body == upstream.requests[0].body for request in upstream.requests)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": 400, "message": "This model's maximum context length is 8 tokens.", "type": "BadRequestError"},  # vLLM
+        {"code": 400, "message": "Too long.", "type": "exceed_context_size_error"},  # llama.cpp
+        {"code": "insufficient_quota", "message": "Pay.", "type": "insufficient_quota"},
+    ],
+    ids=["vllm", "llama.cpp", "quota"],
+)
+async def test_codex_does_not_repeat_a_late_failure_that_a_repetition_cannot_mend(
+    run_agent: RunAgent, crucible_serve: CrucibleServe, error: Json
+) -> None:
+    async def answer(request: UpstreamRequest) -> None:
+        await request.start_stream()
+        await request.send(role="assistant", content="")
+        await request.send_data(json.dumps({"error": error}))
+        await request.end()
+
+    async with (
+        open_scripted_upstream(answer) as upstream,
+        crucible_serve("--base-url", upstream.base_url) as base_url,
+    ):
+        with pytest.raises(ClientError):
+            await run_agent(CODEX, PROMPT, base_url=base_url)
+    assert len(upstream.requests) == 1
+
+
 async def test_codex_repeats_a_request_with_the_text_that_was_whole_before_the_cut(
     run_agent: RunAgent, crucible_serve: CrucibleServe, sandbox: Sandbox
 ) -> None:

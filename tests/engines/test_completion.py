@@ -141,6 +141,36 @@ def test_each_finish_reason_has_its_meaning(reason: object, expected: str | None
     assert completion.finish_reason == expected
 
 
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"choices": [{"stop_reason": "END", "finish_reason": "stop"}]}, "END"),  # vLLM
+        ({"choices": [{"stop_reason": 128009, "finish_reason": "stop"}]}, None),
+        ({"choices": [{"stop_reason": None, "finish_reason": "stop"}]}, None),
+        ({"choices": [{"stop_reason": ["END"], "matched_stop": "\n\n", "finish_reason": "stop"}]}, "\n\n"),  # SGLang
+        ({"choices": [{"finish_reason": "stop"}], "stop_type": "word", "stopping_word": "END"}, "END"),
+        ({"choices": [{"finish_reason": "stop"}], "__verbose": {"stopping_word": "END"}}, "END"),  # llama.cpp
+        ({"choices": [{"finish_reason": "stop"}], "__verbose": {"stop_type": "eos", "stopping_word": ""}}, None),
+        ({"choices": [{"finish_reason": "stop"}], "__verbose": "END"}, None),
+        ({"choices": [{"stop_reason": "END"}]}, None),  # the model has not ended
+    ],
+)
+def test_the_stop_string_that_a_server_names_is_read(named: dict[str, object], expected: str | None) -> None:
+    completion = make()
+    feed(completion, chunk(content="Hi"), json.dumps(named))
+    assert completion.stop_string == expected
+    feed(completion, json.dumps({"choices": [], "usage": {"completion_tokens": 1}}))
+    assert completion.stop_string == expected
+
+
+def test_text_after_a_finish_withdraws_the_stop_string() -> None:
+    completion = make()
+    feed(completion, json.dumps({"choices": [{"stop_reason": "END", "finish_reason": "stop"}]}), chunk(content="Hi"))
+    assert completion.stop_string is None
+    feed(completion, chunk("stop"))
+    assert completion.stop_string is None
+
+
 def test_done_without_a_finish_reason_is_not_a_finish() -> None:
     completion = make()
     assert feed(completion, "[DONE]") == []

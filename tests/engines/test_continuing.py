@@ -13,7 +13,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crucible_trio import Request, open_pipeline
+from crucible_trio import Request, Sampling, open_pipeline
 from crucible_trio.content import Continued, Reasoning, Refusal, Text
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream import open_upstream, retries
@@ -121,6 +121,14 @@ async def test_a_lost_answer_goes_on_in_another_request() -> None:
     # The trace is over.
     assert first["chat_template_kwargs"] == {"enable_thinking": True}
     assert second["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+async def test_the_stop_string_that_ended_a_continued_answer_is_in_the_result() -> None:
+    end = chunk({}, finish="stop", stopping_word="END")
+    async with upstream(words(TEXT[:20]), [*words(TEXT[20:]), end, *END[1:]]) as (url, _):
+        _, records = await run(url, Request("Why?", sampling=Sampling(stop=("END",))))
+    assert continued(records) == [20]
+    assert records[-1].stop_string == "END"
 
 
 async def test_fields_of_the_last_message_are_sent() -> None:

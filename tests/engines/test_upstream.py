@@ -403,6 +403,26 @@ async def test_fields_that_are_not_interpreted_are_written_once_per_stream(serve
             assert written[: len(expected)] == expected
 
 
+@pytest.mark.parametrize(
+    ("reason", "stops", "expected"),
+    [
+        ("stop", ("\n", "END"), "END"),
+        ("stop", ("\n",), None),
+        ("stop", ("end",), None),
+        ("stop", None, None),
+        ("length", ("END",), None),
+    ],
+)
+async def test_only_a_stop_string_of_the_request_is_in_the_result(
+    server: ScriptedServer, reason: str, stops: tuple[str, ...] | None, expected: str | None
+) -> None:
+    end = event(json.dumps({"choices": [{"delta": {}, "finish_reason": reason, "stop_reason": "END"}]}))
+    server.answers = [stream(chunk(content="Blue"), end, DONE)]
+    async with open_upstream(server.url, model="m") as engine:
+        _, finish = await ask(engine, Request(PROMPT, sampling=Sampling(stop=stops)))
+    assert finish == Finish(reason, stop_string=expected)
+
+
 async def test_the_metric_of_skipped_values_has_the_engine_as_its_only_label(server: ScriptedServer) -> None:
     server.answers = [stream(chunk(content="Blue", secret="sk-1"), chunk("stop"))]
     async with open_upstream(server.url, model="m") as engine:

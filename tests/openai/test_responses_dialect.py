@@ -24,7 +24,7 @@ from crucible_trio.apis.openai.responses.objects import (
 )
 from crucible_trio.apis.openai.responses.replay import open_dialect, response_object
 from crucible_trio.content import Piece, Reasoning, Text
-from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
+from crucible_trio.errors import InvalidRequestError, StreamNotFoundError, UpstreamReport
 from crucible_trio.log.memory import MemoryLog
 from crucible_trio.recorder import Recorder
 from crucible_trio.records import (
@@ -398,6 +398,45 @@ async def test_every_kind_of_end_has_its_status_and_reason(
     statuses = [item["status"] for item in response["output"]]
     # A trace ends in the log before the stream's end is known. An answer ends with the stream.
     assert statuses == ["completed", "completed" if status == "completed" else "incomplete"][: len(statuses)]
+
+
+def _refused(
+    status: int, retry_after: float | None = None, *, code: str = "upstream_refused", **said: str
+) -> ErrorInfo:
+    if "code_" in said:
+        said["code"] = said.pop("code_")
+    return ErrorInfo(code, "It said no.", True, status, retry_after, UpstreamReport(**said) if said else None)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (_refused(429), "rate_limit_exceeded", "It said no."),
+        (_refused(429, 29.5), "rate_limit_exceeded", "It said no. Please try again in 30 s."),
+        (_refused(429, 3, message="Slow down."), "rate_limit_exceeded", "Slow down. Please try again in 3 s."),
+        (_refused(429, 3, message="Please try again in 28ms."), "rate_limit_exceeded", "Please try again in 28ms."),
+        (_refused(429, 3, code="queue_full", type="overloaded"), "rate_limit_exceeded", None),
+        (_refused(429, 3, message="Pay.", code_="insufficient_quota"), "insufficient_quota", "Pay."),
+        (_refused(429, message="Pay.", type="insufficient_quota"), "insufficient_quota", "Pay."),
+        (_refused(503, 3), "upstream_refused", "It said no."),
+        (_refused(400, code_="context_length_exceeded"), "context_length_exceeded", "It said no."),
+        (_refused(400, type="exceed_context_size_error"), "context_length_exceeded", "It said no."),
+        (ErrorInfo("prompt_too_long", "Too long.", False), "context_length_exceeded", "Too long."),
+        (_refused(400, message="This model's maximum context length is 8 tokens."), "context_length_exceeded", None),
+        (_refused(400, message="The maximum context length", code_="bad_value"), "bad_value", None),
+        (_refused(422, message="The maximum context length"), "upstream_422", None),
+        (_refused(500, message="The maximum context length"), "upstream_refused", "It said no."),
+        (_refused(400, code="upstream_rejected", message="No such tool."), "upstream_rejected", "No such tool."),
+    ],
+)
+async def test_a_failure_has_the_code_by_which_codex_decides(
+    failure: ErrorInfo, code: str, message: str | None
+) -> None:
+    ending = partial(StreamFailed, error=failure, usage=USAGE, timings=TIMINGS)
+    *_, error, last = await events_of(make_log(DEEP, ending))
+    assert last["response"]["error"]["code"] == error["code"] == error["error"]["code"] == code
+    assert last["response"]["error"]["message"] == error["message"] == error["error"]["message"]
+    assert message is None or error["message"] == message
 
 
 async def test_a_stream_without_text_has_no_items() -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, final
 
+from crucible_trio.apis.anthropic.errors import ANTHROPIC_ERRORS
+from crucible_trio.apis.kit.errors import ErrorShape
+
 
 @final
 class AnthropicModels:
     """The list of models for clients that send `anthropic-version` (`ModelsForm`)."""
 
     header: Final = "anthropic-version"
+    error_shape: Final[ErrorShape] = ANTHROPIC_ERRORS
 
     def one(self, name: str) -> Mapping[str, object]:
         """A model. The date of its release is not known, for which Anthropic's API has the epoch."""

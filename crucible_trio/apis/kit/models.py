@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from crucible_trio.apis.kit.errors import ErrorShape
+
 if TYPE_CHECKING:  # forms are plain functions over data, and must not load Quart
     from quart import Request
 
@@ -19,6 +21,10 @@ class ModelsForm(Protocol):
     @property
     def header(self) -> str:
         """The request header by which these clients are known."""
+
+    @property
+    def error_shape(self) -> ErrorShape:
+        """How errors are written for these clients."""
 
     def one(self, name: str) -> Mapping[str, object]:
         """A model, by a name that a request may give."""

@@ -110,6 +110,13 @@ def stream_url(stream_id: str) -> str:
     return url_for(f"{parent}.{STREAM_BLUEPRINT}.{STREAM_ENDPOINT}", stream_id=stream_id)
 
 
+def refuse(error: CrucibleError, shape: ErrorShape, metrics: Metrics) -> Response:
+    """Answer an error in the shape of one API, and count it."""
+    answer = answer_to(error, shape)
+    metrics.refused[answer.code] += 1
+    return error_response(answer, shape)
+
+
 @final
 class _ErrorHandlers:
     def __init__(self, shape: ErrorShape, metrics: Metrics) -> None:
@@ -117,9 +124,7 @@ class _ErrorHandlers:
         self._metrics = metrics
 
     async def refuse(self, error: CrucibleError) -> Response:
-        answer = answer_to(error, self._shape)
-        self._metrics.refused[answer.code] += 1
-        return error_response(answer, self._shape)
+        return refuse(error, self._shape, self._metrics)
 
     async def answer_http_error(self, error: HTTPException) -> Response:
         return http_error_response(error, self._shape)

@@ -11,7 +11,8 @@ from werkzeug.http import parse_accept_header
 from crucible_trio import sse
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
-from crucible_trio.apis.kit.models import form_for
+from crucible_trio.apis.kit.model_answers import answer_about_models
+from crucible_trio.apis.kit.models import ModelsForm
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, valid
 from crucible_trio.apis.kit.registration import STREAM_BLUEPRINT, STREAM_ENDPOINT
 from crucible_trio.apis.kit.replies import event_response, json_response, model_entries, no_content
@@ -151,9 +152,11 @@ class NativeApi:
 
     async def models(self) -> Response:
         """`GET /v1/models`: the models that a request may name."""
-        self._access.owner(request)
+        return answer_about_models(request, self._context, self._list_models)
+
+    def _list_models(self, form: ModelsForm | None) -> Response:
         engine = self._pipeline.engine
-        if form := form_for(request, self._context.models_forms):
+        if form is not None:
             return json_response(form.all([*engine.info.models, *self._context.settings.openai_models]))
         return json_response({"object": "list", "data": model_entries(engine, engine.info.models)})
 

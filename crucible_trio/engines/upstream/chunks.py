@@ -7,6 +7,8 @@ Servers agree on `choices[0].delta.content` and on little else:
   the text so far.
 * `content` may be null, a list of parts, or an object. `index` may be null or a text.
 * `finish_reason` may be missing, null, empty, or the text "null". Usage may be in the choice.
+* The stop string that ended the answer comes with the finish reason: as `stop_reason` (vLLM) or `matched_stop`
+  (SGLang) of the choice, or as `stopping_word` (llama.cpp). The number of a stop token can be in its place.
 * Tool calls have forms of their own: `call_pieces`.
 
 A value of an unexpected type is skipped and counted, because it must not be the reason that other text is lost. An
@@ -52,6 +54,8 @@ _PART_FIELDS: Final[Mapping[str, PartKind | None]] = {
 # Parts inside parts: Mistral's thinking parts hold a list of text parts.
 _MAX_DEPTH: Final = 4
 
+_STOP_FIELDS: Final = ("stop_reason", "matched_stop", "stopping_word")
+
 _NO_FINISH: Final = frozenset({"", "null", "none"})
 
 
@@ -64,6 +68,8 @@ class UpstreamChunk(msgspec.Struct):
         calls: Its pieces of tool calls. They come after the text.
         logprobs: The log probabilities of its tokens.
         finish: Its finish reason in lower case.
+        stop_string: The text that its server says has ended the answer. Comes with `finish`, and need not be a stop
+            string of the request.
         usage: Its reports of token counts.
         error: The error that it reports.
         passed: Its fields that are not interpreted, as far as they are passed on.
@@ -74,6 +80,7 @@ class UpstreamChunk(msgspec.Struct):
     calls: list[CallPiece] = []
     logprobs: list[object] = []
     finish: str | None = None
+    stop_string: str | None = None
     usage: list[dict[str, Any]] = []
     error: object = None
     passed: list[ServerFields] = []
@@ -125,6 +132,8 @@ class ChunkReader:
             self._read_usage(groq.get("usage"), "x_groq.usage", chunk)
         if chunk.finish is None and "finish_reason" in fields:
             chunk.finish = self._read_finish(fields["finish_reason"], "finish_reason")
+        if chunk.finish is not None and chunk.stop_string is None:
+            chunk.stop_string = _stop_string_in(fields) or _stop_string_in(fields.get("__verbose"))
         chunk.is_completion = "choices" in fields or bool(chunk.usage)
         if self._passed is not None and chunk.is_completion and chunk.error is None:
             chunk.passed += self._passed.changed("chunk", fields, self._skipped)
@@ -156,6 +165,8 @@ class ChunkReader:
             self._read_usage(usage, "choices.usage", chunk)
         if reason := choice.get("finish_reason"):
             chunk.finish = self._read_finish(reason, "finish_reason") or chunk.finish
+        if chunk.finish is not None:
+            chunk.stop_string = chunk.stop_string or _stop_string_in(choice)
         if chunk.error is None and choice.get("error"):
             chunk.error = choice["error"]
 
@@ -242,6 +253,12 @@ class ChunkReader:
         if value:
             self._skipped.add(path)
         return None
+
+
+def _stop_string_in(fields: object) -> str | None:
+    if not isinstance(fields, dict):
+        return None
+    return next((value for name in _STOP_FIELDS if isinstance(value := fields.get(name), str) and value), None)
 
 
 def _kind_of_part(part: Mapping[str, Any], kind: PartKind) -> PartKind:

@@ -70,6 +70,7 @@ class UpstreamCompletion:
             that came after a finish reason. After `flush` also `tool_calls`, if any call is whole.
         done: Whether the server has sent `[DONE]`. Anything after it is skipped.
         failure: Why the stream has failed. Anything after the failure is skipped.
+        stop_string: The text that the server says has ended the answer. Text after it withdraws it.
         usage: The server's token counts.
         has_chunks: Whether any event was a chunk of a completion.
         is_empty: Whether no text and no tool call has come.
@@ -86,6 +87,7 @@ class UpstreamCompletion:
         self.finish_reason: str | None = None
         self.done = False
         self.failure: EngineError | None = None
+        self.stop_string: str | None = None
         self.usage = Usage()
         self.has_chunks = False
         self.is_empty = True
@@ -194,6 +196,8 @@ class UpstreamCompletion:
             self.finish_reason = None
             self._needs_done = True
             self.failure = self._failure_after_finish
+        if has_output or chunk.stop_string is not None:
+            self.stop_string = chunk.stop_string
         for kind, text in chunk.parts:
             self._append_part(kind, text, texts)
         if self._keeps_logprobs:

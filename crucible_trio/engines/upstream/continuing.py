@@ -14,6 +14,7 @@ opt-in, because only some servers can do it, and others then write a new answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import takewhile
 from typing import Final, final
 
@@ -138,7 +139,7 @@ class ContinuedAnswer:
             _sum(usage.output_tokens for usage in replies),
             _sum(reasoning),
         )
-        return Finish(finish.reason, usage)
+        return replace(finish, usage=usage)
 
     def _go_on(self, text: str, piece: Text) -> Iterator[Piece]:
         self._repeats = None

@@ -306,7 +306,7 @@ class UpstreamEngine:
         splitter = ThinkSplitter(self._think_tags, starts_inside=starts_inside)
         skipped = SkippedFields()
         try:
-            return await relay_completion(
+            finish = await relay_completion(
                 response,
                 output,
                 splitter,
@@ -317,6 +317,8 @@ class UpstreamEngine:
             )
         finally:
             self.skipped_fields += skipped.total
+        # The server may also name the text of a stop token.
+        return finish if finish.stop_string in (request.sampling.stop or ()) else replace(finish, stop_string=None)
 
     def _without_key(self, failure: EngineError) -> EngineError:
         """Leave the upstream's words out if they quote this server's key."""

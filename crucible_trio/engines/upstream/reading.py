@@ -122,14 +122,16 @@ class CompletionReader:
         return pieces + self._completion.flush()
 
     def finish(self) -> Finish:
-        """The result, after `end`.
+        """The result, after `end`. Its `stop_string` need not be one of the request's.
 
         Raises:
             EngineError: The completion has failed or is not whole.
         """
         if self._completion.failure is not None:
             raise self._completion.failure
-        return Finish(self._completion.finish_reason or "stop", self._completion.usage)
+        completion = self._completion
+        reason = completion.finish_reason or "stop"
+        return Finish(reason, completion.usage, completion.stop_string if reason == "stop" else None)
 
     def _not_whole(self, *, was_cut: bool, as_promised: bool) -> EngineError:
         if not self._has_events and (error := self._error_without_events()) is not None:

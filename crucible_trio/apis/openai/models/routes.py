@@ -8,7 +8,8 @@ from quart import Blueprint, Response, request
 
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
-from crucible_trio.apis.kit.models import form_for
+from crucible_trio.apis.kit.model_answers import answer_about_models
+from crucible_trio.apis.kit.models import ModelsForm
 from crucible_trio.apis.kit.replies import json_response, model_entries
 from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS
@@ -25,9 +26,8 @@ class ModelsApi:
     open_endpoints: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, context: ApiContext) -> None:
-        self._forms = context.models_forms
+        self._context = context
         self._engine = context.pipeline.engine
-        self._access = context.access
         self._builder = RequestBuilder(
             context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
         )
@@ -38,9 +38,12 @@ class ModelsApi:
 
     async def retrieve(self, model: str) -> Response:
         """`GET /v1/models/{model}`: any name that a request may give, including names that mean another model."""
-        self._access.owner(request)
-        name, _ = self._builder.resolve(model)
-        if form := form_for(request, self._forms):
-            return json_response(form.one(model))
-        [entry] = model_entries(self._engine, [name])
-        return json_response(entry | {"id": model})
+
+        def answer(form: ModelsForm | None) -> Response:
+            name, _ = self._builder.resolve(model)
+            if form is not None:
+                return json_response(form.one(model))
+            [entry] = model_entries(self._engine, [name])
+            return json_response(entry | {"id": model})
+
+        return answer_about_models(request, self._context, answer)

@@ -26,7 +26,6 @@ from typing import Final, final
 import msgspec
 
 from crucible_trio.apis.kit.sealed import Seal
-from crucible_trio.apis.openai.errors import error_of_failure
 from crucible_trio.apis.openai.responses.events import (
     ErrorEvent,
     ResponseCompleted,
@@ -38,6 +37,7 @@ from crucible_trio.apis.openai.responses.events import (
     TerminalEvent,
     encode_event,
 )
+from crucible_trio.apis.openai.responses.failures import late_error
 from crucible_trio.apis.openai.responses.items import (
     OpenCall,
     OpenCustomCall,
@@ -221,7 +221,7 @@ class ResponseFold:
             status, reason = "incomplete", _CALL_BROKE_OFF
         error = None
         if isinstance(record, StreamFailed):
-            failure = error_of_failure(record.error)
+            failure = late_error(record.error)
             error = ResponseError(failure.code or record.error.code, failure.message)
             yield ErrorEvent(code=error.code, message=error.message, param=failure.param, error=failure)
         self._response = msgspec.structs.replace(
