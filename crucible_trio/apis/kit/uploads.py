@@ -156,7 +156,7 @@ async def read_body(request: Request, context: ApiContext, parse: Callable[[memo
     Raises:
         UnsupportedMediaTypeError: The content type is not JSON, or the body is compressed.
         BodyTooLargeError: The body is larger than the limit for one body. If its declared length is, nothing is read.
-        OverloadedError: All bodies together are larger than their limit.
+        OverloadedError: All bodies together are larger than their limit, or so are all answers.
         RequestTimeout: The body took longer than `BODY_SECONDS`.
         As `parse`.
 
@@ -173,6 +173,7 @@ async def read_body(request: Request, context: ApiContext, parse: Callable[[memo
         raise BodyTooLargeError(limit)
     # Nothing is reserved for a declared length, or a client that sends nothing could hold a part of the limit.
     context.uploads.check_room(declared)
+    context.downloads.check_room()
     with context.uploads.upload() as upload:
         await _receive(request, upload, limit)
         return upload.parse(parse)
