@@ -72,6 +72,7 @@ class Metrics:
         readers: Readers attached now.
         resumes: Readers that attached behind record 1.
         upload_bytes: Bytes of the request bodies that are being received or parsed.
+        download_bytes: Bytes of the large answers that are being written.
         refused: Requests answered with an error, by its code.
         unverified_traces: Traces of earlier turns that were left out, because the server has not signed them.
     """
@@ -81,6 +82,7 @@ class Metrics:
         self.readers = 0
         self.resumes = 0
         self.upload_bytes = 0
+        self.download_bytes = 0
         self.refused: Counter[str] = Counter()
         self.unverified_traces = 0
 

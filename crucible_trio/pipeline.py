@@ -245,7 +245,8 @@ class Pipeline:
         stream_facts = StreamFacts(
             id=stream_id,
             owner=owner,
-            request=msgspec.structs.replace(request, model=model),
+            # A copy is checked again, which takes a while for a large request.
+            request=request if request.model == model else msgspec.structs.replace(request, model=model),
             on_disconnect=request.on_disconnect or on_disconnect,
             created_at=time.time(),
             for_apis=facts,

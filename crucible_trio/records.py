@@ -281,6 +281,8 @@ def is_deeper(value: object) -> bool:
             if isinstance(outer, dict | list | tuple)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
+        if not level:  # nearly always after a few levels, and requests with thousands of tools ask for each tool
+            return False
     return any(isinstance(value, dict | list | tuple) for value in level)
 
 

@@ -46,7 +46,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     total_request_bytes: Count = 128 * 1024 * 1024
     """Size limit of all request bodies together, while they are received and parsed. At the limit a request gets 503,
     and a body that is larger than the limit gets 413. What parsed requests hold counts in `total_log_bytes`, which is
-    four times as much by default."""
+    four times as much by default. Answers of more than 64 KiB that are being written have a second limit of this size:
+    beyond it a request for another one gets 503."""
     keys: dict[Text, Secret] = {}
     """From owner to key. In the environment `alice:key1,bob:key2`, or JSON. Without keys there is one anonymous owner,
     and only this machine can connect."""

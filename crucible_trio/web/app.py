@@ -17,8 +17,10 @@ from werkzeug.exceptions import HTTPException
 from crucible_trio.apis.anthropic.routes import MessagesApi
 from crucible_trio.apis.kit.access import Access
 from crucible_trio.apis.kit.context import ApiContext, Workers
+from crucible_trio.apis.kit.downloads import Downloads, limit_body
+from crucible_trio.apis.kit.errors import answer_to
 from crucible_trio.apis.kit.registration import Api, ApiRegistry
-from crucible_trio.apis.kit.replies import http_error_response
+from crucible_trio.apis.kit.replies import error_response, http_error_response
 from crucible_trio.apis.kit.uploads import Uploads, drop_body
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
 from crucible_trio.apis.native.routes import NativeApi
@@ -30,6 +32,7 @@ from crucible_trio.apis.operations.routes import OperationsApi
 from crucible_trio.apis.page.routes import PageApi
 from crucible_trio.apis.ui.routes import UIApi
 from crucible_trio.engines import open_engine
+from crucible_trio.errors import OverloadedError
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.settings import ApiSettings, ServiceSettings, load_settings
 from crucible_trio.settings.apis import ApiName
@@ -132,9 +135,10 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None, workers: 
     settings = settings or ApiSettings()
     access = Access(settings)
     uploads = Uploads(settings.total_request_bytes, pipeline.metrics)
+    downloads = Downloads(settings.total_request_bytes, pipeline.metrics)
     root = Blueprint("crucible", __name__)
     apis = _apis_of(settings)
-    apis.add_to(root, ApiContext(pipeline, settings, access, uploads, workers))
+    apis.add_to(root, ApiContext(pipeline, settings, access, uploads, downloads, workers))
 
     @root.record_once
     def correct_connection(state: BlueprintSetupState) -> None:
@@ -152,7 +156,20 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None, workers: 
     @root.after_request
     async def finish(response: Response) -> Response:
         drop_body(request)
+        try:
+            limit_body(response, downloads, can_refuse=_can_ask_again(response))
+        except OverloadedError as error:
+            shape = apis.error_shape(request.path)
+            answer = answer_to(error, shape)
+            pipeline.metrics.refused[answer.code] += 1
+            response = error_response(answer, shape)
         access.add_cors(request, response)
         return response
 
     return root
+
+
+def _can_ask_again(response: Response) -> bool:
+    """Whether the client can repeat its request, and no model works for it once more."""
+    is_replayed = "Crucible-Replayed" in response.headers
+    return request.method != "POST" or is_replayed or request.path.endswith("/cancel")

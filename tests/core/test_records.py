@@ -1,11 +1,15 @@
 import json
 import re
+import sys
+from collections.abc import Callable
+from types import FrameType
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crucible_trio import records
 from crucible_trio.errors import InvalidLastEventIdError
 from crucible_trio.records import (
     TERMINAL,
@@ -35,6 +39,7 @@ from crucible_trio.records import (
     encode_frame,
     encode_json,
     format_event_id,
+    is_deeper,
     new_stream_id,
     parse_event_id,
 )
@@ -219,3 +224,23 @@ def test_any_text_is_a_valid_id_or_is_refused(text: str) -> None:
         pass
     else:
         assert format_event_id(stream_id, seq) == text
+
+
+def test_checking_a_value_that_is_not_nested_takes_a_few_steps_and_not_one_for_each_possible_level() -> None:
+    lines: list[int] = []
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., object] | None:
+        if frame.f_code.co_filename != records.__file__:
+            return None
+        if event == "line":
+            lines.append(frame.f_lineno)
+        return trace
+
+    earlier = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        is_nested = [is_deeper(value) for value in (None, {}, {"a": [1]})]
+    finally:
+        sys.settrace(earlier)
+    assert is_nested == [False, False, False]
+    assert 0 < len(lines) < records.MAX_DEPTH

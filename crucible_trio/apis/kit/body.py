@@ -17,6 +17,7 @@ from quart.wrappers.response import ResponseBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.dialect import Dialect
 from crucible_trio.apis.kit.direct import MESSAGE_BYTES, AppendWriter, direct_writer
+from crucible_trio.apis.kit.downloads import LARGE_BYTES, Download
 from crucible_trio.apis.kit.silence import Silence
 from crucible_trio.errors import TooManyReadersError
 from crucible_trio.stream import Stream
@@ -49,10 +50,21 @@ class EventStreamBody(ResponseBody):
         stream: The stream to follow.
         dialect: How the records look on this wire.
         window: Send at most this many records, then wait for the client to ask again. None: no limit.
+        download: Bytes that have been reserved for the first events.
     """
 
-    def __init__(self, context: ApiContext, stream: Stream, dialect: Dialect, *, window: int | None = None) -> None:
+    def __init__(
+        self,
+        context: ApiContext,
+        stream: Stream,
+        dialect: Dialect,
+        *,
+        window: int | None = None,
+        download: Download | None = None,
+    ) -> None:
         pipeline = self._pipeline = context.pipeline
+        self._downloads = context.downloads
+        self._download = download
         self._dialect = dialect
         self._reader = stream.attach(dialect.resume_offset)
         if window is not None:
@@ -89,6 +101,7 @@ class EventStreamBody(ResponseBody):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
+        self._count(0)
         await self._reader.__aexit__(kind, error, trace)
 
     def __aiter__(self) -> Self:
@@ -138,9 +151,18 @@ class EventStreamBody(ResponseBody):
 
     def _message(self, events: bytes) -> bytes:
         self._unsent = memoryview(events)
+        self._count(len(events))
         return self._rest_of_message()
+
+    def _count(self, size: int) -> None:
+        """Count the events that wait to be sent, if they are large."""
+        if self._download is not None:
+            self._download.close()
+        self._download = self._downloads.count(size) if size > LARGE_BYTES else None
 
     def _rest_of_message(self) -> bytes:
         message, self._unsent = self._unsent[: self._limit], self._unsent[self._limit :]
         self._limit = min(2 * self._limit, MESSAGE_BYTES)
+        if not self._unsent:
+            self._count(0)
         return bytes(message)

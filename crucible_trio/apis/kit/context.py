@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, final
 
 from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.downloads import Downloads
 from crucible_trio.apis.kit.models import ModelsForm
 from crucible_trio.apis.kit.uploads import Uploads
 from crucible_trio.pipeline import Pipeline
@@ -34,6 +35,7 @@ class ApiContext:
         settings: The settings of the APIs.
         access: The access rules.
         uploads: The bodies of requests that are being received.
+        downloads: The large answers that are being written.
         workers: The processes that serve together with this one. None if it serves alone.
         models_forms: The forms of the model list besides the usual one.
     """
@@ -42,5 +44,6 @@ class ApiContext:
     settings: ApiSettings
     access: Access
     uploads: Uploads
+    downloads: Downloads
     workers: Workers | None = None
     models_forms: tuple[ModelsForm, ...] = ()

@@ -12,6 +12,7 @@ from quart import Response
 from crucible_trio.apis.kit.body import EventStreamBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.dialect import Dialect
+from crucible_trio.apis.kit.downloads import Download
 from crucible_trio.apis.kit.registration import stream_url
 from crucible_trio.apis.kit.replies import event_response
 from crucible_trio.errors import TooManyReadersError
@@ -156,7 +157,14 @@ def _is_without_output(stream: Stream) -> bool:
     return stream.log.finished and stream.log.head == 2
 
 
-def event_stream(context: ApiContext, stream: Stream, dialect: Dialect, *, window: int | None = None) -> Response:
+def event_stream(
+    context: ApiContext,
+    stream: Stream,
+    dialect: Dialect,
+    *,
+    window: int | None = None,
+    download: Download | None = None,
+) -> Response:
     """Answer with the events of a stream.
 
     Args:
@@ -164,13 +172,14 @@ def event_stream(context: ApiContext, stream: Stream, dialect: Dialect, *, windo
         stream: The stream.
         dialect: How its records look on this wire.
         window: Send at most this many records, then wait for the client to ask again. None: no limit.
+        download: Bytes that have been reserved for the first events.
 
     Raises:
         TooManyReadersError: The stream has no place for another reader, and the wire has no event that says so.
     """
     if dialect.busy() is None:
         check_room(stream)
-    return event_response(EventStreamBody(context, stream, dialect, window=window), stream)
+    return event_response(EventStreamBody(context, stream, dialect, window=window, download=download), stream)
 
 
 def check_room(stream: Stream) -> None:

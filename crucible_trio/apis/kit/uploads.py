@@ -30,9 +30,9 @@ BODY_SECONDS: Final = 60.0
 """The longest time a request's body may take. A stalled upload holds its part of the limit no longer than this."""
 
 
-# JSON values take up to 100 times their text when they are parsed: `{},` takes 64 bytes and more. The largest real
-# requests, with thousands of tools and messages, have a tenth of this number.
-MAX_VALUES: Final = 1_000_000
+# JSON values take up to 100 times their text when they are parsed: `{},` takes 64 bytes and more. They also take time:
+# a tool or a message about 10 us. Real requests with thousands of tools and messages stay below this number.
+MAX_VALUES: Final = 250_000
 # A value begins with one of them, except the first of a list or an object. A string may hold them, too.
 _SEPARATORS: Final = (b",", b"[", b"{")
 _STRING_OR_SEPARATOR: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[,\[{]', re.DOTALL)
@@ -156,7 +156,7 @@ async def read_body(request: Request, context: ApiContext, parse: Callable[[memo
     Raises:
         UnsupportedMediaTypeError: The content type is not JSON, or the body is compressed.
         BodyTooLargeError: The body is larger than the limit for one body. If its declared length is, nothing is read.
-        OverloadedError: All bodies together are larger than their limit.
+        OverloadedError: All bodies together are larger than their limit, or so are all answers.
         RequestTimeout: The body took longer than `BODY_SECONDS`.
         As `parse`.
 
@@ -173,6 +173,7 @@ async def read_body(request: Request, context: ApiContext, parse: Callable[[memo
         raise BodyTooLargeError(limit)
     # Nothing is reserved for a declared length, or a client that sends nothing could hold a part of the limit.
     context.uploads.check_room(declared)
+    context.downloads.check_room()
     with context.uploads.upload() as upload:
         await _receive(request, upload, limit)
         return upload.parse(parse)

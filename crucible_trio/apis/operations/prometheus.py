@@ -109,6 +109,7 @@ class PipelineCollector(Collector):
         yield _gauge(
             "upload_bytes", "Bytes of request bodies that are being received or parsed", pipeline.metrics.upload_bytes
         )
+        yield _gauge("download_bytes", "Bytes of large answers that are being written", pipeline.metrics.download_bytes)
         yield _gauge("streams_running", "Streams whose engine may run", pipeline.store.running)
         yield _gauge("streams_kept", "Finished streams that can still be read", pipeline.store.kept)
         yield _gauge("log_up", "Whether records can be stored", int(pipeline.store.ready))

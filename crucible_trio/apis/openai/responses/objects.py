@@ -54,7 +54,7 @@ class EchoedReasoning(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @final
-class EchoedFields(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EchoedFields(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, weakref=True):
     """Fields of a request that its response repeats. They are not in the log and never change.
 
     Attributes:

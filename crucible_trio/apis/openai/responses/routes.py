@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from types import TracebackType
 from typing import ClassVar, Final, Self, final
+from weakref import WeakValueDictionary
 
 import msgspec
 from quart import Blueprint, Response, request
@@ -21,6 +22,7 @@ from quart.wrappers.response import ResponseBody
 from crucible_trio.apis.kit import starting
 from crucible_trio.apis.kit.body import EventStreamBody
 from crucible_trio.apis.kit.context import ApiContext
+from crucible_trio.apis.kit.downloads import LARGE_BYTES, Download
 from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_ignored, name_stream
@@ -76,6 +78,7 @@ class ResponsesApi:
         self._access = context.access
         self._seals = Seals(context.settings.token_secret)
         self._hosted: set[str] = set()
+        self._echoed: WeakValueDictionary[str, EchoedFields] = WeakValueDictionary()
         self._builder = RequestBuilder(
             context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
         )
@@ -200,13 +203,13 @@ class ResponsesApi:
         """Find a stored response of the client whose request is being answered (`StoredResponses`)."""
         owner = self._access.owner(request)
         stream = await self._pipeline.find(parse_response_id(response_id), owner=owner)
-        echoed = _echoed_of(stream)
+        echoed = self._echoed_of(stream)
         if not echoed.store:
             raise StreamNotFoundError
         return stream, echoed
 
     async def _show(self, stream: Stream, *, sealed: bool = False) -> Response:
-        echoed = _echoed_of(stream)
+        echoed = self._echoed_of(stream)
         seal = self._seal_of(stream, echoed, sealed=sealed)
         return json_response(await response_object(stream.log, echoed, seal))
 
@@ -215,15 +218,33 @@ class ResponsesApi:
 
     async def _events(self, stream: Stream, starting_after: int | None, *, forget: bool) -> Response:
         starting.check_room(stream)
-        echoed = _echoed_of(stream)
+        echoed = self._echoed_of(stream)
         seal = self._seal_of(stream, echoed)
+        download = self._reserve_for(stream) if request.method == "GET" else None
         dialect = await open_dialect(stream.log, echoed, starting_after, seal)
         if request.method == "HEAD" or stream.finished_before(dialect.resume_offset):
             return event_response(b"", stream)
         if forget:
             body = EventStreamBody(self._context, stream, dialect)
             return event_response(_ForgettingBody(body, self._pipeline, stream), stream)
-        return starting.event_stream(self._context, stream, dialect)
+        return starting.event_stream(self._context, stream, dialect, download=download)
+
+    def _reserve_for(self, stream: Stream) -> Download | None:
+        """Reserve bytes for the first two events, which both have the fields of the request.
+
+        Raises:
+            OverloadedError: All answers together would pass the limit.
+        """
+        stored = stream.facts.for_apis.get(ResponsesApi.name)
+        size = 0 if stored is None else 2 * memoryview(stored).nbytes
+        return self._context.downloads.reserve(size) if size > LARGE_BYTES else None
+
+    def _echoed_of(self, stream: Stream) -> EchoedFields:
+        """The fields that a response repeats. All readers of a stream share them, because they may be large."""
+        echoed = self._echoed.get(stream.id)
+        if echoed is None:
+            echoed = self._echoed[stream.id] = _echoed_of(stream)
+        return echoed
 
     async def _wait(
         self, started: starting.StartedStream, *, whole: bool, background: bool, forget: bool
