@@ -372,6 +372,22 @@ async def test_a_process_whose_stream_was_ended_stops_its_engine(
         assert "took this one for dead" in caplog.text
 
 
+async def test_a_stream_whose_process_is_lost_ends_for_a_client_that_only_asks(
+    redis: RedisServer, open_over: OpenPipeline
+) -> None:
+    engine = ScriptedEngine("a", Gate())
+    async with open_over(engine) as here, open_over(engine, log_lease_seconds=0.5) as there:
+        stream = await here.start(Request("q"), on_disconnect="continue")
+        await stream.log.reached(2)
+        await there.find(stream.id)
+        with trio.fail_after(20):
+            while (found := await there.find(stream.id)).status == "running":
+                redis.command("DEL", f"{{crucible:{stream.id}}}:lease")
+                await trio.sleep(0.01)
+        assert isinstance(found.terminal, StreamFailed)
+        assert found.terminal.error.code == "producer_lost"
+
+
 async def test_records_that_no_wake_up_announced_are_read_within_a_second_or_two(
     open_over: OpenPipeline, read_to_end: ReadToEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ from crucible_trio.records import (
 )
 from crucible_trio.request import Request
 from crucible_trio.snapshot import SnapshotToolCall
+from crucible_trio.store.redis import scripts
 from crucible_trio.stream import Stream
 from crucible_trio.testing import Gate, ScriptedEngine
 
@@ -358,6 +359,32 @@ async def test_starts_with_one_key_in_many_processes_start_one_generation(open_o
         other, joined = await start(processes[1], key="a:b", owner="x")
         assert not joined
         assert other.id != started[0][0].id
+
+
+async def test_a_repeat_finds_a_stream_that_redis_knows_before_its_process_does(
+    open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_over(ScriptedEngine("a", Gate())) as here:
+        store: Any = here.store
+        call = store._link.patient
+
+        async def answer_late(script: object, *arguments: object) -> object:
+            answer = await call(script, *arguments)
+            if script is scripts.START:
+                await trio.sleep(0.3)
+            return answer
+
+        monkeypatch.setattr(store._link, "patient", answer_late)
+        started: list[tuple[Stream, bool]] = []
+
+        async def begin() -> None:
+            started.append(await start(here, key="k"))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(begin)
+        assert len({stream.id for stream, _ in started}) == 1
+        assert [joined for _, joined in started].count(False) == 1
 
 
 async def test_a_refused_start_leaves_no_key_in_any_process(open_over: OpenPipeline) -> None:

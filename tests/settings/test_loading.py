@@ -473,7 +473,11 @@ def test_keys_in_the_environment_may_be_json() -> None:
 
 
 def test_every_list_can_be_given_in_the_environment() -> None:
-    lists = {"apis": "openai, page", "bind": "127.0.0.1:1, 127.0.0.1:2", "allowed_origins": "https://a.example, https://b.example"}
+    lists = {
+        "apis": "openai, page",
+        "bind": "127.0.0.1:1, 127.0.0.1:2",
+        "allowed_origins": "https://a.example, https://b.example",
+    }
     lists |= {"server_names": "a.example, b.example", "openai_deep_efforts": "high, max"}
     lists |= {"upstream_starts_in_trace": "standard, deep"}
     kinds = {

@@ -47,6 +47,7 @@ class OwnStream:
         idempotency_key: The key in Redis under which its start is found again. Empty without one.
         digest: Of the request that the key belongs to.
         label_key: The key in Redis under which its label leads to it. Empty without one.
+        settled: Set when the stream has started, or has ended without.
         is_ended_elsewhere: Whether another process has ended it, and its end has to be read.
         is_deleted: Whether Redis has refused it because it was deleted.
     """
@@ -58,6 +59,7 @@ class OwnStream:
         self.idempotency_key = ""
         self.digest = b""
         self.label_key = ""
+        self.settled = trio.Event()
         self.is_ended_elsewhere = False
         self.is_deleted = False
         self._commits = commits

@@ -196,6 +196,9 @@ class Mirrors:
             raise
         if not mirror.log.finished:
             await self._read(mirror, int(look.head or 0))
+        mirror.lease_is(look.lease)
+        if look.lease is None and not mirror.log.finished:
+            await self._seal(mirror, int(look.head or 0))
 
     async def _look(self, mirror: Mirror, *, with_facts: bool) -> Look:
         look = Look(*await self._link.patient(LOOK, mirror.id, int(with_facts)))
@@ -286,7 +289,7 @@ class Mirrors:
             return
         if state == b"d":
             self.lose(mirror)  # ended by a process that had less of it than this one
-        elif lease is None and mirror.is_used:
+        elif lease is None:
             await self._seal(mirror, head)
 
     async def _seal(self, mirror: Mirror, head: int) -> None:

@@ -194,6 +194,7 @@ class RedisStore:
             raise LogUnavailableError
         own.stream = stream
         await self._local.started(stream, None)
+        own.settled.set()
 
     # Finding
 
@@ -206,9 +207,13 @@ class RedisStore:
                 return await self._open(stream_id, owner)
             raise
         except StreamNotFoundError:
-            if stream_id in self._own:  # of another owner, or deleted
+            own = self._own.get(stream_id)
+            if own is None:
+                return await self._open(stream_id, owner)
+            if own.settled.is_set():  # of another owner, or deleted
                 raise
-            return await self._open(stream_id, owner)
+            await own.settled.wait()  # Redis knew earlier than this process that it has started
+            return await self._local.find(stream_id, owner)
 
     async def _open(self, stream_id: str, owner: str | None) -> Stream:
         self._check_ready()
@@ -245,6 +250,7 @@ class RedisStore:
     def ended(self, stream: Stream) -> None:
         """Keep a stream whose generation has ended for its retention, if it was started and not forgotten."""
         own = self._own.pop(stream.id)
+        own.settled.set()
         self._presence.ended(stream.id)
         self._claims.pop(stream.id, None)
         if own.log.is_lost:  # then it has no end here, and perhaps another one in Redis
