@@ -129,6 +129,41 @@ def test_two_calls_leave_one_after_the_other(body: bytes) -> None:
         assert read(R + body + end) == ([F, G], Finish("tool_calls"))
 
 
+@pytest.mark.parametrize("index", [0, None])
+@pytest.mark.parametrize("call_id", ["call_0", None])
+@pytest.mark.parametrize("is_one_list", [True, False])
+def test_calls_with_one_index_and_one_id_are_as_many_as_their_names(
+    index: object, call_id: object, is_one_list: bool
+) -> None:
+    def ends_with(*entries: object) -> Parts:
+        body = calls(*entries) if is_one_list else b"".join(calls(entry) for entry in entries)
+        text, finish = read(R + body + T + D)
+        assert finish == Finish("tool_calls")
+        return text
+
+    first = entry(index, call_id, "f", ARGUMENTS)
+    assert ends_with(first, entry(index, call_id, "g", OTHER)) == [F, G]
+    assert ends_with(first, entry(index, call_id, "f", OTHER)) == [F, ("call", f"f({OTHER}{WHOLE_CALL}")]
+    assert ends_with(first, entry(index, call_id, "g", None)) == [F, ("call", f"g({{}}{WHOLE_CALL}")]
+    assert ends_with(entry(index, call_id, "f", ""), entry(index, call_id, "g", "")) == [
+        ("call", f"f({{}}{WHOLE_CALL}"),
+        ("call", f"g({{}}{WHOLE_CALL}"),
+    ]
+
+
+def test_a_piece_with_the_id_of_two_calls_belongs_to_the_later_one() -> None:
+    body = calls(entry(None, "c", "f", ARGUMENTS)) + calls(entry(None, "c", "g", "{"))
+    assert read(R + body + calls(entry(None, "c", None, OTHER[1:])) + T) == ([F, G], Finish("tool_calls"))
+    [first, second] = [piece for piece in pieces_of(R + body + T) if isinstance(piece, ToolCallStart)]
+    assert first.id == "c"
+    assert second.id.startswith("call_")
+
+
+def test_a_bracket_too_many_in_a_piece_with_the_same_id_is_no_call() -> None:
+    body = calls(entry(0, "c", "f", OTHER)) + calls(entry(0, "c", "f", "}"))
+    assert read(R + body + T) == ([("call", f"f({OTHER}}}{WHOLE_CALL}")], Finish("tool_calls"))
+
+
 def test_two_calls_of_one_tool_without_arguments_are_two() -> None:
     body = calls(entry(0, "a", "f", "")) + calls(entry(1, "b", "f", ""))
     for entries in (

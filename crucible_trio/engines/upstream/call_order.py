@@ -6,8 +6,9 @@ the open call are not yet a whole JSON value, it waits until they are, or until 
 Easy to get wrong:
 
 * Some servers number all their calls 0, or do not number them. Some repeat name and id in every piece, and some name
-  only the first. A piece begins another call if it has another id and a name, or if it brings a name and arguments
-  although the arguments so far are whole.
+  only the first. Some give all their calls one id. A piece begins another call if it has another id and a name, or if
+  it brings a name and arguments although the arguments so far are whole, or if it brings another name before or after
+  the arguments. So a name that comes in pieces is not joined: each of them would be the name of a call.
 * `{}` may be whole, and may be the beginning of a server that sends `{}` first. So a call stays open until something
   else comes.
 * Arguments that are cut must not look whole. Some servers say `tool_calls` although the token limit cut the arguments.
@@ -142,7 +143,7 @@ class CallOrder:
         if piece.index is not None:
             self._by_index[piece.index] = call
         if piece.id:
-            self._by_id.setdefault(piece.id, call)
+            self._by_id[piece.id] = call
         self._last = call
         return call
 
@@ -207,12 +208,17 @@ def _cost(piece: TextPiece) -> int:
 
 def _begins_another(piece: CallPiece, call: _Call, *, in_one_chunk: bool) -> bool:
     """Whether a piece that seems to belong to a call begins another one."""
-    if not piece.name or (piece.id and piece.id == call.id):
+    if not piece.name:
         return False
+    may_have_ended = call.json.is_closed or call.json.is_empty
+    has_other_name = bool(call.name) and piece.name != call.name
+    if piece.id and piece.id == call.id:  # in every piece of one call, or in every call
+        grows_again = bool(call.name) and call.json.is_closed and piece.arguments.lstrip().startswith("{")
+        return grows_again or (has_other_name and may_have_ended)
     if piece.index is None and (in_one_chunk or (piece.id and call.id)):
         return True
     if piece.id and call.id:  # the id may also differ in every piece
-        return call.json.is_closed or call.json.is_empty
-    if piece.index is None and piece.name != call.name and call.name:
-        return True
+        return may_have_ended
+    if has_other_name:
+        return piece.index is None or may_have_ended
     return call.json.is_closed and (bool(piece.arguments.strip()) or (piece.index is None and call.has_ended))
