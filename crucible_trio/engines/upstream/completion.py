@@ -170,7 +170,7 @@ class UpstreamCompletion:
     def _feed_data(self, data: str, event_type: str, name: str) -> list[Piece]:
         try:
             value = decode_data(data)
-        except (ValueError, RecursionError):
+        except ValueError:
             if event_type in {"", "message"} and not _WORDS.fullmatch(data):
                 message = "The upstream server sent an event that is not a chat completion chunk."
                 self.fail(EngineError("upstream_invalid_response", message))
@@ -302,6 +302,6 @@ def _is_json(value: list[object]) -> bool:
     """Whether our own JSON can hold a value. That of others may have half a character, or be nested too deeply."""
     try:
         msgspec.json.encode(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return not is_deeper(value)

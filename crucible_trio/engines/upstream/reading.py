@@ -155,7 +155,7 @@ class CompletionReader:
         """The error in a body that is JSON: some servers report one under status 200."""
         try:
             body = decode_data(self._head.decode("utf-8", "replace"))
-        except (ValueError, RecursionError):
+        except ValueError:
             return None
         error = error_in_chunk(body) if isinstance(body, dict) else None
         return None if error is None else to_engine_error(None, error)
@@ -168,7 +168,7 @@ def _is_complete(event: ServerSentEvent) -> bool:
         return True
     try:
         return isinstance(decode_data(data), dict)
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
 
 
