@@ -97,7 +97,8 @@ class CompletionReader:
         pieces = [piece for event in events for piece in self._completion.feed(event)]
         if self._decoder.unfinished_length > self._max_event_length:
             self._is_readable = False
-            self._completion.fail(_not_an_event_stream())
+            is_events = self._has_events or _may_begin_events(self._head)
+            self._completion.fail(_too_large(self._max_event_length) if is_events else _not_an_event_stream())
         return pieces
 
     def end(self, *, was_cut: bool, as_promised: bool = False) -> list[Piece]:
@@ -182,6 +183,11 @@ def _may_begin_events(body: bytes) -> bool:
 def _lost_connection() -> EngineError:
     message = "The connection to the upstream server was lost before the completion ended."
     return EngineError("upstream_ended_early", message, retryable=True)
+
+
+def _too_large(max_event_length: int) -> EngineError:
+    message = f"The upstream server sent an event that is too large: more than {max_event_length} characters."
+    return EngineError("upstream_invalid_response", message)
 
 
 def _not_an_event_stream() -> EngineError:
