@@ -10,7 +10,7 @@ MAX_DECODED_DEPTH: Final = 200
 
 # A string, which may lack its end, or a character that gives a text its structure. The end of a string that was cut in
 # an escape is before the escape.
-_STRING: Final = r'"(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])*"?'
+_STRING: Final = r'"(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])*(?P<end>")?'
 _TOKEN: Final = re.compile(_STRING + r"|[\[\]{},]", re.DOTALL)
 _CLOSING: Final = {"{": "}", "[": "]"}
 
@@ -30,3 +30,32 @@ def without_depths(text: str) -> str:
                 if depth == MAX_DECODED_DEPTH:
                     at = token.end()
     return "".join(kept) + (text[at:] if depth <= MAX_DECODED_DEPTH else "")  # one that does not end is no JSON
+
+
+def closed_again(text: str) -> list[str]:
+    """What a JSON text that was cut may have said: with its string closed, and as far as its last whole value.
+
+    Returns:
+        Texts to try in this order. They need not be JSON.
+    """
+    closed, last_comma = _closed(text)
+    return [closed, _closed(text[:last_comma])[0]]
+
+
+def _closed(text: str) -> tuple[str, int]:
+    """A text with its string, lists and objects closed, and where its last comma is."""
+    closing: list[str] = []
+    last_comma = 0
+    for token in _TOKEN.finditer(text):
+        match token[0]:
+            case "{" | "[" as opening:
+                closing.append(_CLOSING[opening])
+            case "}" | "]":
+                del closing[-1:]
+            case ",":
+                last_comma = token.start()
+            case _ if token["end"] is None:
+                text = text[: token.end()]
+                closing.append('"')
+                break
+    return text + "".join(reversed(closing)), last_comma

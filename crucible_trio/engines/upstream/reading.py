@@ -18,7 +18,7 @@ from crucible_trio.content import Piece
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.chunks import decode_data
 from crucible_trio.engines.upstream.completion import DONE, UpstreamCompletion
-from crucible_trio.engines.upstream.failures import error_in_chunk, to_engine_error
+from crucible_trio.engines.upstream.failures import error_in_chunk, to_engine_error, unwrapped
 from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
@@ -158,6 +158,7 @@ class CompletionReader:
             body = decode_data(self._head.decode("utf-8", "replace"))
         except ValueError:
             return None
+        body = unwrapped(body)
         error = error_in_chunk(body) if isinstance(body, dict) else None
         return None if error is None else to_engine_error(None, error)
 
