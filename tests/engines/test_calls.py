@@ -40,6 +40,13 @@ def entry(index: object = None, call_id: object = None, name: object = None, arg
     return fields | {"id": call_id, "type": "function"}
 
 
+def deep_value(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 R = chunk(role="assistant", content=None)
 T, S, L, D = chunk("tool_calls"), chunk("stop"), chunk("length"), event("[DONE]")
 F: tuple[str, str] = ("call", f"f({ARGUMENTS}{WHOLE_CALL}")
@@ -188,6 +195,34 @@ def test_arguments_leave_as_the_model_wrote_them(arguments: str) -> None:
         [("call", f"f({arguments or '{}'}{WHOLE_CALL}")],
         Finish("tool_calls"),
     )
+
+
+@pytest.mark.parametrize("value", [7, 0, 1.5, True, False, {"a": {"b": []}}, ["x"]])
+def test_arguments_that_are_a_value_are_its_json_text(value: object) -> None:
+    whole: Parts = [("call", f"f({json.dumps(value)}{WHOLE_CALL}")]
+    for end in (T, S, L):
+        assert read(R + calls(entry(0, "a", "f", value)) + end) == (
+            whole,
+            Finish("tool_calls" if end != L else "length"),
+        )
+        body = calls(entry(0, "a", "f", "")) + calls(entry(0, None, None, value)) + calls(entry(0, "a", "f", ""))
+        assert read(R + body + end)[0] == whole
+    body = calls(entry(0, "a", "f", value)) + calls(entry(0, "a", "g", value)) + chunk(content="x")
+    assert read(R + body + T)[0] == [*whole, ("call", f"g({json.dumps(value)}{WHOLE_CALL}"), ("answer", "x")]
+
+
+@pytest.mark.parametrize(
+    "pieces", [['{"n":', 5, "}"], ['{"n":', {"a": 1}, "}"], [5, "}"], [True, False], ["1", 0], [deep_value(150)]]
+)
+def test_a_call_is_not_whole_if_a_piece_of_its_arguments_cannot_be_text(pieces: list[object]) -> None:
+    body = b"".join(
+        calls(entry(0, None if number else "a", None if number else "f", piece)) for number, piece in enumerate(pieces)
+    )
+    text, error = read(R + body + T + D)
+    assert WHOLE_CALL not in str(text)
+    assert isinstance(error, EngineError)
+    assert error.code == "upstream_invalid_response"
+    assert "arguments of a tool call that are" in error.message
 
 
 def test_an_object_that_grows_after_it_seemed_whole_is_one_call() -> None:
