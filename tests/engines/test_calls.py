@@ -40,6 +40,13 @@ def entry(index: object = None, call_id: object = None, name: object = None, arg
     return fields | {"id": call_id, "type": "function"}
 
 
+def deep_value(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 R = chunk(role="assistant", content=None)
 T, S, L, D = chunk("tool_calls"), chunk("stop"), chunk("length"), event("[DONE]")
 F: tuple[str, str] = ("call", f"f({ARGUMENTS}{WHOLE_CALL}")
@@ -129,6 +136,41 @@ def test_two_calls_leave_one_after_the_other(body: bytes) -> None:
         assert read(R + body + end) == ([F, G], Finish("tool_calls"))
 
 
+@pytest.mark.parametrize("index", [0, None])
+@pytest.mark.parametrize("call_id", ["call_0", None])
+@pytest.mark.parametrize("is_one_list", [True, False])
+def test_calls_with_one_index_and_one_id_are_as_many_as_their_names(
+    index: object, call_id: object, is_one_list: bool
+) -> None:
+    def ends_with(*entries: object) -> Parts:
+        body = calls(*entries) if is_one_list else b"".join(calls(entry) for entry in entries)
+        text, finish = read(R + body + T + D)
+        assert finish == Finish("tool_calls")
+        return text
+
+    first = entry(index, call_id, "f", ARGUMENTS)
+    assert ends_with(first, entry(index, call_id, "g", OTHER)) == [F, G]
+    assert ends_with(first, entry(index, call_id, "f", OTHER)) == [F, ("call", f"f({OTHER}{WHOLE_CALL}")]
+    assert ends_with(first, entry(index, call_id, "g", None)) == [F, ("call", f"g({{}}{WHOLE_CALL}")]
+    assert ends_with(entry(index, call_id, "f", ""), entry(index, call_id, "g", "")) == [
+        ("call", f"f({{}}{WHOLE_CALL}"),
+        ("call", f"g({{}}{WHOLE_CALL}"),
+    ]
+
+
+def test_a_piece_with_the_id_of_two_calls_belongs_to_the_later_one() -> None:
+    body = calls(entry(None, "c", "f", ARGUMENTS)) + calls(entry(None, "c", "g", "{"))
+    assert read(R + body + calls(entry(None, "c", None, OTHER[1:])) + T) == ([F, G], Finish("tool_calls"))
+    [first, second] = [piece for piece in pieces_of(R + body + T) if isinstance(piece, ToolCallStart)]
+    assert first.id == "c"
+    assert second.id.startswith("call_")
+
+
+def test_a_bracket_too_many_in_a_piece_with_the_same_id_is_no_call() -> None:
+    body = calls(entry(0, "c", "f", OTHER)) + calls(entry(0, "c", "f", "}"))
+    assert read(R + body + T) == ([("call", f"f({OTHER}}}{WHOLE_CALL}")], Finish("tool_calls"))
+
+
 def test_two_calls_of_one_tool_without_arguments_are_two() -> None:
     body = calls(entry(0, "a", "f", "")) + calls(entry(1, "b", "f", ""))
     for entries in (
@@ -153,6 +195,34 @@ def test_arguments_leave_as_the_model_wrote_them(arguments: str) -> None:
         [("call", f"f({arguments or '{}'}{WHOLE_CALL}")],
         Finish("tool_calls"),
     )
+
+
+@pytest.mark.parametrize("value", [7, 0, 1.5, True, False, {"a": {"b": []}}, ["x"]])
+def test_arguments_that_are_a_value_are_its_json_text(value: object) -> None:
+    whole: Parts = [("call", f"f({json.dumps(value)}{WHOLE_CALL}")]
+    for end in (T, S, L):
+        assert read(R + calls(entry(0, "a", "f", value)) + end) == (
+            whole,
+            Finish("tool_calls" if end != L else "length"),
+        )
+        body = calls(entry(0, "a", "f", "")) + calls(entry(0, None, None, value)) + calls(entry(0, "a", "f", ""))
+        assert read(R + body + end)[0] == whole
+    body = calls(entry(0, "a", "f", value)) + calls(entry(0, "a", "g", value)) + chunk(content="x")
+    assert read(R + body + T)[0] == [*whole, ("call", f"g({json.dumps(value)}{WHOLE_CALL}"), ("answer", "x")]
+
+
+@pytest.mark.parametrize(
+    "pieces", [['{"n":', 5, "}"], ['{"n":', {"a": 1}, "}"], [5, "}"], [True, False], ["1", 0], [deep_value(150)]]
+)
+def test_a_call_is_not_whole_if_a_piece_of_its_arguments_cannot_be_text(pieces: list[object]) -> None:
+    body = b"".join(
+        calls(entry(0, None if number else "a", None if number else "f", piece)) for number, piece in enumerate(pieces)
+    )
+    text, error = read(R + body + T + D)
+    assert WHOLE_CALL not in str(text)
+    assert isinstance(error, EngineError)
+    assert error.code == "upstream_invalid_response"
+    assert "arguments of a tool call that are" in error.message
 
 
 def test_an_object_that_grows_after_it_seemed_whole_is_one_call() -> None:

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from crucible_trio.engines.upstream.failures import error_in_chunk, find_error, to_engine_error
-from crucible_trio.errors import UpstreamReport
+from crucible_trio.errors import EngineError, UpstreamReport
+
+from .reads import read
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,20 @@ def test_an_error_about_our_key_says_nothing_of_the_body(status: int) -> None:
         ),
         ({"detail": "Too long.", "code": "400"}, UpstreamReport("Too long.")),
         ({"detail": [{"loc": ["body"]}], "message": ""}, UpstreamReport()),
+        (
+            {
+                "detail": [
+                    {"type": "missing", "loc": ["body", "m", 0], "msg": "Required", "input": {}},
+                    "b",
+                ]
+            },
+            UpstreamReport("body.m.0: Required; b"),
+        ),
+        (
+            {"object": "error", "message": {"detail": [{"loc": ["body", "x"], "msg": "Extra"}]}, "type": "t"},
+            UpstreamReport("body.x: Extra", "t"),
+        ),
+        ({"detail": {"message": "Too long."}}, UpstreamReport("Too long.")),
         (["Too long."], None),
         (None, None),
     ],
@@ -161,6 +177,31 @@ def test_the_servers_words_are_kept_if_it_blames_the_request(status: int, error:
 )
 def test_an_error_inside_the_stream_has_a_status_if_it_names_one(error: object, status: int | None) -> None:
     assert to_engine_error(None, error).status == status
+
+
+def test_the_error_in_a_list_of_one_is_read() -> None:
+    error = {"code": 400, "message": "Bad field.", "status": "INVALID_ARGUMENT"}
+    assert to_engine_error(400, find_error(json.dumps([{"error": error}]))).upstream == UpstreamReport("Bad field.")
+    text, failure = read(b"data: " + json.dumps([{"error": error}]).encode() + b"\n\n")
+    assert text == []
+    assert isinstance(failure, EngineError)
+    assert (failure.code, failure.upstream) == ("upstream_rejected", UpstreamReport("Bad field."))
+    assert read(json.dumps([{"error": error}]).encode())[1].__class__ is EngineError
+
+
+def test_an_error_in_a_body_that_was_cut_keeps_the_beginning_of_its_message() -> None:
+    message = 'Too \\ "long" \u00e9\u4e00: ' + "x\n" * 100
+    body = json.dumps({"error": {"code": "c_d_e", "type": "t", "message": message, "param": None}}).encode()
+    begin = body.index(b"Too")
+    for end in range(begin + 1, len(body)):
+        report = to_engine_error(400, find_error(body[:end])).upstream
+        assert report is not None
+        assert (report.type, report.code) == ("t", "c_d_e")
+        assert message.startswith(report.message or "")
+        assert len(report.message or "") >= (end - begin) // 4 - 8
+    body = json.dumps({"detail": [{"loc": ["body", "x"], "msg": "No", "input": {"a": 1, "b": "y" * 99}}]}).encode()
+    for end in range(body.index(b"No") + 4, len(body)):
+        assert to_engine_error(422, find_error(body[:end])).upstream == UpstreamReport("body.x: No")
 
 
 def test_retry_after_is_kept() -> None:

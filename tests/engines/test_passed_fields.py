@@ -6,12 +6,16 @@ import json
 from typing import Any
 
 import pytest
+import trio
 
 from crucible_trio.content import MAX_FIELDS_BYTES, Piece, ServerFields, Text
 from crucible_trio.engines.upstream.passed_fields import MAX_STREAM_BYTES, PassedFields
 from crucible_trio.engines.upstream.reading import CompletionReader
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
+from crucible_trio.engines.upstream.writing import PieceWriter
+from crucible_trio.output import Output
+from crucible_trio.records import MAX_DEPTH
 
 OVERHEAD = len('{"a":""}')
 
@@ -97,6 +101,47 @@ def test_a_field_that_is_too_long_too_deep_or_no_json_is_skipped_and_counted() -
     assert [list(fields.fields) for fields in found] == [["a"], ["e"]]
     assert (skipped.total, skipped.names) == (3, ["choice.b", "choice.c", "choice.d"])
     assert not skipped.may_hold_text
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("place", ["delta", "choice", "chunk"])
+async def test_a_field_at_the_limit_of_depth_is_written_and_one_beyond_it_is_skipped(place: str) -> None:
+    for depth, is_passed_on in ((MAX_DEPTH - 1, True), (MAX_DEPTH, False)):
+        field = {"deep": nested(depth)}
+        match place:
+            case "delta":
+                pieces = pieces_of(chunk({"content": "a"} | field))
+            case "choice":
+                pieces = pieces_of(chunk({"content": "a"}, field))
+            case _:
+                pieces = pieces_of(chunk({"content": "a"}, **field))
+        send, receive = trio.open_memory_channel[Piece](10)
+        async with PieceWriter(Output(send)) as writer:
+            await writer.write(pieces)
+        assert [receive.receive_nowait() for _ in range(1 + is_passed_on)][-1] == Text("a")
+        assert receive.statistics().current_buffer_used == 0
+
+
+@pytest.mark.parametrize("depth", [900, 990, 1100, 50_000])
+@pytest.mark.parametrize("opening", ["[", '{"a\\"[":'])
+def test_a_field_that_is_too_deep_to_decode_loses_no_text(depth: int, opening: str) -> None:
+    deep = opening * depth + "1" + ("]" if opening == "[" else "}") * depth
+    for body in (
+        '{"deep": %s, "choices": [{"delta": {"content": "a"}}]}',
+        '{"choices": [{"delta": {"deep": %s, "content": "a"}}]}',
+        '{"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [%s]}}], "end": {"b": "]"}}',
+    ):
+        skipped = SkippedFields()
+        reader = CompletionReader(None, skipped, 10**6, keeps_logprobs=True, passed=PassedFields())
+        pieces = reader.feed(f"data: {body % deep}\n\n".encode())
+        assert [piece for piece in pieces if isinstance(piece, Text)] == [Text("a")]
+        assert skipped.total >= 1
 
 
 def test_a_stream_passes_on_64_kib() -> None:

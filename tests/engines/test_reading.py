@@ -39,6 +39,25 @@ USAGE = event({"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens":
 STOP = Finish("stop")
 
 
+@pytest.mark.parametrize(
+    ("body", "words", "text"),
+    [
+        (chunk(content="a") + b"data: " + b"x" * 2000, "too large: more than 1000 characters", [Text("a")]),
+        (b"data: " + b"x" * 2000, "too large: more than 1000 characters", []),
+        (b'{"choices": "' + b"x" * 2000, "not an event stream", []),
+        (b"<html>" + b"x" * 2000, "not an event stream", []),
+    ],
+)
+def test_an_event_that_is_too_large_is_called_so(body: bytes, words: str, text: list[Text]) -> None:
+    reader = CompletionReader(None, SkippedFields(), 1000)
+    assert reader.feed(body) == text
+    assert reader.is_over
+    assert reader.end(was_cut=False) == []
+    with pytest.raises(EngineError, match=words) as caught:
+        reader.finish()
+    assert caught.value.code == "upstream_invalid_response"
+
+
 def answer(text: str) -> Parts:
     return [("answer", text)]
 

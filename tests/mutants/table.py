@@ -425,7 +425,7 @@ MUTANTS = [
     Mutant(
         mechanism="output behind an open tool call of an upstream waits until its arguments are whole",
         file="engines/upstream/call_order.py",
-        old="if not self._waiting or not call.has_begun or not call.json.is_closed:",
+        old="if not self._waiting or not call.has_begun or not call.is_closed:",
         new="if not self._waiting or not call.has_begun:",
         tests="tests/engines/test_calls.py",
     ),

@@ -6,8 +6,9 @@ the open call are not yet a whole JSON value, it waits until they are, or until 
 Easy to get wrong:
 
 * Some servers number all their calls 0, or do not number them. Some repeat name and id in every piece, and some name
-  only the first. A piece begins another call if it has another id and a name, or if it brings a name and arguments
-  although the arguments so far are whole.
+  only the first. Some give all their calls one id. A piece begins another call if it has another id and a name, or if
+  it brings a name and arguments although the arguments so far are whole, or if it brings another name before or after
+  the arguments. So a name that comes in pieces is not joined: each of them would be the name of a call.
 * `{}` may be whole, and may be the beginning of a server that sends `{}` first. So a call stays open until something
   else comes.
 * Arguments that are cut must not look whole. Some servers say `tool_calls` although the token limit cut the arguments.
@@ -42,6 +43,7 @@ class _Call:
         name: The tool's name. Empty until it has come.
         held: The arguments that have come and are not out yet.
         json: Follows the arguments.
+        has_value: Whether a value came in place of their text.
         has_begun: Whether its start is out.
         has_ended: Whether its end is out.
         cost: Its share of the waiting length, besides its arguments.
@@ -53,8 +55,14 @@ class _Call:
         self.name = ""
         self.held: list[str] = []
         self.json = JsonEnd()
+        self.has_value = False
         self.has_begun = False
         self.has_ended = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the arguments are whole."""
+        return self.has_value or self.json.is_closed
 
 
 @final
@@ -96,7 +104,12 @@ class CallOrder:
             if len(call.name) > MAX_CALL_NAME_LENGTH:
                 call.name = ""  # so that it is not written: no output takes it
                 self._fail(f"a tool call with a name of more than {MAX_CALL_NAME_LENGTH} characters")
+            elif piece.is_too_deep:
+                self._fail("arguments of a tool call that are nested too deeply")
+            elif not call.json.is_empty and (piece.is_value or (call.has_value and piece.arguments.strip())):
+                self._fail("arguments of a tool call that are partly text and partly not")
             elif not call.has_ended:
+                call.has_value = call.has_value or piece.is_value
                 call.held.append(piece.arguments)
                 call.json.feed(piece.arguments)
                 self._waiting_length += len(piece.arguments)
@@ -116,7 +129,7 @@ class CallOrder:
             if (call := self._open) is not None:
                 self._open = None
                 self._write(call, pieces)
-                is_cut = call.json.is_open or (is_limited and not self._waiting and not call.json.is_closed)
+                is_cut = call.json.is_open or (is_limited and not self._waiting and not call.is_closed)
                 if is_whole and not call.has_begun:
                     self._fail("a tool call without a name")
                 elif is_whole and not is_cut:
@@ -142,7 +155,7 @@ class CallOrder:
         if piece.index is not None:
             self._by_index[piece.index] = call
         if piece.id:
-            self._by_id.setdefault(piece.id, call)
+            self._by_id[piece.id] = call
         self._last = call
         return call
 
@@ -151,7 +164,7 @@ class CallOrder:
         while True:
             if (call := self._open) is not None:
                 self._write(call, pieces)
-                if not self._waiting or not call.has_begun or not call.json.is_closed:
+                if not self._waiting or not call.has_begun or not call.is_closed:
                     break
                 self._end_call(call, pieces)
                 self._open = None
@@ -207,12 +220,17 @@ def _cost(piece: TextPiece) -> int:
 
 def _begins_another(piece: CallPiece, call: _Call, *, in_one_chunk: bool) -> bool:
     """Whether a piece that seems to belong to a call begins another one."""
-    if not piece.name or (piece.id and piece.id == call.id):
+    if not piece.name:
         return False
+    may_have_ended = call.is_closed or call.json.is_empty
+    has_other_name = bool(call.name) and piece.name != call.name
+    if piece.id and piece.id == call.id:  # in every piece of one call, or in every call
+        grows_again = call.is_closed and (piece.is_value or piece.arguments.lstrip().startswith("{"))
+        return (bool(call.name) and grows_again) or (has_other_name and may_have_ended)
     if piece.index is None and (in_one_chunk or (piece.id and call.id)):
         return True
     if piece.id and call.id:  # the id may also differ in every piece
-        return call.json.is_closed or call.json.is_empty
-    if piece.index is None and piece.name != call.name and call.name:
-        return True
-    return call.json.is_closed and (bool(piece.arguments.strip()) or (piece.index is None and call.has_ended))
+        return may_have_ended
+    if has_other_name:
+        return piece.index is None or may_have_ended
+    return call.is_closed and (bool(piece.arguments.strip()) or (piece.index is None and call.has_ended))

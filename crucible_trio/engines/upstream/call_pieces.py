@@ -2,7 +2,7 @@
 
 * `tool_calls` is a list of calls or of their pieces, or a single one. `function_call` is the older form of one call.
 * `index` may be missing, null or a text. `id` and `name` may be missing, null, empty, or repeated in every piece.
-* `arguments` is a piece of JSON text, or the whole object instead of its text.
+* `arguments` is a piece of JSON text, or the whole value instead of its text.
 * `name` and `arguments` may be outside `function`.
 """
 
@@ -16,6 +16,7 @@ import msgspec
 
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.output import MAX_CALL_ID_LENGTH
+from crucible_trio.records import is_deeper
 
 CALL_FIELDS: Final = ("tool_calls", "function_call")
 
@@ -29,12 +30,16 @@ class CallPiece(msgspec.Struct, frozen=True):
         id: The call's id, or empty.
         name: The tool's name, or empty.
         arguments: The next piece of the arguments, or empty.
+        is_value: Whether the server sent the arguments as a value and not as text. A value cannot be a piece.
+        is_too_deep: Whether they are nested too deeply to be written.
     """
 
     index: int | None
     id: str
     name: str
     arguments: str
+    is_value: bool = False
+    is_too_deep: bool = False
 
 
 def read_calls(delta: dict[str, Any], path: str, skipped: SkippedFields) -> list[CallPiece]:
@@ -65,17 +70,19 @@ def _read_call(entry: dict[str, Any], path: str, found: list[CallPiece], skipped
             skipped.add(f"{path}.function", may_hold_text=True)
         function = entry
     arguments = function.get("arguments")
-    if isinstance(arguments, (dict, list)):
-        arguments = json.dumps(arguments, ensure_ascii=False) if arguments else ""
-    elif arguments and not isinstance(arguments, str):
-        skipped.add(f"{path}.arguments", may_hold_text=True)
+    is_value = isinstance(arguments, int | float) or (isinstance(arguments, dict | list) and bool(arguments))
+    is_too_deep = is_value and is_deeper(arguments)
+    if is_value:
+        arguments = "" if is_too_deep else json.dumps(arguments, ensure_ascii=False)
     piece = CallPiece(
         _read_index(entry.get("index")),
         _read_word(entry.get("id"), f"{path}.id", skipped, MAX_CALL_ID_LENGTH),
         _read_word(function.get("name"), f"{path}.name", skipped),
         arguments if isinstance(arguments, str) else "",
+        is_value,
+        is_too_deep,
     )
-    if piece.id or piece.name or piece.arguments:
+    if piece.id or piece.name or piece.arguments or piece.is_value:
         found.append(piece)
     elif entry.keys() - {"index", "id", "type", "function"}:
         skipped.add(path, may_hold_text=True)

@@ -26,6 +26,7 @@ import msgspec
 from crucible_trio.content import ServerFields
 from crucible_trio.engines.upstream.call_pieces import CALL_FIELDS, CallPiece, read_calls
 from crucible_trio.engines.upstream.failures import error_in_chunk
+from crucible_trio.engines.upstream.json_cuts import without_depths
 from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.skipped import SkippedFields
 
@@ -91,8 +92,15 @@ def decode_data(data: str) -> object:
     """Decode the data of one event.
 
     Raises:
-        ValueError, RecursionError: It is not JSON, or nested too deeply.
+        ValueError: It is not JSON.
     """
+    try:
+        return _decode(data)
+    except RecursionError:  # a field that is not interpreted must not be the reason that the text is lost
+        return _decode(without_depths(data))
+
+
+def _decode(data: str) -> object:
     try:
         return msgspec.json.decode(data)
     except msgspec.DecodeError:

@@ -25,7 +25,7 @@ from crucible_trio.engines.segments import SegmentCutter
 from crucible_trio.engines.upstream.call_order import CallOrder
 from crucible_trio.engines.upstream.call_pieces import CallPiece
 from crucible_trio.engines.upstream.chunks import ChunkReader, PartKind, UpstreamChunk, decode_data
-from crucible_trio.engines.upstream.failures import find_error, to_engine_error
+from crucible_trio.engines.upstream.failures import find_error, to_engine_error, unwrapped
 from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkPart, ThinkSplitter
@@ -171,8 +171,8 @@ class UpstreamCompletion:
 
     def _feed_data(self, data: str, event_type: str, name: str) -> list[Piece]:
         try:
-            value = decode_data(data)
-        except (ValueError, RecursionError):
+            value = unwrapped(decode_data(data))
+        except ValueError:
             if event_type in {"", "message"} and not _WORDS.fullmatch(data):
                 message = "The upstream server sent an event that is not a chat completion chunk."
                 self.fail(EngineError("upstream_invalid_response", message))
@@ -306,6 +306,6 @@ def _is_json(value: list[object]) -> bool:
     """Whether our own JSON can hold a value. That of others may have half a character, or be nested too deeply."""
     try:
         msgspec.json.encode(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return not is_deeper(value)

@@ -16,11 +16,15 @@ from typing import Any, Final
 
 import msgspec
 
+from crucible_trio.engines.upstream.json_cuts import closed_again
 from crucible_trio.errors import EngineError, UpstreamReport
 
 # A server's identifier for an error, such as exceed_context_size_error. The server's sentence may quote the prompt or
 # the key, an identifier does not.
 _IDENTIFIER: Final = re.compile(r"[a-zA-Z][a-zA-Z_]{2,63}")
+
+# Characters of a torn body in which an error is looked for. The sentence is at the beginning.
+_MAX_CLOSED_LENGTH: Final = 16 * 1024
 
 _CODE_FIELDS: Final = ("code", "status", "status_code", "error_code")
 _WORD_FIELDS: Final = ("code", "error_code", "type", "error_type", "status")
@@ -61,16 +65,30 @@ _STATUS_OF_WORD: Final[Mapping[str, int]] = {
 def find_error(body: str | bytes) -> object:
     """Find the error in a body: the value of `error`, or the whole object, as vLLM sent it.
 
+    Args:
+        body: The body, or its beginning: the prompt that a server quotes makes some of them very long.
+
     Returns:
-        None if the body is not a JSON object.
+        None if the body is not a JSON object, or a list with one.
     """
-    try:
-        value = msgspec.json.decode(body)
-    except (ValueError, RecursionError):
-        return None
+    text = body if isinstance(body, str) else body.decode("utf-8", "replace")
+    value = _decoded(text)
+    if value is None:
+        value = next(
+            (found for closed in closed_again(text[:_MAX_CLOSED_LENGTH]) if (found := _decoded(closed)) is not None),
+            None,
+        )
+    value = unwrapped(value)
     if not isinstance(value, dict):
         return None
     return value["error"] if _says_something(value.get("error")) else value
+
+
+def unwrapped(value: object) -> object:
+    """The object in a list with one error, as Gemini sends it. Any other value as it is."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "error" in value[0]:
+        return value[0]
+    return value
 
 
 def error_in_chunk(chunk: Mapping[str, Any]) -> object:
@@ -133,11 +151,33 @@ def _report(error: object) -> UpstreamReport | None:
         return None
     code = _text_in(error, ("code", "error_code"))
     return UpstreamReport(
-        _text_in(error, _MESSAGE_FIELDS),
+        _text_in(error, _MESSAGE_FIELDS) or _details(error),
         _text_in(error, ("type", "error_type")),
         None if code is None or code.isdecimal() else code,
         _text_in(error, ("param",)),
     )
+
+
+def _details(error: Mapping[str, Any]) -> str | None:
+    """The sentences in the list of a validation error: FastAPI's (vLLM), and Mistral's, which has it in `message`."""
+    outer = error.get("message")
+    found = (outer if isinstance(outer, dict) else error).get("detail")
+    sentences = []
+    for item in found if isinstance(found, list) else [found]:
+        if isinstance(item, str):
+            sentences.append(item)
+        elif isinstance(item, dict) and (sentence := _text_in(item, ("msg", *_MESSAGE_FIELDS))):
+            loc = item.get("loc")
+            place = ".".join(str(part) for part in loc if isinstance(part, str | int)) if isinstance(loc, list) else ""
+            sentences.append(f"{place}: {sentence}" if place else sentence)
+    return "; ".join(sentences) or None
+
+
+def _decoded(text: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _text_in(fields: Mapping[str, Any], names: Iterable[str]) -> str | None:

@@ -80,8 +80,9 @@ def _is_empty(value: object) -> bool:
 
 def _size(name: str, value: object) -> int | None:
     """The bytes of a field as JSON. None if our own JSON cannot hold it: half a character, or nested too deeply."""
+    field = {name: value}
     try:
-        size = len(msgspec.json.encode({name: value}))
+        size = len(msgspec.json.encode(field))
     except (ValueError, OverflowError, RecursionError):
         return None
-    return None if is_deeper(value) else size
+    return None if is_deeper(field) else size  # the output measures it with its name, too

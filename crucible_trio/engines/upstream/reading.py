@@ -18,7 +18,7 @@ from crucible_trio.content import Piece
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.chunks import decode_data
 from crucible_trio.engines.upstream.completion import DONE, UpstreamCompletion
-from crucible_trio.engines.upstream.failures import error_in_chunk, to_engine_error
+from crucible_trio.engines.upstream.failures import error_in_chunk, to_engine_error, unwrapped
 from crucible_trio.engines.upstream.passed_fields import PassedFields
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
@@ -97,7 +97,8 @@ class CompletionReader:
         pieces = [piece for event in events for piece in self._completion.feed(event)]
         if self._decoder.unfinished_length > self._max_event_length:
             self._is_readable = False
-            self._completion.fail(_not_an_event_stream())
+            is_events = self._has_events or _may_begin_events(self._head)
+            self._completion.fail(_too_large(self._max_event_length) if is_events else _not_an_event_stream())
         return pieces
 
     def end(self, *, was_cut: bool, as_promised: bool = False) -> list[Piece]:
@@ -157,8 +158,9 @@ class CompletionReader:
         """The error in a body that is JSON: some servers report one under status 200."""
         try:
             body = decode_data(self._head.decode("utf-8", "replace"))
-        except (ValueError, RecursionError):
+        except ValueError:
             return None
+        body = unwrapped(body)
         error = error_in_chunk(body) if isinstance(body, dict) else None
         return None if error is None else to_engine_error(None, error)
 
@@ -170,7 +172,7 @@ def _is_complete(event: ServerSentEvent) -> bool:
         return True
     try:
         return isinstance(decode_data(data), dict)
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
 
 
@@ -184,6 +186,11 @@ def _may_begin_events(body: bytes) -> bool:
 def _lost_connection() -> EngineError:
     message = "The connection to the upstream server was lost before the completion ended."
     return EngineError("upstream_ended_early", message, retryable=True)
+
+
+def _too_large(max_event_length: int) -> EngineError:
+    message = f"The upstream server sent an event that is too large: more than {max_event_length} characters."
+    return EngineError("upstream_invalid_response", message)
 
 
 def _not_an_event_stream() -> EngineError:
