@@ -310,6 +310,16 @@ def event_stream() -> type[EventStream]:
     return EventStream
 
 
+@pytest.fixture
+def certificate(need_program: Callable[[str], str], tmp_path: Path) -> tuple[Path, Path]:
+    """The files of a key, and of a certificate for 127.0.0.1 that the key itself has signed."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ["-subj", "/CN=a test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = [need_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return key, certificate
+
+
 @asynccontextmanager
 async def _delayed(port: int, seconds: float) -> AsyncIterator[int]:
     """A proxy in front of a port that delays everything. Yields its own port."""
