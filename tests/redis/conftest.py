@@ -48,6 +48,12 @@ def free_port() -> int:
         return port
 
 
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """`free_ports(2)`: ports on which nothing listens."""
+    return lambda count: [free_port() for _ in range(count)]
+
+
 class RedisServer:
     """One redis-server on a port of its own.
 
