@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
-for requirement in [*project["dependencies"], *project["optional-dependencies"]["local"]]:
+extras = project["optional-dependencies"]
+for requirement in [*project["dependencies"], *extras["local"], *extras["redis"]]:
     name, lowest = re.fullmatch(r"([\w.-]+)>=([\d.]+)(?:,<[\d.]+)?", requirement).groups()
     print(f"{name}=={lowest}")

@@ -62,7 +62,10 @@ def test_the_lowest_versions_are_the_lower_bounds_of_the_project() -> None:
     program = [sys.executable, str(ROOT / ".ci" / "lowest_versions.py")]
     lines = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    runtime = [*project["dependencies"], *project["optional-dependencies"]["local"]]
+    runtime = [
+        *project["dependencies"],
+        *(bound for extra in ("local", "redis") for bound in project["optional-dependencies"][extra]),
+    ]
     assert [line.replace("==", ">=") for line in lines] == [bound.partition(",")[0] for bound in runtime]
     assert "PIP_CONSTRAINT=" in make("test-lowest")
 
@@ -84,12 +87,12 @@ def test_ci_installs_the_programs_of_the_tests_and_runs_four_suites() -> None:
     file = ROOT / ".ci" / "run"
     subprocess.run(["bash", "-n", str(file)], check=True, timeout=60)
     script = file.read_text()
-    for program in ("chromium", "curl", "nginx", "npm", "nodejs", "python3-venv"):
+    for program in ("chromium", "curl", "nginx", "npm", "openssl", "redis-server", "nodejs", "python3-venv"):
         assert program in script
     suites = [
         "make test\n",
-        "make test-suite PYTHON=/usr/bin/python3 VENV=.venv-debian\n",
+        'make test-suite PYTHON=/usr/bin/python3 VENV=.venv-debian TESTS="$quick"\n',
         "make test-quick\n",
-        'make test-lowest TESTS="not (slow or browser or npm or soak)"\n',
+        'make test-lowest TESTS="$quick"\n',
     ]
     assert [suite for suite in suites if suite in script] == suites
