@@ -100,9 +100,9 @@ async def test_the_script_restarts_a_process_that_dies_and_drains_all(
             finally:
                 process.send_signal(signal.SIGTERM)
             assert await process.wait() == 0
-    for port in ports:
-        with pytest.raises(AssertionError):
-            pid_of(port)
+            for port in ports:  # before the nursery waits for the end of the log
+                with pytest.raises(AssertionError):
+                    pid_of(port)
 
 
 async def test_the_script_needs_a_log_and_a_secret(clean_environment: dict[str, str]) -> None:
