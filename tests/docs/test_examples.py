@@ -88,7 +88,7 @@ PAGES = [
 ADDRESS = "127.0.0.1:8000"  # in the examples
 OPENAIS = "chat.completion.chunk"  # in the examples of that wire
 OTHER_PROGRAMS = {".", "cd", "curl", "hypercorn", "mkdir", "node", "none", "npm", "npx"}
-OTHER_PROGRAMS |= {"open-webui", "pip", "python", "python3", "uv"}
+OTHER_PROGRAMS |= {"open-webui", "pip", "python", "python3", "sh", "uv"}
 # Errors that every API may raise, and the native one never does.
 NEVER_NATIVE = {UnsupportedParameterError, UnknownParameterError, ModelNotFoundError, TooManyReadersError}
 

@@ -48,6 +48,12 @@ def free_port() -> int:
         return port
 
 
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """`free_ports(2)`: ports on which nothing listens."""
+    return lambda count: [free_port() for _ in range(count)]
+
+
 class RedisServer:
     """One redis-server on a port of its own.
 
@@ -308,6 +314,16 @@ class EventStream:
 @pytest.fixture
 def event_stream() -> type[EventStream]:
     return EventStream
+
+
+@pytest.fixture
+def certificate(need_program: Callable[[str], str], tmp_path: Path) -> tuple[Path, Path]:
+    """The files of a key, and of a certificate for 127.0.0.1 that the key itself has signed."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ["-subj", "/CN=a test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = [need_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return key, certificate
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -104,28 +103,18 @@ async def test_where_nothing_listens_the_start_fails(
     assert str(redis.port) not in str(refusal.value)
 
 
-def make_certificate(folder: Path, need_program: Callable[[str], str]) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1, signed by itself."""
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subject = ["-subj", "/CN=redis of a test", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = [need_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    return key, certificate
-
-
 # coredis leaves parts of a connection open that TLS has refused, and Python warns of them.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 async def test_tls_verifies_the_server(
     new_redis: Callable[..., Any],
     open_over: OpenPipeline,
-    need_program: Callable[[str], str],
-    tmp_path: Path,
+    certificate: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    key, certificate = make_certificate(tmp_path, need_program)
+    key, public = certificate
     redis = new_redis(
-        *("--tls-port", "0", "--tls-cert-file", str(certificate), "--tls-key-file", str(key)),
-        *("--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no"),
+        *("--tls-port", "0", "--tls-cert-file", str(public), "--tls-key-file", str(key)),
+        *("--tls-ca-cert-file", str(public), "--tls-auth-clients", "no"),
     )
     redis.command("CONFIG", "SET", "tls-port", str(redis.port + 1))
     url = f"rediss://127.0.0.1:{redis.port + 1}/0"
@@ -134,7 +123,7 @@ async def test_tls_verifies_the_server(
         async with open_over(ScriptedEngine("a"), url=url):
             pass
     gc.collect()  # here, and not in another test
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(public))
     monkeypatch.setattr("crucible_trio.store.redis.store._FIRST_CONNECT_SECONDS", 30)
     async with open_over(ScriptedEngine("a"), url=url) as here, open_over(ScriptedEngine("a"), url=redis.url) as there:
         stream = await here.start(Request("q"), on_disconnect="continue")

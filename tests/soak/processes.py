@@ -32,7 +32,6 @@ from crucible_trio.records import parse_event_id
 from crucible_trio.sse import Decoder
 
 LEASE_SECONDS = 4.0  # a process on a busy machine may wait for its core for some seconds
-RETENTION_SECONDS = 20.0  # readers on a busy machine may need some seconds to come back
 PATIENCE_SECONDS = 60.0
 MEMORY_GROWTH_MIB = 30.0  # a process that serves hundreds of streams keeps free lists and pools
 
@@ -59,6 +58,7 @@ class Server:
     """One `crucible serve`, on a port that it keeps over restarts."""
 
     url: str
+    retention: float
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -69,7 +69,7 @@ class Server:
             "LOG_URL": self.url,
             "TOKEN_SECRET": "a secret of this test",
             "LOG_LEASE_SECONDS": str(LEASE_SECONDS),
-            "RETENTION_SECONDS": str(RETENTION_SECONDS),
+            "RETENTION_SECONDS": str(self.retention),
             "RETRY_MILLISECONDS": "10",
             "DRAIN_SECONDS": "1",
         }
@@ -135,7 +135,7 @@ async def request(port: int, method: str, path: str, body: bytes = b"", headers:
 
 @asynccontextmanager
 async def events(port: int, path: str, last_id: str) -> AsyncIterator[AsyncIterator[tuple[str, bytes]]]:
-    """The events of a stream, as id and data. The iterator ends when the connection does."""
+    """The events of a stream, as id and data. The iterator ends with the body or the connection."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
         last = f"Last-Event-ID: {last_id}\r\n" if last_id else ""
@@ -144,7 +144,8 @@ async def events(port: int, path: str, last_id: str) -> AsyncIterator[AsyncItera
 
         async def iterate() -> AsyncGenerator[tuple[str, bytes], None]:
             with suppress(trio.BrokenResourceError):
-                while data := await stream.receive_some():
+                # The server keeps an idle connection open for seconds after the body's end.
+                while not parser.is_complete and (data := await stream.receive_some()):
                     parser.feed(bytes(data))
                     if parser.has_head and parser.status != 200:
                         raise RefusedError(parser.status)
@@ -289,7 +290,7 @@ async def soak(options: argparse.Namespace, folder: str) -> bool:
     redis_process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
         [*command, "--loglevel", "warning"], stdout=subprocess.DEVNULL
     )
-    servers = [Server(f"redis://127.0.0.1:{port}/0") for _ in range(options.processes)]
+    servers = [Server(f"redis://127.0.0.1:{port}/0", options.retention) for _ in range(options.processes)]
     run = Soak(servers, options.seconds, random.Random(options.seed))
     tally = run.tally
     try:
@@ -346,7 +347,7 @@ async def _back_to_start(
 ) -> None:
     """Wait until processes and Redis hold no more than before. Leftovers are an error."""
     wrong = run.tally.wrong
-    await trio.sleep(RETENTION_SECONDS)
+    await trio.sleep(run.servers[0].retention)
     deadline = time.monotonic() + PATIENCE_SECONDS
     # Ids and idempotency keys are remembered for an hour, and an unread stream of a dead process for two minutes.
     for what, script in (("leases", COUNT_LEASES), ("keys that never expire", COUNT_KEPT)):
@@ -376,6 +377,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--readers", type=int, default=200)
     parser.add_argument("--kills", type=int, default=3)
+    # Readers on a busy machine may need some seconds to come back.
+    parser.add_argument("--retention", type=float, default=20.0, help="seconds for which ended streams are kept")
     parser.add_argument("--seed", type=int, default=random.getrandbits(32))
     options = parser.parse_args()
     print(f"seed {options.seed}")

@@ -40,7 +40,7 @@ async def test_readers_that_change_between_processes_that_die_lose_no_record(
     if find_spec("coredis") is None:
         skip_missing("coredis is not installed")
     program = Path(__file__).with_name("processes.py")
-    short = ["--seconds", "8", "--processes", "2", "--readers", "20", "--kills", "1", "--seed", "5"]
+    short = ["--seconds", "8", "--processes", "2", "--readers", "20", "--kills", "1", "--retention", "8", "--seed", "5"]
     with trio.fail_after(300):
         done = await trio.run_process(
             [sys.executable, "-W", "error", str(program), *short],
