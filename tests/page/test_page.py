@@ -150,6 +150,49 @@ async def test_the_history_keeps_ids_only_and_opens_a_stream_again(chromium, ser
         assert not await page.evaluate("document.getElementById('history').open")
 
 
+async def test_the_history_says_why_it_has_no_list(chromium, serving) -> None:
+    async def engine(request):
+        yield "."
+
+    shown = "document.getElementById('streams').textContent"
+    async with chromium() as browser:
+        async with serving(engine, keys={"alice": "k"}) as served:
+            page = await browser.open(served.url)
+            await page.click("DisclosureTriangle", "History")
+            await page.until(f"{shown} === 'This server needs a key.'")
+            await page.click("DisclosureTriangle", "History")
+            await page.evaluate("sessionStorage.setItem('key', 'k')")
+            await page.click("DisclosureTriangle", "History")
+            await page.until(f"{shown} === 'The server has none of them now.'")
+            await page.click("DisclosureTriangle", "History")
+        await page.click("DisclosureTriangle", "History")
+        await page.until(f"{shown} === 'The server cannot be reached.'")
+
+
+async def test_the_history_closes_on_escape_and_when_the_user_goes_elsewhere(chromium, serving) -> None:
+    async def engine(request):
+        yield "."
+
+    is_open = "document.getElementById('history').open"
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url, width=360, height=740)
+        await page.click("DisclosureTriangle", "History")
+        assert await page.evaluate(is_open)
+        [left, right] = await page.evaluate(
+            "(({ left, right }) => [left, right])(document.querySelector('.popover').getBoundingClientRect())"
+        )
+        assert 0 <= left < right <= 360
+        await page.press("Escape")
+        assert not await page.evaluate(is_open)
+        assert await page.evaluate("document.activeElement.textContent") == "History"
+        for leave in (page.press("Tab"), page.click("textbox", "Question")):
+            await page.click("DisclosureTriangle", "History")
+            await page.until("document.getElementById('streams').textContent !== ''")
+            assert await page.evaluate(is_open)
+            await leave
+            assert not await page.evaluate(is_open)
+
+
 async def test_the_user_picks_the_model(chromium, serving) -> None:
     class Two:
         info = EngineInfo(name="two", models=("first", "second"))
@@ -329,6 +372,28 @@ async def test_a_reload_in_the_middle_continues_the_stream(chromium, serving) ->
         assert await page.marks() == marks
 
 
+async def test_a_second_reload_before_the_first_has_restored_the_turns_keeps_them(chromium, serving) -> None:
+    async def engine(request):
+        yield f"About {request.messages[-1].text}."
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        for question in ("one", "two", "three"):
+            await page.ask(question, mode="standard")
+            await page.answer_is(f"About {question}.")
+            await page.status_is("Done.")
+        script = await page.call(
+            "Page.addScriptToEvaluateOnNewDocument", source="window.fetch = () => new Promise(() => {});"
+        )
+        await page.reload()
+        await page.until("document.querySelectorAll('.turn').length === 1")  # and no answer comes for it
+        await page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"])
+        await page.reload()
+        await page.answer_is("About three.")
+        answers = "[...document.querySelectorAll('.answer .text')].map((text) => text.textContent)"
+        assert await page.evaluate(answers) == ["About one.", "About two.", "About three."]
+
+
 async def test_a_reload_after_the_stream_is_gone_says_so(chromium, serving) -> None:
     async def engine(request):
         yield "Soon gone."
@@ -378,6 +443,32 @@ async def test_a_slow_reader_stops_the_model(chromium, serving) -> None:
         kinds = "[...document.querySelectorAll('#marks li')].map((item) => item.className)"
         assert await page.evaluate(kinds) == ["slow", "waits", "fast", "end"]
         assert await page.evaluate("document.querySelectorAll('#chart rect.waits').length") > 0
+
+
+async def test_the_lines_of_the_chart_meet_at_the_end(chromium, serving) -> None:
+    words = trio.Event()
+
+    async def engine(request):
+        yield "First. "
+        await words.wait()
+        for number in range(100):
+            yield f"{number} "
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.click("button", "Read slowly")
+        await page.ask(mode="standard")
+        await page.answer_is("First. ")
+        words.set()
+        await page.until("document.getElementById('activity').textContent === 'The model has finished.'")
+        await page.click("button", "Read slowly")
+        await page.status_is("Done.")
+        await page.until(f"{VERDICT}.endsWith('log.')")
+        end = "document.querySelector('#chart polyline.{}').getAttribute('points').split(' ').at(-1)"
+        assert await page.evaluate(end.format("made")) == await page.evaluate(end.format("read"))
+        await page.reload()
+        await page.until(f"{VERDICT}.endsWith('log.')")
+        assert await page.evaluate(end.format("made")) == await page.evaluate(end.format("read"))
 
 
 async def test_switching_between_slow_and_fast_loses_nothing(chromium, serving) -> None:
@@ -457,8 +548,33 @@ async def test_stop_stops_the_model_and_keeps_the_text(chromium, serving) -> Non
         await page.status_is("Stopped.")
         await stopped.wait()
         await matches(page, (await served.snapshot()))
+        assert await page.content("activity") == "The model was stopped."
         assert ((await served.snapshot()).status, (await served.snapshot()).by) == ("cancelled", "client")
-        assert await page.marks() == ["You stopped the model, with record 2 read", "The stream ended with record 3"]
+        assert await page.marks() == [
+            "You asked to stop the model, with record 2 read",
+            "The stream ended with record 3",
+        ]
+
+
+async def test_a_stop_that_does_not_reach_the_server_says_so(chromium, serving) -> None:
+    async def engine(request):
+        yield "So far."
+        await trio.sleep_forever()
+
+    async with chromium() as browser:
+        async with serving(engine) as served:
+            page = await browser.open(served.url)
+            await page.ask()
+            await page.answer_is("So far.")
+        await page.until("document.getElementById('status').textContent.startsWith('Connection lost')")
+        await page.click("button", "Stop")
+        words = "The server cannot be reached, and was not told to stop."
+        await page.until(f"document.getElementById('status').textContent.endsWith('{words}')")
+        assert (await page.content("status")).startswith("Connection lost")
+        assert await page.marks() == [
+            "The connection was lost after record 2",
+            "You asked to stop the model, with record 2 read",
+        ]
 
 
 @pytest.mark.parametrize("is_slow", [False, True])
@@ -618,6 +734,18 @@ async def test_an_invalid_question_gets_an_explanation(chromium, serving) -> Non
         await page.status_is("The server refused this: Invalid enum value 'x' - at `$.mode`.")
 
 
+async def test_a_question_of_blanks_is_not_sent(chromium, serving) -> None:
+    async def engine(request):
+        yield "."
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.ask(" \n ")
+        assert await page.content("status") == "Ready."
+        assert await page.evaluate("document.activeElement.id") == "question"
+        assert await served.pipeline.list() == []
+
+
 async def test_the_status_explains_how_the_stream_ended(chromium, serving) -> None:
     ends = {
         "a": (Finish("length"), "Ended early: the text reached its greatest length."),
@@ -755,6 +883,18 @@ async def test_the_page_can_be_used_with_the_keyboard_alone(chromium, serving) -
         assert await page.evaluate(focused) == "stop"
 
 
+async def test_a_long_conversation_scrolls_in_its_own_box_and_not_the_page(chromium, serving) -> None:
+    async def engine(request):
+        yield "Line.\n\n" * 20
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        for _ in range(4):
+            await page.ask(mode="standard")
+            await page.status_is("Done.")
+        assert await page.evaluate("document.documentElement.scrollHeight") == 800
+
+
 async def test_a_screen_reader_announces_the_status_and_not_every_piece(chromium, serving) -> None:
     more = trio.Event()
 
@@ -824,7 +964,7 @@ async def test_a_phone_can_ask_cut_and_stop_and_sees_the_proof(chromium, serving
         assert await page.marks() == [
             "You cut the connection after record 2",
             "Resumed after record 2",
-            "You stopped the model, with record 4 read",
+            "You asked to stop the model, with record 4 read",
             "The stream ended with record 5",
         ]
 
@@ -848,6 +988,8 @@ async def test_the_page_fits_the_screen_and_has_enough_contrast(chromium, servin
         await page.answer_is("y" * 500)
         await page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        title = "document.querySelector('h1')"
+        assert await page.evaluate(f"{title}.scrollWidth <= {title}.clientWidth && {title}.offsetHeight < 40")
         # Touch targets are at least 44 pixels high.
         visible = "[...document.querySelectorAll('button')].filter((button) => button.checkVisibility())"
         heights = await page.evaluate(f"{visible}.map((button) => button.offsetHeight)")

@@ -125,6 +125,26 @@ async def test_answers_code_and_programs_can_be_copied(chromium, serving) -> Non
         assert curl.startswith("# Start a stream")
 
 
+async def test_open_programs_follow_the_stream_of_the_page(chromium, serving) -> None:
+    async def engine(request):
+        yield request.messages[-1].text
+
+    async with serving(engine) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.click("DisclosureTriangle", "The same with a program")
+        await page.until("document.querySelectorAll('#programs pre').length === 3")
+        for question in ("one", "two"):
+            await page.ask(question, mode="standard")
+            await page.answer_is(question)
+            await page.status_is("Done.")
+            snapshot = await served.snapshot()
+            curl = await page.evaluate("document.querySelector('#programs pre').textContent")
+            assert f"ID={snapshot.id}.{snapshot.last_seq}   # of the stream on the page" in curl
+            assert f'"input":"{question}"' in curl
+        await page.click("button", "New chat")
+        assert "# yours" in await page.evaluate("document.querySelector('#programs pre').textContent")
+
+
 async def test_without_a_clipboard_the_text_is_still_copied(chromium, serving) -> None:
     async def engine(request):
         yield "Text."

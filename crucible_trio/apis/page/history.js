@@ -1,6 +1,7 @@
 // The streams of this browser. Only their ids are kept here. Everything else is asked from the server.
 
-import { get } from "./api.js";
+import { api, hasKey } from "./api.js";
+import { refusal, UNREACHABLE } from "./words.js";
 
 const MAX_IDS = 50;
 
@@ -14,7 +15,9 @@ export function remember(id) {
 // Fills the list with the streams that the server still has. `open(id)` is called for the one that the user picks.
 export async function fill(list, open) {
   const ids = new Set(read());
-  const streams = ((await get("v1/streams"))?.data ?? []).filter(({ id }) => ids.has(id));
+  const response = await api("GET", "v1/streams").catch(() => null);
+  if (!response?.ok) return list.replaceChildren(response ? await refusal(response, hasKey()) : UNREACHABLE);
+  const streams = (await response.json()).data.filter(({ id }) => ids.has(id));
   list.replaceChildren(...streams.map((stream) => entry(stream, open)));
   if (!streams.length) list.append("The server has none of them now.");
 }

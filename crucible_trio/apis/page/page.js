@@ -8,9 +8,8 @@ import { Reading } from "./reading.js";
 import { follow } from "./scroll.js";
 import { addMark, newTimeline } from "./timeline.js";
 import { Turn } from "./turn.js";
-import { ending, refusal } from "./words.js";
+import { ending, refusal, UNREACHABLE } from "./words.js";
 
-const UNREACHABLE = "The server cannot be reached.";
 const GONE = "The server does not have this stream any more.";
 
 const $ = (id) => document.getElementById(id);
@@ -28,11 +27,13 @@ let phase = "idle"; // "asking", "running"
 let isSlow = false;
 let isReplay = false; // the page reads a stream that it, or another page, has read before
 let stage = "Ready.";
+let unstopped = ""; // why the server did not take the last Stop
+let programFacts = ""; // what the programs were shown for
 
 const toEnd = follow($("conversation"), $("newest"));
 
 function show() {
-  const words = [reading?.link || stage, reading?.notice].filter(Boolean).join(" ");
+  const words = [reading?.link || stage, unstopped, reading?.notice].filter(Boolean).join(" ");
   if ($("status").textContent !== words) $("status").textContent = words; // it is read aloud on every change
   $("ask").setAttribute("aria-disabled", phase !== "idle");
   $("cut").setAttribute("aria-disabled", phase !== "running");
@@ -40,11 +41,12 @@ function show() {
   $("slow").setAttribute("aria-pressed", isSlow);
   $("welcome").hidden = runs.length > 0;
   proof?.show();
+  refreshPrograms();
 }
 
 function keep() {
-  const run = runs.at(-1);
-  if (run && reading) run.timeline.seq = reading.ledger.seq;
+  if (!reading) return; // while the conversation is being restored, the list that the tab has is the whole one
+  runs.at(-1).timeline.seq = reading.ledger.seq;
   sessionStorage.setItem("runs", JSON.stringify(runs));
 }
 
@@ -52,6 +54,11 @@ function keep() {
 
 async function ask() {
   if (phase !== "idle") return;
+  if (!$("question").value.trim()) {
+    $("question").value = "";
+    $("question").reportValidity(); // the browser says that a question is required
+    return;
+  }
   isReplay = false;
   const asked = chat;
   if (!$("key-field").hidden) keepKey($("key").value);
@@ -98,15 +105,17 @@ async function refused(response) {
 }
 
 async function stop() {
-  if (phase !== "running") return;
-  const [run, asked] = [runs.at(-1), reading];
-  stage = "Stopping…";
+  if (phase !== "running" || stage === "Stopping…") return;
+  const [run, asked, before] = [runs.at(-1), reading, stage];
+  [stage, unstopped] = ["Stopping…", ""];
   mark("stop", reading.ledger.seq);
   show();
   const response = await api("POST", run.cancel_url).catch(() => null);
   if (reading !== asked || phase !== "running") return;
   if (response?.ok) return reading.readSlowly(false, false); // the terminal record comes like every other record
-  stage = response ? await refused(response) : "The server cannot be reached, and was not told to stop.";
+  const words = response ? await refused(response) : "The server cannot be reached, and was not told to stop.";
+  if (reading !== asked || phase !== "running") return;
+  [stage, unstopped] = [before, words]; // beside the state of the connection, which may be lost too
   show();
 }
 
@@ -120,7 +129,7 @@ function mark(kind, seq) {
 // Read
 
 function begin(run) {
-  [phase, stage] = ["running", "Waiting for the model…"];
+  [phase, stage, unstopped] = ["running", "Waiting for the model…", ""];
   proof?.close();
   proof = null;
   for (const earlier of runs) earlier.timeline.samples = []; // not shown any more, and the tab has little space
@@ -196,7 +205,7 @@ function finish(words, terminal = null) {
   const run = runs.at(-1);
   reading.close();
   reading.link = "";
-  [phase, stage] = ["idle", words];
+  [phase, stage, unstopped] = ["idle", words, ""];
   turns.at(-1).end(words);
   if (terminal) {
     if (!run.isOver) mark("end", terminal.seq);
@@ -216,19 +225,28 @@ function newChat() {
   reading?.close();
   proof?.close();
   [runs, turns, chat, reading, proof, phase, stage, isReplay] = [[], [], {}, null, null, "idle", "Ready.", false];
+  unstopped = "";
   $("turns").replaceChildren();
   clearProof();
   sessionStorage.removeItem("runs");
   show();
 }
 
+// The stream's snapshot, or null and why there is none.
+async function lookUp(id) {
+  const response = await api("GET", `v1/streams/${id}`).catch(() => null);
+  if (!response) return [null, UNREACHABLE];
+  if (response.ok) return [await response.json(), ""];
+  return [null, response.status === 404 ? GONE : await refused(response)];
+}
+
 // A stream of this browser's history. The text and the offset are gone, so it is read from record 1. The records that
 // exist already arrive together.
 async function open(id) {
-  const stream = await get(`v1/streams/${id}`);
+  const [stream, why] = await lookUp(id);
   newChat();
   $("history").open = false;
-  if (!stream) stage = GONE;
+  if (!stream) stage = why;
   else {
     isReplay = true;
     const { events_url: eventsUrl, cancel_url: cancelUrl, mode } = stream;
@@ -247,10 +265,10 @@ async function restore(kept) {
   for (const run of kept) {
     const turn = addTurn(run);
     runs.push(run);
-    const snapshot = await get(`v1/streams/${run.id}`);
+    const [snapshot, why] = await lookUp(run.id);
     if (chat !== restored) return;
     if (snapshot) turn.fill(snapshot, ending({ ...snapshot, type: `stream.${snapshot.status}` }));
-    else turn.end(GONE);
+    else turn.end(why);
   }
   $("form").elements.mode.value = last.mode;
   $("question").value = "";
@@ -274,6 +292,15 @@ function showPrograms() {
     lastId: reading?.lastId,
     hasKey: hasKey(),
   });
+}
+
+// Shows the programs again for another stream, its first record and its end. Not for each record: the user may be
+// selecting their text.
+function refreshPrograms() {
+  const facts = [phase, runs.at(-1)?.id, Boolean(reading?.lastId)].join(" ");
+  if (facts === programFacts) return;
+  programFacts = facts;
+  if ($("programs").open) showPrograms();
 }
 
 // The controls
@@ -301,6 +328,16 @@ $("new").addEventListener("click", () => {
   $("question").focus();
 });
 $("history").addEventListener("toggle", () => $("history").open && fill($("streams"), open));
+addEventListener("keydown", ({ key }) => {
+  if (key !== "Escape" || !$("history").open) return;
+  if ($("history").contains(document.activeElement)) $("history").querySelector("summary").focus();
+  $("history").open = false;
+});
+for (const kind of ["pointerdown", "focusin"]) {
+  addEventListener(kind, ({ target }) => {
+    if (!$("history").contains(target)) $("history").open = false;
+  });
+}
 $("programs").addEventListener("toggle", () => $("programs").open && showPrograms());
 addEventListener("pagehide", keep);
 

@@ -15,11 +15,14 @@ export class Proof {
   #progress = { activity: "", pieces: 0, buffered: 0 };
   #timer = 0;
   #isWhole = false;
+  #wasOver; // before this page read it, so that its timeline is complete
+  #status = "";
   #isSame = null;
   #end = null;
 
   constructor(run, ledger) {
     this.#run = run;
+    this.#wasOver = run.isOver;
     this.#ledger = ledger;
     this.#poll();
   }
@@ -29,6 +32,7 @@ export class Proof {
     clearTimeout(this.#timer);
     this.#isWhole = true;
     this.#end = record;
+    this.#status = record.type.replace("stream.", "");
     await this.#ask((snapshot) => {
       if (snapshot.refusal !== null) return; // the page shows it between the parts of the answer
       this.#isSame = snapshot.output === text.answer && JSON.stringify(snapshot.trace) === JSON.stringify(text.trace);
@@ -41,7 +45,7 @@ export class Proof {
   }
 
   sample() {
-    if (this.#run.isOver) return;
+    if (this.#wasOver) return;
     const { pieces, activity } = this.#progress;
     addSample(this.#run.timeline, Math.max(pieces, this.#ledger.pieces), this.#ledger.pieces, activity);
   }
@@ -57,6 +61,7 @@ export class Proof {
   async #ask(then) {
     const snapshot = await get(`v1/streams/${this.#run.id}`);
     if (!snapshot || this.#timer === null || (this.#isWhole && !then)) return;
+    this.#status = snapshot.status;
     if (snapshot.progress) {
       const { activity, pieces, buffered } = (this.#progress = snapshot.progress);
       this.#ledger.learn(snapshot.last_seq, pieces - buffered);
@@ -91,7 +96,7 @@ export class Proof {
     const { pieces, buffered, activity } = this.#progress;
     $("verdict").textContent = verdict(ledger, this.#isWhole, this.#isSame);
     $("verdict").className = ledger.exact && this.#isSame !== false ? "good" : "bad";
-    $("activity").textContent = activityWords(this.#isWhole ? "ended" : activity);
+    $("activity").textContent = activityWords(this.#isWhole ? "ended" : activity, this.#status);
     $("activity").className = this.#isWhole ? "ended" : activity;
     const [made, waiting] = [Math.max(pieces, ledger.pieces), this.#isWhole ? 0 : buffered];
     $("made").textContent = made;

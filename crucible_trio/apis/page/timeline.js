@@ -26,6 +26,6 @@ export const MARKS = {
   slow: ["slow", (seq) => `Reading slowly after record ${seq}`],
   fast: ["fast", (seq) => `Reading at full speed after record ${seq}`],
   waits: ["waits", (seq) => `The model waits for this reader, which has record ${seq}`],
-  stop: ["stop", (seq) => `You stopped the model, with record ${seq} read`],
+  stop: ["stop", (seq) => `You asked to stop the model, with record ${seq} read`],
   end: ["end", (seq) => `The stream ended with record ${seq}`],
 };

@@ -1,5 +1,7 @@
 // Sentences for the user: what the model does, what the page has checked, how a stream ended, why a request was refused.
 
+export const UNREACHABLE = "The server cannot be reached.";
+
 const REASONS = {
   max_output_tokens: "Ended early: the text reached its greatest length.",
   first_token_deadline: "Ended early: the model took too long to begin.",
@@ -22,7 +24,15 @@ const ACTIVITIES = {
   ended: "The model has finished.",
 };
 
-export const activityWords = (activity) => ACTIVITIES[activity] ?? "";
+// By the status of the stream, if the model has not come to its end.
+const UNFINISHED = {
+  incomplete: "The model ended early.",
+  failed: "The model failed.",
+  cancelled: "The model was stopped.",
+};
+
+export const activityWords = (activity, status) =>
+  (activity === "ended" && UNFINISHED[status]) || (ACTIVITIES[activity] ?? "");
 
 // What the numbers of the records that came prove. `isWhole`: the stream has ended, and `isSame`: the page's text is the
 // text in the server's log. Null: the log was not asked.
