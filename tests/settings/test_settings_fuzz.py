@@ -20,7 +20,7 @@ from crucible_trio.settings.upstreams import UpstreamSettings
 SEEDS = range(3000)
 MAY_BE_EMPTY = {"openai_deep_suffix"}  # an empty text turns the suffix off
 # An empty list means none.
-NO_ITEMS = {"allowed_origins", "server_names", "openai_deep_efforts", "upstream_starts_in_trace"}
+NO_ITEMS = {"allowed_origins", "apis", "server_names", "openai_deep_efforts", "upstream_starts_in_trace"}
 IN_JSON = {
     "upstream_thinking",
     "upstream_extra_body",
@@ -64,6 +64,8 @@ def wrong_values(name: str) -> Iterator[object]:
         yield from ["perhaps", "2"]
     if name == "bind":
         yield from [",", "127.0.0.1:99999", "127.0.0.1", ":80", "a b:80", "127.0.0.1:0,::1:80"]
+    if name == "apis":
+        yield from ["OpenAI", "openai,native"]
     if name == "allowed_origins":
         yield from ["x", "https://a.example/", "https://A.example", "https://a.example,*"]
     if name == "server_names":
