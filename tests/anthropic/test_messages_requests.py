@@ -11,7 +11,7 @@ import pytest
 from trio.testing import MockClock
 
 from crucible_trio.apis.anthropic.fold import UNPARSED
-from crucible_trio.apis.anthropic.requests import MessagesRequest, read_request
+from crucible_trio.apis.anthropic.requests import NAMES, MessagesRequest, read_request
 from crucible_trio.apis.kit.errors import ModelNotFoundError, UnsupportedParameterError
 from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.kit.sealed import Seals
@@ -51,7 +51,7 @@ MEANT = Tool("weather", "Ask.", {"type": "object"})
 
 def read(capabilities: Capabilities = ALL, settings: Json | None = None, **fields: Any) -> MessagesRequest:
     engine = ScriptedEngine("a", models=["tiny"], capabilities=capabilities)
-    builder = RequestBuilder(engine, ApiSettings(**(settings or {})), 1000)
+    builder = RequestBuilder(engine, ApiSettings(**(settings or {})), 1000, NAMES)
     body = {"model": "tiny", "max_tokens": 100, "messages": [{"role": "user", "content": "Why?"}]} | fields
     return read_request(json.dumps(body).encode(), builder, SEAL)
 
@@ -446,6 +446,7 @@ def test_what_the_model_cannot_do_is_refused_by_name(fields: Json, param: str) -
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
         ({"temperature": 3}, "temperature"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
+        ({"stop_sequences": ["a"] * 17}, "stop_sequences"),
         ({"tools": [{"name": "x"}]}, "tools[0].input_schema"),
         ({"tools": [{"type": 1}]}, "tools[0].type"),
         ({"tool_choice": {"type": "often"}}, "tool_choice.type"),

@@ -605,7 +605,8 @@ def test_the_tables_of_the_ui_message_stream_match_the_code() -> None:
     }
     kinds = {kind.__struct_config__.tag for kind in ui_chunks.Chunk.__subclasses__()}
     named = {word for row in rows for word in re.split(r"[^a-z-]+", row[1])}
-    assert kinds - named == {"tool-output-available", "tool-output-error"}  # only in replays of a continued message
+    # Only in replays of a continued message.
+    assert kinds - named == {"tool-output-available", "tool-output-error", "tool-output-denied"}
 
 
 def test_the_table_of_efforts_matches_the_code() -> None:

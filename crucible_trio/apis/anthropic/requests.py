@@ -11,7 +11,6 @@ from crucible_trio.apis.anthropic.content import MessageReader
 from crucible_trio.apis.anthropic.fold import ThinkingView
 from crucible_trio.apis.anthropic.tools import read_choice, read_tools
 from crucible_trio.apis.kit.content import GivenContent
-from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields
 from crucible_trio.apis.kit.ignored import Ignored
 from crucible_trio.apis.kit.parsing import valid
@@ -92,8 +91,8 @@ THINKING: Final = Fields(Thinking)
 OUTPUT_CONFIG: Final = Fields(OutputConfig)
 """The fields of `output_config`."""
 
-# The names of fields in this API, where those of the request builder are different.
-_NAMES: Final[dict[str, str]] = {"stop": "stop_sequences", "response_format": "output_config.format"}
+NAMES: Final[Mapping[str, str]] = {"stop": "stop_sequences", "response_format": "output_config.format"}
+"""The names of a request's fields that differ from those of chat completions."""
 
 
 @final
@@ -151,30 +150,27 @@ def read_request(body: bytes | memoryview, builder: RequestBuilder, seal: Seal) 
     declared = read_tools(fields.tools, ignored)
     choice, parallel = read_choice(fields.tool_choice, declared.tools)
     reader = MessageReader(builder.capabilities(fields.model), ignored, seal)
-    try:
-        built = builder.build(
-            reader.read(fields.system, fields.messages),
-            model=fields.model,
-            effort=None if thinking.type == "disabled" and fields.thinking else output.effort,
-            thinking=thinking.type == "enabled" or (thinking.type != "disabled" and output.effort is None),
-            limit=fields.max_tokens,
-            sampling={
-                "temperature": fields.temperature,
-                "top_p": fields.top_p,
-                "top_k": fields.top_k,
-                "stop": fields.stop_sequences or None,
-            },
-            parameters=Parameters(
-                tools=declared.tools,
-                tool_choice=choice,
-                parallel_tool_calls=parallel,
-                response_format=None if output.format is None else _read_format(output.format, ignored),
-            ),
-        )
-    except UnsupportedParameterError as error:
-        raise UnsupportedParameterError(_NAMES.get(error.param, error.param)) from error
+    built = builder.build(
+        reader.read(fields.system, fields.messages),
+        model=fields.model,
+        effort=None if thinking.type == "disabled" and fields.thinking else output.effort,
+        thinking=thinking.type == "enabled" or (thinking.type != "disabled" and output.effort is None),
+        limit=fields.max_tokens,
+        sampling={
+            "temperature": fields.temperature,
+            "top_p": fields.top_p,
+            "top_k": fields.top_k,
+            "stop": fields.stop_sequences or None,
+        },
+        parameters=Parameters(
+            tools=declared.tools,
+            tool_choice=choice,
+            parallel_tool_calls=parallel,
+            response_format=None if output.format is None else _read_format(output.format, ignored),
+        ),
+    )
     for name in built.ignored:
-        ignored.add(_NAMES.get(name, name))
+        ignored.add(name)
     facts = MessageFacts(_view_of(thinking))
     return MessagesRequest(built.request, ignored.names, fields.stream, facts, declared.hosted, reader.unverified)
 

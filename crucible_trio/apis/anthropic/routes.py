@@ -29,7 +29,7 @@ from crucible_trio.apis.anthropic.errors import ANTHROPIC_ERRORS, CannotCountErr
 from crucible_trio.apis.anthropic.events import format_message_id, parse_message_event_id, parse_message_id
 from crucible_trio.apis.anthropic.fold import MessageFold, whole_message
 from crucible_trio.apis.anthropic.models import AnthropicModels
-from crucible_trio.apis.anthropic.requests import MessageFacts, MessagesRequest, read_request
+from crucible_trio.apis.anthropic.requests import NAMES, MessageFacts, MessagesRequest, read_request
 from crucible_trio.apis.kit import starting
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorShape
@@ -76,7 +76,7 @@ class MessagesApi:
         self._seals = Seals(context.settings.token_secret)
         self._hosted: set[str] = set()
         self._builder = RequestBuilder(
-            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
+            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens, NAMES
         )
 
     def add_to(self, blueprint: Blueprint) -> None:

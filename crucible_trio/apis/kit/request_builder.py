@@ -167,11 +167,22 @@ class RequestBuilder:
             mode=mode,
             model=name,
             max_output_tokens=None if limit is None else min(limit, self._max_output_tokens),
-            sampling=valid(lambda: msgspec.convert(honoured, Sampling)),
+            sampling=self._convert_sampling(honoured),
             parameters=msgspec.structs.replace(parameters, verbosity=verbosity),
             extra=dict(extra),
         )
         return BuiltRequest(request, tuple(self._names.get(field, field) for field in ignored))
+
+    def _convert_sampling(self, values: Mapping[str, object]) -> Sampling:
+        """The sampling of a request. An error names the field as the API does."""
+        try:
+            return valid(lambda: msgspec.convert(values, Sampling))
+        except InvalidRequestError as error:
+            field, bracket, index = (error.param or "").partition("[")
+            if field not in self._names:
+                raise
+            name = self._names[field]
+            raise InvalidRequestError(str(error).replace(f"$.{field}", f"$.{name}"), name + bracket + index) from error
 
     def _check(self, parameters: Parameters, extra: Mapping[str, object], can: Capabilities) -> None:
         """Refuse a field that the answer depends on if the model does not support it, by the API's names."""

@@ -160,6 +160,13 @@ class ToolOutputError(Chunk, frozen=True, tag="tool-output-error"):
 
 
 @final
+class ToolOutputDenied(Chunk, frozen=True, tag="tool-output-denied"):
+    """The user did not allow an earlier call."""
+
+    tool_call_id: str
+
+
+@final
 class FinishStep(Chunk, frozen=True, tag="finish-step"):
     """The answer of the model is over."""
 

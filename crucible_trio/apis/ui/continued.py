@@ -74,3 +74,5 @@ def _call_again(name: str, call: ToolPart, *, is_dynamic: bool) -> Iterator[chun
             yield chunks.ToolOutputAvailable(tool_call_id=call.tool_call_id, output=output)
         case "output-error":
             yield chunks.ToolOutputError(tool_call_id=call.tool_call_id, error_text=call.error_text or "")
+        case _ if call.result is not None:
+            yield chunks.ToolOutputDenied(tool_call_id=call.tool_call_id)

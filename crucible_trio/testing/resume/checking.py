@@ -151,8 +151,8 @@ class Checking:
             return False
         if reading.events < MIN_EVENTS:
             self.report.problem = (
-                f"the stream is too short: {reading.events} events, at least {MIN_EVENTS} are needed. Use a prompt "
-                "with a longer answer"
+                f"the stream is too short: {reading.events} events, at least {MIN_EVENTS} are needed. Use a longer "
+                "answer, or a server that sends it in more events"
             )
             return False
         return True

@@ -227,6 +227,23 @@ def test_an_invalid_message_is_refused_by_its_place(message: object, param: str)
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "param"),
+    [
+        ("topP", 0, "topP"),
+        ("presencePenalty", 5, "presencePenalty"),
+        ("stopSequences", ["a"] * 17, "stopSequences"),
+        ("stopSequences", ["a", "b" * 1000], "stopSequences[1]"),
+        ("temperature", 5, "temperature"),
+    ],
+)
+def test_an_invalid_option_is_refused_by_the_pages_name(name: str, value: object, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        read(**{name: value})
+    assert caught.value.param == param
+    assert f"`$.{name}" in str(caught.value)
+
+
 def test_the_options_have_the_names_of_stream_text() -> None:
     asked = read(
         model="large",

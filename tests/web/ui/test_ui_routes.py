@@ -324,6 +324,14 @@ async def test_an_answer_to_tool_results_goes_on_with_the_message_and_a_replay_h
         },
         {"type": "dynamic-tool", "toolName": "x", "toolCallId": "c2", "state": "output-error", "errorText": "No."},
         {"type": "tool-weather", "toolCallId": "c3", "state": "input-available", "input": {}},
+        {"type": "tool-weather", "toolCallId": "c4", "state": "output-denied", "input": {}},
+        {
+            "type": "tool-weather",
+            "toolCallId": "c5",
+            "state": "approval-responded",
+            "input": {},
+            "approval": {"id": "a", "approved": False},
+        },
         {"type": "data-mood", "data": 1},
     ]
     body = ask_body()
@@ -356,6 +364,12 @@ async def test_an_answer_to_tool_results_goes_on_with_the_message_and_a_replay_h
         {"type": "tool-output-error", "toolCallId": "c2", "errorText": "No."},
         {"type": "tool-input-start", "toolCallId": "c3", "toolName": "weather"},
         {"type": "tool-input-delta", "toolCallId": "c3", "inputTextDelta": "{}"},
+        {"type": "tool-input-start", "toolCallId": "c4", "toolName": "weather"},
+        {"type": "tool-input-delta", "toolCallId": "c4", "inputTextDelta": "{}"},
+        {"type": "tool-output-denied", "toolCallId": "c4"},
+        {"type": "tool-input-start", "toolCallId": "c5", "toolName": "weather"},
+        {"type": "tool-input-delta", "toolCallId": "c5", "inputTextDelta": "{}"},
+        {"type": "tool-output-denied", "toolCallId": "c5"},
     ]
 
 
