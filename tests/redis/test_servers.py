@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -116,8 +117,11 @@ async def test_tls_verifies_the_server(
         *("--tls-port", "0", "--tls-cert-file", str(public), "--tls-key-file", str(key)),
         *("--tls-ca-cert-file", str(public), "--tls-auth-clients", "no"),
     )
-    redis.command("CONFIG", "SET", "tls-port", str(redis.port + 1))
-    url = f"rediss://127.0.0.1:{redis.port + 1}/0"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert redis.command("CONFIG", "SET", "tls-port", str(port)) == "+OK"
+    url = f"rediss://127.0.0.1:{port}/0"
     monkeypatch.setattr("crucible_trio.store.redis.store._FIRST_CONNECT_SECONDS", 2)
     with pytest.raises(ConfigError, match="cannot use the Redis"):
         async with open_over(ScriptedEngine("a"), url=url):
