@@ -46,6 +46,12 @@ async def served() -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
+async def wait_for_the_resume(page: Page) -> bool:
+    """Returns whether the page has resumed before the model's answer was over."""
+    await page.until(f"['resumed', 'end'].includes({LAST_MARK})", seconds=90)
+    return bool(await page.evaluate(f"{LAST_MARK} === 'resumed'"))
+
+
 async def wait_for_the_model_to_wait(page: Page) -> bool:
     """Returns whether it had to, before it had finished."""
     await page.until(f"['waits', 'end'].includes({LAST_MARK})", seconds=90)
@@ -57,7 +63,8 @@ async def show(page: Page) -> bool:
     await page.click("button", "Ask")
     await page.until(f"{READ} > 12", seconds=90)
     await page.evaluate("document.getElementById('cut').click()")
-    await page.until(f"{LAST_MARK} === 'resumed'", seconds=90)
+    if not await wait_for_the_resume(page):
+        return False
     await page.until(f"{READ} > 40", seconds=90)
     await page.click("button", "Read slowly")
     if not await wait_for_the_model_to_wait(page):
@@ -140,12 +147,14 @@ async def record(browser: Chromium, url: str) -> bool:
         await recording.click("button", "Ask")
         await page.until(f"{READ} > 12", seconds=90)
         await recording.click("button", "Cut the connection")
-        await page.until(f"{LAST_MARK} === 'resumed'", seconds=90)
-        await trio.sleep(1)
-        await recording.reload()
-        await trio.sleep(0.5)
-        await recording.click("button", "Read slowly")
-        if has_waited := await wait_for_the_model_to_wait(page):
+        has_waited = False
+        if await wait_for_the_resume(page):
+            await trio.sleep(1)
+            await recording.reload()
+            await trio.sleep(0.5)
+            await recording.click("button", "Read slowly")
+            has_waited = await wait_for_the_model_to_wait(page)
+        if has_waited:
             await trio.sleep(3)
             await recording.click("button", "Read slowly")
             await page.until(f"{LAST_MARK} === 'end'", seconds=90)
