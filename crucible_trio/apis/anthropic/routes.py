@@ -44,7 +44,6 @@ from crucible_trio.apis.kit.replies import (
     name_stream,
     no_content,
 )
-from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.kit.sealed import Seals
 from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.errors import InvalidLastEventIdError
@@ -75,9 +74,7 @@ class MessagesApi:
         self._access = context.access
         self._seals = Seals(context.settings.token_secret)
         self._hosted: set[str] = set()
-        self._builder = RequestBuilder(
-            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens, NAMES
-        )
+        self._builder = context.request_builder(NAMES)
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the routes."""
