@@ -15,12 +15,12 @@ from quart import Blueprint, Response, request
 from quart.wrappers.response import ResponseBody
 
 from crucible_trio.apis.kit import starting
+from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.body import EventStreamBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import event_response, name_ignored, no_content
-from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.ui.continued import Continued
 from crucible_trio.apis.ui.errors import UI_ERRORS
 from crucible_trio.apis.ui.fold import UIDialect

@@ -23,11 +23,11 @@ from typing import ClassVar, final
 from quart import Blueprint, Response, request
 
 from crucible_trio.apis.kit import starting
+from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, json_response, name_ignored, name_stream
-from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion, logprobs_in
 from crucible_trio.apis.openai.chat.requests import read_request
 from crucible_trio.apis.openai.chat.upstream_fields import add_to_completion

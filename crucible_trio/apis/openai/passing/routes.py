@@ -13,11 +13,11 @@ import trio
 from quart import Blueprint, Response, request
 from werkzeug.exceptions import NotFound
 
+from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters
 from crucible_trio.apis.kit.replies import encoded_json_response, error_response
-from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, answer_to_deadline, answer_to_failure
 from crucible_trio.apis.openai.passing.requests import read_request
 from crucible_trio.engine import PassedPath, PassesOn, passing_engines

@@ -20,6 +20,7 @@ from quart import Blueprint, Response, request
 from quart.wrappers.response import ResponseBody
 
 from crucible_trio.apis.kit import starting
+from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.body import EventStreamBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.downloads import LARGE_BYTES, Download
@@ -27,7 +28,6 @@ from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_ignored, name_stream
 from crucible_trio.apis.kit.sealed import Seal, Seals
-from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.errors import (
     OPENAI_ERRORS,
     ItemNotFoundError,
