@@ -18,6 +18,7 @@ from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import AnyRecord, OutputDelta, StreamCompleted, StreamFailed
 from crucible_trio.request import Request
 from crucible_trio.store.redis.following import Follower
+from crucible_trio.store.redis.link import RedisDownError
 from crucible_trio.stream import Stream
 from crucible_trio.testing import Gate, ScriptedEngine
 
@@ -386,6 +387,52 @@ async def test_a_stream_whose_process_is_lost_ends_for_a_client_that_only_asks(
                 await trio.sleep(0.01)
         assert isinstance(found.terminal, StreamFailed)
         assert found.terminal.error.code == "producer_lost"
+
+
+async def test_a_list_shows_the_end_of_a_stream_whose_process_is_lost(
+    redis: RedisServer, open_over: OpenPipeline, until: Until
+) -> None:
+    engine = ScriptedEngine("a", Gate())
+    async with open_over(engine) as here, open_over(engine, log_lease_seconds=0.5) as there:
+        damaged = await here.start(Request("q"), on_disconnect="continue")
+        stream = await here.start(Request("q"), on_disconnect="continue")
+        for each in (damaged, stream):
+            await each.log.reached(2)
+        redis.command("XDEL", f"{{crucible:{damaged.id}}}:log", "1-1")
+        statuses = ["running", "running"]
+        while statuses[0] == "running":
+            for each in (damaged, stream):
+                redis.command("DEL", f"{{crucible:{each.id}}}:lease")
+            listed = await there.list()
+            assert [each.id for each in listed] == [stream.id, damaged.id]
+            statuses = [each.status for each in listed]
+        assert statuses == ["failed", "running"]
+        assert isinstance(listed[0].terminal, StreamFailed)
+        assert listed[0].terminal.error.code == "producer_lost"
+        redis.kill()
+        with pytest.raises(LogUnavailableError):
+            await there.list()
+
+
+async def test_a_find_that_is_cut_off_while_it_ends_a_stream_says_that_redis_is_away(
+    redis: RedisServer, open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ScriptedEngine("a", Gate())
+    async with open_over(engine) as here, open_over(engine, log_lease_seconds=0.5) as there:
+        stream = await here.start(Request("q"), on_disconnect="continue")
+        await stream.log.reached(2)
+        await there.find(stream.id)
+        store: Any = there.store
+
+        async def cut_off(*arguments: object) -> None:
+            raise RedisDownError
+
+        monkeypatch.setattr(store.mirrors, "_seal", cut_off)
+        key = f"{{crucible:{stream.id}}}:lease"
+        while redis.command("DEL", key) == ":0" or redis.command("EXISTS", key) == ":1":
+            pass
+        with pytest.raises(LogUnavailableError):
+            await there.find(stream.id)
 
 
 async def test_records_that_no_wake_up_announced_are_read_within_a_second_or_two(

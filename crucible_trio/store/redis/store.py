@@ -238,7 +238,7 @@ class RedisStore:
         streams: list[Stream] = []
         for entry in await self._link.patient(scripts.LIST, owner):
             stream_id = bytes(entry[0]).decode()
-            stream = own.get(stream_id) or self.mirrors.listed(stream_id, *entry[1:])
+            stream = own.get(stream_id) or await self.mirrors.listed(stream_id, *entry[1:])
             if stream is not None:
                 streams.append(stream)
         return streams
