@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Final, final
 
@@ -229,7 +229,8 @@ class RedisStore:
 
     async def count_readers(self, stream_id: str, *, attached: int = 0, away: int = 0) -> int:
         """Count the readers of a labelled stream that have not been sent the end."""
-        return int(await self._link.patient(scripts.COUNT_READERS, stream_id, attached, away))
+        change = secrets.token_hex(8)  # Redis counts it once, however often it is sent
+        return int(await self._link.patient(scripts.COUNT_READERS, stream_id, attached, away, change))
 
     async def list(self, owner: str) -> list[Stream]:
         """The owner's streams, newest first. Those of other processes show their facts and their status."""
@@ -277,6 +278,19 @@ class RedisStore:
     def received(self, message: Message) -> None:
         """Another process has sent a message (`Inbox`)."""
         self._presence.report(message)
+        asked = (self._own.get(stream_id) for stream_id in (*message.cancel, *message.forget))
+        starting = [own for own in asked if own is not None and not own.settled.is_set()]
+        if starting:  # Redis, and so another process, knew earlier than this process that they have started
+            self._nursery.start_soon(self._end_later, message, starting)
+        else:
+            self._end(message)
+
+    async def _end_later(self, message: Message, starting: Iterable[OwnStream]) -> None:
+        for own in starting:
+            await own.settled.wait()
+        self._end(message)
+
+    def _end(self, message: Message) -> None:
         for stream_id, by in message.cancel.items():
             if (own := self._own.get(stream_id)) is not None and own.stream is not None:
                 own.stream.cancel(by)
