@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeAlias
 
@@ -18,6 +18,7 @@ from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import AnyRecord, OutputDelta, StreamCompleted, StreamFailed
 from crucible_trio.request import Request
 from crucible_trio.store.redis.following import Follower
+from crucible_trio.store.redis.heartbeat import Heartbeat
 from crucible_trio.store.redis.link import RedisDownError
 from crucible_trio.stream import Stream
 from crucible_trio.testing import Gate, ScriptedEngine
@@ -236,19 +237,28 @@ async def test_a_full_redis_is_like_one_that_is_away(
 # Redis loses data
 
 
+async def _lose_all(redis: RedisServer, stream_id: str) -> None:
+    redis.command("FLUSHALL")
+
+
+async def _lose_only_the_head(redis: RedisServer, stream_id: str) -> None:
+    redis.command("DEL", f"{{crucible:{stream_id}}}:meta")
+
+
+async def _lose_only_the_records(redis: RedisServer, stream_id: str) -> None:
+    redis.command("DEL", f"{{crucible:{stream_id}}}:log")
+
+
+@pytest.mark.parametrize("lose", [_lose_all, _lose_only_the_head, _lose_only_the_records])
 async def test_what_redis_has_lost_is_written_again_while_its_process_lives(
-    redis: RedisServer, open_over: OpenPipeline
+    redis: RedisServer, open_over: OpenPipeline, lose: Callable[[RedisServer, str], Awaitable[None]]
 ) -> None:
     async with open_over(count_slowly) as here, open_over(count_slowly) as there:
         stream, _ = await here.start_or_join(
             Request("q"), "k", owner="alice", on_disconnect="continue", starts_with_reader=False
         )
         found = await there.find(stream.id, owner="alice")
-
-        async def flush() -> None:
-            redis.command("FLUSHALL")
-
-        for records in await read_in_both([stream, found], flush):
+        for records in await read_in_both([stream, found], lambda: lose(redis, stream.id)):
             check_whole(records)
         async with open_over(count_slowly) as third:
             again = await third.find(stream.id, owner="alice")
@@ -390,19 +400,18 @@ async def test_a_stream_whose_process_is_lost_ends_for_a_client_that_only_asks(
 
 
 async def test_a_list_shows_the_end_of_a_stream_whose_process_is_lost(
-    redis: RedisServer, open_over: OpenPipeline, until: Until
+    redis: RedisServer, open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = ScriptedEngine("a", Gate())
-    async with open_over(engine) as here, open_over(engine, log_lease_seconds=0.5) as there:
+    async with open_over(engine) as here, open_over(engine) as there:
         damaged = await here.start(Request("q"), on_disconnect="continue")
         stream = await here.start(Request("q"), on_disconnect="continue")
         for each in (damaged, stream):
             await each.log.reached(2)
+        monkeypatch.setattr(Heartbeat, "_beat", _beat_never)
         redis.command("XDEL", f"{{crucible:{damaged.id}}}:log", "1-1")
         statuses = ["running", "running"]
         while statuses[0] == "running":
-            for each in (damaged, stream):
-                redis.command("DEL", f"{{crucible:{each.id}}}:lease")
             listed = await there.list()
             assert [each.id for each in listed] == [stream.id, damaged.id]
             statuses = [each.status for each in listed]
@@ -412,6 +421,10 @@ async def test_a_list_shows_the_end_of_a_stream_whose_process_is_lost(
         redis.kill()
         with pytest.raises(LogUnavailableError):
             await there.list()
+
+
+async def _beat_never(heartbeat: Heartbeat, streams: Sequence[object]) -> None:
+    pass
 
 
 async def test_a_find_that_is_cut_off_while_it_ends_a_stream_says_that_redis_is_away(

@@ -127,6 +127,7 @@ while ARGV[i] do
       answer = 0
     else
       local owner = ARGV[f]
+      call('DEL', log) -- it is left over if Redis has lost the other key alone
       call('HSET', meta, 'epoch', '1', 'head', '0', 'state', 'r', 'owner', owner, 'facts', ARGV[f + 1],
         'schema', ARGV[f + 2], 'process', process)
       call('SET', key(id, 'gone'), 'o' .. owner, 'PX', ttl + extra)
@@ -178,6 +179,9 @@ for i = 5, #ARGV, 2 do
     out[#out + 1] = 0
   elseif m[1] ~= '1' then
     out[#out + 1] = -2
+  elseif call('XLEN', key(id, 'log')) < tonumber(m[2]) then
+    call('DEL', key(id, 'meta')) -- without its records it is of no use. Its process writes both again
+    out[#out + 1] = 0
   else
     if m[5] == 'r' then
       call('SET', key(id, 'lease'), ARGV[i + 1] == '1' and process .. ' paused' or process, 'PX', lease)
