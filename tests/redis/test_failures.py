@@ -270,6 +270,23 @@ async def test_what_redis_has_lost_is_written_again_while_its_process_lives(
             assert [each.id for each in await third.list(owner="alice")] == [stream.id]
 
 
+async def test_a_stream_that_redis_refuses_stops_no_other_stream(
+    redis: RedisServer, open_over: OpenPipeline, read_to_end: ReadToEnd, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_over(count_slowly) as pipeline:
+        streams = [await pipeline.start(Request("q"), on_disconnect="continue") for _ in range(4)]
+        await streams[0].log.reached(2)
+        key = f"{{crucible:{streams[0].id}}}:log"
+        redis.command("XADD", key, "9-1", "f", "of another program")
+        for stream in streams[1:]:
+            check_whole(await read_to_end(stream))
+        assert streams[0].status == "running"
+        assert "internal error while storing records" in caplog.text
+        redis.command("XDEL", key, "9-1")
+        redis.command("XSETID", key, f"1-{streams[0].log.head}")
+        check_whole(await read_to_end(streams[0]))
+
+
 async def test_a_finished_stream_that_redis_has_lost_is_written_again(
     redis: RedisServer, open_over: OpenPipeline, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
