@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeAlias
 
@@ -18,6 +18,8 @@ from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import AnyRecord, OutputDelta, StreamCompleted, StreamFailed
 from crucible_trio.request import Request
 from crucible_trio.store.redis.following import Follower
+from crucible_trio.store.redis.heartbeat import Heartbeat
+from crucible_trio.store.redis.link import RedisDownError
 from crucible_trio.stream import Stream
 from crucible_trio.testing import Gate, ScriptedEngine
 
@@ -235,19 +237,28 @@ async def test_a_full_redis_is_like_one_that_is_away(
 # Redis loses data
 
 
+async def _lose_all(redis: RedisServer, stream_id: str) -> None:
+    redis.command("FLUSHALL")
+
+
+async def _lose_only_the_head(redis: RedisServer, stream_id: str) -> None:
+    redis.command("DEL", f"{{crucible:{stream_id}}}:meta")
+
+
+async def _lose_only_the_records(redis: RedisServer, stream_id: str) -> None:
+    redis.command("DEL", f"{{crucible:{stream_id}}}:log")
+
+
+@pytest.mark.parametrize("lose", [_lose_all, _lose_only_the_head, _lose_only_the_records])
 async def test_what_redis_has_lost_is_written_again_while_its_process_lives(
-    redis: RedisServer, open_over: OpenPipeline
+    redis: RedisServer, open_over: OpenPipeline, lose: Callable[[RedisServer, str], Awaitable[None]]
 ) -> None:
     async with open_over(count_slowly) as here, open_over(count_slowly) as there:
         stream, _ = await here.start_or_join(
             Request("q"), "k", owner="alice", on_disconnect="continue", starts_with_reader=False
         )
         found = await there.find(stream.id, owner="alice")
-
-        async def flush() -> None:
-            redis.command("FLUSHALL")
-
-        for records in await read_in_both([stream, found], flush):
+        for records in await read_in_both([stream, found], lambda: lose(redis, stream.id)):
             check_whole(records)
         async with open_over(count_slowly) as third:
             again = await third.find(stream.id, owner="alice")
@@ -257,6 +268,23 @@ async def test_what_redis_has_lost_is_written_again_while_its_process_lives(
             )
             assert (joined, was_there) == (again, True)
             assert [each.id for each in await third.list(owner="alice")] == [stream.id]
+
+
+async def test_a_stream_that_redis_refuses_stops_no_other_stream(
+    redis: RedisServer, open_over: OpenPipeline, read_to_end: ReadToEnd, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_over(count_slowly) as pipeline:
+        streams = [await pipeline.start(Request("q"), on_disconnect="continue") for _ in range(4)]
+        await streams[0].log.reached(2)
+        key = f"{{crucible:{streams[0].id}}}:log"
+        redis.command("XADD", key, "9-1", "f", "of another program")
+        for stream in streams[1:]:
+            check_whole(await read_to_end(stream))
+        assert streams[0].status == "running"
+        assert "internal error while storing records" in caplog.text
+        redis.command("XDEL", key, "9-1")
+        redis.command("XSETID", key, f"1-{streams[0].log.head}")
+        check_whole(await read_to_end(streams[0]))
 
 
 async def test_a_finished_stream_that_redis_has_lost_is_written_again(
@@ -386,6 +414,55 @@ async def test_a_stream_whose_process_is_lost_ends_for_a_client_that_only_asks(
                 await trio.sleep(0.01)
         assert isinstance(found.terminal, StreamFailed)
         assert found.terminal.error.code == "producer_lost"
+
+
+async def test_a_list_shows_the_end_of_a_stream_whose_process_is_lost(
+    redis: RedisServer, open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ScriptedEngine("a", Gate())
+    async with open_over(engine) as here, open_over(engine) as there:
+        damaged = await here.start(Request("q"), on_disconnect="continue")
+        stream = await here.start(Request("q"), on_disconnect="continue")
+        for each in (damaged, stream):
+            await each.log.reached(2)
+        monkeypatch.setattr(Heartbeat, "_beat", _beat_never)
+        redis.command("XDEL", f"{{crucible:{damaged.id}}}:log", "1-1")
+        statuses = ["running", "running"]
+        while statuses[0] == "running":
+            listed = await there.list()
+            assert [each.id for each in listed] == [stream.id, damaged.id]
+            statuses = [each.status for each in listed]
+        assert statuses == ["failed", "running"]
+        assert isinstance(listed[0].terminal, StreamFailed)
+        assert listed[0].terminal.error.code == "producer_lost"
+        redis.kill()
+        with pytest.raises(LogUnavailableError):
+            await there.list()
+
+
+async def _beat_never(heartbeat: Heartbeat, streams: Sequence[object]) -> None:
+    pass
+
+
+async def test_a_find_that_is_cut_off_while_it_ends_a_stream_says_that_redis_is_away(
+    redis: RedisServer, open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = ScriptedEngine("a", Gate())
+    async with open_over(engine) as here, open_over(engine, log_lease_seconds=0.5) as there:
+        stream = await here.start(Request("q"), on_disconnect="continue")
+        await stream.log.reached(2)
+        await there.find(stream.id)
+        store: Any = there.store
+
+        async def cut_off(*arguments: object) -> None:
+            raise RedisDownError
+
+        monkeypatch.setattr(store.mirrors, "_seal", cut_off)
+        key = f"{{crucible:{stream.id}}}:lease"
+        while redis.command("DEL", key) == ":0" or redis.command("EXISTS", key) == ":1":
+            pass
+        with pytest.raises(LogUnavailableError):
+            await there.find(stream.id)
 
 
 async def test_records_that_no_wake_up_announced_are_read_within_a_second_or_two(

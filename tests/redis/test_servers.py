@@ -6,6 +6,7 @@ import gc
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from crucible_trio.store.redis.checks import problem_with
 from crucible_trio.testing import Gate, ScriptedEngine
 
 OpenPipeline: TypeAlias = Callable[..., AbstractAsyncContextManager[Pipeline]]
+Until: TypeAlias = Callable[[Callable[[], object]], Awaitable[None]]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,8 @@ def test_a_wrong_url_is_refused_and_not_quoted(url: str) -> None:
     [
         ({"redis_version": "6.0.16"}, "6.0.16"),
         ({"redis_version": "6.2.0", "cluster_enabled": "1"}, "cluster-enabled"),
+        ({"redis_version": "unknown"}, "unknown"),
+        ({"redis_version": "8.0-m01"}, None),
         ({"redis_version": "7.0.15", "role": "slave"}, "replica"),
         ({"redis_version": "7.2.4", "maxmemory_policy": "volatile-ttl"}, "maxmemory-policy is volatile-ttl"),
         ({"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "role": "master"}, None),
@@ -81,10 +85,47 @@ async def test_a_password_is_sent(new_redis: Callable[..., Any], open_over: Open
     redis = new_redis("--requirepass", "p@ss word")
     async with open_over(ScriptedEngine("a"), url=f"redis://:p%40ss%20word@127.0.0.1:{redis.port}/0") as pipeline:
         await pipeline.start(Request("q"))
-    with pytest.raises(ConfigError, match="Authentication") as refusal:
-        async with open_over(ScriptedEngine("a"), url=f"redis://:wrong@127.0.0.1:{redis.port}/0"):
+
+
+@pytest.mark.parametrize(
+    ("login", "database", "mentions"),
+    [
+        (":wrong@", 0, "Authentication failed: this Redis does not accept the user or the password"),
+        ("nobody:secret@", 0, "Authentication failed: this Redis does not accept the user or the password"),
+        ("", 0, "Authentication required: log_url has no password"),
+        (":secret@", 2, "no database with the number in log_url"),
+        ("poor:secret@", 0, "may not run a command that is needed"),
+    ],
+)
+async def test_a_login_that_redis_refuses_is_reported_at_once(
+    new_redis: Callable[..., Any],
+    open_over: OpenPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    login: str,
+    database: int,
+    mentions: str,
+) -> None:
+    monkeypatch.setattr("crucible_trio.store.redis.checks._FIRST_CONNECT_SECONDS", inf)
+    redis = new_redis("--requirepass", "secret", "--databases", "2", "--user", *["poor", "on", ">secret", "+select"])
+    with pytest.raises(ConfigError, match=mentions) as refusal:
+        async with open_over(ScriptedEngine("a"), url=f"redis://{login}127.0.0.1:{redis.port}/{database}"):
             pass
-    assert "wrong" not in str(refusal.value)
+    assert refusal.value.settings == ("log_url",)
+    for word in ("secret", "wrong", str(redis.port)):
+        assert word not in str(refusal.value)
+
+
+async def test_a_setting_that_an_operator_changes_is_reported_when_the_connection_is_made_again(
+    redis: Any, open_over: OpenPipeline, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_over(ScriptedEngine("a")) as pipeline:
+        redis.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        for lost in (1, 2):
+            redis.command("CLIENT", "KILL", "TYPE", "normal")
+            await until(lambda lost=lost: pipeline.store.failures >= 2 * lost)
+            await pipeline.start(Request("q"))
+        await until(lambda: "may lose streams" in caplog.text)
+        assert caplog.text.count("maxmemory-policy is allkeys-lru") == 1
 
 
 async def test_a_unix_socket_is_used(new_redis: Callable[..., Any], open_over: OpenPipeline, tmp_path: Path) -> None:
@@ -96,7 +137,7 @@ async def test_a_unix_socket_is_used(new_redis: Callable[..., Any], open_over: O
 async def test_where_nothing_listens_the_start_fails(
     redis: Any, open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crucible_trio.store.redis.store._FIRST_CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("crucible_trio.store.redis.checks._FIRST_CONNECT_SECONDS", 0.3)
     redis.kill()
     with pytest.raises(ConfigError, match="nothing listens there") as refusal:
         async with open_over(ScriptedEngine("a")):
@@ -122,13 +163,13 @@ async def test_tls_verifies_the_server(
         port = free.getsockname()[1]
     assert redis.command("CONFIG", "SET", "tls-port", str(port)) == "+OK"
     url = f"rediss://127.0.0.1:{port}/0"
-    monkeypatch.setattr("crucible_trio.store.redis.store._FIRST_CONNECT_SECONDS", 2)
-    with pytest.raises(ConfigError, match="cannot use the Redis"):
+    monkeypatch.setattr("crucible_trio.store.redis.checks._FIRST_CONNECT_SECONDS", inf)
+    with pytest.raises(ConfigError, match="certificate of this Redis is not accepted"):
         async with open_over(ScriptedEngine("a"), url=url):
             pass
     gc.collect()  # here, and not in another test
     monkeypatch.setenv("SSL_CERT_FILE", str(public))
-    monkeypatch.setattr("crucible_trio.store.redis.store._FIRST_CONNECT_SECONDS", 30)
+    monkeypatch.setattr("crucible_trio.store.redis.checks._FIRST_CONNECT_SECONDS", 30)
     async with open_over(ScriptedEngine("a"), url=url) as here, open_over(ScriptedEngine("a"), url=redis.url) as there:
         stream = await here.start(Request("q"), on_disconnect="continue")
         await stream.log.wait_finished()

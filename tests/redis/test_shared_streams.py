@@ -31,6 +31,7 @@ from crucible_trio.records import (
 from crucible_trio.request import Request
 from crucible_trio.snapshot import SnapshotToolCall
 from crucible_trio.store.redis import scripts
+from crucible_trio.store.redis.link import RedisDownError
 from crucible_trio.stream import Stream
 from crucible_trio.testing import Gate, ScriptedEngine
 
@@ -361,30 +362,79 @@ async def test_starts_with_one_key_in_many_processes_start_one_generation(open_o
         assert other.id != started[0][0].id
 
 
+def answer_start_late(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[trio.Event, trio.Event]:
+    """Redis knows a stream, and the first event is set. Its process hears of it when the second is set."""
+    store: Any = pipeline.store
+    call = store._link.patient
+    is_executed, may_answer = trio.Event(), trio.Event()
+
+    async def answer_late(script: object, *arguments: object) -> object:
+        answer = await call(script, *arguments)
+        if script is scripts.START:
+            is_executed.set()
+            await may_answer.wait()
+        return answer
+
+    monkeypatch.setattr(store._link, "patient", answer_late)
+    return is_executed, may_answer
+
+
 async def test_a_repeat_finds_a_stream_that_redis_knows_before_its_process_does(
     open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_over(ScriptedEngine("a", Gate())) as here:
-        store: Any = here.store
-        call = store._link.patient
-
-        async def answer_late(script: object, *arguments: object) -> object:
-            answer = await call(script, *arguments)
-            if script is scripts.START:
-                await trio.sleep(0.3)
-            return answer
-
-        monkeypatch.setattr(store._link, "patient", answer_late)
+        is_executed, may_answer = answer_start_late(here, monkeypatch)
         started: list[tuple[Stream, bool]] = []
+        found: list[Stream | None] = []
 
         async def begin() -> None:
-            started.append(await start(here, key="k"))
+            started.append(await start(here, key="k", label="chat"))
+
+        async def find() -> None:
+            found.append(await here.find_labelled("chat"))
 
         async with trio.open_nursery() as nursery:
-            for _ in range(4):
+            nursery.start_soon(begin)
+            await is_executed.wait()
+            for _ in range(3):
                 nursery.start_soon(begin)
+            nursery.start_soon(find)
+            await trio.sleep(0.3)
+            assert (started, found) == ([], [])
+            may_answer.set()
         assert len({stream.id for stream, _ in started}) == 1
         assert [joined for _, joined in started].count(False) == 1
+        assert found == [started[0][0]]
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_a_stream_can_be_ended_elsewhere_before_its_process_knows_that_it_has_started(
+    open_over: OpenPipeline, until: Until, monkeypatch: pytest.MonkeyPatch, is_deleted: bool
+) -> None:
+    engine = ScriptedEngine("a", Gate())
+    async with open_over(engine) as here, open_over(engine) as there:
+        is_executed, may_answer = answer_start_late(here, monkeypatch)
+        started: list[Stream] = []
+
+        async def begin() -> None:
+            started.append((await start(here, key="k"))[0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin)
+            await is_executed.wait()
+            found, joined = await start(there, key="k")
+            assert joined
+            if is_deleted:
+                await there.forget(found)
+            else:
+                found.cancel()
+            await trio.sleep(0.3)
+            may_answer.set()
+        await started[0].log.wait_finished()
+        assert isinstance(started[0].terminal, StreamCancelled)
+        await until(lambda: not here.store.running)
+        for process in (here, there):
+            assert len(await process.list()) == (0 if is_deleted else 1)
 
 
 async def test_a_refused_start_leaves_no_key_in_any_process(open_over: OpenPipeline) -> None:
@@ -542,6 +592,31 @@ async def test_a_label_leads_to_its_newest_stream_in_every_process(open_over: Op
         for store in stores:
             assert await store.find_labelled("alice", "chat:1") is None
         assert await stores[0].count_readers(newest.id) == 0
+
+
+async def test_a_reader_is_counted_once_if_redis_counts_it_and_its_answer_is_lost(
+    open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_over(ScriptedEngine("a", Gate())) as pipeline:
+        store: Any = pipeline.store
+        stream, _ = await start(pipeline, label="chat")
+        run = store._link.script
+        answers: list[object] = []
+
+        async def lose_every_other(script: object, *arguments: object) -> object:
+            answer = await run(script, *arguments)
+            if script is scripts.COUNT_READERS:
+                answers.append(answer)
+                if len(answers) % 2:
+                    raise RedisDownError
+            return answer
+
+        monkeypatch.setattr(store._link, "script", lose_every_other)
+        assert await store.count_readers(stream.id, attached=1, away=-1) == 1
+        assert await store.count_readers(stream.id, attached=1, away=-1) == 2
+        assert await store.count_readers(stream.id, attached=-1) == 1
+        assert await store.count_readers(stream.id) == 1
+        assert answers == [1, 1, 2, 2, 1, 1, 1, 1]
 
 
 async def test_a_mirror_that_was_dropped_counts_no_more_bytes(

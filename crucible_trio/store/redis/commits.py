@@ -7,6 +7,7 @@ one, so batches grow with the load and with Redis' distance, and no timer delays
 from __future__ import annotations
 
 import logging
+from math import inf
 from time import perf_counter
 from typing import Final, final
 
@@ -103,6 +104,7 @@ class Commits:
         self._first: tuple[Argument, ...] = (process, times.lease, times.running, times.kept, times.gone)
         self._health = health
         self._waiting: dict[OwnStream, None] = {}  # in the order in which they came
+        self._most_streams = inf  # that go into one call
         self._changed = trio.lowlevel.ParkingLot()
 
     def add(self, own: OwnStream) -> None:
@@ -135,11 +137,18 @@ class Commits:
         arguments, taken = self._take()
         try:
             answers = await self._link.script(APPEND, *arguments)
+        except ResponseError:
+            # Redis refuses one of them, such as one whose key another program has changed. Behind all others, and in
+            # ever smaller calls, it does not stop them.
+            self._waiting |= dict.fromkeys(taken)
+            self._most_streams = max(1.0, len(taken) / 2)
+            raise
         except BaseException:
             # Before those that were added meanwhile. Redis skips the records that it has.
             self._waiting = dict.fromkeys(taken) | self._waiting
             raise
         self._health.worked()
+        self._most_streams *= 2
         until = perf_counter() + _SECONDS_PER_PASS
         for own, answer in zip(taken, answers, strict=True):
             try:
@@ -158,7 +167,7 @@ class Commits:
         arguments: list[Argument] = [*self._first]
         taken: list[OwnStream] = []
         size = 0
-        while self._waiting and size < _MAX_CALL_BYTES:
+        while self._waiting and size < _MAX_CALL_BYTES and len(taken) < self._most_streams:
             own = next(iter(self._waiting))
             del self._waiting[own]
             if own.log.needs_commit or own.is_ended_elsewhere:

@@ -8,6 +8,7 @@ while it waits. The answer is then dropped.
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,8 +17,16 @@ from typing import Any, Final, Protocol, TypeAlias, final
 
 import trio
 from coredis.connection import BaseConnection
+from coredis.exceptions import (
+    AuthenticationFailureError,
+    AuthenticationRequiredError,
+    AuthorizationError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from coredis.exceptions import ConnectionError as RedisConnectionError
-from coredis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from crucible_trio.errors import LogUnavailableError
 from crucible_trio.store.redis.scripts import Script
@@ -85,6 +94,7 @@ class Link:
         self._server = server
         self._watcher = watcher
         self._connection: BaseConnection | None = None
+        self._is_refused = False
         self._changed = trio.lowlevel.ParkingLot()
 
     async def run(self) -> None:
@@ -95,7 +105,9 @@ class Link:
                 async with trio.open_nursery() as nursery:
                     pause = await self._open(nursery)
             except* (RedisError, OSError, trio.TooSlowError, TimeoutError, RedisDownError) as errors:
-                self._lost(_first_of(errors))
+                error = _first_of(errors)
+                self._is_refused = _lasts(error)
+                self._lost(_reason(error))
             else:
                 self._lost("the connection was closed")
             await trio.sleep(pause)
@@ -121,11 +133,24 @@ class Link:
         self._connection = None
         self.since = inf
         self._watcher.failed(reason)
+        self._changed.unpark_all()
 
     async def opened(self) -> None:
         """Wait until there is a connection. Checkpoints: only if it has to wait. Cancellation: safe."""
         while self._connection is None:
             await self._changed.park()
+
+    async def opened_or_refused(self) -> bool:
+        """Wait until there is a connection, or until Redis has refused one for a reason that lasts.
+
+        Returns:
+            Whether there is a connection.
+
+        Checkpoints: only if it has to wait. Cancellation: safe.
+        """
+        while self._connection is None and not self._is_refused:
+            await self._changed.park()
+        return self._connection is not None
 
     async def call(self, *command: Argument, seconds: float | None = None) -> Any:  # noqa: ANN401
         """Send a command.
@@ -193,18 +218,46 @@ async def _ask(connection: BaseConnection, command: Sequence[Argument], seconds:
         with suppress(ReferenceError):
             connection.invalidate(None)  # its next answer may belong to this command
         raise RedisDownError(type(error).__name__) from error
-    except ReadOnlyError as error:
-        message = "READONLY"
-        raise RedisDownError(message) from error
     except ResponseError as error:
-        for word in _PASSING:
-            if f"{word} " in str(error):
-                raise RedisDownError(word) from error
+        word = _passing_word(error)
+        if word is not None:
+            raise RedisDownError(word) from error
         raise
 
 
-def _first_of(errors: BaseExceptionGroup[BaseException]) -> str:
+def _passing_word(error: ResponseError) -> str | None:
+    if isinstance(error, ReadOnlyError):  # coredis takes the word out of its text
+        return "READONLY"
+    return next((word for word in _PASSING if f"{word} " in str(error)), None)
+
+
+def _lasts(error: BaseException) -> bool:
+    """Whether the next attempt to connect would get the same answer."""
+    if isinstance(error, ResponseError):
+        return _passing_word(error) is None
+    return isinstance(error.__cause__, ssl.SSLCertVerificationError)
+
+
+def _first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return str(error) if isinstance(error, RedisDownError) else type(error).__name__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection was lost. Not in the words of Redis, which may quote a command with a password."""
+    match error:
+        case RedisDownError():
+            return str(error)
+        case AuthenticationRequiredError():
+            return "Authentication required: log_url has no password, and this Redis needs one"
+        case AuthenticationFailureError():
+            return "Authentication failed: this Redis does not accept the user or the password of log_url"
+        case AuthorizationError():
+            return "the user of log_url may not run a command that is needed: give it more rights in Redis' ACL"
+        case RedisConnectionError(__cause__=ssl.SSLCertVerificationError(verify_message=reason)):
+            return f"TLS failed: the certificate of this Redis is not accepted ({reason})"
+        case ResponseError() if "DB index" in str(error):
+            return "this Redis has no database with the number in log_url: use a lower one, or raise databases"
+    return type(error).__name__

@@ -115,7 +115,7 @@ class Mirrors:
             if mirror.stream is not None and not mirror.log.finished
         }
 
-    def listed(
+    async def listed(
         self,
         stream_id: str,
         head: int,
@@ -125,9 +125,27 @@ class Mirrors:
         facts: bytes,
         last: bytes | None,
     ) -> Stream | None:
-        """A stream in a list: its facts and its status, without its records. None if a newer version wrote it."""
+        """A stream in a list: its facts and its status, without its records.
+
+        Returns:
+            None if a newer version wrote it, or if it is gone since the list was made.
+
+        Raises:
+            LogUnavailableError: Redis does not answer.
+
+        Checkpoints: only if the process of the stream is dead. Then the stream is opened, which ends it.
+        """
         if int(schema or 0) > SCHEMA:
             return None
+        if state == b"r" and lease is None:
+            try:
+                return await self.open(stream_id, None)
+            except (StreamNotFoundError, StreamExpiredError):
+                return None
+            except LogUnavailableError:
+                if self._link.since == inf:
+                    raise
+                # Redis has lost records of this stream. The others can be listed.
         mirror = Mirror(stream_id, self._outbox, self._account)
         mirror.lease_is(lease)
         log = ListedLog(head, last if state == b"d" else None)
@@ -160,6 +178,8 @@ class Mirrors:
             if mirror is None or owner not in {None, mirror.owner}:
                 raise StreamNotFoundError from None
             raise
+        except (RedisDownError, ResponseError):
+            raise LogUnavailableError from None
         assert mirror.stream is not None
         if owner not in {None, mirror.owner}:
             raise StreamNotFoundError
@@ -233,15 +253,14 @@ class Mirrors:
             raise LogUnavailableError
 
     async def _page(self, mirror: Mirror) -> bool:
-        """Read a page. Returns whether there was anything."""
+        """Read a page. Returns whether there was anything, without a gap."""
         async with mirror.reading:  # two tasks would read the same page
             after = f"({mirror.position}"
             count = _FIRST_PAGE
             if mirror.log.head:
                 count = max(_FIRST_PAGE, min(_LARGEST_PAGE, _PAGE_BYTES * mirror.log.head // mirror.log.size_bytes))
             entries = await self._link.call("XRANGE", log_key(mirror.id), after, "+", "COUNT", count)
-            mirror.feed(entries or ())
-            return bool(entries)
+            return mirror.feed(entries or ()) and bool(entries)
 
     # Watching
 

@@ -6,12 +6,13 @@
 | `{crucible:ID}:meta` | a hash: epoch, head, state (`r` running, `d` done), owner, facts, schema number |
 | `{crucible:ID}:lease` | the process that generates the stream, while it is alive |
 | `{crucible:ID}:gone` | outlives the stream: `o` and the owner. `x` if it was deleted |
+| `{crucible:ID}:change:NAME` | a change of the number of readers that was counted. Kept for a minute |
 | `crucible:key:HASH` | an idempotency key: `p` (pending) or `s` (started), the request's digest, the stream's id |
 | `crucible:label:HASH` | the id of the newest stream with a label |
 | `crucible:own:OWNER` | a sorted set: the owner's streams by the time of their start |
 | `crucible:run:OWNER` | a sorted set: the owner's running streams by the end of their lease |
 | `crucible:ctl:PROCESS` | a Redis stream: messages to a process |
-| `crucible:process:PROCESS` | the process is alive |
+| `crucible:process:PROCESS` | the process is alive. Setting it shows whether Redis takes writes |
 
 Epoch 1 is the process that generates, epoch 2 is a process that has ended the stream in its place. An append with an
 older epoch is refused, and no entry id is used twice. So no clock decides who may write. Every key expires.
@@ -126,6 +127,7 @@ while ARGV[i] do
       answer = 0
     else
       local owner = ARGV[f]
+      call('DEL', log) -- it is left over if Redis has lost the other key alone
       call('HSET', meta, 'epoch', '1', 'head', '0', 'state', 'r', 'owner', owner, 'facts', ARGV[f + 1],
         'schema', ARGV[f + 2], 'process', process)
       call('SET', key(id, 'gone'), 'o' .. owner, 'PX', ttl + extra)
@@ -177,6 +179,9 @@ for i = 5, #ARGV, 2 do
     out[#out + 1] = 0
   elseif m[1] ~= '1' then
     out[#out + 1] = -2
+  elseif call('XLEN', key(id, 'log')) < tonumber(m[2]) then
+    call('DEL', key(id, 'meta')) -- without its records it is of no use. Its process writes both again
+    out[#out + 1] = 0
   else
     if m[5] == 'r' then
       call('SET', key(id, 'lease'), ARGV[i + 1] == '1' and process .. ' paused' or process, 'PX', lease)
@@ -322,15 +327,19 @@ return 1
 )
 
 # Counts the readers of a labelled stream. It begins with one that is away. Arguments: id, changes of attached and away
-# readers. Answer: both together, 0 for a stream without a label.
+# readers, a name of this change. Answer: both together, 0 for a stream without a label.
 COUNT_READERS: Final = Script(
     """
-local meta = key(ARGV[1], 'meta')
+local id, meta = ARGV[1], key(ARGV[1], 'meta')
 local m = call('HMGET', meta, 'label', 'attached', 'away', 'forgotten')
 if not m[1] or m[1] == '' or m[4] then return 0 end
-local attached = tonumber(m[2] or '0') + ARGV[2]
-local away = math.max(0, tonumber(m[3] or '1') + ARGV[3])
-call('HSET', meta, 'attached', attached, 'away', away)
+local attached, away = tonumber(m[2] or '0'), tonumber(m[3] or '1')
+if ARGV[2] == '0' and ARGV[3] == '0' then return attached + away end
+if call('SET', key(id, 'change') .. ':' .. ARGV[4], '1', 'NX', 'PX', 60000) then
+  attached = attached + ARGV[2]
+  away = math.max(0, away + ARGV[3])
+  call('HSET', meta, 'attached', attached, 'away', away)
+end
 return attached + away
 """
 )

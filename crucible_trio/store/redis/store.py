@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Final, final
 
@@ -19,7 +19,6 @@ from coredis.exceptions import ResponseError
 from crucible_trio.background import background_tasks
 from crucible_trio.config import Settings
 from crucible_trio.errors import (
-    ConfigError,
     IdempotencyConflictError,
     LogUnavailableError,
     OwnerLimitError,
@@ -33,12 +32,12 @@ from crucible_trio.metrics import Metrics
 from crucible_trio.store.memory import ANONYMOUS, MemoryStore
 from crucible_trio.store.redis import scripts
 from crucible_trio.store.redis.address import parse_url
-from crucible_trio.store.redis.checks import check_server
+from crucible_trio.store.redis.checks import LinkCheck, first_connection
 from crucible_trio.store.redis.commits import Commits, OwnStream
 from crucible_trio.store.redis.following import Follower
 from crucible_trio.store.redis.health import Health, log_internal_error
 from crucible_trio.store.redis.heartbeat import Heartbeat
-from crucible_trio.store.redis.link import Caller, Link, RedisDownError
+from crucible_trio.store.redis.link import Link, RedisDownError
 from crucible_trio.store.redis.messages import Message, Outbox
 from crucible_trio.store.redis.mirrors import Mirrors
 from crucible_trio.store.redis.presence import Presence
@@ -48,7 +47,6 @@ from crucible_trio.timers import Timers
 
 logger = logging.getLogger(__name__)
 
-_FIRST_CONNECT_SECONDS: Final = 10.0
 _WATCH_SECONDS: Final = 1.0
 # How long a start waits before it asks again whether another start with its key is done.
 _CLAIM_PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -231,7 +229,8 @@ class RedisStore:
 
     async def count_readers(self, stream_id: str, *, attached: int = 0, away: int = 0) -> int:
         """Count the readers of a labelled stream that have not been sent the end."""
-        return int(await self._link.patient(scripts.COUNT_READERS, stream_id, attached, away))
+        change = secrets.token_hex(8)  # Redis counts it once, however often it is sent
+        return int(await self._link.patient(scripts.COUNT_READERS, stream_id, attached, away, change))
 
     async def list(self, owner: str) -> list[Stream]:
         """The owner's streams, newest first. Those of other processes show their facts and their status."""
@@ -240,7 +239,7 @@ class RedisStore:
         streams: list[Stream] = []
         for entry in await self._link.patient(scripts.LIST, owner):
             stream_id = bytes(entry[0]).decode()
-            stream = own.get(stream_id) or self.mirrors.listed(stream_id, *entry[1:])
+            stream = own.get(stream_id) or await self.mirrors.listed(stream_id, *entry[1:])
             if stream is not None:
                 streams.append(stream)
         return streams
@@ -279,6 +278,19 @@ class RedisStore:
     def received(self, message: Message) -> None:
         """Another process has sent a message (`Inbox`)."""
         self._presence.report(message)
+        asked = (self._own.get(stream_id) for stream_id in (*message.cancel, *message.forget))
+        starting = [own for own in asked if own is not None and not own.settled.is_set()]
+        if starting:  # Redis, and so another process, knew earlier than this process that they have started
+            self._nursery.start_soon(self._end_later, message, starting)
+        else:
+            self._end(message)
+
+    async def _end_later(self, message: Message, starting: Iterable[OwnStream]) -> None:
+        for own in starting:
+            await own.settled.wait()
+        self._end(message)
+
+    def _end(self, message: Message) -> None:
         for stream_id, by in message.cancel.items():
             if (own := self._own.get(stream_id)) is not None and own.stream is not None:
                 own.stream.cancel(by)
@@ -337,11 +349,11 @@ async def open_redis_store(settings: Settings, timers: Timers, metrics: Metrics)
     assert settings.log_url is not None
     address = parse_url(settings.log_url)
     health = Health(settings.log_outage_seconds)
-    watcher = _Watcher(health)
-    commands, reads = Link(address, watcher), Link(address, watcher)
+    check = LinkCheck(health)
+    commands, reads = Link(address, check), Link(address, check)
     async with background_tasks() as nursery:
         nursery.start_soon(commands.run)
-        await _first_connection(commands, watcher)
+        await first_connection(commands, check)
         store = RedisStore(settings, timers, metrics, commands, health, nursery)
         follower = Follower(reads, store.process, store.mirrors, store)
         for task in (reads.run, store.commits.run, store.outbox.run, store.heartbeat.run, store.watch, follower.run):
@@ -351,36 +363,3 @@ async def open_redis_store(settings: Settings, timers: Timers, metrics: Metrics)
         finally:
             with trio.move_on_after(settings.flush_seconds, shield=True):
                 await store.close()
-
-
-async def _first_connection(link: Link, watcher: _Watcher) -> None:
-    reason = "no answer"
-    with trio.move_on_after(_FIRST_CONNECT_SECONDS):
-        try:
-            await link.opened()
-            await check_server(link)
-        except (RedisDownError, ResponseError) as error:
-            reason = type(error).__name__
-        else:
-            return
-    message = f"cannot use the Redis that log_url names: {watcher.reason or reason}"
-    raise ConfigError(message, "log_url")
-
-
-@final
-class _Watcher:
-    """Prepares each new connection (`LinkWatcher`)."""
-
-    def __init__(self, health: Health) -> None:
-        self.reason = ""
-        self._health = health
-
-    async def prepare(self, call: Caller) -> None:
-        """Cache the scripts in a Redis that was just connected."""
-        for script in scripts.ALL:
-            await call("SCRIPT LOAD", script.text)
-
-    def failed(self, reason: str) -> None:
-        """The connection is lost."""
-        self.reason = reason
-        self._health.failed(reason)
