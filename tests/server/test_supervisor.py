@@ -266,6 +266,32 @@ async def test_a_worker_is_told_of_a_drain_that_began_before_it(tmp_path: Path, 
     assert bool(os.listdir(tmp_path)) == (moment == "in its start")  # whether a process lived
 
 
+async def test_the_sockets_stay_open_while_a_process_that_inherits_them_starts(
+    supervising: Supervising, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_starting, may_start = trio.Event(), trio.Event()
+    run_process = trio.run_process
+    inherited: list[int] = []
+
+    async def wait_and_run(*args: Any, pass_fds: list[int], **options: Any) -> None:
+        is_starting.set()
+        await may_start.wait()
+        inherited.extend(os.fstat(number).st_ino for number in pass_fds)  # OSError if one is closed
+        await run_process(*args, pass_fds=pass_fds, **options)
+
+    async with supervising("serve") as supervised:
+        pid = await supervised.pid_of(1)
+        monkeypatch.setattr(trio, "run_process", wait_and_run)
+        os.kill(pid, signal.SIGKILL)
+        await is_starting.wait()
+        supervised.supervisor.drain()
+        await wait_all_tasks_blocked()
+        may_start.set()
+        await supervised.ended.wait()
+    assert len(inherited) == 2  # the link and the socket
+    assert supervised.code == 0
+
+
 async def test_a_stop_ends_the_workers_immediately_with_code_1(supervising: Supervising) -> None:
     async with supervising("serve", "deaf") as supervised:
         supervised.supervisor.drain()

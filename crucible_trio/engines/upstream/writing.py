@@ -24,8 +24,8 @@ from crucible_trio.output import Output, ToolCallOutput
 class PieceWriter:
     """Writes pieces to an output. A call without its `ToolCallEnd` was cut: another piece follows, or the block ends.
 
-    Fields wait for the next piece outside a call, or for the end. They must not be the first output of a stream that
-    then fails: another engine could not take it over.
+    Fields wait for the next piece that is not inside a call, or for the end. They must not be the first output of a
+    stream that then fails: another engine could not take it over.
 
     Args:
         output: Takes the pieces.
@@ -50,7 +50,7 @@ class PieceWriter:
                 await self._call.arguments(piece.text)
                 continue
             await self._leave_call(is_whole=isinstance(piece, ToolCallEnd))
-            if self._fields and not isinstance(piece, ToolCallEnd):
+            if self._fields:
                 await self._write_fields()
             match piece:
                 case Text():
