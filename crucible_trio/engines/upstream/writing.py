@@ -17,6 +17,7 @@ from crucible_trio.content import (
     ToolCallEnd,
     ToolCallStart,
 )
+from crucible_trio.errors import EngineError
 from crucible_trio.output import Output, ToolCallOutput
 
 
@@ -68,7 +69,8 @@ class PieceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._leave_call(is_whole=False)
-        if kind is None:
+        # After a failure, too: the answer may go on in another request, which does not bring them again.
+        if kind is None or (isinstance(error, EngineError) and self._output.has_written):
             await self._write_fields()
 
     async def _write_fields(self) -> None:
