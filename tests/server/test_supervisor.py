@@ -85,7 +85,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_all_workers_serve_one_address_and_a_drain_ends_them(supervising: Supervising) -> None:
     async with supervising("serve", "serve") as supervised:
         assert supervised.message == "worker 1 serves"
-        assert await supervised.pid_of(1) != await supervised.pid_of(2)
+        pids = [await supervised.pid_of(number) for number in (1, 2)]
+        assert pids[0] != pids[1]
+        assert [os.getpgid(pid) for pid in pids] == pids  # a terminal's Ctrl-C reaches only the supervisor
         supervised.supervisor.drain()
         await supervised.ended.wait()
         with pytest.raises(OSError, match="all attempts"):
