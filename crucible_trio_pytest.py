@@ -81,10 +81,12 @@ class _ResumeItem(pytest.Item):
     def runtest(self) -> None:
         import trio
 
-        from crucible_trio.testing.resume import find_wire
+        from crucible_trio.testing.resume import command_again, find_wire
 
-        wire = find_wire(Path(self._wire_file)) if self._wire_file else None
-        trio.run(partial(_check, self._url, wire, log_cuts=self._log_cuts))
+        wire_file = Path(self._wire_file) if self._wire_file else None
+        wire = find_wire(wire_file) if wire_file is not None else None
+        again = command_again([self._url], wire_file)
+        trio.run(partial(_check, self._url, wire, log_cuts=self._log_cuts, again=again))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str | TerminalRepr:
         if isinstance(excinfo.value, AssertionError):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -13,12 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from crucible_trio.testing.resume import Report, Row
 
 
-async def check_server(check: Callable[..., Awaitable[Report]], again: str) -> int:
+async def check_server(check: Callable[..., Awaitable[Report]]) -> int:
     """Check a server and print the report to standard output.
 
     Args:
         check: The kit's `check` with all its arguments except `on_progress`.
-        again: The command that repeats a cut, for the report. See `command_again`.
 
     Returns:
         The exit code: 0 passed, 1 failed, 2 the check could not run.
@@ -30,18 +27,9 @@ async def check_server(check: Callable[..., Awaitable[Report]], again: str) -> i
     """
     with _progress() as on_progress:
         report = await check(on_progress=on_progress)
-    report.again = again
     # Without colours and wrapping, because users copy commands from the report.
     Console(highlight=False, markup=False, soft_wrap=True).print(str(report))
     return report.exit_code
-
-
-def command_again(urls: Sequence[str], wire_file: Path | None) -> str:
-    """The command without the options that select cuts, and without the key, which comes from the environment."""
-    words = ["crucible", "check", *urls]
-    if wire_file is not None:
-        words += ["--wire", str(wire_file)]
-    return shlex.join(words)
 
 
 @contextmanager

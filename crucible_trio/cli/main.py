@@ -240,9 +240,9 @@ def check(urls: tuple[str, ...], wire_file: Path | None, key: str | None, **opti
     fetch-event-source. The exit code is 0 if no event is lost or repeated, 1 if one is, and 2 if the check could not
     run.
     """
-    from crucible_trio.cli.check import check_server, command_again
+    from crucible_trio.cli.check import check_server
     from crucible_trio.cli.question import check_key, parse_url
-    from crucible_trio.testing.resume import CLIENTS, WIRES, WireFormat, find_wire
+    from crucible_trio.testing.resume import CLIENTS, WIRES, WireFormat, command_again, find_wire
     from crucible_trio.testing.resume import check as run_check
 
     log_to_stderr(logging.ERROR)
@@ -256,9 +256,10 @@ def check(urls: tuple[str, ...], wire_file: Path | None, key: str | None, **opti
         "clients": options["clients"] or tuple(CLIENTS),
         "phases": options["phases"] or ("log", "live"),
         "cuts": options["cuts"] or None,
+        "again": command_again(urls, wire_file),
     }
     checking = partial(run_check, urls, wire, **options)  # type: ignore[arg-type]  # click checks them
-    sys.exit(_run(partial(check_server, checking, command_again(urls, wire_file))))
+    sys.exit(_run(partial(check_server, checking)))
 
 
 @main.group(cls=_Group)

@@ -1,4 +1,4 @@
-"""What a server does at its start, with one process or several: two checks, and the signals that stop it."""
+"""The start of a server, with one process or several: checks of its addresses, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stoppable(Protocol):
-    """A server that signals stop."""
+    """A server that can be stopped in two steps."""
 
     def drain(self) -> None:
         """Let running streams finish, then end."""

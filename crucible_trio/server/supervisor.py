@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Final, final
 
@@ -95,7 +96,7 @@ class Supervisor:
             0 if all workers have drained, 1 if they had to stop, or the exit code of a worker that ended too often.
 
         Raises:
-            ConfigError: A worker refused its settings at the first start.
+            ConfigError: A worker refused its settings at the first start, or its process could not be started.
 
         Cancellation: ends the workers with SIGTERM and, after five seconds, with SIGKILL.
         """
@@ -188,41 +189,54 @@ class Supervisor:
         Returns:
             Its exit code, or the negative number of the signal that killed it.
         """
-        ours, theirs = socket.socketpair()
-        link = WorkerLink(ours)
         async with trio.open_nursery() as nursery:
-            with theirs:
-                async with self._starting:
-                    if self._draining.is_set():
-                        link.close()
-                        return 0
-                    sockets = [sock.fileno() for sock in self._sockets]
-                    process: trio.Process = await nursery.start(
-                        partial(
-                            trio.run_process,
-                            [*self._command, str(theirs.fileno())],
-                            check=False,
-                            stdin=subprocess.DEVNULL,
-                            pass_fds=[theirs.fileno(), *sockets],
-                            # A terminal's Ctrl-C would also reach a worker that cannot handle it yet.
-                            process_group=0,
-                        )
-                    )
-            worker.begin(process, link)
-            link.post(Setup(worker.number, sockets, self._settings))
-            if self._draining.is_set():
-                link.post(Drain())
+            try:
+                started = await self._start(worker, nursery)
+            except OSError as error:  # no memory, or no more processes or files
+                worker.cannot_start(f"no process can be started: {error.strerror}")
+                return 1
+            if started is None:
+                return 0
+            process, link = started
             nursery.start_soon(link.run)
-            async for message in link:
-                self._take(worker, message, nursery)
-            with trio.move_on_after(_EXIT_SECONDS):
-                await process.wait()
-            process.kill()
-            code = await process.wait()
-            worker.end()
-            link.close()
-            nursery.cancel_scope.cancel()
+            with closing(link):
+                async for message in link:
+                    self._take(worker, message, nursery)
+                with trio.move_on_after(_EXIT_SECONDS):
+                    await process.wait()
+                process.kill()
+                code = await process.wait()
+                worker.end()
+                nursery.cancel_scope.cancel()
         return code
+
+    async def _start(self, worker: _Worker, nursery: trio.Nursery) -> tuple[trio.Process, WorkerLink] | None:
+        """Start a process that inherits the sockets. None: the supervisor drains."""
+        async with self._starting:
+            if self._draining.is_set():
+                return None
+            sockets = [sock.fileno() for sock in self._sockets]
+            ours, theirs = socket.socketpair()
+            with theirs, ExitStack() as if_it_fails:
+                if_it_fails.enter_context(ours)
+                process: trio.Process = await nursery.start(
+                    partial(
+                        trio.run_process,
+                        [*self._command, str(theirs.fileno())],
+                        check=False,
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=[theirs.fileno(), *sockets],
+                        # A terminal's Ctrl-C would also reach a worker that cannot handle it yet.
+                        process_group=0,
+                    )
+                )
+                if_it_fails.pop_all()
+        link = WorkerLink(ours)
+        worker.begin(process, link)
+        link.post(Setup(worker.number, sockets, self._settings))
+        if self._draining.is_set():
+            link.post(Drain())
+        return process, link
 
     def _take(self, worker: _Worker, message: Message, nursery: trio.Nursery) -> None:
         match message:
@@ -276,7 +290,7 @@ class _Worker:
         number: Its number, from 1.
         was_ready: Whether clients could connect to its process.
         message: The message of its start.
-        refusal: Why its process could not start, if it said so.
+        refusal: Why its process could not start, if the reason is known.
         families: The last known metrics of its process.
         ended: What remains of the metrics of its earlier processes.
         counted: Set when the process has answered the last `Count`.
@@ -306,6 +320,11 @@ class _Worker:
         self.counted = trio.Event()
         self.counted.set()
         logger.info("worker %d is process %d", self.number, process.pid)
+
+    def cannot_start(self, reason: str) -> None:
+        """No new process has started."""
+        self.was_ready = False
+        self.refusal = reason
 
     def end(self) -> None:
         """The process has ended."""

@@ -26,7 +26,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         number: The worker's number, from 1.
         sockets: File descriptors of the sockets to listen on.
-        settings: Settings for the worker. Their form is known to the one who starts the supervisor, and to the worker.
+        settings: Settings for the worker. The caller of the supervisor encodes them, and the worker decodes them.
     """
 
     number: int
@@ -125,7 +125,7 @@ class WorkerLink:
 
     def _take(self) -> Message | None:
         end = _LENGTH_BYTES + int.from_bytes(self._received[:_LENGTH_BYTES])
-        if len(self._received) < max(end, _LENGTH_BYTES + 1):
+        if len(self._received) < end:  # also before the whole length is there
             return None
         message: Message = _DECODER.decode(self._received[_LENGTH_BYTES:end])
         del self._received[:end]

@@ -19,7 +19,7 @@ from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream import open_upstream, retries
 from crucible_trio.engines.upstream.continuing import MAX_CONTINUATIONS, MIN_REPEATED, ContinuedAnswer, RepeatCheck
 from crucible_trio.errors import EngineError
-from crucible_trio.records import AnyRecord, OutputDelta, StreamContinued, Usage
+from crucible_trio.records import AnyRecord, OutputDelta, StreamContinued, UpstreamFields, Usage
 from crucible_trio.request import JsonObjectFormat, Message, Parameters, Tool
 from crucible_trio.settings.upstreams import Prefill
 
@@ -101,6 +101,17 @@ async def run(url: str, request: Request = ASK, prefill: Prefill | None = VLLM, 
 
 def continued(records: list[AnyRecord]) -> list[int]:
     return [record.characters for record in records if isinstance(record, StreamContinued)]
+
+
+async def test_fields_that_are_passed_on_do_not_stop_an_answer_from_going_on() -> None:
+    first = [chunk({"content": TEXT[:20]}, tier="flex"), chunk({}, last=1)]
+    second = [chunk({}, tier="flex", last=1, next=2), *words(TEXT[20:]), *END]
+    async with upstream(first, second) as (url, _):
+        snapshot, records = await run(url)
+    assert (snapshot.status, snapshot.output) == ("completed", TEXT)
+    assert continued(records) == [20]
+    fields = [record.fields for record in records if isinstance(record, UpstreamFields)]
+    assert fields == [{"tier": "flex"}, {"last": 1}, {"next": 2}]  # each once, over both requests
 
 
 async def test_a_lost_answer_goes_on_in_another_request() -> None:

@@ -20,6 +20,7 @@ from crucible_trio.content import (
     ToolCallStart,
 )
 from crucible_trio.engines.upstream.writing import PieceWriter
+from crucible_trio.errors import EngineError
 from crucible_trio.records import ToolCallDelta
 
 START, HALF, END = ToolCallStart("c", "f"), ToolCallArguments("{"), ToolCallEnd()
@@ -65,19 +66,24 @@ async def test_fields_never_stand_inside_a_call(pieces: list[Piece], expected: l
     assert await written(pieces) == expected
 
 
-async def test_fields_are_not_the_first_output_of_a_stream_that_fails() -> None:
+@pytest.mark.parametrize(
+    ("before", "expected"), [([FIRST], []), ([Text("a"), FIRST], [Text("a"), FIRST]), ([START, FIRST], [START, FIRST])]
+)
+async def test_fields_are_not_the_first_output_of_a_stream_that_fails(
+    before: list[Piece], expected: list[Piece]
+) -> None:
     send, receive = trio.open_memory_channel[Piece](math.inf)
     output = Output(send)
 
     async def fail() -> None:
         async with PieceWriter(output) as writer:
-            await writer.write([FIRST])
-            raise ValueError
+            await writer.write(before)
+            raise EngineError("upstream_ended_early", "lost")
 
-    with pytest.raises(ValueError):  # noqa: PT011  the one raised above
+    with pytest.raises(EngineError):
         await fail()
-    assert not output.has_written
-    assert receive.statistics().current_buffer_used == 0
+    assert output.has_written == bool(expected)
+    assert [receive.receive_nowait() for _ in range(receive.statistics().current_buffer_used)] == expected
 
 
 @pytest.mark.parametrize("how", ["cancel", "idle deadline", "failure"])

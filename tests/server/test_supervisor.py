@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -84,7 +85,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_all_workers_serve_one_address_and_a_drain_ends_them(supervising: Supervising) -> None:
     async with supervising("serve", "serve") as supervised:
         assert supervised.message == "worker 1 serves"
-        assert await supervised.pid_of(1) != await supervised.pid_of(2)
+        pids = [await supervised.pid_of(number) for number in (1, 2)]
+        assert pids[0] != pids[1]
+        assert [os.getpgid(pid) for pid in pids] == pids  # a terminal's Ctrl-C reaches only the supervisor
         supervised.supervisor.drain()
         await supervised.ended.wait()
         with pytest.raises(OSError, match="all attempts"):
@@ -165,6 +168,73 @@ async def test_a_start_that_succeeds_in_the_end_is_forgiven(
     assert supervised.code == 0
 
 
+async def test_no_process_at_the_first_start_is_an_error_in_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock, trio.fail_after(30):
+        supervisor = Supervisor(["/no/such/program"], 2, sockets=[sock], settings=b"", drain_seconds=10)
+        with pytest.raises(ConfigError, match=r"^no process can be started: No such file or directory$"):
+            await supervisor.run()
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("is_back", [True, False])
+async def test_a_machine_that_cannot_start_a_process_for_a_while_does_not_end_the_other_workers(
+    tmp_path: Path,
+    supervising: Supervising,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_back: bool,
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(WORKER)} "$@"\n')
+    program.chmod(0o700)
+    monkeypatch.setitem(globals(), "WORKER", [str(program)])
+    monkeypatch.setattr(module, "_MOST_FAILED_STARTS", 1_000_000 if is_back else 3)
+    failed = "worker 2 cannot start (no process can be started: No such file or directory)"
+    async with supervising("serve", "serve") as supervised:
+        pid = await supervised.pid_of(2)
+        program.rename(tmp_path / "away")
+        os.kill(pid, signal.SIGKILL)
+        while f"{failed}: starting it again" not in caplog.text:
+            assert (await supervised.ask())[0] == 1
+        if is_back:
+            (tmp_path / "away").rename(program)
+            assert await supervised.pid_of(2) != pid
+        else:
+            await supervised.ended.wait()
+            assert f"{failed} before it was ready, 3 times in a row: stopping" in caplog.text
+    assert supervised.code == (0 if is_back else 1)
+
+
+async def test_after_a_long_life_a_worker_is_started_again_without_delay(
+    supervising: Supervising, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_LONG_LIFE_SECONDS", 0.0)  # so every life is long
+    async with supervising("serve") as supervised:
+        for _ in range(3):
+            os.kill(await supervised.pid_of(1), signal.SIGKILL)
+            await supervised.ask()
+    lines = [record.getMessage() for record in caplog.records if "starting it again" in record.getMessage()]
+    assert [line.rpartition("again")[2] for line in lines] == ["", "", ""]
+
+
+async def test_a_drain_does_not_wait_for_the_next_start(
+    supervising: Supervising, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_DELAY_SECONDS", 1000.0)
+    monkeypatch.setattr(module, "_LONGEST_DELAY_SECONDS", 1000.0)
+    async with supervising("serve", "serve") as supervised:
+        pid = await supervised.pid_of(2)
+        os.kill(pid, signal.SIGKILL)
+        while (next_pid := await supervised.pid_of(2)) == pid:
+            pass
+        os.kill(next_pid, signal.SIGKILL)
+        while "starting it again in 1000 s" not in caplog.text:
+            assert (await supervised.ask())[0] == 1
+        supervised.supervisor.drain()
+        await supervised.ended.wait()
+    assert supervised.code == 0
+
+
 async def test_each_early_end_doubles_the_delay(
     supervising: Supervising, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,6 +266,32 @@ async def test_a_worker_is_told_of_a_drain_that_began_before_it(tmp_path: Path, 
                 supervisor.drain()
     assert codes == [0]
     assert bool(os.listdir(tmp_path)) == (moment == "in its start")  # whether a process lived
+
+
+async def test_the_sockets_stay_open_while_a_process_that_inherits_them_starts(
+    supervising: Supervising, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_starting, may_start = trio.Event(), trio.Event()
+    run_process = trio.run_process
+    inherited: list[int] = []
+
+    async def wait_and_run(*args: Any, pass_fds: list[int], **options: Any) -> None:
+        is_starting.set()
+        await may_start.wait()
+        inherited.extend(os.fstat(number).st_ino for number in pass_fds)  # OSError if one is closed
+        await run_process(*args, pass_fds=pass_fds, **options)
+
+    async with supervising("serve") as supervised:
+        pid = await supervised.pid_of(1)
+        monkeypatch.setattr(trio, "run_process", wait_and_run)
+        os.kill(pid, signal.SIGKILL)
+        await is_starting.wait()
+        supervised.supervisor.drain()
+        await wait_all_tasks_blocked()
+        may_start.set()
+        await supervised.ended.wait()
+    assert len(inherited) == 2  # the link and the socket
+    assert supervised.code == 0
 
 
 async def test_a_stop_ends_the_workers_immediately_with_code_1(supervising: Supervising) -> None:

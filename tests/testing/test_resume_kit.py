@@ -341,15 +341,14 @@ async def test_events_lost_without_a_reader_are_found_only_live(open_small_serve
     assert "dropped event" in report.names
 
 
-async def test_the_command_in_the_report_repeats_the_failure(open_small_server: Any) -> None:
+async def test_the_call_in_the_report_repeats_the_failure(open_small_server: Any) -> None:
     with trio.fail_after(60):
         async with open_small_server("drops one") as server:
             report = await check(server.url, server.wire, log_cuts=24, phases=["log"], clients=["httpx-sse"])
             [first, *_] = report.failures
-            command = (
-                f"repeat: crucible check {server.url} --phase log --client httpx-sse --cut {first.cut_at} --seed 0"
-            )
-            assert command in str(report)
+            # Not a command: the report does not know of a file that describes this wire.
+            call = f"repeat: check(..., phases=['log'], clients=['httpx-sse'], cuts=[{first.cut_at}], seed=0)"
+            assert call in str(report)
             second = await check(server.url, server.wire, phases=["log"], clients=["httpx-sse"], cuts=[first.cut_at])
     assert second.failures == [first]
     assert "uncut: ...mm weiches Wasser,\\nkühl [es ab — 80 °C — und gieß]..." in str(second)

@@ -117,6 +117,7 @@ async def test_pytest_makes_a_test_of_each_url(open_small_server: Any, wire_file
     assert f"check-resume[{good.url}] PASSED" in said
     assert f"check-resume[{bad.url}] FAILED" in said
     assert "FAIL off by one on resume: " in said
+    assert f"repeat: crucible check {bad.url} --wire {wire_file} --phase log " in said
     assert "Traceback" not in said
 
 

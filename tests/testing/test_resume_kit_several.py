@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from crucible_trio import Finish, Output, Pipeline, Request, open_pipeline
 from crucible_trio.errors import ConfigError
 from crucible_trio.server import Config, serve
 from crucible_trio.settings import ApiSettings
-from crucible_trio.testing.resume import Report, Stage, WireFormat, check
+from crucible_trio.testing.resume import Report, Stage, WireFormat, check, command_again
 from crucible_trio.web import create_app
 
 NATIVE = WireFormat(body='{"input": "{key}", "mode": "deep"}')
@@ -100,11 +101,19 @@ async def test_a_failure_names_the_address_of_each_connection(open_small_server:
     async with open_small_server() as one, open_small_server("skips one") as other:
         other.runs = one.runs
         with trio.fail_after(60):
-            report = await check([one.url, other.url], one.wire, phases=["log"], clients=["httpx-sse"], cuts=[384])
+            report = await check(
+                [one.url, other.url],
+                one.wire,
+                phases=["log"],
+                clients=["httpx-sse"],
+                cuts=[384],
+                again=command_again([one.url, other.url], Path("a wire")),
+            )
     [failure] = report.failures
     assert failure.servers == (one.url, other.url)
     assert f"connections: {one.url}, {other.url}\n" in str(report)
-    assert f"repeat: crucible check {one.url} {other.url} --phase log --client httpx-sse --cut 384" in str(report)
+    again = f"repeat: crucible check {one.url} {other.url} --wire 'a wire' --phase log --client httpx-sse --cut 384 "
+    assert again in str(report)
 
 
 async def test_the_addresses_of_one_service_have_one_path() -> None:

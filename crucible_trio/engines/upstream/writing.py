@@ -17,6 +17,7 @@ from crucible_trio.content import (
     ToolCallEnd,
     ToolCallStart,
 )
+from crucible_trio.errors import EngineError
 from crucible_trio.output import Output, ToolCallOutput
 
 
@@ -24,8 +25,8 @@ from crucible_trio.output import Output, ToolCallOutput
 class PieceWriter:
     """Writes pieces to an output. A call without its `ToolCallEnd` was cut: another piece follows, or the block ends.
 
-    Fields wait for the next piece outside a call, or for the end. They must not be the first output of a stream that
-    then fails: another engine could not take it over.
+    Fields wait for the next piece that is not inside a call, or for the end. They must not be the first output of a
+    stream that then fails: another engine could not take it over.
 
     Args:
         output: Takes the pieces.
@@ -50,7 +51,7 @@ class PieceWriter:
                 await self._call.arguments(piece.text)
                 continue
             await self._leave_call(is_whole=isinstance(piece, ToolCallEnd))
-            if self._fields and not isinstance(piece, ToolCallEnd):
+            if self._fields:
                 await self._write_fields()
             match piece:
                 case Text():
@@ -68,7 +69,8 @@ class PieceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._leave_call(is_whole=False)
-        if kind is None:
+        # After a failure, too: the answer may go on in another request, which does not bring them again.
+        if kind is None or (isinstance(error, EngineError) and self._output.has_written):
             await self._write_fields()
 
     async def _write_fields(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final, TypeAlias
@@ -41,6 +40,7 @@ async def check(
     seed: int = 0,
     at_once: int = CONCURRENT_CUTS,
     timeout: float = TIMEOUT_SECONDS,
+    again: str = "",
     on_progress: CheckProgress | None = None,
 ) -> Report:
     """Cut a server's streams, reconnect as real clients do, and look for events that are lost or repeated.
@@ -59,6 +59,7 @@ async def check(
         seed: Selects the bytes if not all are cut.
         at_once: Number of cuts made concurrently.
         timeout: Seconds without an event after which a response counts as stuck.
+        again: The command line that makes this check, for the report. Empty if there is none.
         on_progress: Called after every cut.
 
     Returns:
@@ -81,8 +82,6 @@ async def check(
         if len({network.base for network in networks}) > 1:
             message = "the URLs of one service must have the same path"
             raise ConfigError(message)
-        urls = [each for each in targets if isinstance(each, str)]
-        again = shlex.join(["crucible", "check", *urls]) if len(urls) == len(targets) else ""
         report = Report(", ".join(network.name for network in networks), seed, again)
         checking = Checking(tuple(networks), wire or WireFormat(), stage, timeout, report, at_once, on_progress)
         if await checking.begin():

@@ -151,8 +151,10 @@ class Checking:
             return False
         if reading.events < MIN_EVENTS:
             self.report.problem = (
-                f"the stream is too short: {reading.events} events, at least {MIN_EVENTS} are needed. Use a longer "
-                "answer, or a server that sends it in more events"
+                f"the stream is too short: {reading.events} events, at least {MIN_EVENTS} are needed. Use an engine "
+                "that writes more slowly, because a server may merge text that it gets at the same time into one event "
+                "(crucible serve --engine replay: --replay-speed 1). Or use a wire file whose `body` asks for a longer "
+                "answer"
             )
             return False
         return True

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal, TypeAlias, final
 
 from crucible_trio.testing.resume.judging import Finding, ascii_controls
@@ -78,7 +81,7 @@ class Report:
     Attributes:
         target: The server's URL or URLs, or the application's name.
         seed: The seed that selected the bytes, if not every byte was cut.
-        again: The command that repeats the check. Empty for an application in this process.
+        again: The command line that makes the check, without the options that select cuts. Empty if there is none.
         problem: Why the server could not be checked, or None.
         stream: A short description of the stream that was cut.
         rows: One row per client and phase.
@@ -160,6 +163,17 @@ class Report:
                 f"cuts=[{failure.cut_at}], seed={self.seed})"
             )
         return lines
+
+
+def command_again(urls: Sequence[str], wire_file: Path | None) -> str:
+    """The command that checks these URLs, without the options that select cuts.
+
+    The key is not in it, because the command also takes the key from the environment.
+    """
+    words = ["crucible", "check", *urls]
+    if wire_file is not None:
+        words += ["--wire", str(wire_file)]
+    return shlex.join(words)
 
 
 def _row_line(row: Row) -> str:
