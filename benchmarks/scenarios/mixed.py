@@ -32,6 +32,11 @@ class _Cuts:
         again.ask()
         self.parts.append(again)
 
+    @property
+    def is_back(self) -> bool:
+        """Whether the newest connection has a token."""
+        return self.parts[-1].token_at > 0
+
     def check(self) -> None:
         """Check that each token arrived once and in order, over all connections."""
         check(b"".join(part.text for part in self.parts))
@@ -73,6 +78,7 @@ class Mixed:
             window = measure_while(process, lambda: self._disturb(load, slow, cuts, leaving))
             for reader in slow:
                 load.read_paused(reader)
+            load.run(60.0, lambda: all(one.is_back for one in cuts))
         for reader in (*healthy, *slow, *leaving):
             reader.check()
         for one in cuts:

@@ -209,6 +209,7 @@ async def test_claude_code_runs_no_tool_whose_call_the_upstream_cut(
             printed = error.output
     assert "The tool has spoken" not in printed
     assert lines(sandbox) == []
+    assert model.bodies  # it has asked
 
 
 @pytest.mark.parametrize("cut", ["fin", "rst"])
@@ -224,3 +225,7 @@ async def test_claude_code_repeats_a_request_whose_connection_was_cut(
         printed = await run_claude(PROMPT, base_url=f"http://127.0.0.1:{proxy.port}")
     assert printed == "The tool has spoken.\n"
     assert lines(sandbox) == ["the tool was here"]
+    assert "cut" in [connection.outcome for connection in proxy.connections], proxy.report()
+    cut_short, first, second = model.bodies
+    assert cut_short["messages"] == first["messages"]
+    check_turn(first, second)

@@ -91,6 +91,26 @@ async def test_a_log_that_is_lost_while_its_end_is_pending_lets_the_stream_go(au
         assert pipeline.store.running == 0
 
 
+async def test_an_end_that_is_pending_is_not_appended_again_when_the_engine_has_let_go(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ScriptedEngine("a", Gate())
+    shared = SharedPipeline(engine)
+    async with run_pipeline(shared.pipeline) as pipeline:
+        stream = await pipeline.start(Request("q"), on_disconnect="continue")
+        await wait_all_tasks_blocked()
+        shared.store.works = False
+        stream.cancel()
+        log = log_of(stream)
+        await wait_all_tasks_blocked()
+        assert (log.closed, log.finished, engine.live, pipeline.store.running) == (True, False, 0, 1)
+        shared.store.works = True
+        shared.store.commit_later(log)
+        await wait_all_tasks_blocked()
+        assert (stream.status, pipeline.store.running) == ("cancelled", 0)
+    assert "internal error" not in caplog.text
+
+
 async def test_an_engine_that_waits_for_the_buffer_is_cancelled_and_not_refused(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

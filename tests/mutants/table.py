@@ -280,7 +280,7 @@ MUTANTS = [
         file="generation.py",
         old="        if self.log.closed:\n",
         new="        if self.log.finished:\n",
-        tests="tests/log",
+        tests="tests/core/test_log_ends.py",
     ),
     Mutant(
         mechanism="a tool call that is cut off is not called whole",

@@ -31,8 +31,10 @@ RECORDING_SIZE = (1000, 640)
 FRAME_SECONDS = 0.4
 TAP_FRAMES = 2  # how long a click is marked
 
-LAST_MARK = "[...document.querySelectorAll('#marks li')].at(-1)?.className"
+MARKS = "[...document.querySelectorAll('#marks li')].map((item) => item.className)"
 READ = "Number(document.getElementById('read').textContent)"
+RESUMED = f"{MARKS}.includes('resumed')"
+WAITS = f"{MARKS}.lastIndexOf('waits') > {MARKS}.lastIndexOf('slow')"
 
 
 @asynccontextmanager
@@ -46,28 +48,26 @@ async def served() -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
-async def wait_for_the_resume(page: Page) -> bool:
-    """Returns whether the page has resumed before the model's answer was over."""
-    await page.until(f"['resumed', 'end'].includes({LAST_MARK})", seconds=90)
-    return bool(await page.evaluate(f"{LAST_MARK} === 'resumed'"))
+async def until_in_the_answer(page: Page, condition: str) -> bool:
+    """Wait until a condition is true. Returns whether it is, and the model's answer is not over.
 
-
-async def wait_for_the_model_to_wait(page: Page) -> bool:
-    """Returns whether it had to, before it had finished."""
-    await page.until(f"['waits', 'end'].includes({LAST_MARK})", seconds=90)
-    return bool(await page.evaluate(f"{LAST_MARK} === 'waits'"))
+    A fast model may end its answer before, or while, the condition becomes true.
+    """
+    is_over = f"{MARKS}.includes('end')"
+    await page.until(f"{condition} || {is_over}", seconds=90)
+    return bool(await page.evaluate(f"!{is_over}"))
 
 
 async def show(page: Page) -> bool:
     """Ask, cut, and read slowly. Returns whether the model had to wait for the page."""
     await page.click("button", "Ask")
-    await page.until(f"{READ} > 12", seconds=90)
-    await page.evaluate("document.getElementById('cut').click()")
-    if not await wait_for_the_resume(page):
+    if not await until_in_the_answer(page, f"{READ} > 12"):
         return False
-    await page.until(f"{READ} > 40", seconds=90)
+    await page.evaluate("document.getElementById('cut').click()")
+    if not await until_in_the_answer(page, RESUMED) or not await until_in_the_answer(page, f"{READ} > 40"):
+        return False
     await page.click("button", "Read slowly")
-    if not await wait_for_the_model_to_wait(page):
+    if not await until_in_the_answer(page, WAITS):
         return False
     await trio.sleep(2)
     return True
@@ -79,7 +79,7 @@ async def take_screenshots(browser: Chromium, url: str) -> None:
             page = await browser.open(url, width=width, height=height, prefers_color_scheme=scheme)
             while not await show(page):
                 await page.click("button", "New chat")
-                await page.evaluate("document.getElementById('slow').click()")
+                await page.evaluate("document.querySelector('#slow[aria-pressed=true]')?.click()")
                 await page.type("Why do leaves change colour in autumn?")
             image = Image.open(io.BytesIO(await page.screenshot())).convert("RGB")
             path = FOLDER / f"page-{scheme}{suffix}.png"
@@ -145,19 +145,19 @@ async def record(browser: Chromium, url: str) -> bool:
         nursery.start_soon(recording.run)
         await trio.sleep(1)
         await recording.click("button", "Ask")
-        await page.until(f"{READ} > 12", seconds=90)
-        await recording.click("button", "Cut the connection")
         has_waited = False
-        if await wait_for_the_resume(page):
-            await trio.sleep(1)
-            await recording.reload()
-            await trio.sleep(0.5)
-            await recording.click("button", "Read slowly")
-            has_waited = await wait_for_the_model_to_wait(page)
+        if await until_in_the_answer(page, f"{READ} > 12"):
+            await recording.click("button", "Cut the connection")
+            if await until_in_the_answer(page, RESUMED):
+                await trio.sleep(1)
+                await recording.reload()
+                await trio.sleep(0.5)
+                await recording.click("button", "Read slowly")
+                has_waited = await until_in_the_answer(page, WAITS)
         if has_waited:
             await trio.sleep(3)
             await recording.click("button", "Read slowly")
-            await page.until(f"{LAST_MARK} === 'end'", seconds=90)
+            await page.until(f"{MARKS}.includes('end')", seconds=90)
             await trio.sleep(2)
             recording.save(FOLDER / "page.webp")
         nursery.cancel_scope.cancel()

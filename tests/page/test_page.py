@@ -445,6 +445,22 @@ async def test_a_slow_reader_stops_the_model(chromium, serving) -> None:
         assert await page.evaluate("document.querySelectorAll('#chart rect.waits').length") > 0
 
 
+async def test_a_slow_reader_closes_the_connections_of_the_records_that_it_has(chromium, serving) -> None:
+    words = [f"{number} " for number in range(8)]  # a browser opens at most six connections to a server
+
+    async def engine(request):
+        for word in words:
+            yield word
+
+    async with serving(engine, buffer_tokens=1) as served, chromium() as browser:
+        page = await browser.open(served.url)
+        await page.click("button", "Read slowly")
+        await page.ask(mode="standard")
+        await page.status_is("Done.")
+        assert (await served.snapshot()).last_seq > 6
+        await matches(page, await served.snapshot())
+
+
 async def test_the_lines_of_the_chart_meet_at_the_end(chromium, serving) -> None:
     words = trio.Event()
 
@@ -490,7 +506,9 @@ async def test_switching_between_slow_and_fast_loses_nothing(chromium, serving) 
         assert await page.evaluate("document.getElementById('slow').ariaPressed") == "true"
         await page.click("button", "Cut the connection")
         so_far = await page.evaluate(ANSWER)
-        await page.evaluate("new Promise((resolve) => setTimeout(resolve, 400))")  # a cut takes a second
+        await page.evaluate(
+            "new Promise((resolve) => setTimeout(resolve, 400))"
+        )  # longer than a word, shorter than a cut
         assert await page.evaluate(ANSWER) == so_far
         await page.click("button", "Read slowly")
         await page.answer_is("".join(words[:20]))
@@ -601,9 +619,21 @@ async def test_the_page_sends_nothing_after_the_end_and_204_stops_the_reconnecti
 
     async with serving(engine, retry_milliseconds=1) as served, chromium() as browser:
         page = await browser.open(served.url)
+        # A timer that is still waiting would send something later.
+        await page.evaluate("""{
+            const { setTimeout: set, clearTimeout: clear } = window;
+            window.timers = new Set();
+            window.setTimeout = (call, ...more) => {
+                const timer = set(() => { timers.delete(timer); call(); }, ...more);
+                timers.add(timer);
+                return timer;
+            };
+            window.clearTimeout = (timer) => { timers.delete(timer); clear(timer); };
+        }""")
         await page.ask()
         await page.status_is("Done.")
         await page.until(f"{VERDICT}.endsWith('log.')")
+        assert await page.evaluate("timers.size") == 0
         asked = len(page.requests)
         # A bare EventSource at the last id. No code closes it.
         snapshot = await served.snapshot()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -130,7 +132,7 @@ async def test_a_terminated_process_hands_its_readers_over(serve_process: OpenSe
 
 
 async def test_during_a_long_outage_streams_fail_with_a_reset_and_requests_get_503(
-    serve_process: OpenServed, event_stream: type[Any], redis: RedisServer, until: Until
+    serve_process: OpenServed, event_stream: type[Any], redis: RedisServer
 ) -> None:
     async with (
         serve_process("--replay-speed", "0.5", CRUCIBLE_LOG_OUTAGE_SECONDS="0.5") as a,
@@ -189,9 +191,7 @@ async def test_a_redis_that_does_not_fit_is_refused_at_start(
     assert redis.url not in log
 
 
-async def test_workers_serve_one_stream_behind_one_port(
-    serve_process: OpenServed, event_stream: type[Any], redis: RedisServer
-) -> None:
+async def test_workers_serve_one_stream_behind_one_port(serve_process: OpenServed, event_stream: type[Any]) -> None:
     async with serve_process("--workers", "2", "--replay-speed", "10") as served:
         reading = event_stream()
         started = 0
@@ -210,6 +210,17 @@ async def test_workers_serve_one_stream_behind_one_port(
             started += 1
         assert [event["seq"] for event in reading.events] == list(range(1, len(reading.events) + 1))
         assert started > 3
+        # While one of the two is stopped, only the other one can have answered.
+        workers = [int(pid) for pid in re.findall(rb"worker \d is process (\d+)", served.stderr)]
+        assert len(workers) == 2
+        for stopped in workers:
+            os.kill(stopped, signal.SIGSTOP)
+            try:
+                whole = event_stream()
+                await whole.read(served.url, f"/v1/streams/{reading.last_id.partition('.')[0]}/events")
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+            assert whole.events == reading.events
         served.process.send_signal(signal.SIGTERM)
         assert await served.process.wait() == 0
         assert b"Traceback" not in served.stderr

@@ -50,11 +50,12 @@ class RedisServer(Protocol):
 
 
 TEXT = "".join(f"{number} " for number in range(150))
+LONG_TEXT = "".join(f"{number} " for number in range(300))
 
 
 async def count_slowly(request: Request, output: Output) -> Finish:
-    """Write `TEXT` in about a second and a half."""
-    for word in TEXT.split():
+    """Write `TEXT` in about a second and a half, or `LONG_TEXT` in three."""
+    for word in (LONG_TEXT if request.input == "long" else TEXT).split():
         await output.delta(f"{word} ")
         await trio.sleep(0.01)
     return Finish()
@@ -64,10 +65,10 @@ def text_of(records: list[AnyRecord]) -> str:
     return "".join(record.delta for record in records if isinstance(record, OutputDelta))
 
 
-def check_whole(records: list[AnyRecord]) -> None:
+def check_whole(records: list[AnyRecord], text: str = TEXT) -> None:
     assert [record.seq for record in records] == list(range(1, len(records) + 1))
     assert isinstance(records[-1], StreamCompleted)
-    assert text_of(records) == TEXT
+    assert text_of(records) == text
 
 
 async def read_in_both(
@@ -121,10 +122,15 @@ async def test_every_record_is_read_once_however_redis_is_disturbed(
 ) -> None:
     redis = new_redis("--appendonly", "yes", "--appendfsync", "everysec")
     async with open_over(count_slowly, url=redis.url) as here, open_over(count_slowly, url=redis.url) as there:
-        stream = await here.start(Request("q"), on_disconnect="continue")
+        stream = await here.start(Request("long"), on_disconnect="continue")
         found = await there.find(stream.id)
-        for records in await read_in_both([stream, found], lambda: disturb(redis)):
-            check_whole(records)
+
+        async def disturb_the_stream() -> None:
+            await disturb(redis)
+            assert not stream.log.finished  # else it was not disturbed
+
+        for records in await read_in_both([stream, found], disturb_the_stream):
+            check_whole(records, LONG_TEXT)
 
 
 async def test_a_redis_that_is_far_away_costs_latency_and_no_records(
@@ -158,7 +164,7 @@ async def test_a_slow_redis_slows_the_model_and_loses_nothing(
 
 
 async def test_a_start_waits_for_redis_and_a_cancelled_one_leaves_nothing(
-    redis: RedisServer, open_over: OpenPipeline, until: Until
+    redis: RedisServer, open_over: OpenPipeline
 ) -> None:
     engine = ScriptedEngine("a", Gate())
     async with open_over(engine) as pipeline:
@@ -305,7 +311,7 @@ async def test_a_finished_stream_that_redis_has_lost_is_written_again(
 
 
 async def test_redis_loses_everything_and_the_process_as_well(
-    redis: RedisServer, open_over: OpenPipeline, serve_process: OpenServed, read_to_end: ReadToEnd
+    redis: RedisServer, open_over: OpenPipeline, serve_process: OpenServed
 ) -> None:
     async with serve_process("--replay-speed", "0.5") as served, open_over(count_slowly) as there:
         async with httpx.AsyncClient() as http:
@@ -377,7 +383,7 @@ async def test_leases_that_lapsed_while_redis_was_away_end_no_stream(
 
 
 async def test_a_process_whose_stream_was_ended_stops_its_engine(
-    redis: RedisServer, open_over: OpenPipeline, read_to_end: ReadToEnd, until: Until, caplog: pytest.LogCaptureFixture
+    redis: RedisServer, open_over: OpenPipeline, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = ScriptedEngine("a", Gate())
     async with open_over(engine) as here, open_over(engine, log_lease_seconds=0.5) as there:

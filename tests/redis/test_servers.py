@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from math import inf
 from pathlib import Path
@@ -14,7 +14,6 @@ import pytest
 
 from crucible_trio.errors import ConfigError, LogUnavailableError
 from crucible_trio.pipeline import Pipeline
-from crucible_trio.records import AnyRecord
 from crucible_trio.request import Request
 from crucible_trio.store.redis.address import RedisAddress, parse_url
 from crucible_trio.store.redis.checks import problem_with
@@ -189,9 +188,7 @@ async def test_a_stream_with_a_newer_schema_is_refused_for_now(redis: Any, open_
         assert await there.list() == []
 
 
-async def test_records_of_a_later_version_are_passed_on_as_bytes(
-    redis: Any, open_over: OpenPipeline, read_to_end: Callable[..., Awaitable[list[AnyRecord]]]
-) -> None:
+async def test_records_of_a_later_version_are_passed_on_as_bytes(open_over: OpenPipeline) -> None:
     async with open_over(ScriptedEngine("a", Gate(), "b")) as here, open_over(ScriptedEngine("a")) as there:
         stream = await here.start(Request("q"), on_disconnect="continue")
         await stream.log.reached(2)

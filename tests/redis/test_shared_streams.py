@@ -51,6 +51,10 @@ class RedisServer(Protocol):
     def keys(self) -> int: ...
 
 
+# A key that was not given back would lapse after this time, and no test waits as long.
+LONG_LEASE = 600.0
+
+
 async def every_kind(request: Request, output: Output) -> Finish:
     """An engine that writes every kind of content."""
     for letter in "Hmm":
@@ -124,9 +128,7 @@ async def test_a_stream_that_is_cut_at_every_record_and_resumed_elsewhere_reads_
             check_content(stream)
 
 
-async def test_a_long_log_is_read_in_pages_and_shared_by_concurrent_readers(
-    open_over: OpenPipeline, read_to_end: ReadToEnd
-) -> None:
+async def test_a_long_log_is_read_in_pages_and_shared_by_concurrent_readers(open_over: OpenPipeline) -> None:
     engine = ScriptedEngine([f"{number} " * 40 for number in range(3000)])
     async with open_over(engine, buffer_tokens=4) as here, open_over(engine) as there:
         stream = await here.start(Request("q"), on_disconnect="continue")
@@ -158,9 +160,7 @@ async def test_an_offset_that_nothing_has_reached_is_refused_everywhere(open_ove
                     pass
 
 
-async def test_finished_streams_are_read_after_all_processes_have_been_restarted(
-    open_over: OpenPipeline, read_to_end: ReadToEnd
-) -> None:
+async def test_finished_streams_are_read_after_all_processes_have_been_restarted(open_over: OpenPipeline) -> None:
     async with open_over(every_kind) as pipeline:
         stream, _ = await start(pipeline, key="k")
         await stream.log.wait_finished()
@@ -439,7 +439,7 @@ async def test_a_stream_can_be_ended_elsewhere_before_its_process_knows_that_it_
 
 async def test_a_refused_start_leaves_no_key_in_any_process(open_over: OpenPipeline) -> None:
     engine = ScriptedEngine("a", Gate())
-    options = {"max_streams_per_owner": 1}
+    options = {"max_streams_per_owner": 1, "log_lease_seconds": LONG_LEASE}
     async with open_over(engine, **options) as here, open_over(engine, **options) as there:
         first, _ = await start(here, owner="alice")
         for process in (there, here):
@@ -453,7 +453,7 @@ async def test_a_refused_start_leaves_no_key_in_any_process(open_over: OpenPipel
         assert stream.owner == "alice"
 
 
-async def test_a_claim_whose_process_died_lapses(open_over: OpenPipeline, redis: RedisServer) -> None:
+async def test_a_claim_whose_process_died_lapses(open_over: OpenPipeline) -> None:
     async with open_over(ScriptedEngine("a")) as pipeline:
         digest_of_another_start: Any = b"d" * 32
         store: Any = pipeline.store
@@ -464,7 +464,7 @@ async def test_a_claim_whose_process_died_lapses(open_over: OpenPipeline, redis:
 
 async def test_a_cancelled_start_leaves_nothing(open_over: OpenPipeline, redis: RedisServer, until: Until) -> None:
     engine = ScriptedEngine("a")
-    async with open_over(engine) as pipeline:
+    async with open_over(engine, log_lease_seconds=LONG_LEASE) as pipeline:
         await until(lambda: redis.keys() == 2)  # the process's own
         for steps in range(12):
             with trio.CancelScope() as scope:

@@ -191,14 +191,16 @@ async def test_a_worker_that_is_killed_comes_back_and_its_counters_stay(free_por
             await generate(running.url)
         before = await numbers(running.url)
         assert before["crucible_streams_started_total"] == 6
-        victim = running.workers[1]
+        # A worker that has counted something.
+        number = (await running.read_until(r" INFO worker (\d): stream str_"))[1]
+        victim = running.workers[int(number)]
         os.kill(victim, signal.SIGKILL)
-        await running.read_until(r"worker 1 was killed by SIGKILL: starting it again")
+        await running.read_until(rf"worker {number} was killed by SIGKILL: starting it again")
         while (after := await numbers(running.url))["crucible_workers_answering"] < 2:
             pass
         assert after["crucible_streams_started_total"] == 6
         assert after["crucible_worker_restarts_total"] == 1
-        await running.read_until(rf"worker 1 is process (?!{victim}\b)")
+        await running.read_until(rf"worker {number} is process (?!{victim}\b)")
         running.process.send_signal(signal.SIGTERM)
         assert await running.wait() == 0
 

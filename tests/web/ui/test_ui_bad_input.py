@@ -111,16 +111,17 @@ async def test_a_foreign_page_is_403_on_every_route(autojump_clock: MockClock, o
         assert await api.pipeline.list() == []
 
 
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
+def anything(numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | numbers | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=8,
+    )
+
+
+ANYTHING = anything(st.floats(allow_nan=False))
 PART = st.fixed_dictionaries(
-    {
-        "type": st.sampled_from(["text", "reasoning", "file", "tool-x", "dynamic-tool", "step-start", "data-x"])
-        | ANYTHING
-    },
+    {"type": st.sampled_from(KINDS) | ANYTHING},
     optional={
         name: ANYTHING | st.text(max_size=3)
         for name in ("text", "url", "mediaType", "toolName", "toolCallId", "input", "output", "errorText", "approval")
@@ -148,10 +149,45 @@ def test_no_body_causes_a_server_error(
             answer = await api.post(CHAT, {"messages": messages} | options)
             assert answer.status is not None
             assert answer.status < 500
-            if answer.status == 200:
-                chunks = chunks_of(answer.body)
-                assert (chunks[0]["type"], chunks[-1]["type"]) == ("start", "finish")
-                again = await api.get(f"{CHAT}/{answer.header('crucible-stream')}/stream")
-                assert chunks_of(again.body)[-1] == chunks[-1]
+
+    run_virtually(ask)
+
+
+WORDS = st.text(max_size=5)
+JSON = anything(st.floats(allow_nan=False, allow_infinity=False))
+GOOD_PART = st.one_of(
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "reasoning"]), "text": WORDS}),
+    st.fixed_dictionaries({"type": st.sampled_from(["step-start", "data-x", "source-url"]), "data": JSON}),
+    st.fixed_dictionaries(
+        {
+            "type": st.just("tool-x"),
+            "toolCallId": st.text(min_size=1, max_size=5),
+            "state": st.sampled_from(["output-available", "output-error", "output-denied", "input-streaming"]),
+            "input": JSON,
+            "output": JSON,
+            "errorText": WORDS,
+        }
+    ),
+)
+GOOD_PARTS = st.lists(GOOD_PART, max_size=4)
+
+
+@given(GOOD_PARTS, st.booleans())
+def test_every_conversation_that_a_page_can_have_is_answered_and_the_answer_is_replayed(
+    open_api: Any, chunks_of: Any, ask_body: Any, run_virtually: Callable[..., Any], parts: list[Any], goes_on: bool
+) -> None:
+    async def ask() -> None:
+        engine = ScriptedEngine("a", capabilities=UPSTREAM_CAPABILITIES)
+        body = ask_body()
+        [question] = body["messages"]
+        answer = {"id": "m1", "role": "assistant", "parts": parts}
+        body["messages"] = [question, answer] if goes_on else [answer, question]
+        async with open_api(engine=engine) as api:
+            first = await api.post(CHAT, body)
+            assert first.status == 200
+            chunks = chunks_of(first.body)
+            assert (chunks[0]["type"], chunks[-1]["type"]) == ("start", "finish")
+            again = chunks_of((await api.get(f"{CHAT}/{first.header('crucible-stream')}/stream")).body)
+            assert (again[0], again[-1]) == (chunks[0], chunks[-1])
 
     run_virtually(ask)

@@ -234,7 +234,7 @@ async def test_a_stream_token_opens_the_events_of_its_stream_and_nothing_else(
 
 
 async def test_a_chat_that_is_named_like_a_stream_is_not_open_to_the_streams_token(
-    autojump_clock: MockClock, open_api: Any, ask_body: Any, chunks_of: Any
+    autojump_clock: MockClock, open_api: Any, ask_body: Any
 ) -> None:
     async with open_api("Hello", keys=KEYS) as api:
         first = await api.post(CHAT, ask_body(), **bearer("alice"))
@@ -247,7 +247,7 @@ async def test_a_chat_that_is_named_like_a_stream_is_not_open_to_the_streams_tok
 
 
 async def test_any_stream_is_read_by_its_id_as_often_as_wanted(
-    autojump_clock: MockClock, open_api: Any, ask_body: Any, chunks_of: Any
+    autojump_clock: MockClock, open_api: Any, chunks_of: Any
 ) -> None:
     engine = ScriptedEngine(
         Reasoning("Hm."),
@@ -418,6 +418,8 @@ async def test_head_opens_no_stream(autojump_clock: MockClock, open_api: Any, as
         await first.until(lambda answer: b"Hel" in answer.body)
         head = await api.ask("HEAD", STREAM)
         assert (head.status, head.body) == (200, b"")
+        assert api.number("readers") == 1  # the page that asked
+        assert not first.ended  # a stream that opens here is read to its end
 
 
 @pytest.mark.parametrize("chat", ["", "x" * 257, 7])
