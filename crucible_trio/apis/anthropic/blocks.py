@@ -1,11 +1,11 @@
 """The blocks of a message that become parts for the engine: text, images, documents, search results.
 
-The changes of the tools in the middle of a conversation become text too: an engine has them only for a whole request.
+A change of the tools in the middle of a conversation becomes text too. An engine has one list of tools for a request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Final, TypeVar, final
 
@@ -91,7 +91,8 @@ class BlockReader:
 
     Args:
         can: The model's capabilities.
-        ignored: Takes the names of fields that are ignored.
+        tools: The names of the tools that the model is offered.
+        ignored: Takes the names of fields and blocks that are ignored.
 
     Attributes:
         system: The readers of the system prompt's blocks, by type.
@@ -99,10 +100,11 @@ class BlockReader:
         results: Those of the blocks in a result.
     """
 
-    def __init__(self, can: Capabilities, ignored: Ignored) -> None:
+    def __init__(self, can: Capabilities, tools: Collection[str], ignored: Ignored) -> None:
+        self._can = can
+        self._tools = tools
         self._ignored = ignored
         self._texts: Mapping[str, PartReader] = {"text": self._read_text}
-        self._can = can
         users = {**self._texts, "document": self._read_document, "search_result": self._read_search_result}
         if can.images:
             users["image"] = self._read_image
@@ -163,17 +165,25 @@ class BlockReader:
         assert isinstance(text, str)  # these readers read texts only
         return _text_part("\n".join(filter(None, (result.title, result.source, text))))
 
-    def _read_reference(self, block: Mapping[str, object], at: str) -> Part:
-        """Read what a search for tools has found. The request has the tool itself among its `tools`."""
-        return TextPart(_ADDED.format(self.read(block, at, _FoundTool).tool_name))
+    def _read_reference(self, block: Mapping[str, object], at: str) -> Part | None:
+        """Read what a search for tools has found."""
+        return self._tool_part(_ADDED, self.read(block, at, _FoundTool).tool_name, block)
 
-    def _read_tool_change(self, block: Mapping[str, object], at: str, *, words: str) -> Part:
-        """Read a change of the tools in the middle of a conversation. The tool is among the request's `tools`."""
+    def _read_tool_change(self, block: Mapping[str, object], at: str, *, words: str) -> Part | None:
+        """Read a change of the tools in the middle of a conversation."""
         tool = self.read(block, at, _ToolChange).tool
         place = dotted(at, "tool")
         if tool.get("type") != "tool_reference":
             raise UnsupportedParameterError(dotted(place, "type"))
-        return TextPart(words.format(valid(lambda: msgspec.convert(tool.get("name"), NonEmpty), dotted(place, "name"))))
+        name: str = valid(lambda: msgspec.convert(tool.get("name"), NonEmpty), dotted(place, "name"))
+        return self._tool_part(words, name, block)
+
+    def _tool_part(self, words: str, name: str, block: Mapping[str, object]) -> Part | None:
+        """Words about a tool. None if the model is not offered it: then it must not believe that it can call it."""
+        if name not in self._tools:
+            self._ignored.add(f"messages[].content[].{block['type']}")
+            return None
+        return TextPart(words.format(name))
 
     def _source_of(self, block: Mapping[str, object], at: str, shape: type[_Block]) -> tuple[_Source, str]:
         source = self.read(block, at, shape).source

@@ -6,7 +6,7 @@ the rest. A message of the model holds its trace, text and calls in any order, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Final, Literal, final
 
@@ -54,6 +54,7 @@ class MessageReader:
 
     Args:
         can: The model's capabilities.
+        tools: The names of the tools that the model is offered.
         ignored: Takes the names of fields and blocks that are ignored.
         seal: Verifies the traces of earlier turns.
 
@@ -61,13 +62,13 @@ class MessageReader:
         unverified: How many traces were left out because this server has not signed them.
     """
 
-    def __init__(self, can: Capabilities, ignored: Ignored, seal: Seal) -> None:
+    def __init__(self, can: Capabilities, tools: Collection[str], ignored: Ignored, seal: Seal) -> None:
         self.unverified = 0
         self._can = can
         self._ignored = ignored
         self._seal = seal
         self._messages: list[Message] = []
-        self._blocks = BlockReader(can, ignored)
+        self._blocks = BlockReader(can, tools, ignored)
         self._users_readers: Mapping[str, PartReader] = {**self._blocks.users, "tool_result": self._read_result}
 
     def read(self, system: GivenContent, given: Sequence[Mapping[str, object]]) -> list[Message]:

@@ -149,7 +149,8 @@ def read_request(body: bytes | memoryview, builder: RequestBuilder, seal: Seal) 
     output = _read(OUTPUT_CONFIG, fields.output_config, "output_config", ignored)
     declared = read_tools(fields.tools, ignored)
     choice, parallel = read_choice(fields.tool_choice, declared.tools)
-    reader = MessageReader(builder.capabilities(fields.model), ignored, seal)
+    offered = {tool.name for tool in declared.tools}
+    reader = MessageReader(builder.capabilities(fields.model), offered, ignored, seal)
     built = builder.build(
         reader.read(fields.system, fields.messages),
         model=fields.model,
