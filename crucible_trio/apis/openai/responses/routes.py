@@ -9,8 +9,6 @@ not an error: it is shown with its status, unless nothing was written.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from types import TracebackType
 from typing import ClassVar, Final, Self, final
 from weakref import WeakValueDictionary
@@ -24,6 +22,7 @@ from crucible_trio.apis.kit.body import EventStreamBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.downloads import LARGE_BYTES, Download
 from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
+from crucible_trio.apis.kit.hosted import HostedToolsLog
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_ignored, name_stream
 from crucible_trio.apis.kit.request_builder import RequestBuilder
@@ -53,11 +52,6 @@ from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import StreamCancelled, StreamFailed, Terminal
 from crucible_trio.stream import Stream
 
-logger = logging.getLogger(__name__)
-
-# How many types of hosted tools are logged. Clients choose the names.
-_MAX_HOSTED: Final = 50
-
 _RETRIEVE_PARAMETERS: Final = frozenset({"stream", "starting_after", "include", "include[]", "include_obfuscation"})
 _PAGE_PARAMETERS: Final = frozenset({"after", "limit", "order"})
 _LIST_PARAMETERS: Final = _PAGE_PARAMETERS | {"include", "include[]"}
@@ -77,7 +71,7 @@ class ResponsesApi:
         self._pipeline = context.pipeline
         self._access = context.access
         self._seals = Seals(context.settings.token_secret)
-        self._hosted: set[str] = set()
+        self._hosted = HostedToolsLog()
         self._echoed: WeakValueDictionary[str, EchoedFields] = WeakValueDictionary()
         self._builder = RequestBuilder(
             context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
@@ -132,7 +126,7 @@ class ResponsesApi:
             return joined
         asked = read_request(body, earlier, self._builder, self._seals.of(owner))
         self._pipeline.metrics.unverified_traces += asked.unverified
-        self._log_hosted(asked.hosted)
+        self._hosted.add(asked.hosted)
         may_hold = fields.stream and not fields.background and self._context.settings.hold_seconds > 0
         return await starting.start_or_join(
             self._pipeline,
@@ -180,13 +174,6 @@ class ResponsesApi:
 
     def _decode(self, body: memoryview) -> DecodedBody:
         return decode_body(body, strict_fields=self._context.settings.strict_fields)
-
-    def _log_hosted(self, types: Sequence[str]) -> None:
-        """Log each type of hosted tool once, because some agents offer the same ones in every request."""
-        for kind in types:
-            if kind not in self._hosted and len(self._hosted) < _MAX_HOSTED:
-                self._hosted.add(kind)
-                logger.info("the hosted tool %.64a does not exist here and is not offered to models", kind)
 
     async def input_items(self, response_id: str) -> Response:
         """`GET /v1/responses/{id}/input_items`: the conversation that the model got, without the instructions."""
