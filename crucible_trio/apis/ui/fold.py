@@ -5,13 +5,14 @@ Chunks have no ids, so a reader begins with the first one, or leaves out as many
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from crucible_trio import sse
+from crucible_trio.apis.kit.endings import Ending, ending_of
 from crucible_trio.apis.kit.failures import CANCELLED_MESSAGES, CUT_TO_LENGTH, DEADLINE_MESSAGES
 from crucible_trio.apis.kit.plain_dialect import PlainDialect
 from crucible_trio.apis.ui import chunks
@@ -23,7 +24,6 @@ from crucible_trio.records import (
     ReasoningDelta,
     RefusalDelta,
     StreamCancelled,
-    StreamCompleted,
     StreamCreated,
     StreamFailed,
     StreamIncomplete,
@@ -38,6 +38,13 @@ from crucible_trio.records import (
 
 # A comment with a blank line, as the AI SDK's examples send it.
 _PING: Final = b": ping\n\n"
+
+_FINISH_REASONS: Final[Mapping[Ending, chunks.FinishReason]] = {
+    "cut": "length",
+    "filtered": "content-filter",
+    "calls": "tool-calls",
+    "stopped": "stop",
+}
 
 _NOT_JSON: Final = "The arguments of this call are not valid JSON."
 
@@ -187,17 +194,10 @@ class UIDialect(PlainDialect):
             case _:
                 yield from self._end_part()
                 yield chunks.FinishStep()
-                reason = self._finish_reason(terminal)
+                reason = _FINISH_REASONS[
+                    ending_of(terminal, whole_calls=self._whole_calls, open_calls=self._open_calls)
+                ]
         yield chunks.Finish(finish_reason=reason, message_metadata=_metadata(terminal.usage))
-
-    def _finish_reason(self, terminal: Terminal) -> chunks.FinishReason:
-        if not isinstance(terminal, StreamCompleted):
-            return "length"
-        if terminal.finish_reason == "content_filter":
-            return "content-filter"  # also after a call: the filter stopped the model, so the answer is not whole
-        if self._open_calls:
-            return "length"  # a call that broke off must not be executed
-        return "tool-calls" if self._whole_calls else "stop"
 
 
 def format_message_id(stream_id: str) -> str:

@@ -6,13 +6,14 @@ not streamed. Chunks have no numbers, so this wire has no cursor: a cut stream i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from crucible_trio import sse
+from crucible_trio.apis.kit.endings import Ending, ending_of
 from crucible_trio.apis.kit.plain_dialect import PlainDialect
 from crucible_trio.apis.openai.chat.upstream_fields import RepeatedFields, foreign_fields, json_members
 from crucible_trio.apis.openai.errors import OpenAIErrorEvent, error_of
@@ -23,7 +24,6 @@ from crucible_trio.records import (
     OutputDelta,
     ReasoningDelta,
     RefusalDelta,
-    StreamCompleted,
     StreamCreated,
     Terminal,
     ToolCallDelta,
@@ -38,7 +38,14 @@ from crucible_trio.settings.apis import TraceField
 from crucible_trio.snapshot import Snapshot
 
 _DONE: Final = sse.encode_line(b"[DONE]")
-_CONTENT_FILTER: Final = "content_filter"
+
+# OpenAI's reasons. Some clients accept no others.
+_FINISH_REASONS: Final[Mapping[Ending, str]] = {
+    "cut": "length",
+    "filtered": "content_filter",
+    "calls": "tool_calls",
+    "stopped": "stop",
+}
 
 
 @final
@@ -249,7 +256,7 @@ class ChatDialect(PlainDialect):
         error = error_of(terminal)
         if error is not None:
             return sse.encode_line(encode_json(OpenAIErrorEvent(error)))
-        reason = _finish_reason(terminal, whole_calls=self._whole_calls, open_calls=self._open_calls)
+        reason = _FINISH_REASONS[ending_of(terminal, whole_calls=self._whole_calls, open_calls=self._open_calls)]
         events = [self._delta(ChunkDelta(), reason)]
         if self._include_usage and (usage := usage_of(terminal.usage)) is not None:
             events.append(self._chunk((), usage))
@@ -299,7 +306,7 @@ def chat_completion(
         tool_calls=calls or UNSET,
     )
     open_calls = len(snapshot.tool_calls) - len(whole)
-    reason = _finish_reason(terminal, whole_calls=len(whole), open_calls=open_calls)
+    reason = _FINISH_REASONS[ending_of(terminal, whole_calls=len(whole), open_calls=open_calls)]
     usage = usage_of(terminal.usage)
     return ChatCompletion(
         id=format_id(snapshot.id),
@@ -325,17 +332,6 @@ def logprobs_in(frames: Iterable[bytes]) -> list[object]:
 def _trace_values(trace: str, field: TraceField) -> tuple[str | UnsetType, str | UnsetType]:
     """The values of `reasoning_content` and `reasoning`."""
     return UNSET if field == "reasoning" else trace, UNSET if field == "reasoning_content" else trace
-
-
-def _finish_reason(terminal: Terminal, *, whole_calls: int, open_calls: int) -> str:
-    """One of OpenAI's reasons. Some clients accept no others."""
-    if not isinstance(terminal, StreamCompleted):
-        return "length"
-    if terminal.finish_reason == _CONTENT_FILTER:
-        return _CONTENT_FILTER  # also after a call: the filter stopped the model, so the answer is not whole
-    if open_calls:
-        return "length"  # a call that broke off must not be executed
-    return "tool_calls" if whole_calls else "stop"
 
 
 def usage_of(usage: Usage) -> CompletionUsage | None:
