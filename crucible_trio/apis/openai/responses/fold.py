@@ -59,7 +59,7 @@ from crucible_trio.apis.openai.responses.objects import (
     format_response_id,
     usage_of,
 )
-from crucible_trio.apis.openai.responses.tools import ToolOrigin
+from crucible_trio.apis.openai.responses.tool_origins import ToolOrigin
 from crucible_trio.records import (
     AnyRecord,
     OutputDelta,

@@ -25,7 +25,8 @@ from crucible_trio.apis.openai.messages import (
 )
 from crucible_trio.apis.openai.responses.earlier import Earlier, is_reference
 from crucible_trio.apis.openai.responses.parts import InputParts
-from crucible_trio.apis.openai.responses.tools import DeclaredTools, custom_arguments
+from crucible_trio.apis.openai.responses.tool_origins import custom_arguments
+from crucible_trio.apis.openai.responses.tools import DeclaredTools
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import Message, NonEmpty, ToolCall

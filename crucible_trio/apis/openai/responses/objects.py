@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, final
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from crucible_trio.apis.openai.responses.tools import ToolOrigin, echo_choice, echo_tools
+from crucible_trio.apis.openai.responses.tool_origins import ToolOrigin, echo_choice, echo_tools
 from crucible_trio.errors import StreamNotFoundError
 from crucible_trio.records import Usage
 from crucible_trio.request import JsonSchemaFormat, Parameters, ResponseFormat, TextFormat
