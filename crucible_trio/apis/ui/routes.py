@@ -19,6 +19,7 @@ from crucible_trio.apis.kit.body import EventStreamBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
+from crucible_trio.apis.kit.replay import FOLD_BYTES
 from crucible_trio.apis.kit.replies import event_response, name_ignored, no_content
 from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.kit.uploads import read_body
@@ -29,9 +30,6 @@ from crucible_trio.apis.ui.requests import NAMES, read_request, read_start_index
 from crucible_trio.errors import StreamExpiredError, StreamNotFoundError
 from crucible_trio.records import encode_json
 from crucible_trio.stream import Stream
-
-# How much of a log is counted between two checkpoints.
-_FOLD_BYTES: Final = 64 * 1024
 
 _STREAM_PARAMETERS: Final = frozenset({"startIndex", "token"})
 _STREAM_HEADERS: Final = {"X-Vercel-AI-UI-Message-Stream": "v1"}
@@ -146,7 +144,7 @@ async def _count_chunks(stream: Stream) -> int:
     """The number of chunks that a stream has so far. Checkpoints: between the parts of a long log."""
     dialect = UIDialect()
     offset = 0
-    while frames := stream.log.read(offset, _FOLD_BYTES):
+    while frames := stream.log.read(offset, FOLD_BYTES):
         dialect.feed(frames)
         offset += len(frames)
         await trio.lowlevel.checkpoint()
