@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from crucible_trio import sse
 from crucible_trio.apis.kit.endings import Ending, ending_of
 from crucible_trio.apis.kit.failures import CANCELLED_MESSAGES, CUT_TO_LENGTH, DEADLINE_MESSAGES
+from crucible_trio.apis.kit.ids import with_prefix
 from crucible_trio.apis.kit.plain_dialect import PlainDialect
 from crucible_trio.apis.ui import chunks
 from crucible_trio.records import (
@@ -202,7 +203,7 @@ class UIDialect(PlainDialect):
 
 def format_message_id(stream_id: str) -> str:
     """The id of a message, from the id of its stream."""
-    return f"msg_{stream_id.removeprefix('str_')}"
+    return with_prefix("msg_", stream_id)
 
 
 def one_line_json(text: str) -> msgspec.Raw | None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from crucible_trio.apis.kit.ids import with_prefix
 from crucible_trio.records import Usage
 
 
@@ -147,4 +148,4 @@ def usage_of(usage: Usage) -> CompletionUsage | None:
 
 def format_id(stream_id: str) -> str:
     """The id of a completion, from the id of its stream."""
-    return f"chatcmpl-{stream_id.removeprefix('str_')}"
+    return with_prefix("chatcmpl-", stream_id)
