@@ -6,16 +6,14 @@ the paths, a stream's id can stand in place of a chat's: so a page can read a st
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import ClassVar, Final, Self, final
+from typing import ClassVar, Final, final
 
 import msgspec
 import trio
 from quart import Blueprint, Response, request
-from quart.wrappers.response import ResponseBody
 
 from crucible_trio.apis.kit import starting
-from crucible_trio.apis.kit.body import EventStreamBody
+from crucible_trio.apis.kit.body import EventStreamBody, WatchedBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
@@ -152,33 +150,19 @@ async def _count_chunks(stream: Stream) -> int:
 
 
 @final
-class _CountedBody(ResponseBody):
+class _CountedBody(WatchedBody):
     """The events of a chat's stream. The store counts its readers, so that an end that no page was sent is not lost."""
 
     def __init__(self, context: ApiContext, stream: Stream, dialect: UIDialect) -> None:
-        self._body = EventStreamBody(context, stream, dialect)
+        super().__init__(EventStreamBody(context, stream, dialect))
         self._pipeline = context.pipeline
         self._doubt_seconds = context.settings.ui_replay_seconds
         self._stream = stream
 
-    async def __aenter__(self) -> Self:
-        await self._body.__aenter__()
-        try:
-            await self._pipeline.reader_came(self._stream)
-        except BaseException as error:
-            await self._body.__aexit__(type(error), error, error.__traceback__)
-            raise
-        return self
+    async def came(self) -> None:
+        """Count the reader (`WatchedBody`)."""
+        await self._pipeline.reader_came(self._stream)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self._body.__aexit__(kind, error, trace)
-        finally:
-            await self._pipeline.reader_went(
-                self._stream, has_end=self._body.has_sent_end, doubt_seconds=self._doubt_seconds
-            )
-
-    def __aiter__(self) -> EventStreamBody:
-        return self._body
+    async def left(self, *, has_end: bool) -> None:
+        """Count the reader no more, and note whether it has the end (`WatchedBody`)."""
+        await self._pipeline.reader_went(self._stream, has_end=has_end, doubt_seconds=self._doubt_seconds)

@@ -9,16 +9,14 @@ not an error: it is shown with its status, unless nothing was written.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import ClassVar, Final, Self, final
+from typing import ClassVar, Final, final
 from weakref import WeakValueDictionary
 
 import msgspec
 from quart import Blueprint, Response, request
-from quart.wrappers.response import ResponseBody
 
 from crucible_trio.apis.kit import starting
-from crucible_trio.apis.kit.body import EventStreamBody
+from crucible_trio.apis.kit.body import EventStreamBody, WatchedBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.downloads import LARGE_BYTES, Download
 from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
@@ -282,25 +280,14 @@ def _echoed_of(stream: Stream) -> EchoedFields:
 
 
 @final
-class _ForgettingBody(ResponseBody):
+class _ForgettingBody(WatchedBody):
     """The events of a response that is not stored: the stream is forgotten when its one client has left."""
 
     def __init__(self, body: EventStreamBody, pipeline: Pipeline, stream: Stream) -> None:
-        self._body = body
+        super().__init__(body)
         self._pipeline = pipeline
         self._stream = stream
 
-    async def __aenter__(self) -> Self:
-        await self._body.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self._body.__aexit__(kind, error, trace)
-        finally:
-            await starting.forget(self._pipeline, self._stream)
-
-    def __aiter__(self) -> EventStreamBody:
-        return self._body
+    async def left(self, *, has_end: bool) -> None:
+        """Forget the stream (`WatchedBody`)."""
+        await starting.forget(self._pipeline, self._stream)
