@@ -1,4 +1,4 @@
-"""The requests of the responses API: the body of `POST /v1/responses` and the parameters of `GET`."""
+"""The body of `POST /v1/responses`."""
 
 from __future__ import annotations
 
@@ -31,10 +31,6 @@ ENCRYPTED_REASONING: Final = "reasoning.encrypted_content"
 _LOGPROBS: Final = "message.output_text.logprobs"
 
 _FORMAT_FIELDS: Final = frozenset({"type", *JsonSchemaFormat.__struct_fields__})
-
-_BOOLEANS: Final = {"true": True, "false": False}
-# Event numbers are shorter, and `int` raises for texts of thousands of digits.
-_MAX_NUMBER_DIGITS: Final = 18
 
 
 @final
@@ -282,30 +278,6 @@ def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, s
         text={} if text.verbosity is None else {"verbosity": text.verbosity},
     )
     return CreateResponse(built.request, echoed, tuple(declared.hosted), reader.unverified)
-
-
-def read_flag(name: str, text: str) -> bool:
-    """Read a query parameter that is `true` or `false`.
-
-    Raises:
-        InvalidRequestError: It is neither.
-    """
-    if text not in _BOOLEANS:
-        raise InvalidRequestError(f"{name} is true or false", name)
-    return _BOOLEANS[text]
-
-
-def read_event_number(name: str, text: str | None) -> int | None:
-    """Read a query parameter that is the `sequence_number` of an event. None if the request does not have it.
-
-    Raises:
-        InvalidRequestError: It is not a number.
-    """
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit()) or len(text) > _MAX_NUMBER_DIGITS:
-        raise InvalidRequestError(f"{name} is the sequence_number of an event", name)
-    return int(text)
 
 
 def _read_format(given: Mapping[str, object], ignored: Ignored) -> ResponseFormat:

@@ -35,14 +35,13 @@ from crucible_trio.apis.openai.errors import (
 from crucible_trio.apis.openai.responses.earlier import find_earlier, without_instructions
 from crucible_trio.apis.openai.responses.input_items import items_of, page_of, read_page_options
 from crucible_trio.apis.openai.responses.objects import EchoedFields, parse_response_id
+from crucible_trio.apis.openai.responses.parameters import read_event_number, read_flag
 from crucible_trio.apis.openai.responses.replay import open_dialect, response_object
 from crucible_trio.apis.openai.responses.requests import (
     ENCRYPTED_REASONING,
     INCLUDE,
     DecodedBody,
     decode_body,
-    read_event_number,
-    read_flag,
     read_request,
 )
 from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
