@@ -6,7 +6,7 @@ Chunks have no ids, so a reader begins with the first one, or leaves out as many
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Final, final
+from typing import Final, Literal, NamedTuple, TypeAlias, final
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -50,6 +50,21 @@ _FINISH_REASONS: Final[Mapping[Ending, chunks.FinishReason]] = {
 _NOT_JSON: Final = "The arguments of this call are not valid JSON."
 
 
+_Kind: TypeAlias = Literal["text", "refusal", "reasoning"]
+
+
+class _OpenPart(NamedTuple):
+    kind: _Kind
+    segment: int  # of the trace
+    id: str
+
+
+class _Call(NamedTuple):
+    id: str
+    name: str
+    arguments: list[str]
+
+
 @final
 class UIDialect(PlainDialect):
     """Makes the chunks of one stream (`Dialect`).
@@ -88,8 +103,8 @@ class UIDialect(PlainDialect):
         self._skip = skip
         self._earlier = earlier
         self._parts = 0  # text and segments so far
-        self._open: tuple[type[chunks.TextEnd | chunks.ReasoningEnd], str, int] | None = None
-        self._call: tuple[str, str, list[str]] = ("", "", [])  # the last one: id, name, arguments
+        self._open: _OpenPart | None = None
+        self._call = _Call("", "", [])  # the last one
         self._open_calls = 0
         self._whole_calls = 0
 
@@ -121,22 +136,22 @@ class UIDialect(PlainDialect):
                 yield from self._earlier
                 yield chunks.StartStep()
             case ReasoningDelta(segment=segment, delta=text):
-                yield from self._begin(chunks.ReasoningEnd, segment)
+                yield from self._begin("reasoning", segment)
                 yield chunks.ReasoningDelta(id=self._part_id, delta=text)
             case OutputDelta(delta=text) if text:
-                yield from self._begin(chunks.TextEnd, 0)
+                yield from self._begin("text")
                 yield chunks.TextDelta(id=self._part_id, delta=text)
             case RefusalDelta(delta=text):
-                yield from self._begin(chunks.TextEnd, 1)
+                yield from self._begin("refusal")
                 yield chunks.TextDelta(id=self._part_id, delta=text)
             case ToolCallStarted(id=call_id, name=name):
                 yield from self._end_part()
                 self._open_calls += 1
-                self._call = (call_id, name, [])
+                self._call = _Call(call_id, name, [])
                 yield chunks.ToolInputStart(tool_call_id=call_id, tool_name=name, dynamic=self._is_dynamic(name))
             case ToolCallDelta(delta=text):
-                self._call[2].append(text)
-                yield chunks.ToolInputDelta(tool_call_id=self._call[0], input_text_delta=text)
+                self._call.arguments.append(text)
+                yield chunks.ToolInputDelta(tool_call_id=self._call.id, input_text_delta=text)
             case ToolCallDone():
                 self._open_calls -= 1
                 self._whole_calls += 1
@@ -144,26 +159,25 @@ class UIDialect(PlainDialect):
         if isinstance(record, TERMINAL):
             yield from self._end(record)
 
-    def _begin(self, kind: type[chunks.TextEnd | chunks.ReasoningEnd], segment: int) -> Iterator[chunks.Chunk]:
+    def _begin(self, kind: _Kind, segment: int = 0) -> Iterator[chunks.Chunk]:
         """Begin a part, unless the open one goes on."""
-        if self._open is not None and (self._open[0], self._open[2]) == (kind, segment):
+        if self._open is not None and (self._open.kind, self._open.segment) == (kind, segment):
             return
         yield from self._end_part()
         self._parts += 1
         part_id = str(self._parts)
-        self._open = (kind, part_id, segment)
-        yield chunks.TextStart(id=part_id) if kind is chunks.TextEnd else chunks.ReasoningStart(id=part_id)
+        self._open = _OpenPart(kind, segment, part_id)
+        yield chunks.ReasoningStart(id=part_id) if kind == "reasoning" else chunks.TextStart(id=part_id)
 
     def _end_part(self) -> Iterator[chunks.Chunk]:
-        if self._open is not None:
-            kind, part_id, _ = self._open
-            self._open = None
-            yield kind(id=part_id)
+        part, self._open = self._open, None
+        if part is not None:
+            yield chunks.ReasoningEnd(id=part.id) if part.kind == "reasoning" else chunks.TextEnd(id=part.id)
 
     @property
     def _part_id(self) -> str:
         assert self._open is not None
-        return self._open[1]
+        return self._open.id
 
     def _is_dynamic(self, name: str) -> bool | UnsetType:
         return UNSET if name in self._tools else True
