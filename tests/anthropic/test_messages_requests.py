@@ -158,20 +158,46 @@ def test_results_become_messages_of_their_own_before_the_rest() -> None:
 
 
 def test_the_model_is_told_which_tools_it_may_call_from_now_on() -> None:
-    found = {"type": "tool_reference", "tool_name": "now"}
-    added = {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "later"}}
-    read_messages = messages_of(
-        user({"type": "tool_result", "tool_use_id": "call_1", "content": [found]}),
-        {"role": "system", "content": [added, added | {"type": "tool_removal"}]},
+    asked = read(
+        tools=[TOOL, TOOL | {"name": "later"}],
+        messages=[
+            user(found_tool("weather")),
+            {"role": "system", "content": [changed("tool_addition", "later"), changed("tool_removal", "later")]},
+        ],
     )
-    assert read_messages == (
-        Message("tool", "The tool now can be called now.", tool_call_id="call_1"),
+    assert asked.engine_request.messages == (
+        Message("tool", "The tool weather can be called now.", tool_call_id="call_1"),
         Message("system", "The tool later can be called now.\nThe tool later cannot be called any more."),
     )
+    assert asked.ignored == ()
     inline = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": TOOL}}
     with pytest.raises(UnsupportedParameterError) as caught:
         messages_of(user(text("Why?")), {"role": "system", "content": [inline]})
     assert caught.value.param == "messages[1].content[0].tool.type"
+
+
+@pytest.mark.parametrize("name", ["gone", "search"])
+def test_the_model_is_not_told_of_a_tool_that_it_is_not_offered(name: str) -> None:
+    asked = read(
+        tools=[TOOL, {"type": "web_search_20260101", "name": "search"}],
+        messages=[
+            user(found_tool(name)),
+            {"role": "system", "content": [changed("tool_addition", name), changed("tool_removal", name)]},
+        ],
+    )
+    assert asked.engine_request.messages == (Message("tool", tool_call_id="call_1"),)
+    assert asked.ignored[-3:] == tuple(
+        f"messages[].content[].{kind}" for kind in ("tool_reference", "tool_addition", "tool_removal")
+    )
+
+
+def found_tool(name: str) -> Json:
+    found = {"type": "tool_reference", "tool_name": name}
+    return {"type": "tool_result", "tool_use_id": "call_1", "content": [found]}
+
+
+def changed(kind: str, name: str) -> Json:
+    return {"type": kind, "tool": {"type": "tool_reference", "name": name}}
 
 
 @pytest.mark.parametrize(

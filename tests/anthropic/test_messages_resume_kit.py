@@ -99,7 +99,7 @@ async def test_the_wire_by_its_name_needs_no_model_and_no_file(serving: Callable
         return Finish()
 
     async with serving(engine) as served:
-        url = served.base_url.removesuffix("/v1")
+        url = served.url
         report = await check(url, MESSAGES, log_cuts=20, live_cuts=5)
     assert report.ok, report
     assert isinstance(MESSAGES, WireFormat)
@@ -113,7 +113,7 @@ async def test_the_command_checks_the_wire_by_its_name(serving: Callable) -> Non
         return Finish()
 
     async with serving(engine) as served:
-        url = served.base_url.removesuffix("/v1")
+        url = served.url
         words = ["check", url, "--wire", "messages", "--log-cuts", "5", "--live-cuts", "2", "--client", "fetch"]
         program = "from crucible_trio.cli import main; main()"
         done = await trio.run_process([sys.executable, "-c", program, *words], capture_stdout=True, check=False)

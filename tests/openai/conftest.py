@@ -5,14 +5,12 @@ Test modules cannot import one another, so they use fixtures.
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import json
-import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any, TypeAlias, TypeVar
 
 import pytest
@@ -25,14 +23,13 @@ from crucible_trio.server import Config, serve
 from crucible_trio.settings import load_settings
 from crucible_trio.testing import ScriptedEngine
 from crucible_trio.web import create_app
+from tests.sdks import REAL_SECONDS, async_runner, left_generators, sync_runner
 
 T = TypeVar("T")
 Json: TypeAlias = dict[str, Any]
 
 # In virtual time, and longer than any test waits on purpose.
 VIRTUAL_SECONDS = 20_000
-# In real time, for the tests on sockets.
-REAL_SECONDS = 30
 
 
 class TwoModelEngine(ScriptedEngine):
@@ -309,9 +306,14 @@ class ServedApp:
     port: int
 
     @property
+    def url(self) -> str:
+        """The server's URL, without a path."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def base_url(self) -> str:
-        """The value for an SDK's `base_url`."""
-        return f"http://127.0.0.1:{self.port}/v1"
+        """The value for the `base_url` of OpenAI's SDK."""
+        return f"{self.url}/v1"
 
 
 @asynccontextmanager
@@ -332,23 +334,10 @@ def serving() -> Callable[..., AbstractAsyncContextManager[ServedApp]]:
     return _serving
 
 
-def _options(served: ServedApp, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {"base_url": served.base_url, "api_key": "none", "max_retries": 0, "timeout": REAL_SECONDS} | dict(options)
-
-
 @pytest.fixture(scope="session")
 def with_sync_client() -> Callable[..., Awaitable[Any]]:
     """`await with_sync_client(served, use, **options)` calls `use(client)` with an `OpenAI` in another thread."""
-    openai = pytest.importorskip("openai")
-
-    async def run(served: ServedApp, use: Callable[[Any], T], **options: Any) -> T:
-        def in_thread() -> T:
-            with openai.OpenAI(**_options(served, options)) as client:
-                return use(client)
-
-        return await trio.to_thread.run_sync(in_thread, abandon_on_cancel=True)
-
-    return run
+    return sync_runner(pytest.importorskip("openai").OpenAI, attrgetter("base_url"))
 
 
 @pytest.fixture(params=["trio", "asyncio"])
@@ -357,19 +346,5 @@ def with_async_client(request: pytest.FixtureRequest) -> Iterator[Callable[..., 
 
     On trio the client shares the event loop of the server. On asyncio it runs in another thread.
     """
-    openai = pytest.importorskip("openai")
-
-    async def run(served: ServedApp, use: Callable[[Any], Awaitable[T]], **options: Any) -> T:
-        async def call() -> T:
-            async with openai.AsyncOpenAI(**_options(served, options)) as client:
-                return await use(client)
-
-        if request.param == "trio":
-            return await call()
-        return await trio.to_thread.run_sync(partial(asyncio.run, call()), abandon_on_cancel=True)
-
-    with warnings.catch_warnings():
-        # After `[DONE]` or an error, the SDK leaves its generators to the garbage collector, and trio warns about it.
-        warnings.filterwarnings("ignore", "Async generator '(openai|httpx|httpcore)", ResourceWarning)
-        yield run
-        gc.collect()
+    with left_generators("openai"):
+        yield async_runner(pytest.importorskip("openai").AsyncOpenAI, attrgetter("base_url"), request.param)

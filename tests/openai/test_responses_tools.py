@@ -9,6 +9,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from trio.testing import MockClock
 
+from crucible_trio.apis.kit.hosted import HostedToolsLog
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import EngineError
 from crucible_trio.request import (
@@ -270,11 +271,19 @@ async def test_only_the_allowed_tools_are_offered(open_api, scripted, mode: str,
 
 
 async def test_each_type_of_hosted_tool_is_logged_once(open_api, autojump_clock, caplog) -> None:
-    caplog.set_level("INFO", "crucible_trio.apis.openai.responses.routes")
+    caplog.set_level("INFO", "crucible_trio.apis.kit.hosted")
     async with open_api("Hi") as api:
         for _ in range(2):
             await api.post(PATH, {"input": "Why?", "tools": [{"type": "web_search"}, {"type": "tool_search"}]})
     assert [record.args for record in caplog.records] == [("web_search",), ("tool_search",)]
+
+
+def test_clients_cannot_fill_the_log_with_types_of_tools(caplog) -> None:
+    caplog.set_level("INFO", "crucible_trio.apis.kit.hosted")
+    log = HostedToolsLog()
+    for number in range(1000):
+        log.add([f"search_{number}"])
+    assert [record.args for record in caplog.records] == [(f"search_{number}",) for number in range(50)]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Final, Literal, final
 
 import msgspec
 
-from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, ModelNotFoundError
+from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule
 from crucible_trio.apis.kit.failures import (
     CANCELLED_MESSAGES,
     CLIENTS_FAULT,
@@ -17,6 +17,7 @@ from crucible_trio.apis.kit.failures import (
     KEPT_STATUS,
     RETRY_AFTER,
     may_be_mended,
+    retry_headers,
 )
 from crucible_trio.errors import CrucibleError, DrainingError, OverloadedError, UpstreamReport
 from crucible_trio.records import ErrorInfo, StreamCancelled, StreamFailed, StreamIncomplete, Terminal
@@ -37,7 +38,6 @@ class CannotCountError(CrucibleError):
 ANTHROPIC_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
     # Clients of gateways take 404 for "no such route", and estimate.
     CannotCountError: ErrorRule(404, "cannot_count_tokens"),
-    ModelNotFoundError: ErrorRule(404, "model_not_found"),
     OverloadedError: ErrorRule(OVERLOADED, "overloaded", retry_after=RETRY_AFTER),
     DrainingError: ErrorRule(OVERLOADED, "draining", retry_after=RETRY_AFTER),
 }
@@ -87,17 +87,14 @@ class AnthropicErrorShape:
 
     rules: Final = ANTHROPIC_RULES
 
-    def body(self, answer: ErrorAnswer) -> object:
+    def body(self, answer: ErrorAnswer) -> AnthropicError:
         """The JSON of the response."""
-        kind = answer.type or type_of(answer.status)
+        kind = type_of(answer.status)
         return AnthropicError(AnthropicErrorBody(kind, answer.message, answer.code, answer.param))
 
     def headers(self, answer: ErrorAnswer) -> Mapping[str, str]:
-        """`X-Should-Retry: false`, where a retry is useless.
-
-        The SDKs retry 408, 409, 429 and 5xx without an idempotency key, and each retry would start another stream.
-        """
-        return {"X-Should-Retry": "false"} if answer.retry_after is None else {}
+        """Whether a retry is useless (`retry_headers`)."""
+        return retry_headers(answer)
 
 
 ANTHROPIC_ERRORS: Final = AnthropicErrorShape()
@@ -128,10 +125,7 @@ def failure_answer(terminal: Terminal, *, repeatable: bool) -> ErrorAnswer | Non
 def error_of(terminal: Terminal) -> AnthropicError | None:
     """The error that a client is told in the stream, as its last event. None for a stream that ended well."""
     answer = failure_answer(terminal, repeatable=True)
-    if answer is None:
-        return None
-    kind = answer.type or type_of(answer.status)
-    return AnthropicError(AnthropicErrorBody(kind, answer.message, answer.code, answer.param))
+    return None if answer is None else ANTHROPIC_ERRORS.body(answer)
 
 
 def type_of(status: int) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final, Literal, TypeAlias, final
 
 import msgspec
 
 from crucible_trio.apis.anthropic.errors import AnthropicError
-from crucible_trio.errors import InvalidLastEventIdError, StreamNotFoundError
+from crucible_trio.apis.kit.ids import STREAM_PREFIX, stream_id_in, with_prefix
+from crucible_trio.errors import InvalidLastEventIdError
 from crucible_trio.records import Usage, encode_json, parse_event_id
 
-_STREAM_PREFIX: Final = "str_"
-_MESSAGE_PREFIX: Final = "msg_"
-_MESSAGE_ID = re.compile(r"msg_(?P<random>[A-Za-z0-9_-]{22})")
+_PREFIX: Final = "msg_"
 
 StopReason: TypeAlias = Literal[
     "end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal", "model_context_window_exceeded"
@@ -21,8 +19,8 @@ StopReason: TypeAlias = Literal[
 
 
 def format_message_id(stream_id: str) -> str:
-    """The id of a stream in this API: the same random part with Anthropic's prefix."""
-    return f"{_MESSAGE_PREFIX}{stream_id.removeprefix(_STREAM_PREFIX)}"
+    """The id of a stream in this API."""
+    return with_prefix(_PREFIX, stream_id)
 
 
 def parse_message_id(text: str) -> str:
@@ -31,10 +29,7 @@ def parse_message_id(text: str) -> str:
     Raises:
         StreamNotFoundError: This server never makes such an id.
     """
-    found = _MESSAGE_ID.fullmatch(text)
-    if found is None:
-        raise StreamNotFoundError
-    return _STREAM_PREFIX + found["random"]
+    return stream_id_in(_PREFIX, text)
 
 
 def parse_message_event_id(text: str) -> tuple[str, int]:
@@ -43,9 +38,9 @@ def parse_message_event_id(text: str) -> tuple[str, int]:
     Raises:
         InvalidLastEventIdError: This API cannot have sent it.
     """
-    if not text.startswith(_MESSAGE_PREFIX):
+    if not text.startswith(_PREFIX):
         raise InvalidLastEventIdError
-    return parse_event_id(_STREAM_PREFIX + text.removeprefix(_MESSAGE_PREFIX))
+    return parse_event_id(STREAM_PREFIX + text.removeprefix(_PREFIX))
 
 
 # Blocks

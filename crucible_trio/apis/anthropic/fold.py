@@ -48,6 +48,7 @@ from crucible_trio.apis.anthropic.events import (
     format_message_id,
     usage_of,
 )
+from crucible_trio.apis.kit.endings import ending_of
 from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.records import (
     TERMINAL,
@@ -71,8 +72,6 @@ ThinkingView: TypeAlias = Literal["shown", "omitted", "hidden"]
 
 UNPARSED: Final = "__unparsed"
 """The one key of a call's input, in a message that is not streamed, if the model's arguments are no JSON object."""
-
-_CONTENT_FILTER: Final = "content_filter"
 
 _Kind: TypeAlias = Literal["thinking", "text", "tool_use"]
 
@@ -181,17 +180,17 @@ class MessageFold:
         yield MessageStop()
 
     def _stop_reason(self, terminal: Terminal) -> StopReason:
-        if not isinstance(terminal, StreamCompleted):
-            return "max_tokens"
-        if terminal.finish_reason == _CONTENT_FILTER:
-            return "refusal"  # also after a call: the filter stopped the model, so the answer is not whole
-        if self._broken_calls:
-            return "max_tokens"  # a call that broke off must not be executed
-        if self._whole_calls:
-            return "tool_use"
-        if self._refused:
-            return "refusal"
-        return "end_turn" if terminal.stop_string is None else "stop_sequence"
+        match ending_of(terminal, whole_calls=self._whole_calls, open_calls=self._broken_calls):
+            case "cut":
+                return "max_tokens"
+            case "filtered":
+                return "refusal"
+            case "calls":
+                return "tool_use"
+            case "stopped" if self._refused:
+                return "refusal"
+        stopped_by_string = isinstance(terminal, StreamCompleted) and terminal.stop_string is not None
+        return "stop_sequence" if stopped_by_string else "end_turn"
 
 
 def _new_message(message_id: str, model: str) -> MessageObject:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal, NamedTuple, TypeVar, final
+from typing import Annotated, Final, Literal, NamedTuple, final
 
 import msgspec
 
@@ -18,8 +18,6 @@ from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.request import JsonSchemaFormat, Parameters, Request
 from crucible_trio.settings.apis import Effort
-
-_Shape = TypeVar("_Shape", bound=msgspec.Struct)
 
 _StopSequence = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -140,16 +138,15 @@ def read_request(body: bytes | memoryview, builder: RequestBuilder, seal: Seal) 
         InvalidRequestError: A value is invalid.
     """
     ignored = Ignored()
-    unknown: dict[str, object] = {}
-    fields = BODY.decode(body, unknown=unknown)
-    ignored.add_all(unknown, "")
-    thinking = _read(THINKING, fields.thinking, "thinking", ignored)
+    fields = ignored.decode(BODY, body)
+    thinking = ignored.read(THINKING, fields.thinking, "thinking")
     if thinking.budget_tokens is not None:
         ignored.add("thinking.budget_tokens")
-    output = _read(OUTPUT_CONFIG, fields.output_config, "output_config", ignored)
+    output = ignored.read(OUTPUT_CONFIG, fields.output_config, "output_config")
     declared = read_tools(fields.tools, ignored)
     choice, parallel = read_choice(fields.tool_choice, declared.tools)
-    reader = MessageReader(builder.capabilities(fields.model), ignored, seal)
+    offered = {tool.name for tool in declared.tools}
+    reader = MessageReader(builder.capabilities(fields.model), offered, ignored, seal)
     built = builder.build(
         reader.read(fields.system, fields.messages),
         model=fields.model,
@@ -180,13 +177,6 @@ def _view_of(thinking: Thinking) -> ThinkingView:
     if thinking.type == "disabled":
         return "hidden"
     return "omitted" if thinking.display == "omitted" else "shown"
-
-
-def _read(shape: Fields[_Shape], values: Mapping[str, object], at: str, ignored: Ignored) -> _Shape:
-    unknown: dict[str, object] = {}
-    read = shape.read(values, at, unknown=unknown)
-    ignored.add_all(unknown, at)
-    return read
 
 
 def _read_format(given: Mapping[str, object], ignored: Ignored) -> JsonSchemaFormat:

@@ -18,8 +18,6 @@ How the end of a stream is answered. With `stream`, the status line waits for an
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from typing import ClassVar, Final, final
 
 import msgspec
@@ -34,6 +32,7 @@ from crucible_trio.apis.kit import starting
 from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorShape
+from crucible_trio.apis.kit.hosted import HostedToolsLog
 from crucible_trio.apis.kit.models import ModelsForm
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replay import open_after
@@ -49,11 +48,6 @@ from crucible_trio.apis.kit.sealed import Seals
 from crucible_trio.errors import InvalidLastEventIdError
 from crucible_trio.records import Terminal
 from crucible_trio.stream import Stream
-
-logger = logging.getLogger(__name__)
-
-# How many types of hosted tools are logged. Clients choose the names.
-_MAX_HOSTED: Final = 50
 
 _PARAMETERS: Final = frozenset({"beta"})  # the SDKs add `?beta=true`
 
@@ -73,7 +67,7 @@ class MessagesApi:
         self._pipeline = context.pipeline
         self._access = context.access
         self._seals = Seals(context.settings.token_secret)
-        self._hosted: set[str] = set()
+        self._hosted = HostedToolsLog()
         self._builder = context.request_builder(NAMES)
 
     def add_to(self, blueprint: Blueprint) -> None:
@@ -96,7 +90,7 @@ class MessagesApi:
         seal = self._seals.of(owner)
         asked = await read_body(request, self._context, lambda body: read_request(body, self._builder, seal))
         self._pipeline.metrics.unverified_traces += asked.unverified
-        self._log_hosted(asked.hosted)
+        self._hosted.add(asked.hosted)
         key = idempotency_key(request.headers.get("Idempotency-Key"))
         hold_seconds = self._context.settings.hold_seconds
         started = await starting.start_or_join(
@@ -170,14 +164,7 @@ class MessagesApi:
         response = error_response(answer, ANTHROPIC_ERRORS)
         if is_discarded:
             return response
-        return starting.locate_stream(_named(name_stream(response, started.stream), started.stream), started)
-
-    def _log_hosted(self, types: Sequence[str]) -> None:
-        """Log each type of hosted tool once, because some agents offer the same ones in every request."""
-        for kind in types:
-            if kind not in self._hosted and len(self._hosted) < _MAX_HOSTED:
-                self._hosted.add(kind)
-                logger.info("the hosted tool %.64a does not exist here and is not offered to models", kind)
+        return starting.locate_stream(_named(response, started.stream), started)
 
 
 def _named(response: Response, stream: Stream) -> Response:

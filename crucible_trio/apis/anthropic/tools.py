@@ -36,7 +36,7 @@ class _Choice(msgspec.Struct):
     disable_parallel_tool_use: bool | None = None
 
 
-class DeclaredTools(NamedTuple):
+class ReadTools(NamedTuple):
     """The tools of a request.
 
     Attributes:
@@ -48,7 +48,7 @@ class DeclaredTools(NamedTuple):
     hosted: tuple[str, ...]
 
 
-def read_tools(given: Sequence[Mapping[str, object]], ignored: Ignored) -> DeclaredTools:
+def read_tools(given: Sequence[Mapping[str, object]], ignored: Ignored) -> ReadTools:
     """Read the tools of a request.
 
     Args:
@@ -70,7 +70,7 @@ def read_tools(given: Sequence[Mapping[str, object]], ignored: Ignored) -> Decla
         else:
             hosted.append(kind)
             ignored.add(f"tools.{kind}")
-    return DeclaredTools(tuple(tools), tuple(hosted))
+    return ReadTools(tuple(tools), tuple(hosted))
 
 
 def read_choice(given: Mapping[str, object] | None, tools: Sequence[Tool]) -> tuple[ToolChoice | None, bool | None]:

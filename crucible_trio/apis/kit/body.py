@@ -166,3 +166,46 @@ class EventStreamBody(ResponseBody):
         if not self._unsent:
             self._count(0)
         return bytes(message)
+
+
+class WatchedBody(ResponseBody):
+    """The events of a stream, for a route that acts when their reader has come and when it has left.
+
+    Subclasses override `came` and `left`. `left` runs after every reader for which `came` was called without an error.
+
+    Args:
+        body: The events.
+    """
+
+    def __init__(self, body: EventStreamBody) -> None:
+        self._body = body
+
+    async def came(self) -> None:
+        """Called when the reader is attached."""
+
+    async def left(self, *, has_end: bool) -> None:
+        """Called when the reader is gone.
+
+        Args:
+            has_end: Whether the terminal record has been written.
+        """
+
+    async def __aenter__(self) -> Self:
+        await self._body.__aenter__()
+        try:
+            await self.came()
+        except BaseException as error:
+            await self._body.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._body.__aexit__(kind, error, trace)
+        finally:
+            await self.left(has_end=self._body.has_sent_end)
+
+    def __aiter__(self) -> EventStreamBody:
+        return self._body

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
+from crucible_trio.apis.kit.errors import ErrorAnswer
 from crucible_trio.records import CancelledBy, ErrorInfo, IncompleteReason
 
 # Engine codes that say this model can never answer the request.
@@ -35,3 +37,11 @@ RETRY_AFTER: Final = 5
 def may_be_mended(failure: ErrorInfo) -> bool:
     """Whether a repeat may succeed soon. Gateways report the end of a long generation as 408: not that one."""
     return failure.retryable and (failure.status is None or failure.status == 429 or failure.status >= 500)
+
+
+def retry_headers(answer: ErrorAnswer) -> Mapping[str, str]:
+    """`X-Should-Retry: false`, where a retry is useless, for the SDKs of OpenAI and Anthropic.
+
+    They retry 408, 409, 429 and 5xx without an idempotency key, and each retry would start another stream.
+    """
+    return {"X-Should-Retry": "false"} if answer.retry_after is None else {}

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from itertools import islice
-from typing import Final, final
+from typing import Final, TypeVar, final
 from urllib.parse import quote
 
+import msgspec
+
 from crucible_trio.apis.kit.errors import UnknownParameterError
-from crucible_trio.apis.kit.fields import dotted
+from crucible_trio.apis.kit.fields import Fields, dotted
+
+_Shape = TypeVar("_Shape", bound=msgspec.Struct)
 
 # The names go into a header, and clients choose them.
 _MAX_NAMES: Final = 20
@@ -70,6 +74,20 @@ class Ignored:
         for name, value in fields.items():
             if value is not None:
                 self.add_unknown(dotted(place, name), dotted(at, name))
+
+    def decode(self, shape: Fields[_Shape], body: bytes | memoryview) -> _Shape:
+        """Read a whole body. Its unknown fields are ignored. The errors are those of `Fields.decode` and `add_all`."""
+        unknown: dict[str, object] = {}
+        read = shape.decode(body, unknown=unknown)
+        self.add_all(unknown, "")
+        return read
+
+    def read(self, shape: Fields[_Shape], values: Mapping[str, object], at: str) -> _Shape:
+        """Read one object. Its unknown fields are ignored. The errors are those of `Fields.read` and `add_all`."""
+        unknown: dict[str, object] = {}
+        read = shape.read(values, at, unknown=unknown)
+        self.add_all(unknown, at)
+        return read
 
     def known(self, fields: Mapping[str, object], names: Collection[str], at: str) -> dict[str, object]:
         """The fields of an object that are known and not null. The others are ignored.

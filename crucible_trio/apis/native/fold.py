@@ -7,13 +7,14 @@ offset from one view is valid in the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, final
+from typing import final
 
 import msgspec
 import trio
 
 from crucible_trio import sse
 from crucible_trio.apis.kit.dialect import Dialect
+from crucible_trio.apis.kit.replay import FOLD_BYTES
 from crucible_trio.log.contract import LogReader
 from crucible_trio.records import (
     ReasoningDelta,
@@ -26,9 +27,6 @@ from crucible_trio.records import (
     encode_frame,
 )
 from crucible_trio.request import Trace
-
-# How much is folded between two checkpoints when a view resumes in the middle of a log.
-_FOLD_BYTES: Final = 64 * 1024
 
 
 async def open_dialect(trace: Trace, log: LogReader, after: int, *, retry_milliseconds: int) -> Dialect:
@@ -50,7 +48,7 @@ async def open_dialect(trace: Trace, log: LogReader, after: int, *, retry_millis
     dialect = FinalTraceDialect(after, retry_milliseconds)
     offset = 0
     while offset < after:
-        frames = log.read(offset, _FOLD_BYTES)[: after - offset]
+        frames = log.read(offset, FOLD_BYTES)[: after - offset]
         dialect.feed(frames)
         offset += len(frames)
         await trio.lowlevel.checkpoint()

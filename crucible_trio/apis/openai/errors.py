@@ -8,7 +8,7 @@ from typing import Final, final
 
 import msgspec
 
-from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, ModelNotFoundError, UnauthorizedError
+from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorRule, UnauthorizedError
 from crucible_trio.apis.kit.failures import (
     CANCELLED_MESSAGES,
     CLIENTS_FAULT,
@@ -17,6 +17,7 @@ from crucible_trio.apis.kit.failures import (
     KEPT_STATUS,
     RETRY_AFTER,
     may_be_mended,
+    retry_headers,
 )
 from crucible_trio.errors import CrucibleError, UpstreamReport
 from crucible_trio.records import (
@@ -54,7 +55,6 @@ class ItemNotFoundError(CrucibleError):
 
 OPENAI_RULES: Final[Mapping[type[CrucibleError], ErrorRule]] = {
     UnauthorizedError: ErrorRule(401, "invalid_api_key"),
-    ModelNotFoundError: ErrorRule(404, "model_not_found"),
     PreviousResponseNotFoundError: ErrorRule(404, "previous_response_not_found"),
     ItemNotFoundError: ErrorRule(404, "item_not_found"),
 }
@@ -98,11 +98,8 @@ class OpenAIErrorShape:
         return OpenAIErrorEvent(OpenAIErrorBody(answer.message, kind, answer.param, answer.code))
 
     def headers(self, answer: ErrorAnswer) -> Mapping[str, str]:
-        """`X-Should-Retry: false`, where a retry is useless.
-
-        The SDKs retry 408, 409, 429 and 5xx without an idempotency key, and each retry would start another stream.
-        """
-        return {"X-Should-Retry": "false"} if answer.retry_after is None else {}
+        """Whether a retry is useless (`retry_headers`)."""
+        return retry_headers(answer)
 
 
 OPENAI_ERRORS: Final = OpenAIErrorShape()

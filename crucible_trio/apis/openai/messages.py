@@ -60,6 +60,16 @@ def read_text_part(part: Mapping[str, object], at: str) -> Part | None:
     return TextPart(text) if text else None
 
 
+def read_old_text(part: Mapping[str, object], at: str) -> Part | None:
+    """Read a text of an earlier answer (`PartReader`). Its other fields are ignored. Raises as `read_text_part`."""
+    return read_text_part({name: part[name] for name in ("type", "text") if name in part}, at)
+
+
+def read_old_refusal(part: Mapping[str, object], at: str) -> Part | None:
+    """Read a refusal in an earlier answer, as `read_old_text` reads a text."""
+    return read_text_part({"type": "refusal", "text": part.get("refusal") or ""}, at)
+
+
 def read_message(role: OpenAIRole, content: GivenContent, at: str, readers: Mapping[str, PartReader]) -> Message | None:
     """Make an engine's message.
 

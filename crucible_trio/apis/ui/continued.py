@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET
 
 from crucible_trio.apis.ui import chunks
-from crucible_trio.apis.ui.messages import ToolPart, UIMessage, encode_value, read_tool_part, tool_name
+from crucible_trio.apis.ui.messages import ToolPart, UIMessage, encode_value, read_tool_part
 from crucible_trio.records import encode_json
 
 
@@ -48,7 +48,6 @@ def continue_message(message: UIMessage, at: str) -> Continued | None:
 
 def _make_again(part: Mapping[str, object], index: int, at: str) -> Iterator[chunks.Chunk]:
     part_id, text = f"earlier-{index}", str(part.get("text", ""))
-    name = tool_name(part)
     match part.get("type"):
         case "step-start":
             yield chunks.StartStep()
@@ -60,13 +59,13 @@ def _make_again(part: Mapping[str, object], index: int, at: str) -> Iterator[chu
             yield chunks.ReasoningStart(id=part_id)
             yield chunks.ReasoningDelta(id=part_id, delta=text)
             yield chunks.ReasoningEnd(id=part_id)
-        case kind if name is not None:
-            yield from _call_again(name, read_tool_part(part, at), is_dynamic=kind == "dynamic-tool")
+        case _ if (call := read_tool_part(part, at)) is not None:
+            yield from _call_again(call)
 
 
-def _call_again(name: str, call: ToolPart, *, is_dynamic: bool) -> Iterator[chunks.Chunk]:
+def _call_again(call: ToolPart) -> Iterator[chunks.Chunk]:
     """A call and its result. Never with `tool-input-available`, for which a page would run the tool again."""
-    yield chunks.ToolInputStart(tool_call_id=call.tool_call_id, tool_name=name, dynamic=is_dynamic or UNSET)
+    yield chunks.ToolInputStart(tool_call_id=call.tool_call_id, tool_name=call.name, dynamic=call.is_dynamic or UNSET)
     yield chunks.ToolInputDelta(tool_call_id=call.tool_call_id, input_text_delta=call.arguments)
     match call.state:
         case "output-available":

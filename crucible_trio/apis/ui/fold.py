@@ -5,14 +5,16 @@ Chunks have no ids, so a reader begins with the first one, or leaves out as many
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import Final, final
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final, Literal, NamedTuple, TypeAlias, final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from crucible_trio import sse
+from crucible_trio.apis.kit.endings import Ending, ending_of
 from crucible_trio.apis.kit.failures import CANCELLED_MESSAGES, CUT_TO_LENGTH, DEADLINE_MESSAGES
+from crucible_trio.apis.kit.ids import with_prefix
 from crucible_trio.apis.kit.plain_dialect import PlainDialect
 from crucible_trio.apis.ui import chunks
 from crucible_trio.records import (
@@ -23,7 +25,6 @@ from crucible_trio.records import (
     ReasoningDelta,
     RefusalDelta,
     StreamCancelled,
-    StreamCompleted,
     StreamCreated,
     StreamFailed,
     StreamIncomplete,
@@ -39,7 +40,29 @@ from crucible_trio.records import (
 # A comment with a blank line, as the AI SDK's examples send it.
 _PING: Final = b": ping\n\n"
 
+_FINISH_REASONS: Final[Mapping[Ending, chunks.FinishReason]] = {
+    "cut": "length",
+    "filtered": "content-filter",
+    "calls": "tool-calls",
+    "stopped": "stop",
+}
+
 _NOT_JSON: Final = "The arguments of this call are not valid JSON."
+
+
+_Kind: TypeAlias = Literal["text", "refusal", "reasoning"]
+
+
+class _OpenPart(NamedTuple):
+    kind: _Kind
+    segment: int  # of the trace
+    id: str
+
+
+class _Call(NamedTuple):
+    id: str
+    name: str
+    arguments: list[str]
 
 
 @final
@@ -80,8 +103,8 @@ class UIDialect(PlainDialect):
         self._skip = skip
         self._earlier = earlier
         self._parts = 0  # text and segments so far
-        self._open: tuple[type[chunks.TextEnd | chunks.ReasoningEnd], str, int] | None = None
-        self._call: tuple[str, str, list[str]] = ("", "", [])  # the last one: id, name, arguments
+        self._open: _OpenPart | None = None
+        self._call = _Call("", "", [])  # the last one
         self._open_calls = 0
         self._whole_calls = 0
 
@@ -113,22 +136,22 @@ class UIDialect(PlainDialect):
                 yield from self._earlier
                 yield chunks.StartStep()
             case ReasoningDelta(segment=segment, delta=text):
-                yield from self._begin(chunks.ReasoningEnd, segment)
+                yield from self._begin("reasoning", segment)
                 yield chunks.ReasoningDelta(id=self._part_id, delta=text)
             case OutputDelta(delta=text) if text:
-                yield from self._begin(chunks.TextEnd, 0)
+                yield from self._begin("text")
                 yield chunks.TextDelta(id=self._part_id, delta=text)
             case RefusalDelta(delta=text):
-                yield from self._begin(chunks.TextEnd, 1)
+                yield from self._begin("refusal")
                 yield chunks.TextDelta(id=self._part_id, delta=text)
             case ToolCallStarted(id=call_id, name=name):
                 yield from self._end_part()
                 self._open_calls += 1
-                self._call = (call_id, name, [])
+                self._call = _Call(call_id, name, [])
                 yield chunks.ToolInputStart(tool_call_id=call_id, tool_name=name, dynamic=self._is_dynamic(name))
             case ToolCallDelta(delta=text):
-                self._call[2].append(text)
-                yield chunks.ToolInputDelta(tool_call_id=self._call[0], input_text_delta=text)
+                self._call.arguments.append(text)
+                yield chunks.ToolInputDelta(tool_call_id=self._call.id, input_text_delta=text)
             case ToolCallDone():
                 self._open_calls -= 1
                 self._whole_calls += 1
@@ -136,26 +159,25 @@ class UIDialect(PlainDialect):
         if isinstance(record, TERMINAL):
             yield from self._end(record)
 
-    def _begin(self, kind: type[chunks.TextEnd | chunks.ReasoningEnd], segment: int) -> Iterator[chunks.Chunk]:
+    def _begin(self, kind: _Kind, segment: int = 0) -> Iterator[chunks.Chunk]:
         """Begin a part, unless the open one goes on."""
-        if self._open is not None and (self._open[0], self._open[2]) == (kind, segment):
+        if self._open is not None and (self._open.kind, self._open.segment) == (kind, segment):
             return
         yield from self._end_part()
         self._parts += 1
         part_id = str(self._parts)
-        self._open = (kind, part_id, segment)
-        yield chunks.TextStart(id=part_id) if kind is chunks.TextEnd else chunks.ReasoningStart(id=part_id)
+        self._open = _OpenPart(kind, segment, part_id)
+        yield chunks.ReasoningStart(id=part_id) if kind == "reasoning" else chunks.TextStart(id=part_id)
 
     def _end_part(self) -> Iterator[chunks.Chunk]:
-        if self._open is not None:
-            kind, part_id, _ = self._open
-            self._open = None
-            yield kind(id=part_id)
+        part, self._open = self._open, None
+        if part is not None:
+            yield chunks.ReasoningEnd(id=part.id) if part.kind == "reasoning" else chunks.TextEnd(id=part.id)
 
     @property
     def _part_id(self) -> str:
         assert self._open is not None
-        return self._open[1]
+        return self._open.id
 
     def _is_dynamic(self, name: str) -> bool | UnsetType:
         return UNSET if name in self._tools else True
@@ -187,22 +209,15 @@ class UIDialect(PlainDialect):
             case _:
                 yield from self._end_part()
                 yield chunks.FinishStep()
-                reason = self._finish_reason(terminal)
+                reason = _FINISH_REASONS[
+                    ending_of(terminal, whole_calls=self._whole_calls, open_calls=self._open_calls)
+                ]
         yield chunks.Finish(finish_reason=reason, message_metadata=_metadata(terminal.usage))
-
-    def _finish_reason(self, terminal: Terminal) -> chunks.FinishReason:
-        if not isinstance(terminal, StreamCompleted):
-            return "length"
-        if terminal.finish_reason == "content_filter":
-            return "content-filter"  # also after a call: the filter stopped the model, so the answer is not whole
-        if self._open_calls:
-            return "length"  # a call that broke off must not be executed
-        return "tool-calls" if self._whole_calls else "stop"
 
 
 def format_message_id(stream_id: str) -> str:
     """The id of a message, from the id of its stream."""
-    return f"msg_{stream_id.removeprefix('str_')}"
+    return with_prefix("msg_", stream_id)
 
 
 def one_line_json(text: str) -> msgspec.Raw | None:

@@ -19,7 +19,7 @@ from crucible_trio.apis.kit.fields import dotted
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.request import AudioPart, Message, Part, TextPart, ToolCall
+from crucible_trio.request import AudioPart, Message, Part, TextPart, ToolCall, ToolName
 
 # The base64 of audio, and its type. Models name formats by their short names.
 _AUDIO: Final = re.compile(r"data:audio/(?P<format>[a-z0-9.+-]+);base64,(?P<data>.*)", re.DOTALL)
@@ -27,6 +27,10 @@ _FORMATS: Final = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav", "vnd.wave": "wa
 
 _Placed: TypeAlias = tuple[str, Mapping[str, object]]
 """A part, after its place in the body."""
+
+# The types of the parts that call a tool.
+_DYNAMIC: Final = "dynamic-tool"
+_TOOL_PREFIX: Final = "tool-"
 
 _TEXT_ONLY: Final = Capabilities()
 _DENIED: Final = "Tool call execution denied."  # the AI SDK's words
@@ -64,9 +68,11 @@ class ToolPart(msgspec.Struct, rename="camel"):
     """A tool call and its result, if the page has one.
 
     Attributes:
-        tool_name: Only in a part of type `dynamic-tool`. Otherwise the part's type has the name.
+        type: `dynamic-tool`, or `tool-` and the name of the tool.
+        tool_name: The name of the tool in a part of type `dynamic-tool`.
     """
 
+    type: str
     tool_call_id: Annotated[str, msgspec.Meta(min_length=1)]
     state: str
     tool_name: str = ""
@@ -75,6 +81,16 @@ class ToolPart(msgspec.Struct, rename="camel"):
     output: object = None
     error_text: str | None = None
     approval: _Approval | None = None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the page does not know the tool."""
+        return self.type == _DYNAMIC
+
+    @property
+    def name(self) -> str:
+        """The name of the tool. Not checked: it may be empty."""
+        return self.tool_name if self.is_dynamic else self.type.removeprefix(_TOOL_PREFIX)
 
     @property
     def result(self) -> str | None:
@@ -142,21 +158,15 @@ def read_messages(given: Sequence[object], at: str, can: Capabilities) -> ReadMe
     return ReadMessages(read, last if last is not None and last.role == "assistant" else None)
 
 
-def tool_name(part: Mapping[str, object]) -> str | None:
-    """The name of the tool that a part calls. None for a part of another kind."""
-    kind = part.get("type")
-    if kind == "dynamic-tool":
-        name = part.get("toolName")
-        return name if isinstance(name, str) else ""
-    return kind.removeprefix("tool-") if isinstance(kind, str) and kind.startswith("tool-") else None
-
-
-def read_tool_part(part: Mapping[str, object], at: str) -> ToolPart:
-    """Read a part that calls a tool.
+def read_tool_part(part: Mapping[str, object], at: str) -> ToolPart | None:
+    """Read a part that calls a tool. None for a part of another kind.
 
     Raises:
         InvalidRequestError: A value is invalid.
     """
+    kind = part.get("type")
+    if not isinstance(kind, str) or not (kind == _DYNAMIC or kind.startswith(_TOOL_PREFIX)):
+        return None
     read: ToolPart = valid(partial(msgspec.convert, part, ToolPart), at)
     return read
 
@@ -178,15 +188,13 @@ def _read_step(step: Sequence[_Placed], can: Capabilities) -> Iterator[Message]:
     calls: list[ToolCall] = []
     results: list[Message] = []
     for place, part in step:
-        name = tool_name(part)
-        if name is not None:
-            call = read_tool_part(part, place)
+        call = read_tool_part(part, place)
+        if call is not None:
             if call.result is None:
                 continue  # servers refuse a call without a result
             if not can.tools:
                 raise UnsupportedParameterError(place)
-            given = {"id": call.tool_call_id, "name": name, "arguments": call.arguments}
-            calls.append(valid(partial(msgspec.convert, given, ToolCall), place))
+            calls.append(_call_of(call, place))
             results.append(Message("tool", call.result or None, tool_call_id=call.tool_call_id))
         elif part.get("type") in ("text", "reasoning"):
             text = valid(partial(msgspec.convert, part, _TextPart), place).text
@@ -196,6 +204,12 @@ def _read_step(step: Sequence[_Placed], can: Capabilities) -> Iterator[Message]:
         reasoning = "".join(trace) if can.reasoning_input else ""
         yield Message("assistant", content or None, tool_calls=tuple(calls), reasoning=reasoning or None)
     yield from results
+
+
+def _call_of(part: ToolPart, at: str) -> ToolCall:
+    place = dotted(at, "toolName" if part.is_dynamic else "type")
+    name: str = valid(partial(msgspec.convert, part.name, ToolName), place)
+    return ToolCall(part.tool_call_id, name, part.arguments)
 
 
 def _read_content(parts: Sequence[Mapping[str, object]], at: str, can: Capabilities) -> str | tuple[Part, ...]:

@@ -6,20 +6,19 @@ the paths, a stream's id can stand in place of a chat's: so a page can read a st
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import ClassVar, Final, Self, final
+from typing import ClassVar, Final, final
 
 import msgspec
 import trio
 from quart import Blueprint, Response, request
-from quart.wrappers.response import ResponseBody
 
 from crucible_trio.apis.kit import starting
 from crucible_trio.apis.kit.bodies import read_body
-from crucible_trio.apis.kit.body import EventStreamBody
+from crucible_trio.apis.kit.body import EventStreamBody, WatchedBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
+from crucible_trio.apis.kit.replay import FOLD_BYTES
 from crucible_trio.apis.kit.replies import event_response, name_ignored, no_content
 from crucible_trio.apis.ui.continued import Continued
 from crucible_trio.apis.ui.errors import UI_ERRORS
@@ -28,9 +27,6 @@ from crucible_trio.apis.ui.requests import NAMES, read_request, read_start_index
 from crucible_trio.errors import StreamExpiredError, StreamNotFoundError
 from crucible_trio.records import encode_json
 from crucible_trio.stream import Stream
-
-# How much of a log is counted between two checkpoints.
-_FOLD_BYTES: Final = 64 * 1024
 
 _STREAM_PARAMETERS: Final = frozenset({"startIndex", "token"})
 _STREAM_HEADERS: Final = {"X-Vercel-AI-UI-Message-Stream": "v1"}
@@ -143,7 +139,7 @@ async def _count_chunks(stream: Stream) -> int:
     """The number of chunks that a stream has so far. Checkpoints: between the parts of a long log."""
     dialect = UIDialect()
     offset = 0
-    while frames := stream.log.read(offset, _FOLD_BYTES):
+    while frames := stream.log.read(offset, FOLD_BYTES):
         dialect.feed(frames)
         offset += len(frames)
         await trio.lowlevel.checkpoint()
@@ -151,33 +147,19 @@ async def _count_chunks(stream: Stream) -> int:
 
 
 @final
-class _CountedBody(ResponseBody):
+class _CountedBody(WatchedBody):
     """The events of a chat's stream. The store counts its readers, so that an end that no page was sent is not lost."""
 
     def __init__(self, context: ApiContext, stream: Stream, dialect: UIDialect) -> None:
-        self._body = EventStreamBody(context, stream, dialect)
+        super().__init__(EventStreamBody(context, stream, dialect))
         self._owed_ends = context.pipeline.owed_ends
         self._doubt_seconds = context.settings.ui_replay_seconds
         self._stream = stream
 
-    async def __aenter__(self) -> Self:
-        await self._body.__aenter__()
-        try:
-            await self._owed_ends.reader_came(self._stream)
-        except BaseException as error:
-            await self._body.__aexit__(type(error), error, error.__traceback__)
-            raise
-        return self
+    async def came(self) -> None:
+        """Count the reader (`WatchedBody`)."""
+        await self._owed_ends.reader_came(self._stream)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self._body.__aexit__(kind, error, trace)
-        finally:
-            await self._owed_ends.reader_went(
-                self._stream, has_end=self._body.has_sent_end, doubt_seconds=self._doubt_seconds
-            )
-
-    def __aiter__(self) -> EventStreamBody:
-        return self._body
+    async def left(self, *, has_end: bool) -> None:
+        """Count the reader no more, and note whether it has the end (`WatchedBody`)."""
+        await self._owed_ends.reader_went(self._stream, has_end=has_end, doubt_seconds=self._doubt_seconds)

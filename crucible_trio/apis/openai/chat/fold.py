@@ -6,14 +6,30 @@ not streamed. Chunks have no numbers, so this wire has no cursor: a cut stream i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, Literal, final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, final
 
-import msgspec
 from msgspec import UNSET, UnsetType
 
 from crucible_trio import sse
+from crucible_trio.apis.kit.endings import Ending, ending_of
 from crucible_trio.apis.kit.plain_dialect import PlainDialect
+from crucible_trio.apis.openai.chat.objects import (
+    CalledFunction,
+    ChatCompletion,
+    ChunkChoice,
+    ChunkDelta,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionMessage,
+    CompletionUsage,
+    FunctionDelta,
+    MessageToolCall,
+    TokenLogprobs,
+    ToolCallChunk,
+    format_id,
+    usage_of,
+)
 from crucible_trio.apis.openai.chat.upstream_fields import RepeatedFields, foreign_fields, json_members
 from crucible_trio.apis.openai.errors import OpenAIErrorEvent, error_of
 from crucible_trio.content import FieldsPlace
@@ -23,14 +39,12 @@ from crucible_trio.records import (
     OutputDelta,
     ReasoningDelta,
     RefusalDelta,
-    StreamCompleted,
     StreamCreated,
     Terminal,
     ToolCallDelta,
     ToolCallDone,
     ToolCallStarted,
     UpstreamFields,
-    Usage,
     decode_frame,
     encode_json,
 )
@@ -38,134 +52,14 @@ from crucible_trio.settings.apis import TraceField
 from crucible_trio.snapshot import Snapshot
 
 _DONE: Final = sse.encode_line(b"[DONE]")
-_CONTENT_FILTER: Final = "content_filter"
 
-
-@final
-class CompletionTokenDetails(msgspec.Struct, frozen=True):
-    """`completion_tokens_details`."""
-
-    reasoning_tokens: int
-
-
-@final
-class CompletionUsage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Tokens of prompt and completion. The reasoning is part of the completion."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    completion_tokens_details: CompletionTokenDetails | None = None
-
-
-@final
-class FunctionDelta(msgspec.Struct, frozen=True):
-    """The new part of a called function. The name comes once, with the first part."""
-
-    arguments: str
-    name: str | UnsetType = UNSET
-
-
-@final
-class ToolCallChunk(msgspec.Struct, frozen=True):
-    """The new part of a tool call. `id` and `type` come once, with the first part."""
-
-    index: int
-    function: FunctionDelta
-    id: str | UnsetType = UNSET
-    type: Literal["function"] | UnsetType = UNSET
-
-
-@final
-class TokenLogprobs(msgspec.Struct, frozen=True):
-    """The log probabilities of an answer's tokens, as the engine gave them."""
-
-    content: list[object]
-
-
-@final
-class ChunkDelta(msgspec.Struct, frozen=True):
-    """The new content of a chunk."""
-
-    role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
-    reasoning_content: str | UnsetType = UNSET
-    reasoning: str | UnsetType = UNSET
-    refusal: str | UnsetType = UNSET
-    tool_calls: tuple[ToolCallChunk, ...] | UnsetType = UNSET
-
-
-@final
-class ChunkChoice(msgspec.Struct, frozen=True):
-    """The one choice of a chunk."""
-
-    index: int
-    delta: ChunkDelta
-    finish_reason: str | None = None
-    logprobs: TokenLogprobs | UnsetType = UNSET
-
-
-@final
-class CompletionChunk(msgspec.Struct, frozen=True):
-    """One event of a streamed completion."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    choices: tuple[ChunkChoice | dict[str, Any], ...]
-    usage: CompletionUsage | UnsetType | None = UNSET
-
-
-@final
-class CalledFunction(msgspec.Struct, frozen=True):
-    """A called function, with its arguments as the model wrote them."""
-
-    name: str
-    arguments: str
-
-
-@final
-class MessageToolCall(msgspec.Struct, frozen=True):
-    """A whole tool call."""
-
-    id: str
-    function: CalledFunction
-    type: Literal["function"] = "function"
-
-
-@final
-class CompletionMessage(msgspec.Struct, frozen=True):
-    """The message of a whole completion. `content` is null where the model only refused or called tools."""
-
-    role: Literal["assistant"]
-    content: str | None
-    refusal: str | None = None
-    reasoning_content: str | UnsetType = UNSET
-    reasoning: str | UnsetType = UNSET
-    tool_calls: list[MessageToolCall] | UnsetType = UNSET
-
-
-@final
-class CompletionChoice(msgspec.Struct, frozen=True):
-    """The one choice of a whole completion."""
-
-    index: int
-    message: CompletionMessage
-    finish_reason: str
-    logprobs: TokenLogprobs | None = None
-
-
-@final
-class ChatCompletion(msgspec.Struct, frozen=True):
-    """A whole completion in one object. `usage` is left out if the engine did not count."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: tuple[CompletionChoice, ...]
-    usage: CompletionUsage | UnsetType = UNSET
+# OpenAI's reasons. Some clients accept no others.
+_FINISH_REASONS: Final[Mapping[Ending, str]] = {
+    "cut": "length",
+    "filtered": "content_filter",
+    "calls": "tool_calls",
+    "stopped": "stop",
+}
 
 
 @final
@@ -249,7 +143,7 @@ class ChatDialect(PlainDialect):
         error = error_of(terminal)
         if error is not None:
             return sse.encode_line(encode_json(OpenAIErrorEvent(error)))
-        reason = _finish_reason(terminal, whole_calls=self._whole_calls, open_calls=self._open_calls)
+        reason = _FINISH_REASONS[ending_of(terminal, whole_calls=self._whole_calls, open_calls=self._open_calls)]
         events = [self._delta(ChunkDelta(), reason)]
         if self._include_usage and (usage := usage_of(terminal.usage)) is not None:
             events.append(self._chunk((), usage))
@@ -299,7 +193,7 @@ def chat_completion(
         tool_calls=calls or UNSET,
     )
     open_calls = len(snapshot.tool_calls) - len(whole)
-    reason = _finish_reason(terminal, whole_calls=len(whole), open_calls=open_calls)
+    reason = _FINISH_REASONS[ending_of(terminal, whole_calls=len(whole), open_calls=open_calls)]
     usage = usage_of(terminal.usage)
     return ChatCompletion(
         id=format_id(snapshot.id),
@@ -325,27 +219,3 @@ def logprobs_in(frames: Iterable[bytes]) -> list[object]:
 def _trace_values(trace: str, field: TraceField) -> tuple[str | UnsetType, str | UnsetType]:
     """The values of `reasoning_content` and `reasoning`."""
     return UNSET if field == "reasoning" else trace, UNSET if field == "reasoning_content" else trace
-
-
-def _finish_reason(terminal: Terminal, *, whole_calls: int, open_calls: int) -> str:
-    """One of OpenAI's reasons. Some clients accept no others."""
-    if not isinstance(terminal, StreamCompleted):
-        return "length"
-    if terminal.finish_reason == _CONTENT_FILTER:
-        return _CONTENT_FILTER  # also after a call: the filter stopped the model, so the answer is not whole
-    if open_calls:
-        return "length"  # a call that broke off must not be executed
-    return "tool_calls" if whole_calls else "stop"
-
-
-def usage_of(usage: Usage) -> CompletionUsage | None:
-    """The usage in OpenAI's form. None if the engine did not count both sides, because clients add them up."""
-    if usage.input_tokens is None or usage.output_tokens is None:
-        return None
-    details = None if usage.reasoning_tokens is None else CompletionTokenDetails(usage.reasoning_tokens)
-    return CompletionUsage(usage.input_tokens, usage.output_tokens, usage.input_tokens + usage.output_tokens, details)
-
-
-def format_id(stream_id: str) -> str:
-    """The id of a completion, from the id of its stream."""
-    return f"chatcmpl-{stream_id.removeprefix('str_')}"

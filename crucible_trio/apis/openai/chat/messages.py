@@ -14,6 +14,8 @@ from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.openai.messages import (
     OpenAIRole,
     read_message,
+    read_old_refusal,
+    read_old_text,
     read_text_part,
 )
 from crucible_trio.apis.openai.tools import read_wrapped_call
@@ -178,14 +180,6 @@ def _read_audio(part: Mapping[str, object], at: str) -> Part:
     return make_part(AudioPart, place, data=audio.data, format=audio.format)
 
 
-def _read_old_text(part: Mapping[str, object], at: str) -> Part | None:
-    return read_text_part({name: part[name] for name in ("type", "text") if name in part}, at)
-
-
-def _read_old_refusal(part: Mapping[str, object], at: str) -> Part | None:
-    return read_text_part({"type": "text", "text": part.get("refusal") or ""}, at)
-
-
 def _ignore(part: Mapping[str, object], at: str) -> Part | None:
     return None
 
@@ -204,8 +198,8 @@ def _readers(can: Capabilities) -> Mapping[str, PartReader]:
 
 # For an assistant's messages, besides the others.
 _HISTORY_READERS: Final[Mapping[str, PartReader]] = {
-    "text": _read_old_text,
-    "output_text": _read_old_text,
-    "refusal": _read_old_refusal,
+    "text": read_old_text,
+    "output_text": read_old_text,
+    "refusal": read_old_refusal,
     **dict.fromkeys(_IGNORED_HISTORY, _ignore),
 }

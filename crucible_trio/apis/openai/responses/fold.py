@@ -25,6 +25,7 @@ from typing import Final, final
 
 import msgspec
 
+from crucible_trio.apis.kit.endings import CONTENT_FILTER
 from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.apis.openai.responses.events import (
     ErrorEvent,
@@ -58,7 +59,7 @@ from crucible_trio.apis.openai.responses.objects import (
     format_response_id,
     usage_of,
 )
-from crucible_trio.apis.openai.responses.tools import ToolOrigin
+from crucible_trio.apis.openai.responses.tool_origins import ToolOrigin
 from crucible_trio.records import (
     AnyRecord,
     OutputDelta,
@@ -78,9 +79,6 @@ from crucible_trio.records import (
     UnknownRecord,
     UpstreamFields,
 )
-
-# A finish reason that an engine may pass on from its upstream. The text was cut, and must not look complete.
-_CONTENT_FILTER: Final = "content_filter"
 
 # Of a stream that completed with a tool call that broke off: a client must not take such a call for whole.
 _CALL_BROKE_OFF: Final = "incomplete_tool_call"
@@ -265,7 +263,7 @@ def _new_response(created: StreamCreated, echoed: EchoedFields) -> ResponseObjec
 
 def _outcome(record: Terminal) -> tuple[ResponseStatus, str | None]:
     match record:
-        case StreamCompleted(finish_reason=reason) if reason == _CONTENT_FILTER:
+        case StreamCompleted(finish_reason=reason) if reason == CONTENT_FILTER:
             return "incomplete", reason
         case StreamCompleted():
             return "completed", None

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final, TypeVar, final
+from typing import Final, final
 
 import msgspec
 
-from crucible_trio.apis.kit.content import GivenContent, PartReader, make_file, make_image, make_part, read_content
+from crucible_trio.apis.kit.content import GivenContent, PartReader, read_content
 from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import Fields, dotted
 from crucible_trio.apis.kit.ignored import Ignored
@@ -20,13 +20,16 @@ from crucible_trio.apis.kit.sealed import Seal
 from crucible_trio.apis.openai.messages import (
     OpenAIMessage,
     read_message,
-    read_text_part,
+    read_old_refusal,
+    read_old_text,
 )
 from crucible_trio.apis.openai.responses.earlier import Earlier, is_reference
-from crucible_trio.apis.openai.responses.tools import DeclaredTools, custom_arguments
+from crucible_trio.apis.openai.responses.parts import InputParts
+from crucible_trio.apis.openai.responses.tool_origins import custom_arguments
+from crucible_trio.apis.openai.responses.tools import DeclaredTools
 from crucible_trio.engine import Capabilities
 from crucible_trio.errors import InvalidRequestError
-from crucible_trio.request import AudioPart, Message, NonEmpty, Part, TextPart, ToolCall
+from crucible_trio.request import Message, NonEmpty, ToolCall
 
 MESSAGE: Final = Fields(
     OpenAIMessage,
@@ -58,47 +61,6 @@ _HOSTED_CALLS: Final = frozenset(
 
 _CALLS: Final = ("function_call", "custom_tool_call")
 _RESULTS: Final = ("function_call_output", "custom_tool_call_output")
-
-
-_Shape = TypeVar("_Shape", bound=msgspec.Struct)
-
-
-@final
-class _TextPart(msgspec.Struct):
-    type: str
-    text: str
-    prompt_cache_breakpoint: object = None  # a hint for a cache
-
-
-@final
-class _ImagePart(msgspec.Struct):
-    type: str
-    image_url: str | None = None
-    detail: str | None = None
-    file_id: object = None
-    prompt_cache_breakpoint: object = None
-
-
-@final
-class _FilePart(msgspec.Struct):
-    type: str
-    file_data: str | None = None
-    file_url: str | None = None
-    filename: str | None = None
-    file_id: object = None
-    prompt_cache_breakpoint: object = None
-
-
-@final
-class _Audio(msgspec.Struct):
-    data: str
-    format: str
-
-
-@final
-class _AudioPart(msgspec.Struct):
-    type: str
-    input_audio: _Audio
 
 
 @final
@@ -156,13 +118,7 @@ class InputReader:
         self._declared = declared
         self._ignored = ignored
         self._messages: list[Message] = []
-        self._readers: dict[str, PartReader] = dict.fromkeys(("input_text", "output_text", "text"), self._read_text)
-        if can.images:
-            self._readers["input_image"] = self._read_image
-        if can.files:
-            self._readers["input_file"] = self._read_file
-        if can.audio:
-            self._readers["input_audio"] = self._read_audio
+        self._readers = InputParts(can, ignored).readers
         # The turn of the model that is being read. It is open if more text belongs to it.
         self._trace = ""
         self._answer = ""
@@ -288,52 +244,11 @@ class InputReader:
             )
         self._trace, self._answer, self._calls, self._is_open = "", "", [], False
 
-    def _read_text(self, part: Mapping[str, object], at: str) -> Part | None:
-        text = self._read_part(part, at, _TextPart).text
-        return TextPart(text) if text else None
-
-    def _read_image(self, part: Mapping[str, object], at: str) -> Part:
-        image = self._read_part(part, at, _ImagePart)
-        if image.image_url is None:
-            raise _lacks(part, at, "image_url")
-        return make_image(image.image_url, dotted(at, "image_url"), image.detail)
-
-    def _read_file(self, part: Mapping[str, object], at: str) -> Part:
-        file = self._read_part(part, at, _FilePart)
-        if file.file_data:
-            return make_file(file.file_data, dotted(at, "file_data"), file.filename)
-        if file.file_url:
-            return make_file(file.file_url, dotted(at, "file_url"), file.filename)
-        raise _lacks(part, at, "file_data")
-
-    def _read_audio(self, part: Mapping[str, object], at: str) -> Part:
-        audio = self._read_part(part, at, _AudioPart).input_audio
-        return make_part(AudioPart, dotted(at, "input_audio"), data=audio.data, format=audio.format)
-
-    def _read_part(self, part: Mapping[str, object], at: str, shape: type[_Shape]) -> _Shape:
-        known = self._ignored.known(part, shape.__struct_fields__, at)
-        return valid(lambda: msgspec.convert(known, shape), at)
-
-
-def _lacks(part: Mapping[str, object], at: str, name: str) -> Exception:
-    """The error of a part without data. This server keeps no files, so a part that names one is not supported."""
-    if part.get("file_id") is not None:
-        return UnsupportedParameterError(dotted(at, "file_id"))
-    return InvalidRequestError(f"the part has no {name}", dotted(at, name))
-
-
-def _read_old_text(part: Mapping[str, object], at: str) -> Part | None:
-    return read_text_part({name: part[name] for name in ("type", "text") if name in part}, at)
-
-
-def _read_old_refusal(part: Mapping[str, object], at: str) -> Part | None:
-    return read_text_part({"type": "refusal", "text": part.get("refusal") or ""}, at)
-
 
 # The parts of an earlier answer. Their other fields are ignored.
 _HISTORY_READERS: Final[Mapping[str, PartReader]] = {
-    "input_text": _read_old_text,
-    "output_text": _read_old_text,
-    "text": _read_old_text,
-    "refusal": _read_old_refusal,
+    "input_text": read_old_text,
+    "output_text": read_old_text,
+    "text": read_old_text,
+    "refusal": read_old_refusal,
 }

@@ -13,7 +13,7 @@ import msgspec
 
 from crucible_trio.apis.kit.parsing import valid
 from crucible_trio.apis.openai.responses.objects import Json
-from crucible_trio.apis.openai.responses.tools import ToolOrigin, custom_input
+from crucible_trio.apis.openai.responses.tool_origins import ToolOrigin, custom_input
 from crucible_trio.errors import InvalidRequestError
 from crucible_trio.request import AudioPart, FilePart, ImagePart, Message, Part, TextPart, ToolCall
 

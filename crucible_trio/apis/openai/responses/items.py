@@ -41,7 +41,7 @@ from crucible_trio.apis.openai.responses.objects import (
     RefusalPart,
     SummaryText,
 )
-from crucible_trio.apis.openai.responses.tools import ToolOrigin, custom_input
+from crucible_trio.apis.openai.responses.tool_origins import ToolOrigin, custom_input
 
 
 @final

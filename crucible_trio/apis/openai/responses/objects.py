@@ -9,14 +9,13 @@ incomplete response takes it for a complete one.
 
 from __future__ import annotations
 
-import re
-from typing import Literal, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from crucible_trio.apis.openai.responses.tools import ToolOrigin, echo_choice, echo_tools
-from crucible_trio.errors import StreamNotFoundError
+from crucible_trio.apis.kit.ids import stream_id_in, with_prefix
+from crucible_trio.apis.openai.responses.tool_origins import ToolOrigin, echo_choice, echo_tools
 from crucible_trio.records import Usage
 from crucible_trio.request import JsonSchemaFormat, Parameters, ResponseFormat, TextFormat
 
@@ -24,13 +23,12 @@ ResponseStatus: TypeAlias = Literal["in_progress", "completed", "incomplete", "f
 ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 Json: TypeAlias = dict[str, object]
 
-_STREAM_PREFIX = "str_"
-_RESPONSE_ID = re.compile(r"resp_(?P<random>[A-Za-z0-9_-]{22})")
+_PREFIX: Final = "resp_"
 
 
 def format_response_id(stream_id: str) -> str:
-    """The id of a stream in this API: the same random part with OpenAI's prefix."""
-    return f"resp_{stream_id.removeprefix(_STREAM_PREFIX)}"
+    """The id of a stream in this API."""
+    return with_prefix(_PREFIX, stream_id)
 
 
 def parse_response_id(text: str) -> str:
@@ -39,10 +37,7 @@ def parse_response_id(text: str) -> str:
     Raises:
         StreamNotFoundError: This server never makes such an id.
     """
-    found = _RESPONSE_ID.fullmatch(text)
-    if found is None:
-        raise StreamNotFoundError
-    return _STREAM_PREFIX + found["random"]
+    return stream_id_in(_PREFIX, text)
 
 
 @final

@@ -1,9 +1,9 @@
-"""The requests of the responses API: the body of `POST /v1/responses` and the parameters of `GET`."""
+"""The body of `POST /v1/responses`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Literal, NamedTuple, TypeVar, final
+from typing import Annotated, Final, Literal, NamedTuple, final
 
 import msgspec
 
@@ -31,12 +31,6 @@ ENCRYPTED_REASONING: Final = "reasoning.encrypted_content"
 _LOGPROBS: Final = "message.output_text.logprobs"
 
 _FORMAT_FIELDS: Final = frozenset({"type", *JsonSchemaFormat.__struct_fields__})
-
-_Shape = TypeVar("_Shape", bound=msgspec.Struct)
-
-_BOOLEANS: Final = {"true": True, "false": False}
-# Event numbers are shorter, and `int` raises for texts of thousands of digits.
-_MAX_NUMBER_DIGITS: Final = 18
 
 
 @final
@@ -193,10 +187,7 @@ def decode_body(body: bytes | memoryview, *, strict_fields: bool = False) -> Dec
         InvalidRequestError: A value is invalid.
     """
     ignored = Ignored(refuses_unknown=strict_fields)
-    unknown: dict[str, object] = {}
-    fields = BODY.decode(body, unknown=unknown)
-    ignored.add_all(unknown, "")
-    return DecodedBody(fields, ignored)
+    return DecodedBody(ignored.decode(BODY, body), ignored)
 
 
 def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, seal: Seal) -> CreateResponse:
@@ -214,8 +205,8 @@ def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, s
         InvalidRequestError: A value is invalid.
     """
     fields, ignored = body
-    reasoning = _read(REASONING, fields.reasoning, "reasoning", ignored)
-    text = _read(TEXT, fields.text, "text", ignored)
+    reasoning = ignored.read(REASONING, fields.reasoning, "reasoning")
+    text = ignored.read(TEXT, fields.text, "text")
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequestError("stream_options goes with stream", "stream_options")
     if fields.background and not fields.store:
@@ -287,37 +278,6 @@ def read_request(body: DecodedBody, earlier: Earlier, builder: RequestBuilder, s
         text={} if text.verbosity is None else {"verbosity": text.verbosity},
     )
     return CreateResponse(built.request, echoed, tuple(declared.hosted), reader.unverified)
-
-
-def read_flag(name: str, text: str) -> bool:
-    """Read a query parameter that is `true` or `false`.
-
-    Raises:
-        InvalidRequestError: It is neither.
-    """
-    if text not in _BOOLEANS:
-        raise InvalidRequestError(f"{name} is true or false", name)
-    return _BOOLEANS[text]
-
-
-def read_event_number(name: str, text: str | None) -> int | None:
-    """Read a query parameter that is the `sequence_number` of an event. None if the request does not have it.
-
-    Raises:
-        InvalidRequestError: It is not a number.
-    """
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit()) or len(text) > _MAX_NUMBER_DIGITS:
-        raise InvalidRequestError(f"{name} is the sequence_number of an event", name)
-    return int(text)
-
-
-def _read(shape: Fields[_Shape], values: Mapping[str, object], at: str, ignored: Ignored) -> _Shape:
-    unknown: dict[str, object] = {}
-    read = shape.read(values, at, unknown=unknown)
-    ignored.add_all(unknown, at)
-    return read
 
 
 def _read_format(given: Mapping[str, object], ignored: Ignored) -> ResponseFormat:

@@ -9,22 +9,19 @@ not an error: it is shown with its status, unless nothing was written.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from types import TracebackType
-from typing import ClassVar, Final, Self, final
+from typing import ClassVar, Final, final
 from weakref import WeakValueDictionary
 
 import msgspec
 from quart import Blueprint, Response, request
-from quart.wrappers.response import ResponseBody
 
 from crucible_trio.apis.kit import starting
 from crucible_trio.apis.kit.bodies import read_body
-from crucible_trio.apis.kit.body import EventStreamBody
+from crucible_trio.apis.kit.body import EventStreamBody, WatchedBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.downloads import LARGE_BYTES, Download
 from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
+from crucible_trio.apis.kit.hosted import HostedToolsLog
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_ignored, name_stream
 from crucible_trio.apis.kit.sealed import Seal, Seals
@@ -37,25 +34,19 @@ from crucible_trio.apis.openai.errors import (
 from crucible_trio.apis.openai.responses.earlier import find_earlier, without_instructions
 from crucible_trio.apis.openai.responses.input_items import items_of, page_of, read_page_options
 from crucible_trio.apis.openai.responses.objects import EchoedFields, parse_response_id
+from crucible_trio.apis.openai.responses.parameters import read_event_number, read_flag
 from crucible_trio.apis.openai.responses.replay import open_dialect, response_object
 from crucible_trio.apis.openai.responses.requests import (
     ENCRYPTED_REASONING,
     INCLUDE,
     DecodedBody,
     decode_body,
-    read_event_number,
-    read_flag,
     read_request,
 )
 from crucible_trio.errors import InvalidRequestError, StreamNotFoundError
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import StreamCancelled, StreamFailed, Terminal
 from crucible_trio.stream import Stream
-
-logger = logging.getLogger(__name__)
-
-# How many types of hosted tools are logged. Clients choose the names.
-_MAX_HOSTED: Final = 50
 
 _RETRIEVE_PARAMETERS: Final = frozenset({"stream", "starting_after", "include", "include[]", "include_obfuscation"})
 _PAGE_PARAMETERS: Final = frozenset({"after", "limit", "order"})
@@ -76,7 +67,7 @@ class ResponsesApi:
         self._pipeline = context.pipeline
         self._access = context.access
         self._seals = Seals(context.settings.token_secret)
-        self._hosted: set[str] = set()
+        self._hosted = HostedToolsLog()
         self._echoed: WeakValueDictionary[str, EchoedFields] = WeakValueDictionary()
         self._builder = context.request_builder()
 
@@ -129,7 +120,7 @@ class ResponsesApi:
             return joined
         asked = read_request(body, earlier, self._builder, self._seals.of(owner))
         self._pipeline.metrics.unverified_traces += asked.unverified
-        self._log_hosted(asked.hosted)
+        self._hosted.add(asked.hosted)
         may_hold = fields.stream and not fields.background and self._context.settings.hold_seconds > 0
         return await starting.start_or_join(
             self._pipeline,
@@ -177,13 +168,6 @@ class ResponsesApi:
 
     def _decode(self, body: memoryview) -> DecodedBody:
         return decode_body(body, strict_fields=self._context.settings.strict_fields)
-
-    def _log_hosted(self, types: Sequence[str]) -> None:
-        """Log each type of hosted tool once, because some agents offer the same ones in every request."""
-        for kind in types:
-            if kind not in self._hosted and len(self._hosted) < _MAX_HOSTED:
-                self._hosted.add(kind)
-                logger.info("the hosted tool %.64a does not exist here and is not offered to models", kind)
 
     async def input_items(self, response_id: str) -> Response:
         """`GET /v1/responses/{id}/input_items`: the conversation that the model got, without the instructions."""
@@ -292,25 +276,14 @@ def _echoed_of(stream: Stream) -> EchoedFields:
 
 
 @final
-class _ForgettingBody(ResponseBody):
+class _ForgettingBody(WatchedBody):
     """The events of a response that is not stored: the stream is forgotten when its one client has left."""
 
     def __init__(self, body: EventStreamBody, pipeline: Pipeline, stream: Stream) -> None:
-        self._body = body
+        super().__init__(body)
         self._pipeline = pipeline
         self._stream = stream
 
-    async def __aenter__(self) -> Self:
-        await self._body.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self._body.__aexit__(kind, error, trace)
-        finally:
-            await starting.forget(self._pipeline, self._stream)
-
-    def __aiter__(self) -> EventStreamBody:
-        return self._body
+    async def left(self, *, has_end: bool) -> None:
+        """Forget the stream (`WatchedBody`)."""
+        await starting.forget(self._pipeline, self._stream)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal, final
+from typing import Final, final
 
 import msgspec
 
@@ -18,6 +18,7 @@ from crucible_trio.apis.kit.errors import UnsupportedParameterError
 from crucible_trio.apis.kit.fields import dotted
 from crucible_trio.apis.kit.ignored import Ignored
 from crucible_trio.apis.kit.parsing import valid
+from crucible_trio.apis.openai.responses.tool_origins import CUSTOM_PARAMETERS, ToolOrigin
 from crucible_trio.apis.openai.tools import (
     ALLOWED_TOOLS,
     allowed_entries,
@@ -58,34 +59,6 @@ _HOSTED: Final = frozenset(
     }
 )
 _VERSION: Final = re.compile(r"_[0-9]{4}_[0-9]{2}_[0-9]{2}\Z")
-
-# The one parameter of the function that stands for a custom tool.
-_INPUT: Final = "input"
-_CUSTOM_PARAMETERS: Final[dict[str, object]] = {
-    "type": "object",
-    "properties": {_INPUT: {"type": "string"}},
-    "required": [_INPUT],
-    "additionalProperties": False,
-}
-
-
-@final
-class ToolOrigin(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A tool as its client knows it, where the model knows it by another name or in another form.
-
-    Attributes:
-        name: Its name.
-        namespace: The namespace that it is in.
-        kind: `custom`: its input is a text, and not arguments in JSON.
-        description: The description of a custom tool.
-        format: The format of a custom tool's input.
-    """
-
-    name: str
-    namespace: str | None = None
-    kind: Literal["function", "custom"] = "function"
-    description: str | None = None
-    format: dict[str, object] | None = None
 
 
 @final
@@ -219,55 +192,6 @@ def _chosen_name(choice: Mapping[str, object], at: str, declared: DeclaredTools)
     return declared.model_name(read.name, namespace)
 
 
-def echo_tools(
-    tools: Sequence[Tool], origins: Mapping[str, ToolOrigin], namespaces: Mapping[str, str]
-) -> list[dict[str, object]]:
-    """The tools as the client knows them, with all fields that OpenAI's form requires."""
-    echoed: list[dict[str, object]] = []
-    within: dict[str, list[dict[str, object]]] = {}
-    for tool in tools:
-        origin = origins.get(tool.name) or ToolOrigin(tool.name)
-        fields: dict[str, object] = {"type": origin.kind, "name": origin.name}
-        if origin.kind == "custom":
-            fields |= {"description": origin.description, "format": origin.format or {"type": "text"}}
-        else:
-            fields |= {"description": tool.description, "parameters": tool.parameters, "strict": tool.strict}
-        if origin.namespace is None:
-            echoed.append(fields)
-            continue
-        name = origin.namespace
-        if name not in within:
-            within[name] = []
-            description = namespaces.get(name, "")
-            echoed.append({"type": "namespace", "name": name, "description": description, "tools": within[name]})
-        within[name].append(fields)
-    return echoed
-
-
-def echo_choice(choice: ToolChoice | None, origins: Mapping[str, ToolOrigin]) -> str | dict[str, object]:
-    """The tool choice as the client knows it."""
-    if not isinstance(choice, NamedTool):
-        return choice or "auto"
-    origin = origins.get(choice.name) or ToolOrigin(choice.name)
-    namespace = {} if origin.namespace is None else {"namespace": origin.namespace}
-    return {"type": origin.kind, "name": origin.name, **namespace}
-
-
-def custom_arguments(text: str) -> str:
-    """The arguments of the function that stands for a custom tool, from the input of the tool."""
-    return msgspec.json.encode({_INPUT: text}).decode()
-
-
-def custom_input(arguments: str) -> str:
-    """The input of a custom tool, from the arguments that the model wrote. Whatever else it wrote is the input too."""
-    try:
-        given = msgspec.json.decode(arguments, type=dict[str, object])
-    except (msgspec.DecodeError, RecursionError):
-        return arguments
-    text = given.get(_INPUT)
-    return text if isinstance(text, str) and len(given) == 1 else arguments
-
-
 def _kind_of(fields: Mapping[str, object], at: str) -> str:
     return valid(lambda: msgspec.convert(fields.get("type"), NonEmpty), dotted(at, "type"))
 
@@ -291,7 +215,7 @@ def _read_custom(
     known = ignored.known(fields, _CUSTOM_FIELDS, at)
     tool = valid(lambda: msgspec.convert(known, _CustomTool), at)
     origin = ToolOrigin(tool.name, namespace, "custom", tool.description, tool.format)
-    return Tool(declared.claim(origin, at), _described(tool), _CUSTOM_PARAMETERS)
+    return Tool(declared.claim(origin, at), _described(tool), CUSTOM_PARAMETERS)
 
 
 def _read_namespace(fields: Mapping[str, object], at: str, declared: DeclaredTools, ignored: Ignored) -> None:
