@@ -19,6 +19,7 @@ from crucible_trio.engine import Engine, EngineSource, as_engine, engine_of
 from crucible_trio.errors import ConfigError, DrainingError
 from crucible_trio.generation import Generation
 from crucible_trio.metrics import Metrics
+from crucible_trio.owed_ends import OwedEnds
 from crucible_trio.records import new_stream_id
 from crucible_trio.request import OnDisconnect, Request
 from crucible_trio.snapshot import status_of
@@ -44,6 +45,7 @@ class Pipeline:
         timers: Its timers.
         batcher: Tells its generations when to record.
         store: Holds its streams.
+        owed_ends: Which labelled streams still owe their end to a client.
         draining: Whether it starts nothing new because it is shutting down.
     """
 
@@ -62,6 +64,7 @@ class Pipeline:
         self.timers = timers or Timers()
         self.batcher = Batcher(self.timers)
         self.store: StreamStore = store or MemoryStore(settings, self.timers)
+        self.owed_ends = OwedEnds(self.store, settings.flush_seconds)
         self.draining = False
         self._nursery: trio.Nursery | None = None
         self._running: set[Generation] = set()
@@ -77,6 +80,7 @@ class Pipeline:
         try:
             async with trio.open_nursery() as self._nursery:
                 try:
+                    await self._nursery.start(self.owed_ends.run)
                     task_status.started()
                     await self.timers.run()
                 finally:
@@ -189,18 +193,24 @@ class Pipeline:
             if holder != stream_id:
                 return await self.store.find(holder, owner), True
         try:
+            model = self._check(request)
+            stream_facts = StreamFacts(
+                id=stream_id,
+                owner=owner,
+                # A copy is checked again, which takes a while for a large request.
+                request=request if request.model == model else msgspec.structs.replace(request, model=model),
+                on_disconnect=request.on_disconnect or on_disconnect,
+                created_at=time.time(),
+                for_apis=facts,
+                label=label,
+                keeps_input=keeps_input,
+            )
             stream = await self._start(
-                stream_id,
-                request,
+                stream_facts,
                 key,
-                owner,
-                on_disconnect,
-                facts,
-                label,
                 starts_with_reader=starts_with_reader,
                 may_hold=may_hold,
                 client_retries=client_retries,
-                keeps_input=keeps_input,
             )
         except BaseException:
             await self._release(owner, key, stream_id)
@@ -224,43 +234,24 @@ class Pipeline:
         await self._release(owner, key, stream_id)
         return None
 
-    async def _start(
-        self,
-        stream_id: str,
-        request: Request,
-        key: str | None,
-        owner: str,
-        on_disconnect: OnDisconnect,
-        facts: Mapping[str, msgspec.Raw],
-        label: str | None,
-        *,
-        starts_with_reader: bool,
-        may_hold: bool,
-        client_retries: bool,
-        keeps_input: bool,
-    ) -> Stream:
+    def _check(self, request: Request) -> str:
+        """Check a request. Returns its model."""
         info = self.engine.info
         check_request(request, info, self.settings)
-        model = request.model or info.models[0]
-        stream_facts = StreamFacts(
-            id=stream_id,
-            owner=owner,
-            # A copy is checked again, which takes a while for a large request.
-            request=request if request.model == model else msgspec.structs.replace(request, model=model),
-            on_disconnect=request.on_disconnect or on_disconnect,
-            created_at=time.time(),
-            for_apis=facts,
-            label=label,
-            keeps_input=keeps_input,
-        )
+        return request.model or info.models[0]
+
+    async def _start(
+        self, facts: StreamFacts, key: str | None, *, starts_with_reader: bool, may_hold: bool, client_retries: bool
+    ) -> Stream:
         self._check_takes_streams()
         # Asked once: while the stream runs, a router's engine may lose the model.
-        engine_info = engine_of(self.engine, model).info
+        assert facts.request.model is not None
+        engine_info = engine_of(self.engine, facts.request.model).info
         held = may_hold and engine_info.waits_for_upstream
-        log = await self.store.create(stream_facts)
+        log = await self.store.create(facts)
         generation = Generation(
             self.engine,
-            stream_facts,
+            facts,
             log,
             self.settings,
             self.metrics,
@@ -271,9 +262,9 @@ class Pipeline:
             held=held,
             client_retries=client_retries,
         )
-        stream = Stream(stream_facts, log, generation, self.metrics, max_readers=self.settings.max_readers_per_stream)
+        stream = Stream(facts, log, generation, self.metrics, max_readers=self.settings.max_readers_per_stream)
         self._running.add(generation)
-        generation.metrics.started[request.mode] += 1
+        generation.metrics.started[facts.request.mode] += 1
         try:
             await self._publish(generation, stream, key)
         except BaseException:
@@ -338,43 +329,6 @@ class Pipeline:
         Checkpoints: only while the store waits. Cancellation: safe.
         """
         return await self.store.find_labelled(owner, label)
-
-    async def owes_end(self, stream: Stream) -> bool:
-        """Whether a client of a labelled stream has not been sent its end, or it is in doubt (`reader_went`).
-
-        Checkpoints: only while the store waits. Cancellation: safe.
-        """
-        return await self.store.count_readers(stream.id) > 0
-
-    async def reader_came(self, stream: Stream) -> None:
-        """Count a reader of a labelled stream. Checkpoints: only while the store waits. Cancellation: it is counted."""
-        await self._count_reader(stream.id, attached=1, away=-1)
-
-    async def reader_went(self, stream: Stream, *, has_end: bool, doubt_seconds: float) -> None:
-        """A reader that `reader_came` has counted has left. The opposite of `reader_came`.
-
-        Args:
-            stream: The stream.
-            has_end: Whether the reader was sent the end. Otherwise its client may come back.
-            doubt_seconds: How long to count a reader that was sent the end: its connection may have been cut before the
-                end arrived, and no server notices that.
-
-        Checkpoints: only while the store waits. Cancellation: it is counted.
-        """
-        if not has_end:
-            await self._count_reader(stream.id, attached=-1, away=1)
-        elif doubt_seconds and self._nursery is not None and stream.facts.label is not None:
-            self._nursery.start_soon(self._count_later, stream.id, doubt_seconds)
-        else:
-            await self._count_reader(stream.id, attached=-1, away=0)
-
-    async def _count_later(self, stream_id: str, seconds: float) -> None:
-        await trio.sleep(seconds)
-        await self._count_reader(stream_id, attached=-1, away=0)
-
-    async def _count_reader(self, stream_id: str, *, attached: int, away: int) -> None:
-        with trio.move_on_after(self.settings.flush_seconds, shield=True):
-            await self.store.count_readers(stream_id, attached=attached, away=away)
 
     # Ending
 

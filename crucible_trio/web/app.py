@@ -16,12 +16,13 @@ from werkzeug.exceptions import HTTPException
 
 from crucible_trio.apis.anthropic.routes import MessagesApi
 from crucible_trio.apis.kit.access import Access
+from crucible_trio.apis.kit.bodies import drop_body
 from crucible_trio.apis.kit.context import ApiContext, Workers
 from crucible_trio.apis.kit.downloads import Downloads, limit_body
 from crucible_trio.apis.kit.errors import answer_to
 from crucible_trio.apis.kit.registration import Api, ApiRegistry
 from crucible_trio.apis.kit.replies import error_response, http_error_response
-from crucible_trio.apis.kit.uploads import Uploads, drop_body
+from crucible_trio.apis.kit.uploads import Uploads
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
 from crucible_trio.apis.native.routes import NativeApi
 from crucible_trio.apis.openai.chat.routes import ChatApi

@@ -75,7 +75,7 @@ async def test_a_label_is_kept_as_long_as_its_stream(
         await pipeline.forget(forgotten)
         assert await pipeline.find_labelled("chat") is None
         for stream in (older, newer, forgotten):
-            assert not await pipeline.owes_end(stream)
+            assert not await pipeline.owed_ends.is_owed(stream)
 
 
 async def test_a_label_is_part_of_the_request_for_an_idempotency_key(
@@ -117,21 +117,21 @@ async def test_an_end_is_owed_until_every_client_was_sent_it_for_long_enough(
 ) -> None:
     async with open_pipeline_over(ScriptedEngine("a")) as pipeline:
         stream = await pipeline.start(QUESTION, label="chat")
-        assert await pipeline.owes_end(stream)  # the client that started it has not attached
-        await pipeline.reader_came(stream)
-        await pipeline.reader_went(stream, has_end=False, doubt_seconds=10)
+        assert await pipeline.owed_ends.is_owed(stream)  # the client that started it has not attached
+        await pipeline.owed_ends.reader_came(stream)
+        await pipeline.owed_ends.reader_went(stream, has_end=False, doubt_seconds=10)
         await trio.sleep(100)
-        assert await pipeline.owes_end(stream)
-        await pipeline.reader_came(stream)
-        await pipeline.reader_went(stream, has_end=True, doubt_seconds=10)
+        assert await pipeline.owed_ends.is_owed(stream)
+        await pipeline.owed_ends.reader_came(stream)
+        await pipeline.owed_ends.reader_went(stream, has_end=True, doubt_seconds=10)
         await trio.sleep(9)
-        assert await pipeline.owes_end(stream)
+        assert await pipeline.owed_ends.is_owed(stream)
         await trio.sleep(2)
-        assert not await pipeline.owes_end(stream)
-        await pipeline.reader_came(stream)
-        assert await pipeline.owes_end(stream)
-        await pipeline.reader_went(stream, has_end=True, doubt_seconds=0)
-        assert not await pipeline.owes_end(stream)
+        assert not await pipeline.owed_ends.is_owed(stream)
+        await pipeline.owed_ends.reader_came(stream)
+        assert await pipeline.owed_ends.is_owed(stream)
+        await pipeline.owed_ends.reader_went(stream, has_end=True, doubt_seconds=0)
+        assert not await pipeline.owed_ends.is_owed(stream)
 
 
 async def test_a_reader_that_is_in_doubt_keeps_no_stream_in_memory(
@@ -139,10 +139,10 @@ async def test_a_reader_that_is_in_doubt_keeps_no_stream_in_memory(
 ) -> None:
     async with open_pipeline_over(ScriptedEngine("a")) as pipeline:
         stream = await pipeline.start(QUESTION, label="chat")
-        await pipeline.reader_came(stream)
+        await pipeline.owed_ends.reader_came(stream)
         await stream.log.wait_finished()
         await trio.testing.wait_all_tasks_blocked()
-        await pipeline.reader_went(stream, has_end=True, doubt_seconds=1000)
+        await pipeline.owed_ends.reader_went(stream, has_end=True, doubt_seconds=1000)
         await trio.sleep(1)
         await pipeline.forget(stream)
         kept = weakref.ref(stream)
@@ -158,6 +158,6 @@ async def test_a_reader_that_leaves_while_it_is_cancelled_is_counted(
         stream = await pipeline.start(QUESTION, label="chat")
         with trio.CancelScope() as scope:
             scope.cancel()
-            await pipeline.reader_came(stream)
-            await pipeline.reader_went(stream, has_end=True, doubt_seconds=0)
-        assert not await pipeline.owes_end(stream)
+            await pipeline.owed_ends.reader_came(stream)
+            await pipeline.owed_ends.reader_went(stream, has_end=True, doubt_seconds=0)
+        assert not await pipeline.owed_ends.is_owed(stream)

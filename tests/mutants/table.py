@@ -249,7 +249,7 @@ MUTANTS = [
     ),
     Mutant(
         mechanism="a page that was sent the end gets the answer again for a minute",
-        file="pipeline.py",
+        file="owed_ends.py",
         old="        elif doubt_seconds and self._nursery is not None",
         new="        elif False and self._nursery is not None",
         tests="tests/web/ui/test_ui_routes.py",

@@ -9,7 +9,7 @@ import trio
 from quart_trio import QuartTrio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.apis.kit.uploads import BODY_SECONDS
+from crucible_trio.apis.kit.bodies import BODY_SECONDS
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.testing import Gate
 from crucible_trio.web import blueprint

@@ -9,7 +9,7 @@ import quart
 import trio
 from trio.testing import MockClock
 
-from crucible_trio.apis.kit.uploads import BODY_SECONDS
+from crucible_trio.apis.kit.bodies import BODY_SECONDS
 
 JSON = {"Content_Type": "application/json"}
 NOT_JSON = "the body is not valid JSON in UTF-8"

@@ -6,7 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.apis.kit.uploads import BODY_SECONDS, MAX_VALUES, Uploads
+from crucible_trio.apis.kit.bodies import BODY_SECONDS
+from crucible_trio.apis.kit.uploads import MAX_VALUES, Uploads
 from crucible_trio.errors import InvalidRequestError, OverloadedError
 from crucible_trio.metrics import Metrics
 

@@ -31,6 +31,7 @@ from crucible_trio.apis.anthropic.fold import MessageFold, whole_message
 from crucible_trio.apis.anthropic.models import AnthropicModels
 from crucible_trio.apis.anthropic.requests import NAMES, MessageFacts, MessagesRequest, read_request
 from crucible_trio.apis.kit import starting
+from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorAnswer, ErrorShape
 from crucible_trio.apis.kit.models import ModelsForm
@@ -44,9 +45,7 @@ from crucible_trio.apis.kit.replies import (
     name_stream,
     no_content,
 )
-from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.kit.sealed import Seals
-from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.errors import InvalidLastEventIdError
 from crucible_trio.records import Terminal
 from crucible_trio.stream import Stream
@@ -75,9 +74,7 @@ class MessagesApi:
         self._access = context.access
         self._seals = Seals(context.settings.token_secret)
         self._hosted: set[str] = set()
-        self._builder = RequestBuilder(
-            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens, NAMES
-        )
+        self._builder = context.request_builder(NAMES)
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the routes."""

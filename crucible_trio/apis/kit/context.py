@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, final
 
 from crucible_trio.apis.kit.access import Access
 from crucible_trio.apis.kit.downloads import Downloads
 from crucible_trio.apis.kit.models import ModelsForm
+from crucible_trio.apis.kit.request_builder import SAME_NAMES, RequestBuilder
 from crucible_trio.apis.kit.uploads import Uploads
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.settings.apis import ApiSettings
@@ -47,3 +49,7 @@ class ApiContext:
     downloads: Downloads
     workers: Workers | None = None
     models_forms: tuple[ModelsForm, ...] = ()
+
+    def request_builder(self, names: Mapping[str, str] = SAME_NAMES) -> RequestBuilder:
+        """Makes an API's requests for the engine. `names` as for `RequestBuilder`."""
+        return RequestBuilder(self.pipeline.engine, self.settings, self.pipeline.settings.max_output_tokens, names)

@@ -34,7 +34,7 @@ _NEUTRAL: Final[Mapping[str, object]] = {
 _ANSWER_DEPENDS_ON: Final = frozenset({"stop"})
 
 _NO_PARAMETERS: Final = Parameters()
-_SAME_NAMES: Final[Mapping[str, str]] = {}
+SAME_NAMES: Final[Mapping[str, str]] = {}
 _NO_EXTRA: Final[Mapping[str, object]] = {}
 
 
@@ -65,7 +65,7 @@ class RequestBuilder:
     """
 
     def __init__(
-        self, engine: Engine, settings: ApiSettings, max_output_tokens: int, names: Mapping[str, str] = _SAME_NAMES
+        self, engine: Engine, settings: ApiSettings, max_output_tokens: int, names: Mapping[str, str] = SAME_NAMES
     ) -> None:
         self._engine = engine
         self._settings = settings

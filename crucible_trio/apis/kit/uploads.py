@@ -1,7 +1,4 @@
-"""Receives the bodies of requests, within one limit for all bodies that are being received or parsed.
-
-A route checks the key and the owner before it calls `read_body`, so nobody without a key can take a part of the limit.
-"""
+"""Counts the bodies of requests against one limit for all bodies that are being received or parsed."""
 
 from __future__ import annotations
 
@@ -10,28 +7,15 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from typing import Final, TypeVar, final
 
-import trio
-from quart import Request
-from quart.wrappers.request import Body
-from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
-
-from crucible_trio.apis.kit.errors import BodyTooLargeError, UnsupportedMediaTypeError
 from crucible_trio.errors import InvalidRequestError, OverloadedError
 from crucible_trio.metrics import Metrics
 
-if TYPE_CHECKING:  # the context holds an `Uploads`
-    from crucible_trio.apis.kit.context import ApiContext
-
 T = TypeVar("T")
 
-BODY_SECONDS: Final = 60.0
-"""The longest time a request's body may take. A stalled upload holds its part of the limit no longer than this."""
-
-
 # JSON values take up to 100 times their text when they are parsed: `{},` takes 64 bytes and more. They also take time:
-# a tool or a message about 10 us. Real requests with thousands of tools and messages stay below this number.
+# a tool took about 25 us on a busy machine. Real requests with thousands of tools and messages stay below this number.
 MAX_VALUES: Final = 250_000
 # A value begins with one of them, except the first of a list or an object. A string may hold them, too.
 _SEPARATORS: Final = (b",", b"[", b"{")
@@ -140,66 +124,3 @@ def _has_too_many_values(body: memoryview) -> bool:
     found = _STRING_OR_SEPARATOR.finditer(body)
     outside = (True for each in found if body[each.start()] != ord('"'))
     return next(islice(outside, MAX_VALUES, None), False)
-
-
-async def read_body(request: Request, context: ApiContext, parse: Callable[[memoryview], T]) -> T:
-    """Receive and parse a JSON body. The body is freed when this returns.
-
-    Args:
-        request: The request. Its client has shown that it may send one.
-        context: For the limits.
-        parse: Parses the body, and keeps no reference to it.
-
-    Returns:
-        What `parse` returns.
-
-    Raises:
-        UnsupportedMediaTypeError: The content type is not JSON, or the body is compressed.
-        BodyTooLargeError: The body is larger than the limit for one body. If its declared length is, nothing is read.
-        OverloadedError: All bodies together are larger than their limit, or so are all answers.
-        RequestTimeout: The body took longer than `BODY_SECONDS`.
-        As `parse`.
-
-    Cancellation: safe.
-    """
-    encoding = request.headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in {"", "identity"}:
-        raise UnsupportedMediaTypeError(encoding)
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaTypeError
-    limit = min(context.settings.max_request_bytes, context.settings.total_request_bytes)
-    declared = request.content_length or 0
-    if declared > limit:
-        raise BodyTooLargeError(limit)
-    # Nothing is reserved for a declared length, or a client that sends nothing could hold a part of the limit.
-    context.uploads.check_room(declared)
-    context.downloads.check_room()
-    with context.uploads.upload() as upload:
-        await _receive(request, upload, limit)
-        return upload.parse(parse)
-
-
-async def _receive(request: Request, upload: Upload, limit: int) -> None:
-    with trio.move_on_after(BODY_SECONDS) as slow:
-        try:
-            async for chunk in request.body:
-                if upload.size + len(chunk) > limit:
-                    raise BodyTooLargeError(limit)
-                upload.add(chunk)
-        except RequestEntityTooLarge as error:  # the application's own limit, which may be lower than ours
-            raise BodyTooLargeError(request.max_content_length or limit) from error
-    if slow.cancelled_caught:
-        raise RequestTimeout
-
-
-def drop_body(request: Request) -> None:
-    """Drop what no handler has read of a request's body, and what still arrives.
-
-    Quart would keep it until the response ends, which takes hours for an event stream, and no limit counts it.
-    """
-    request.body = _DroppedBody(None, None)
-
-
-class _DroppedBody(Body):
-    def append(self, data: bytes) -> None:
-        """Drop the bytes."""

@@ -9,6 +9,7 @@ from quart import Blueprint, Request, Response, request, url_for
 from werkzeug.http import parse_accept_header
 
 from crucible_trio import sse
+from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.model_answers import answer_about_models
@@ -17,7 +18,6 @@ from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key, va
 from crucible_trio.apis.kit.registration import STREAM_BLUEPRINT, STREAM_ENDPOINT
 from crucible_trio.apis.kit.replies import event_response, json_response, model_entries, no_content
 from crucible_trio.apis.kit.starting import event_stream, locate_stream, start_or_join
-from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.native import fold
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
 from crucible_trio.errors import CursorAheadError, InvalidLastEventIdError, InvalidRequestError

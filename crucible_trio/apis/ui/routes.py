@@ -15,13 +15,12 @@ from quart import Blueprint, Response, request
 from quart.wrappers.response import ResponseBody
 
 from crucible_trio.apis.kit import starting
+from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.body import EventStreamBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import event_response, name_ignored, no_content
-from crucible_trio.apis.kit.request_builder import RequestBuilder
-from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.ui.continued import Continued
 from crucible_trio.apis.ui.errors import UI_ERRORS
 from crucible_trio.apis.ui.fold import UIDialect
@@ -50,9 +49,7 @@ class UIApi:
         self._context = context
         self._pipeline = context.pipeline
         self._access = context.access
-        self._builder = RequestBuilder(
-            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens, NAMES
-        )
+        self._builder = context.request_builder(NAMES)
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the routes. A chat's id may have slashes, which a page sends as `%2F`."""
@@ -96,7 +93,7 @@ class UIApi:
         if stream is None:
             return no_content()
         if start_index is None:
-            if stream.id != chat_id and stream.log.finished and not await self._pipeline.owes_end(stream):
+            if stream.id != chat_id and stream.log.finished and not await self._pipeline.owed_ends.is_owed(stream):
                 return no_content()  # every page has been sent the end
             return self._answer(stream, with_earlier=True)
         made = await _count_chunks(stream)
@@ -159,14 +156,14 @@ class _CountedBody(ResponseBody):
 
     def __init__(self, context: ApiContext, stream: Stream, dialect: UIDialect) -> None:
         self._body = EventStreamBody(context, stream, dialect)
-        self._pipeline = context.pipeline
+        self._owed_ends = context.pipeline.owed_ends
         self._doubt_seconds = context.settings.ui_replay_seconds
         self._stream = stream
 
     async def __aenter__(self) -> Self:
         await self._body.__aenter__()
         try:
-            await self._pipeline.reader_came(self._stream)
+            await self._owed_ends.reader_came(self._stream)
         except BaseException as error:
             await self._body.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -178,7 +175,7 @@ class _CountedBody(ResponseBody):
         try:
             await self._body.__aexit__(kind, error, trace)
         finally:
-            await self._pipeline.reader_went(
+            await self._owed_ends.reader_went(
                 self._stream, has_end=self._body.has_sent_end, doubt_seconds=self._doubt_seconds
             )
 

@@ -459,7 +459,7 @@ async def test_a_reader_that_cannot_be_counted_does_not_stay_attached(
         raise OSError(message)
 
     async with open_api("Hel", 5.0, "lo") as api:
-        monkeypatch.setattr(api.pipeline, "reader_came", fail)
+        monkeypatch.setattr(api.pipeline.owed_ends, "reader_came", fail)
         with pytest.raises(ExceptionGroup):
             await api.post(CHAT, ask_body())
         [stream] = await api.pipeline.list()

@@ -23,12 +23,11 @@ from typing import ClassVar, final
 from quart import Blueprint, Response, request
 
 from crucible_trio.apis.kit import starting
+from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, json_response, name_ignored, name_stream
-from crucible_trio.apis.kit.request_builder import RequestBuilder
-from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.chat.fold import ChatDialect, chat_completion, logprobs_in
 from crucible_trio.apis.openai.chat.requests import read_request
 from crucible_trio.apis.openai.chat.upstream_fields import add_to_completion
@@ -49,9 +48,7 @@ class ChatApi:
         self._context = context
         self._pipeline = context.pipeline
         self._access = context.access
-        self._builder = RequestBuilder(
-            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
-        )
+        self._builder = context.request_builder()
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the route."""

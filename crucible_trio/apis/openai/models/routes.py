@@ -11,7 +11,6 @@ from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.model_answers import answer_about_models
 from crucible_trio.apis.kit.models import ModelsForm
 from crucible_trio.apis.kit.replies import json_response, model_entries
-from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS
 
 
@@ -28,9 +27,7 @@ class ModelsApi:
     def __init__(self, context: ApiContext) -> None:
         self._context = context
         self._engine = context.pipeline.engine
-        self._builder = RequestBuilder(
-            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
-        )
+        self._builder = context.request_builder()
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the route. A model's name may contain slashes."""

@@ -13,12 +13,11 @@ import trio
 from quart import Blueprint, Response, request
 from werkzeug.exceptions import NotFound
 
+from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.errors import ErrorShape
 from crucible_trio.apis.kit.parsing import check_parameters
 from crucible_trio.apis.kit.replies import encoded_json_response, error_response
-from crucible_trio.apis.kit.request_builder import RequestBuilder
-from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.errors import OPENAI_ERRORS, answer_to_deadline, answer_to_failure
 from crucible_trio.apis.openai.passing.requests import read_request
 from crucible_trio.engine import PassedPath, PassesOn, passing_engines
@@ -45,9 +44,7 @@ class PassingApi:
         self._pipeline = context.pipeline
         self._access = context.access
         self._limiter = trio.CapacityLimiter(_AT_A_TIME)
-        self._builder = RequestBuilder(
-            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
-        )
+        self._builder = context.request_builder()
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the routes."""

@@ -20,15 +20,14 @@ from quart import Blueprint, Response, request
 from quart.wrappers.response import ResponseBody
 
 from crucible_trio.apis.kit import starting
+from crucible_trio.apis.kit.bodies import read_body
 from crucible_trio.apis.kit.body import EventStreamBody
 from crucible_trio.apis.kit.context import ApiContext
 from crucible_trio.apis.kit.downloads import LARGE_BYTES, Download
 from crucible_trio.apis.kit.errors import ErrorShape, UnsupportedParameterError
 from crucible_trio.apis.kit.parsing import check_parameters, idempotency_key
 from crucible_trio.apis.kit.replies import error_response, event_response, json_response, name_ignored, name_stream
-from crucible_trio.apis.kit.request_builder import RequestBuilder
 from crucible_trio.apis.kit.sealed import Seal, Seals
-from crucible_trio.apis.kit.uploads import read_body
 from crucible_trio.apis.openai.errors import (
     OPENAI_ERRORS,
     ItemNotFoundError,
@@ -79,9 +78,7 @@ class ResponsesApi:
         self._seals = Seals(context.settings.token_secret)
         self._hosted: set[str] = set()
         self._echoed: WeakValueDictionary[str, EchoedFields] = WeakValueDictionary()
-        self._builder = RequestBuilder(
-            context.pipeline.engine, context.settings, context.pipeline.settings.max_output_tokens
-        )
+        self._builder = context.request_builder()
 
     def add_to(self, blueprint: Blueprint) -> None:
         """Add the routes."""
