@@ -59,7 +59,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Host names that the server answers to while no keys are configured, besides `localhost` and IP addresses. In a
     container network this is the name of the service. In the environment, comma-separated."""
 
-    # The OpenAI-compatible API. Model names and modes count for Anthropic's API too.
+    # OpenAI's and Anthropic's APIs.
     openai_deep_efforts: tuple[Effort, ...] = ("medium", "high", "xhigh", "max")
     """Values of `reasoning_effort` that mean mode `deep`. All others, and a missing value, mean `standard`. `low` asks
     for a quick answer, and a mode with a short trace does not exist."""
@@ -75,7 +75,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Other names for models, for clients with a built-in name. The target may have the suffix: `{"o3":
     "smollm2-135m:deep"}`. In the environment, JSON."""
 
-    # Anthropic's API.
+    # Anthropic's API only.
     messages_on_disconnect: OnDisconnect = "pause"
     """What happens to a streamed message while its client is away. `pause`: it waits `grace_seconds`, so that the
     client can resume it. `cancel`: it stops immediately, which frees a model that serves one request at a time when a

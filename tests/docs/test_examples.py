@@ -23,6 +23,7 @@ from typing import Any, get_args
 
 import click
 import httpx
+import msgspec
 import pytest
 
 import crucible_trio
@@ -296,6 +297,44 @@ def test_every_variable_is_a_setting() -> None:
     for page in PAGES:
         for variable in set(re.findall(r"CRUCIBLE_[A-Z_]*[A-Z]", page.read_text("utf-8"))) - others:
             assert variable.removeprefix("CRUCIBLE_").lower() in names, f"{page}: {variable}"
+
+
+def defaults() -> dict[str, Any]:
+    return {field.name: field.default for group in GROUPS for field in msgspec.structs.fields(group)}
+
+
+def number_in(text: str) -> float:
+    """A number of a page, in the unit of the settings: `1,000`, `16 MiB`, `30 s`, `10 minutes`."""
+    number, _, unit = text.partition(" ")
+    return float(number.replace(",", "")) * {"": 1, "s": 1, "minutes": 60, "MiB": 1024 * 1024}[unit]
+
+
+def test_every_default_in_the_text_is_the_codes() -> None:
+    found = [
+        (page.name, name, number)
+        for page in PAGES
+        for name, number in re.findall(r"`([a-z_]+)` \(([0-9,]+(?: [A-Za-z]+)?)\)", page.read_text("utf-8"))
+        if name in defaults()
+    ]
+    assert [each for each in found if number_in(each[2]) != defaults()[each[1]]] == []
+    assert len(found) > 8
+
+
+def test_the_table_of_limits_has_the_defaults() -> None:
+    documented = {row[0]: row[1] for row in table("docs/howto/operate.md", "## Limits")}
+    limits = {
+        "running streams": "max_streams",
+        "running streams of one owner, with keys": "max_streams_per_owner",
+        "bytes of one log": "stream_log_bytes",
+        "bytes of all logs": "total_log_bytes",
+        "readers of one stream": "max_readers_per_stream",
+        "body of a request": "max_request_bytes",
+        "bytes of all bodies that are being received or parsed": "total_request_bytes",
+        "connections": "max_connections",
+        "duration of a write of 16 KiB": "write_timeout_seconds",
+    }
+    assert {row: number_in(documented[row]) for row in limits} == {row: defaults()[limits[row]] for row in limits}
+    assert documented.keys() - limits.keys() == {"time to send a body", "open files"}
 
 
 def test_every_settings_file_loads(tmp_path: Path) -> None:
@@ -645,6 +684,12 @@ def test_the_table_of_metrics_is_the_code() -> None:
     documented = {row[0].partition(" ")[0] for row in table("docs/howto/operate.md", "| metric |")}
     collector = PipelineCollector(Pipeline(as_engine(silent), Settings()))
     assert documented == {family.name for family in collector.collect()}
+
+
+def test_the_table_of_the_supervisors_metrics_is_the_code() -> None:
+    documented = {row[0] for row in table("docs/howto/operate.md", "| metric of the supervisor |")}
+    source = (ROOT / "crucible_trio/server/supervisor.py").read_text("utf-8")
+    assert documented == set(re.findall(r'"(crucible_worker[a-z_]*?)(?:_total)?"', source))
 
 
 def test_every_link_between_pages_has_a_target() -> None:

@@ -26,7 +26,7 @@ function Chat() {
 
   useEffect(() => localStorage.setItem(id, JSON.stringify(messages)), [messages]);
 
-  // The browser reports a lost connection as a TypeError. Other errors are the server's, and trying again is no use.
+  // The browser reports a lost connection as a TypeError. After an error of the server, trying again does not help.
   useEffect(() => {
     if (!(error instanceof TypeError)) return;
     const timer = setTimeout(() => void resumeStream(), 500);
@@ -38,7 +38,7 @@ function Chat() {
     void sendMessage({ text: question });
     setQuestion("");
   };
-  // Not the hook's own `stop`: that one only closes the connection, and the model would go on.
+  // The hook's own `stop` only closes the connection, and the model would continue.
   const stop = () => void fetch(`${api}/${encodeURIComponent(id)}/stop`, { method: "POST", headers });
 
   return (

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs one `crucible serve` for each port, and starts one that ends again. TERM or INT drains all of them.
-# The options of this script are those of `crucible serve`, without --bind.
+# Runs one `crucible serve` for each port in PORTS, and restarts those that end. TERM or INT drains all of them.
+# The script passes its options to `crucible serve`. It sets --bind itself.
 set -u
 : "${CRUCIBLE_LOG_URL:?is not set}" "${CRUCIBLE_TOKEN_SECRET:?is not set}"
 PORTS=${PORTS:-8000 8001}
@@ -12,12 +12,12 @@ keep() {
     while :; do
         crucible serve --bind "127.0.0.1:$port" "$@" &
         child=$!
-        # The signal may have come before there was a child.
+        # If the signal came before the child was started, pass it on now.
         [ -z "$stopping" ] || kill -TERM "$child"
         wait "$child"
         status=$?
         if [ -n "$stopping" ]; then
-            # The signal has interrupted the first wait.
+            # The signal interrupted the first wait, and the child still drains.
             wait "$child"
             exit 0
         fi
@@ -34,7 +34,8 @@ for port in $PORTS; do
 done
 trap 'kill -TERM $keepers 2>/dev/null' TERM INT
 
-# A signal interrupts a wait, which then has to go on. Its status says nothing then, so the script always exits with 0.
+# A signal interrupts `wait`, so repeat it until the process has ended. The status of an interrupted
+# `wait` does not say how the process ended, so the script always exits with 0.
 for keeper in $keepers; do
     wait "$keeper"
     while kill -0 "$keeper" 2>/dev/null; do
