@@ -137,6 +137,30 @@ class Output:
             self._segment = segment
         await self._write(Reasoning(text, int(segment)), text)  # True counts like 1, and differs in JSON
 
+    def write_nowait(self, piece: Text | Reasoning) -> bool:
+        """Write a piece outside of the engine's task. The task must be able to be cancelled in the meantime.
+
+        Args:
+            piece: A piece that is not empty, and whose log probabilities nobody changes.
+
+        Returns:
+            Whether it was written. If not, write it with `delta` or `reasoning`, in the engine's task.
+
+        Raises:
+            RuntimeError, trio.ClosedResourceError: As `delta`.
+        """
+        if self._call is not None:
+            raise _call_is_open()
+        is_first = self._pass != self._batcher.passes
+        if not is_first and self._batcher.is_over(self._pieces):
+            return False
+        if isinstance(piece, Reasoning):
+            if piece.segment not in (self._segment, self._segment + 1):
+                return False
+            self._segment = piece.segment
+        self.has_written = True
+        return self._put_nowait(piece, is_first=is_first)
+
     async def refusal(self, text: str) -> None:
         """Write a piece of the text with which the model refuses. Waits, raises and checkpoints as `delta`."""
         if self._call is not None:
@@ -267,20 +291,30 @@ class Output:
         # At the checkpoint, another task of the engine may have opened or left a tool call.
         if self._call is not call or (call is not None and call._has_ended and isinstance(piece, ToolCallArguments)):
             raise _call_is_open() if call is None else _call_has_ended()
+        if self._put_nowait(piece, is_first=is_first):
+            return
+        self._sink.piece_buffered()
+        try:
+            await self._send.send(piece)
+        except trio.BrokenResourceError:  # the generation has closed its end, which ends the stream for the engine
+            raise trio.ClosedResourceError from None
+        self._pass = self._batcher.passes
+        self._sink.piece_buffered()
+
+    def _put_nowait(self, piece: Piece, *, is_first: bool) -> bool:
+        """Record a piece, or put it into the buffer. Returns False if the buffer is full."""
         self._pieces = 1 if is_first else self._pieces + 1
         self._pass = self._batcher.passes
         if is_first and self._sink.record_now(piece):
-            return
+            return True
         try:
-            try:
-                self._send.send_nowait(piece)
-            except trio.WouldBlock:
-                self._sink.piece_buffered()
-                await self._send.send(piece)
-                self._pass = self._batcher.passes
-        except trio.BrokenResourceError:  # the generation has closed its end, which ends the stream for the engine
+            self._send.send_nowait(piece)
+        except trio.WouldBlock:
+            return False
+        except trio.BrokenResourceError:
             raise trio.ClosedResourceError from None
         self._sink.piece_buffered()
+        return True
 
 
 @final

@@ -10,10 +10,11 @@ from crucible_trio.http.errors import (
     InvalidResponseError,
 )
 from crucible_trio.http.headers import Headers
-from crucible_trio.http.response import HttpResponse
+from crucible_trio.http.response import BodySink, HttpResponse
 from crucible_trio.http.url import Url, parse_url
 
 __all__ = [
+    "BodySink",
     "Connect",
     "ConnectFailedError",
     "ConnectTimeoutError",

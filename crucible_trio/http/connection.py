@@ -9,6 +9,7 @@ from typing import Final, final
 
 import trio
 
+from crucible_trio.http.direct_reads import Receiver, direct_reads
 from crucible_trio.http.parser import ResponseParser
 
 # At most this much is taken from the socket when the caller asks for more, and nothing when not: backpressure.
@@ -65,22 +66,41 @@ class HttpConnection:
 
         Checkpoints: always. Cancellation: nothing is lost.
         """
+        if self._is_plain:
+            # Tokens come one at a time: the socket is empty when the next one is asked for. trio's way tries to read
+            # before it waits, which costs a third of the whole.
+            await trio.lowlevel.wait_readable(self._open_file())
+            self.receive_now(parser)
+            return
         try:
-            if self._is_plain:
-                # Tokens come one at a time: the socket is empty when the next one is asked for. trio's way tries to
-                # read before it waits, which costs a third of the whole.
-                await trio.lowlevel.wait_readable(self._open_file())
-                data: bytes | bytearray = os.read(self._open_file(), RECEIVE_BYTES)
-            else:
-                data = await self._stream.receive_some(RECEIVE_BYTES)
+            data = await self._stream.receive_some(RECEIVE_BYTES)
+        except trio.BrokenResourceError:
+            parser.lose()
+        _feed(parser, data)
+
+    def receive_now(self, parser: ResponseParser) -> None:
+        """Read the bytes that the socket has. Now and then there are none. Raises as `receive_into`."""
+        try:
+            data = os.read(self._open_file(), RECEIVE_BYTES)
         except BlockingIOError:
             return
-        except (OSError, trio.BrokenResourceError):
+        except OSError:
             parser.lose()
-        if data:
-            parser.feed(data)
-        else:
-            parser.feed_eof()
+        _feed(parser, data)
+
+    async def receive_directly(self, receiver: Receiver) -> bool:
+        """Call a receiver, which calls `receive_now`, whenever there are bytes, until it returns False.
+
+        Returns:
+            Whether this connection can do that. If not, it has not waited.
+
+        Raises, checkpoints, cancellation: as `DirectReads.receive`.
+        """
+        reads = direct_reads() if self._is_plain else None
+        if reads is None:
+            return False
+        await reads.receive(self._open_file(), receiver)
+        return True
 
     def is_stale(self) -> bool:
         """Whether the server has closed an idle connection, or has sent something on it that nobody asked for."""
@@ -92,6 +112,8 @@ class HttpConnection:
 
     async def aclose(self) -> None:
         """Close the connection without waiting for the server. Cancellation: it is closed all the same."""
+        if self._is_plain and self._file is not None and (reads := direct_reads()) is not None:
+            reads.close(self._file)
         self._file = None
         await trio.aclose_forcefully(self._stream)
 
@@ -100,6 +122,13 @@ class HttpConnection:
         if self._file is None:
             raise trio.ClosedResourceError
         return self._file
+
+
+def _feed(parser: ResponseParser, data: bytes | bytearray) -> None:
+    if data:
+        parser.feed(data)
+    else:
+        parser.feed_eof()
 
 
 def _file_of(stream: trio.abc.Stream) -> int | None:

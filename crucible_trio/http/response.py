@@ -19,6 +19,13 @@ class ConnectionOwner(Protocol):
         """Keep the connection for another request, or close it. Cancellation: one of both happens all the same."""
 
 
+class BodySink(Protocol):
+    """Takes the bytes of a body."""
+
+    def take(self, data: bytes) -> bool:
+        """Take the next bytes, at least one. Must not wait. Returns whether to go on."""
+
+
 @final
 class HttpResponse:
     """A response: status, headers, and a body to read. For one task. Leaving its `async with` ends it.
@@ -76,6 +83,27 @@ class HttpResponse:
             if (data := parser.take_body()) or parser.is_complete:
                 return data
 
+    async def pass_on(self, sink: BodySink) -> bool:
+        """Give the bytes of the body to a sink as they come, until it wants no more.
+
+        Returns:
+            Whether the body has ended.
+
+        Raises:
+            Exception: The sink raised it. Otherwise as `read`.
+
+        Checkpoints: always. Cancellation: nothing is lost. The sink is not called any more.
+        """
+        if self._connection is None:
+            raise trio.ClosedResourceError
+        receiver = _Receiver(self._parser, self._connection, sink)
+        await trio.lowlevel.checkpoint()
+        if receiver.pass_on() and not await self._connection.receive_directly(receiver):
+            while (data := await self.read()) and sink.take(data):
+                pass
+            return not data
+        return not receiver.is_stopped
+
     async def read_all(self, limit: int) -> bytes:
         """Read the whole body, or its first `limit` bytes.
 
@@ -95,3 +123,27 @@ class HttpResponse:
         connection, self._connection = self._connection, None
         if connection is not None:
             await self._owner.release(connection, is_reusable=self._parser.is_complete and self._parser.is_reusable)
+
+
+@final
+class _Receiver:
+    """Gives the body to a sink whenever its connection has bytes."""
+
+    def __init__(self, parser: ResponseParser, connection: HttpConnection, sink: BodySink) -> None:
+        self.is_stopped = False
+        self._parser = parser
+        self._connection = connection
+        self._sink = sink
+
+    def receive_now(self) -> bool:
+        self._connection.receive_now(self._parser)
+        return self.pass_on()
+
+    def pass_on(self) -> bool:
+        """Give the received bytes to the sink. Returns whether to go on."""
+        if data := self._parser.take_body():
+            if not self._sink.take(data):
+                self.is_stopped = True
+                return False
+            self._parser.check()
+        return not self._parser.is_complete

@@ -14,7 +14,7 @@ from crucible_trio.engines.upstream.response import END_TIMEOUT, USAGE_TIMEOUT, 
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.errors import EngineError
-from crucible_trio.http import ConnectionLostError
+from crucible_trio.http import BodySink, ConnectionLostError
 from crucible_trio.http.headers import Headers
 from crucible_trio.output import Output
 from crucible_trio.settings.apis import ApiSettings
@@ -45,6 +45,12 @@ class SlowBody:
             raise part
         assert part is not None
         return part
+
+    async def pass_on(self, sink: BodySink) -> bool:
+        while data := await self.read():
+            if not sink.take(data):
+                return False
+        return True
 
 
 async def relay(*script: tuple[float, bytes | Exception | None]) -> tuple[Parts, Finish | EngineError, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TypeAlias
@@ -68,6 +69,7 @@ class MemoryServer:
     """Runs a script on each connection: the first script on the first one, and the last one on all others."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
+        self.pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] = memory_stream_pair
         self.scripts: list[Script] = []
         self.ends: list[ServerEnd] = []
         self.running = 0
@@ -75,7 +77,7 @@ class MemoryServer:
 
     async def connect(self) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
-        ours, theirs = memory_stream_pair()
+        ours, theirs = self.pair()
         end = ServerEnd(theirs)
         script = self.scripts[min(len(self.ends), len(self.scripts) - 1)]
         self.ends.append(end)
@@ -91,6 +93,12 @@ class MemoryServer:
         finally:
             self.running -= 1
             await trio.aclose_forcefully(end.stream)
+
+
+def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Two connected sockets, for `MemoryServer.pair`."""
+    ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair())
+    return ours, theirs
 
 
 def answering(*answers: bytes) -> Script:

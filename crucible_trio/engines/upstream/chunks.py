@@ -87,6 +87,12 @@ class UpstreamChunk(msgspec.Struct):
     passed: list[ServerFields] = []
     is_completion: bool = True
 
+    @property
+    def is_only_text(self) -> bool:
+        """Whether it has one piece of text, and nothing else that means something."""
+        others = (self.calls, self.logprobs, self.finish, self.stop_string, self.usage, self.error, self.passed)
+        return len(self.parts) == 1 and self.is_completion and not any(others)
+
 
 def decode_data(data: str) -> object:
     """Decode the data of one event.

@@ -27,6 +27,7 @@ from crucible_trio.engines.upstream.call_pieces import CallPiece
 from crucible_trio.engines.upstream.chunks import ChunkReader, PartKind, UpstreamChunk, decode_data
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error, unwrapped
 from crucible_trio.engines.upstream.passed_fields import PassedFields
+from crucible_trio.engines.upstream.same_form import SameForm
 from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkPart, ThinkSplitter
 from crucible_trio.engines.upstream.usage import merge_usage
@@ -93,6 +94,7 @@ class UpstreamCompletion:
         self.is_empty = True
         self._skipped = skipped or SkippedFields()
         self._chunks = ChunkReader(self._skipped, passed)
+        self._form = SameForm()
         self._splitter = splitter  # None: the server separates the trace
         self._has_plain_output = False  # output in a chunk without a finish reason
         self._calls: CallOrder | None = None  # set with the first tool call
@@ -129,6 +131,11 @@ class UpstreamCompletion:
             The decided pieces in order, none of them empty.
         """
         data = (event.data or "").strip()
+        if not event.event and (text := self._form.text_of(data)):
+            texts: list[TextPiece] = []
+            self._append_part(self._form.kind, text, texts)
+            return [*texts]
+        self._form.forget()
         name = f"event {event.event}" if event.event else "event"
         if self.done or self.failure is not None:
             if data:
@@ -144,6 +151,7 @@ class UpstreamCompletion:
 
     def fail(self, error: EngineError) -> None:
         """The stream has failed. After a final finish that does not matter, unless text follows."""
+        self._form.forget()
         if self.is_final:
             self._failure_after_finish = error
             self._skipped.add("error")
@@ -182,12 +190,21 @@ class UpstreamCompletion:
         if not isinstance(value, dict):
             self._skipped.add(name, may_hold_text=bool(value))
             return []
+        skipped = self._skipped.total
         chunk = self._chunks.read(value)
         if chunk.is_completion:
             self.has_chunks = True
         elif chunk.error is None and value:
             self._skipped.add(name, may_hold_text=True)
-        return self._feed_chunk(chunk)
+        pieces = self._feed_chunk(chunk)
+        if chunk.is_only_text and self._skipped.total == skipped and self._is_plain:
+            self._form.learn(data, *chunk.parts[0])
+        return pieces
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether a chunk like the last one, which had nothing but text, changes nothing but the text."""
+        return self._has_plain_output and self._calls is None and not self._logprobs and self.failure is None
 
     def _feed_chunk(self, chunk: UpstreamChunk) -> list[Piece]:
         texts: list[TextPiece] = []

@@ -9,14 +9,17 @@ Easy to get wrong:
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, Protocol
 
 import msgspec
 import trio
 
+from crucible_trio.content import Piece
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.continuing import ContinuedAnswer
 from crucible_trio.engines.upstream.failures import find_error, to_engine_error
@@ -27,7 +30,7 @@ from crucible_trio.engines.upstream.skipped import SkippedFields
 from crucible_trio.engines.upstream.think import ThinkSplitter
 from crucible_trio.engines.upstream.writing import PieceWriter
 from crucible_trio.errors import EngineError
-from crucible_trio.http import HttpError, HttpResponse
+from crucible_trio.http import BodySink, HttpError, HttpResponse
 from crucible_trio.output import Output
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,9 @@ class UpstreamBody(Protocol):
 
     async def read(self) -> bytes:
         """Wait for the next bytes. Empty at the end. Cancellation: nothing is lost."""
+
+    async def pass_on(self, sink: BodySink) -> bool:
+        """Give the bytes to a sink as they come, until it wants no more. Returns whether the body has ended."""
 
 
 async def relay_completion(
@@ -153,25 +159,48 @@ async def _read_completion(
 ) -> tuple[bool, bool]:
     """Read until the result is certain. Returns whether the body was cut, and whether it ended as it promised."""
     deadline = math.inf
+    sink = _CompletionSink(reader, writer, answer)
     while not reader.is_over:
-        chunk, is_too_late = b"", False
+        has_ended = is_too_late = False
         try:
-            if deadline == math.inf:  # a cancel scope would take as long as everything else here
-                chunk = await body.read()
+            if deadline == math.inf:
+                has_ended = await body.pass_on(sink)
             else:
                 with trio.CancelScope(deadline=deadline) as scope:
-                    chunk = await body.read()
+                    has_ended = await body.pass_on(sink)
                 is_too_late = scope.cancelled_caught
         except HttpError as error:
             logger.info("the upstream server's response was cut: %s", error)
             return True, False
-        if not chunk:
+        if has_ended or is_too_late:
             return False, body.has_promised_end and not is_too_late
-        pieces = reader.feed(chunk)
-        await writer.write(pieces if answer is None else answer.pass_on(pieces))
+        await writer.write(sink.unwritten)
         if not reader.is_final:
             deadline = math.inf
         else:
             patience = END_TIMEOUT if reader.is_done else USAGE_TIMEOUT
             deadline = min(deadline, trio.current_time() + patience)
     return False, False
+
+
+class _CompletionSink:
+    """Writes a completion as it comes, without the engine's task, until a piece or the end needs the task.
+
+    Attributes:
+        unwritten: The pieces that the task must write.
+    """
+
+    def __init__(self, reader: CompletionReader, writer: PieceWriter, answer: ContinuedAnswer | None) -> None:
+        self.unwritten: Iterable[Piece] = ()
+        self._reader = reader
+        self._writer = writer
+        self._answer = answer
+
+    def take(self, data: bytes) -> bool:
+        reader = self._reader
+        pieces = iter(reader.feed(data))
+        if self._answer is not None:
+            pieces = self._answer.pass_on(pieces)
+        piece = self._writer.write_nowait(pieces)
+        self.unwritten = () if piece is None else itertools.chain([piece], pieces)
+        return piece is None and not reader.is_final and not reader.is_over

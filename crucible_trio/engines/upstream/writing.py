@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, final
 
@@ -39,6 +39,14 @@ class PieceWriter:
 
     async def __aenter__(self) -> Self:
         return self
+
+    def write_nowait(self, pieces: Iterator[Piece]) -> Piece | None:
+        """Write pieces without waiting, up to the first that may have to wait. Returns that one."""
+        is_plain = self._call is None and not self._fields
+        for piece in pieces:
+            if not (is_plain and isinstance(piece, Text | Reasoning) and self._output.write_nowait(piece)):
+                return piece
+        return None
 
     async def write(self, pieces: Iterable[Piece]) -> None:
         """Write pieces. Waits and checkpoints as `Output.delta`, for each of them."""

@@ -1,0 +1,79 @@
+"""Recognises a chunk that differs from an earlier one in its text only. No trio: nothing here waits.
+
+Most servers repeat everything but the text in every chunk. What such a chunk means is known once one of them has been
+read, so of the others only the text is decoded. This takes a fifth of the time of reading the whole chunk.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, final
+
+import msgspec
+
+from crucible_trio.engines.upstream.chunks import PartKind
+
+# A string in JSON, as the value of a field.
+_STRING: Final = re.compile(r'(?<=:)\s*"(?:[^"\\]|\\.)*"')
+
+# Learning a form costs more than it saves if no chunk has it: `created` or padding can differ in each of them.
+_MAX_USELESS: Final = 8
+
+
+@final
+class SameForm:
+    """The form of the last chunks of one stream: the data around their text.
+
+    Attributes:
+        kind: The kind of the text.
+    """
+
+    def __init__(self) -> None:
+        self.kind: PartKind = "content"
+        self._before = ""
+        self._after = ""
+        self._is_known = False
+        self._is_useful = False
+        self._useless = 0
+
+    def text_of(self, data: str) -> str:
+        """The text of a chunk that has the form. Empty if it has another form or no text."""
+        if self._is_known and data.startswith(self._before) and data.endswith(self._after):
+            try:
+                # Exactly one string: quotes in it that are not escaped are invalid here.
+                text: str = msgspec.json.decode(data[len(self._before) : len(data) - len(self._after)], type=str)
+            except ValueError:  # half of a character, or the two ends overlap
+                return ""
+            self._is_useful = True
+            return text
+        return ""
+
+    def learn(self, data: str, kind: PartKind, text: str) -> None:
+        """Take the form of a chunk that has been read and has nothing but this text.
+
+        Args:
+            data: The chunk.
+            kind: The kind of its text.
+            text: Its text.
+        """
+        self.forget()
+        if self._useless >= _MAX_USELESS:
+            return
+        found = [match for match in _STRING.finditer(data) if _decoded(match[0]) == text]
+        if len(found) == 1:  # with two, either may be the text
+            self._before, self._after = data[: found[0].start()], data[found[0].end() :]
+            self.kind = kind
+            self._is_known = True
+
+    def forget(self) -> None:
+        """The next chunk is read as a whole."""
+        if self._is_known and not self._is_useful:
+            self._useless += 1
+        self._is_known = self._is_useful = False
+
+
+def _decoded(literal: str) -> str | None:
+    try:
+        return msgspec.json.decode(literal, type=str)
+    except ValueError:
+        return None

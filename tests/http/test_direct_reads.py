@@ -1,0 +1,191 @@
+"""Direct reads: one task calls the receivers of all sockets that can be read."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from crucible_trio.http import direct_reads as module
+from crucible_trio.http.direct_reads import DirectReads, direct_reads
+
+
+class Pipe:
+    """A socket to read, and the end that writes to it."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = socket.socketpair()
+        self.reading.setblocking(False)
+        self.received: list[bytes] = []
+        self.last = b"end"
+        self.then: Callable[[], None] = lambda: None
+
+    @property
+    def file(self) -> int:
+        return self.reading.fileno()
+
+    def receive_now(self) -> bool:
+        data = self.reading.recv(100)
+        self.received.append(data)
+        self.then()
+        return data != self.last
+
+    async def until(self, count: int) -> None:
+        with trio.fail_after(20):
+            while len(self.received) < count:
+                await trio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+def pipes() -> Iterator[list[Pipe]]:
+    pipes = [Pipe() for _ in range(4)]
+    yield pipes
+    for pipe in pipes:
+        pipe.reading.close()
+        pipe.writing.close()
+
+
+@pytest.fixture
+def pipe(pipes: list[Pipe]) -> Pipe:
+    return pipes[0]
+
+
+@pytest.fixture
+async def reads() -> DirectReads:
+    found = direct_reads()
+    assert found is not None
+    assert direct_reads() is found
+    return found
+
+
+async def test_a_receiver_is_called_for_everything_that_comes_until_it_wants_no_more(
+    reads: DirectReads, pipe: Pipe, nursery: trio.Nursery
+) -> None:
+    nursery.start_soon(reads.receive, pipe.file, pipe)
+    for number, data in enumerate((b"a", b"b", b"end")):
+        pipe.writing.send(data)
+        await pipe.until(number + 1)
+    await wait_all_tasks_blocked()
+    assert not nursery.child_tasks
+    pipe.writing.send(b"unread")
+    await wait_all_tasks_blocked(0.01)
+    assert pipe.received == [b"a", b"b", b"end"]
+    pipe.last = b"unread"
+    with trio.fail_after(20):
+        await reads.receive(pipe.file, pipe)  # nothing was lost in between
+    assert pipe.received[-1] == b"unread"
+
+
+async def test_the_error_of_a_receiver_is_raised_in_its_task(reads: DirectReads, pipe: Pipe) -> None:
+    def fail() -> None:
+        raise ValueError("broken")
+
+    pipe.then = fail
+    pipe.writing.send(b"a")
+    with trio.fail_after(20), pytest.raises(ValueError, match="broken"):
+        await reads.receive(pipe.file, pipe)
+
+
+async def test_a_cancelled_receiver_reads_nothing_more(reads: DirectReads, pipe: Pipe) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reads.receive, pipe.file, pipe)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        pipe.writing.send(b"a")
+    await wait_all_tasks_blocked(0.01)
+    assert not pipe.received
+    assert pipe.reading.recv(100) == b"a"
+
+
+@pytest.mark.parametrize("last", [b"end", b"a"])
+async def test_a_receiver_may_cancel_its_own_task(reads: DirectReads, pipe: Pipe, last: bytes) -> None:
+    pipe.last = last  # the receiver returns True, or False
+    with trio.fail_after(20), trio.CancelScope() as scope:
+        pipe.then = scope.cancel
+        pipe.writing.send(b"a")
+        await reads.receive(pipe.file, pipe)
+    assert scope.cancelled_caught
+    assert pipe.received == [b"a"]
+
+
+async def test_a_receiver_may_cancel_the_task_of_another(reads: DirectReads, pipes: list[Pipe]) -> None:
+    with trio.fail_after(20), trio.CancelScope() as scope:
+        for pipe in pipes:
+            pipe.then = scope.cancel
+        async with trio.open_nursery() as nursery:
+            for pipe in pipes:
+                nursery.start_soon(reads.receive, pipe.file, pipe)
+            await wait_all_tasks_blocked()
+            for pipe in pipes:
+                pipe.writing.send(b"a")  # all can be read in one pass
+    assert sum(len(pipe.received) for pipe in pipes) == 1
+
+
+async def test_closing_wakes_the_task(reads: DirectReads, pipe: Pipe, nursery: trio.Nursery) -> None:
+    async def receive() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await reads.receive(pipe.file, pipe)
+
+    nursery.start_soon(receive)
+    await wait_all_tasks_blocked()
+    reads.close(pipe.file)
+    reads.close(pipe.file)  # nothing waits any more
+    await wait_all_tasks_blocked()
+    assert not nursery.child_tasks
+
+
+async def test_other_tasks_run_between_receivers_that_take_long(
+    reads: DirectReads, pipes: list[Pipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module, "perf_counter", lambda: clock[0])
+    passes: list[int] = []
+    number = 0
+
+    def take_long() -> None:
+        clock[0] += 0.004
+        passes.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for pipe in pipes:
+            pipe.last, pipe.then = b"a", take_long
+            nursery.start_soon(reads.receive, pipe.file, pipe)
+        await wait_all_tasks_blocked()
+        for pipe in pipes:
+            pipe.writing.send(b"a")
+        with trio.fail_after(20):
+            while len(passes) < len(pipes):
+                number += 1
+                await trio.lowlevel.checkpoint()
+    assert len(set(passes)) == 2  # two receivers in each pass
+
+
+async def test_a_socket_has_one_receiver(reads: DirectReads, pipe: Pipe, nursery: trio.Nursery) -> None:
+    nursery.start_soon(reads.receive, pipe.file, pipe)
+    await wait_all_tasks_blocked()
+    with pytest.raises(trio.BusyResourceError):
+        await reads.receive(pipe.file, pipe)
+    nursery.cancel_scope.cancel()
+
+
+def test_each_run_of_trio_has_direct_reads_of_its_own_and_closes_them() -> None:
+    found: list[DirectReads] = []
+
+    async def find() -> None:
+        reads = direct_reads()
+        assert reads is not None
+        found.append(reads)
+        await wait_all_tasks_blocked()
+
+    trio.run(find)
+    trio.run(find)
+    assert found[0] is not found[1]
+    assert all(reads.is_closed for reads in found)
+
+
+async def test_a_system_without_epoll_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(module.select, "epoll")
+    assert direct_reads() is None
