@@ -9,7 +9,7 @@ from typing import Final, final
 
 import trio
 
-from crucible_trio.http.direct_reads import Receiver, direct_reads
+from crucible_trio.http.direct_reads import DirectReads, Receiver
 from crucible_trio.http.parser import ResponseParser
 
 # At most this much is taken from the socket when the caller asks for more, and nothing when not: backpressure.
@@ -22,18 +22,20 @@ class HttpConnection:
 
     Args:
         stream: The connection, such as a socket, TLS on one, or a stream in memory.
+        reads: Reads sockets. None: every task reads its own.
 
     Attributes:
         idle_since: When it was last used, on trio's clock.
         is_reused: Whether this is not its first exchange.
     """
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, reads: DirectReads | None = None) -> None:
         self.idle_since = 0.0
         self.is_reused = False
         self._stream = stream
         self._file = _file_of(stream)
         self._is_plain = isinstance(stream, trio.SocketStream)
+        self._reads = reads if self._is_plain else None
 
     async def exchange(self, request: bytes) -> ResponseParser:
         """Send a request, and wait for the head of its response.
@@ -96,10 +98,9 @@ class HttpConnection:
 
         Raises, checkpoints, cancellation: as `DirectReads.receive`.
         """
-        reads = direct_reads() if self._is_plain else None
-        if reads is None:
+        if self._reads is None:
             return False
-        await reads.receive(self._open_file(), receiver)
+        await self._reads.receive(self._open_file(), receiver)
         return True
 
     def is_stale(self) -> bool:
@@ -112,8 +113,8 @@ class HttpConnection:
 
     async def aclose(self) -> None:
         """Close the connection without waiting for the server. Cancellation: it is closed all the same."""
-        if self._is_plain and self._file is not None and (reads := direct_reads()) is not None:
-            reads.close(self._file)
+        if self._reads is not None and self._file is not None:
+            self._reads.close(self._file)
         self._file = None
         await trio.aclose_forcefully(self._stream)
 

@@ -35,18 +35,18 @@ class _Waiting:
     error: Exception | None = None
 
 
+HAS_EPOLL: Final = hasattr(select, "epoll")
+
+
 @final
 class DirectReads:
-    """The sockets of one run of trio."""
+    """The sockets of one client. Its task starts with the first of them, and `aclose` ends it."""
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
+        self._epoll: select.epoll | None = None
         self._waiting: dict[int, _Waiting] = {}
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the run has ended."""
-        return self._epoll.closed
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
 
     async def receive(self, file: int, receiver: Receiver) -> None:
         """Call a receiver whenever a socket can be read, until it returns False or raises.
@@ -66,6 +66,10 @@ class DirectReads:
             message = "another task receives from this socket"
             raise trio.BusyResourceError(message)
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            # Not in a nursery: the client's context manager would put every error of its block into a group.
+            trio.lowlevel.spawn_system_task(self._run, self._epoll, name="direct reads of HTTP responses")
         self._epoll.register(file, select.EPOLLIN)
         waiting = self._waiting[file] = _Waiting(trio.lowlevel.current_task(), receiver)
 
@@ -82,24 +86,36 @@ class DirectReads:
         if file in self._waiting:
             self._wake(file, trio.ClosedResourceError())
 
-    async def run(self) -> None:
-        """Call the receivers of sockets that can be read, until cancelled."""
-        with self._epoll:
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll)
-                until = perf_counter() + _SECONDS_PER_PASS
-                for file, _ in self._epoll.poll(0):
-                    if (waiting := self._waiting.get(file)) is None:
-                        continue  # another receiver has cancelled its task
-                    error = None
-                    try:
-                        goes_on = waiting.receiver.receive_now()
-                    except Exception as raised:
-                        error, goes_on = raised, False
-                    if not goes_on and self._waiting.get(file) is waiting:  # it may have cancelled its task
-                        self._wake(file, error)
-                    if perf_counter() > until:
-                        break  # the others are still readable in the next pass
+    async def aclose(self) -> None:
+        """End the task. No socket may be waited for. Cancellation: it ends all the same."""
+        if self._epoll is not None:
+            self._scope.cancel()
+            with trio.CancelScope(shield=True):
+                await self._ended.wait()
+
+    async def _run(self, epoll: select.epoll) -> None:
+        try:
+            with self._scope, epoll:
+                await self._read(epoll)
+        finally:
+            self._ended.set()
+
+    async def _read(self, epoll: select.epoll) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(epoll)
+            until = perf_counter() + _SECONDS_PER_PASS
+            for file, _ in epoll.poll(0):
+                if (waiting := self._waiting.get(file)) is None:
+                    continue  # another receiver has cancelled its task
+                error = None
+                try:
+                    goes_on = waiting.receiver.receive_now()
+                except Exception as raised:
+                    error, goes_on = raised, False
+                if not goes_on and self._waiting.get(file) is waiting:  # it may have cancelled its task
+                    self._wake(file, error)
+                if perf_counter() > until:
+                    break  # the others are still readable in the next pass
 
     def _wake(self, file: int, error: Exception | None) -> None:
         waiting = self._waiting[file]
@@ -108,21 +124,7 @@ class DirectReads:
         trio.lowlevel.reschedule(waiting.task)
 
     def _forget(self, file: int) -> None:
+        assert self._epoll is not None
         del self._waiting[file]
-        self._epoll.unregister(file)
-
-
-_current: Final = trio.lowlevel.RunVar[DirectReads]("direct_reads")
-
-
-def direct_reads() -> DirectReads | None:
-    """The direct reads of this run of trio. None where there is no epoll."""
-    if not hasattr(select, "epoll"):
-        return None
-    try:
-        return _current.get()
-    except LookupError:
-        reads = DirectReads()
-        _current.set(reads)
-        trio.lowlevel.spawn_system_task(reads.run, name="direct reads of HTTP responses")
-        return reads
+        if not self._epoll.closed:  # a run that ends cancels this task first
+            self._epoll.unregister(file)

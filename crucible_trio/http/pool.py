@@ -8,6 +8,7 @@ import trio
 
 from crucible_trio.http.connect import Connect
 from crucible_trio.http.connection import HttpConnection
+from crucible_trio.http.direct_reads import HAS_EPOLL, DirectReads
 from crucible_trio.http.errors import ConnectFailedError, ConnectTimeoutError, HttpError
 
 # Kept open between requests: each saves a handshake, and a server accepts only so many.
@@ -32,6 +33,7 @@ class ConnectionPool:
         self._idle: list[HttpConnection] = []  # the oldest first
         self._open: set[HttpConnection] = set()
         self._is_closed = False
+        self._reads = DirectReads() if HAS_EPOLL else None
 
     @property
     def open_connections(self) -> int:
@@ -56,7 +58,7 @@ class ConnectionPool:
                 connection.is_reused = True
                 return connection
             await self._close(connection)
-        connection = HttpConnection(await self._open_stream())
+        connection = HttpConnection(await self._open_stream(), self._reads)
         if self._is_closed:
             await connection.aclose()
             raise trio.ClosedResourceError
@@ -78,6 +80,8 @@ class ConnectionPool:
         with trio.CancelScope(shield=True):  # closing does not wait
             for connection in tuple(self._open):
                 await self._close(connection)
+            if self._reads is not None:
+                await self._reads.aclose()
 
     async def _close_old(self) -> None:
         limit = trio.current_time() - MAX_IDLE_SECONDS

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio.http import direct_reads as module
-from crucible_trio.http.direct_reads import DirectReads, direct_reads
+from crucible_trio.http.direct_reads import DirectReads
 
 
 class Pipe:
@@ -54,11 +54,10 @@ def pipe(pipes: list[Pipe]) -> Pipe:
 
 
 @pytest.fixture
-async def reads() -> DirectReads:
-    found = direct_reads()
-    assert found is not None
-    assert direct_reads() is found
-    return found
+async def reads() -> AsyncIterator[DirectReads]:
+    reads = DirectReads()
+    yield reads
+    await reads.aclose()
 
 
 async def test_a_receiver_is_called_for_everything_that_comes_until_it_wants_no_more(
@@ -171,21 +170,25 @@ async def test_a_socket_has_one_receiver(reads: DirectReads, pipe: Pipe, nursery
     nursery.cancel_scope.cancel()
 
 
-def test_each_run_of_trio_has_direct_reads_of_its_own_and_closes_them() -> None:
-    found: list[DirectReads] = []
+async def test_the_task_runs_from_the_first_socket_to_the_close(pipe: Pipe) -> None:
+    before = trio.lowlevel.current_statistics().tasks_living
+    reads = DirectReads()
+    await reads.aclose()  # without any socket
+    assert trio.lowlevel.current_statistics().tasks_living == before
+    pipe.writing.send(b"end")
+    with trio.fail_after(20):
+        await reads.receive(pipe.file, pipe)
+        assert trio.lowlevel.current_statistics().tasks_living == before + 1
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await reads.aclose()
+    assert trio.lowlevel.current_statistics().tasks_living == before
 
-    async def find() -> None:
-        reads = direct_reads()
-        assert reads is not None
-        found.append(reads)
+
+def test_a_run_that_ends_ends_the_task(pipe: Pipe) -> None:
+    async def receive() -> None:
+        trio.lowlevel.spawn_system_task(reads.receive, pipe.file, pipe)
         await wait_all_tasks_blocked()
 
-    trio.run(find)
-    trio.run(find)
-    assert found[0] is not found[1]
-    assert all(reads.is_closed for reads in found)
-
-
-async def test_a_system_without_epoll_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(module.select, "epoll")
-    assert direct_reads() is None
+    reads = DirectReads()
+    trio.run(receive)
