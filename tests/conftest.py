@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -35,6 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for fixture in FIXTURE_MARKERS.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(FIXTURE_MARKERS[fixture])
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the collected tests from garbage collection.
+
+    Without this, each full collection looks through 7,000 tests and takes 0.2 seconds. Some tests need one.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
