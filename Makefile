@@ -27,7 +27,7 @@ test: lint
 	$(MAKE) --no-print-directory docs
 
 # The quick tests on the newest Python that is found, in an environment for it alone. After the installation it takes
-# three minutes.
+# two to three minutes.
 test-quick:
 	$(MAKE) --no-print-directory test-suite PYTHON=$$($(PYTHON) .ci/newest_python.py) VENV=.venv-newest \
 		TESTS="not (slow or browser or npm or soak)"

@@ -231,7 +231,12 @@ async def test_a_client_that_resumes_reads_the_same_message_across_cuts(
     ("error", "kind", "posts"),
     [
         (EngineError("upstream_refused", "Busy.", retryable=True, status=429, retry_after=0.1), "RateLimitError", 3),
-        (EngineError("upstream_refused", "Busy.", retryable=True, status=503, retry_after=0.1), "OverloadedError", 3),
+        pytest.param(
+            EngineError("upstream_refused", "Busy.", retryable=True, status=503, retry_after=0.1),
+            "OverloadedError",
+            3,
+            marks=pytest.mark.slow,
+        ),
         (EngineError("upstream_rejected", "No.", status=400), "BadRequestError", 1),
         (EngineError("upstream_unauthorized", "No.", status=401), "AuthenticationError", 1),
         (EngineError("upstream_rejected", "No.", status=413), "ContentTooLargeError", 1),

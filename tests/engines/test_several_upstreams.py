@@ -299,6 +299,7 @@ base_url = "{two}"
 """
 
 
+@pytest.mark.slow
 async def test_another_crucible_trio_is_one_of_several_upstreams(
     nursery: trio.Nursery, open_tables: OpenTables
 ) -> None:
@@ -405,6 +406,7 @@ async def test_a_server_whose_only_model_is_named_is_not_asked(nursery: trio.Nur
     assert server.lists == 0
 
 
+@pytest.mark.slow
 async def test_requests_say_whether_a_server_responds(nursery: trio.Nursery) -> None:
     server = Server("m")
     await server.start(nursery)

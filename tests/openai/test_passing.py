@@ -57,7 +57,7 @@ async def passing(
         open_scripted_upstream(answer, stays_open=answer == b"") as upstream,
         open_upstream(upstream.url, model="m", key=KEY, extra_body=extra_body) as engine,
         serving(engine, **{"hold_seconds": 30} | settings) as served,
-        httpx.AsyncClient(base_url=served.base_url, timeout=20) as client,
+        httpx.AsyncClient(base_url=served.base_url, timeout=20, verify=False) as client,
     ):
         yield upstream, client, served
 

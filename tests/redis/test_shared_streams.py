@@ -176,6 +176,7 @@ async def test_finished_streams_are_read_after_all_processes_have_been_restarted
 # Backpressure and presence
 
 
+@pytest.mark.slow
 async def test_a_stalled_reader_elsewhere_holds_the_engine(open_over: OpenPipeline, until: Until) -> None:
     engine = ScriptedEngine([f"{number} " for number in range(5000)])
     slack, buffer = 8, 4
@@ -453,6 +454,7 @@ async def test_a_refused_start_leaves_no_key_in_any_process(open_over: OpenPipel
         assert stream.owner == "alice"
 
 
+@pytest.mark.slow
 async def test_a_claim_whose_process_died_lapses(open_over: OpenPipeline) -> None:
     async with open_over(ScriptedEngine("a")) as pipeline:
         digest_of_another_start: Any = b"d" * 32
@@ -619,6 +621,7 @@ async def test_a_reader_is_counted_once_if_redis_counts_it_and_its_answer_is_los
         assert answers == [1, 1, 2, 2, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 async def test_a_mirror_that_was_dropped_counts_no_more_bytes(
     open_over: OpenPipeline, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ async def test_an_early_response_arrives_and_ends_with_fin(serving) -> None:
         assert b"body_too_large" in body
 
 
+@pytest.mark.slow
 async def test_a_client_that_still_sends_after_an_early_response_is_cut_after_a_silence_or_30_seconds(
     serving, mock_clock: MockClock
 ) -> None:

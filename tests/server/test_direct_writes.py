@@ -199,6 +199,7 @@ async def test_what_is_left_of_a_direct_write_goes_out_before_what_is_sent_next(
         assert received.partition(b"\r\n\r\n")[2] == b"".join(taken) + b"end"
 
 
+@pytest.mark.slow
 async def test_nothing_is_written_directly_while_something_else_is_being_sent(serving) -> None:
     """When a client stops reading, `send` waits. A direct write would then land in the middle of its bytes."""
 
