@@ -126,9 +126,9 @@ NewRedis: TypeAlias = Callable[..., RedisServer]
 @pytest.fixture(scope="session")
 def redis_program(need_program: Callable[[str], str], skip_missing: Callable[[str], None]) -> str:
     try:
-        import coredis  # noqa: F401
+        import hiredis  # noqa: F401
     except ImportError:
-        skip_missing("coredis is not installed")
+        skip_missing("hiredis is not installed")
     return need_program("redis-server")
 
 
