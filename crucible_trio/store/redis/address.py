@@ -47,7 +47,7 @@ class RedisAddress:
         try:
             with trio.fail_after(_CONNECT_SECONDS):
                 return await self._connect()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be the name of a host
             message = "nothing listens there"
             raise RedisDownError(message) from error
         except trio.TooSlowError as error:
