@@ -1,4 +1,7 @@
-"""The URL of a Redis server, and connections to it. No message quotes the URL, because it may hold a password."""
+"""The URL of a Redis server: how to connect to it and to log in.
+
+No message quotes the URL, because it may hold a password.
+"""
 
 from __future__ import annotations
 

@@ -192,6 +192,6 @@ def _reason(error: BaseException) -> str:
             return f"this Redis refuses the connection ({error.code})"
         case trio.BrokenResourceError(__cause__=ssl.SSLCertVerificationError(verify_message=reason)):
             return f"TLS failed: the certificate of this Redis is not accepted ({reason})"
-        case trio.BrokenResourceError(__cause__=ssl.SSLError(reason=reason)):
-            return f"TLS failed ({reason})"
+        case trio.BrokenResourceError(__cause__=ssl.SSLError()):
+            return "TLS failed: does this port speak TLS?"
     return "the connection was closed"
