@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from typing import final
 
 from crucible_trio.engines.local.weights import find_weights
 
@@ -20,29 +18,47 @@ def fetch_progress() -> Iterator[Callable[[int, int | None], None]]:
     follow: they bypass rich and would end up on the bar's line. If standard error is not a terminal that can draw a
     bar, the first call prints one line, because a minute of silence looks like a hang.
     """
-    console = Console(stderr=True)
-    columns = (TextColumn("downloading the model"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, console=console)
-    task = bar.add_task("fetch", total=None)
-    begun = False
+    with ExitStack() as drawing:
+        bar: _Bar | None = None
 
-    def show(done: int, total: int | None) -> None:
-        nonlocal begun
-        if not begun:
-            begun = True
-            if console.is_interactive:
-                bar.start()
-            else:
-                console.print("downloading the model (93 MB, only once) ...")
-        bar.update(task, completed=done, total=total)
-        if done == total and console.is_interactive:
-            bar.stop()
+        def show(done: int, total: int | None) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = _Bar()
+                drawing.callback(bar.stop)
+            bar.show(done, total)
 
-    try:
         yield show
-    finally:
-        if begun and console.is_interactive:
-            bar.stop()  # a second time does nothing
+
+
+@final
+class _Bar:
+    """The bar, or the one line in its place."""
+
+    def __init__(self) -> None:
+        # Only for a download: every server and supervisor would keep rich's 3 MiB.
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("downloading the model"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self._bar = Progress(*columns, console=console)
+        self._task = self._bar.add_task("fetch", total=None)
+        self._is_drawn = console.is_interactive
+        if self._is_drawn:
+            self._bar.start()
+        else:
+            console.print("downloading the model (93 MB, only once) ...")
+
+    def show(self, done: int, total: int | None) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+        if done == total:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the bar. A second time does nothing."""
+        if self._is_drawn:
+            self._bar.stop()
 
 
 async def fetch_weights() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
 import sys
 from contextlib import suppress
 
@@ -83,3 +84,9 @@ def test_without_a_terminal_that_draws_there_is_one_line(capsys, monkeypatch, va
         progress(TOTAL, TOTAL)
         emit(log)
     assert screen(capsys) == ["downloading the model (93 MB, only once) ...", "model small: loaded"]
+
+
+@pytest.mark.parametrize("module", ["worker", "workers"])
+def test_servers_do_not_keep_the_memory_of_what_draws_the_bar(module) -> None:
+    program = f"import sys, crucible_trio.cli.{module}; sys.exit('rich' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

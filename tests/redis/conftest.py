@@ -126,9 +126,9 @@ NewRedis: TypeAlias = Callable[..., RedisServer]
 @pytest.fixture(scope="session")
 def redis_program(need_program: Callable[[str], str], skip_missing: Callable[[str], None]) -> str:
     try:
-        import coredis  # noqa: F401
+        import hiredis  # noqa: F401
     except ImportError:
-        skip_missing("coredis is not installed")
+        skip_missing("hiredis is not installed")
     return need_program("redis-server")
 
 
@@ -339,11 +339,13 @@ async def _delayed(port: int, seconds: float) -> AsyncIterator[int]:
                 await sink.send_all(data)
             await sink.send_eof()
 
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        try:
             async with trio.open_nursery() as nursery, send:
                 nursery.start_soon(deliver)
                 async for data in source:
                     await send.send((trio.current_time() + seconds, bytes(data)))
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
 
     async def serve(client: trio.SocketStream) -> None:
         server = await trio.open_tcp_stream("127.0.0.1", port)

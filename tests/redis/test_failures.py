@@ -17,9 +17,9 @@ from crucible_trio.output import Output
 from crucible_trio.pipeline import Pipeline
 from crucible_trio.records import AnyRecord, OutputDelta, StreamCompleted, StreamFailed
 from crucible_trio.request import Request
+from crucible_trio.store.redis.connection import RedisDownError
 from crucible_trio.store.redis.following import Follower
 from crucible_trio.store.redis.heartbeat import Heartbeat
-from crucible_trio.store.redis.link import RedisDownError
 from crucible_trio.stream import Stream
 from crucible_trio.testing import Gate, ScriptedEngine
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+import trio
 
 from crucible_trio.errors import ConfigError, LogUnavailableError
 from crucible_trio.pipeline import Pipeline
@@ -80,9 +83,20 @@ def test_a_server_that_would_lose_streams_is_refused(info: dict[str, str], menti
     assert problem is None if mentions is None else mentions in (problem or "")
 
 
-async def test_a_password_is_sent(new_redis: Callable[..., Any], open_over: OpenPipeline) -> None:
-    redis = new_redis("--requirepass", "p@ss word")
-    async with open_over(ScriptedEngine("a"), url=f"redis://:p%40ss%20word@127.0.0.1:{redis.port}/0") as pipeline:
+@pytest.mark.parametrize(
+    ("options", "login"),
+    [
+        (["--requirepass", "p@ss word"], ":p%40ss%20word@"),
+        (["--requirepass", "p@ss word"], "default:p%40ss%20word@"),
+        (["--requirepass", "p@ss word", "--user", "me", "on", ">my word", "~*", "&*", "+@all"], "me:my%20word@"),
+        ([], ":no%20password%20is%20needed@"),
+    ],
+)
+async def test_a_user_and_a_password_are_sent(
+    new_redis: Callable[..., Any], open_over: OpenPipeline, options: list[str], login: str
+) -> None:
+    redis = new_redis(*options)
+    async with open_over(ScriptedEngine("a"), url=f"redis://{login}127.0.0.1:{redis.port}/0") as pipeline:
         await pipeline.start(Request("q"))
 
 
@@ -133,19 +147,32 @@ async def test_a_unix_socket_is_used(new_redis: Callable[..., Any], open_over: O
         await pipeline.start(Request("q"))
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "not..a-host"])
 async def test_where_nothing_listens_the_start_fails(
-    redis: Any, open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch
+    redis: Any, open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     monkeypatch.setattr("crucible_trio.store.redis.checks._FIRST_CONNECT_SECONDS", 0.3)
     redis.kill()
     with pytest.raises(ConfigError, match="nothing listens there") as refusal:
-        async with open_over(ScriptedEngine("a")):
+        async with open_over(ScriptedEngine("a"), url=f"redis://{host}:{redis.port}/0"):
             pass
     assert str(redis.port) not in str(refusal.value)
 
 
-# coredis leaves parts of a connection open that TLS has refused, and Python warns of them.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+async def test_a_server_without_tls_is_reported(open_over: OpenPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"-ERR unknown command\r\n")
+
+    monkeypatch.setattr("crucible_trio.store.redis.checks._FIRST_CONNECT_SECONDS", 0.5)
+    async with trio.open_nursery() as nursery:
+        listeners: Any = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        with pytest.raises(ConfigError, match="TLS failed: does this port speak TLS"):
+            async with open_over(ScriptedEngine("a"), url=f"rediss://127.0.0.1:{port}/0"):
+                pass
+        nursery.cancel_scope.cancel()
+
+
 async def test_tls_verifies_the_server(
     new_redis: Callable[..., Any],
     open_over: OpenPipeline,
@@ -166,13 +193,26 @@ async def test_tls_verifies_the_server(
     with pytest.raises(ConfigError, match="certificate of this Redis is not accepted"):
         async with open_over(ScriptedEngine("a"), url=url):
             pass
-    gc.collect()  # here, and not in another test
     monkeypatch.setenv("SSL_CERT_FILE", str(public))
     monkeypatch.setattr("crucible_trio.store.redis.checks._FIRST_CONNECT_SECONDS", 30)
     async with open_over(ScriptedEngine("a"), url=url) as here, open_over(ScriptedEngine("a"), url=redis.url) as there:
         stream = await here.start(Request("q"), on_disconnect="continue")
         await stream.log.wait_finished()
         assert (await there.find(stream.id)).log.read(0) == stream.log.read(0)
+
+
+def test_a_worker_takes_little_more_memory_than_a_server_without_redis() -> None:
+    program = """
+import crucible_trio.cli.worker
+def memory():
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Rss"))
+without = memory()
+import crucible_trio.store.redis.store
+print(memory() / without)
+"""
+    ratio = float(subprocess.check_output([sys.executable, "-c", program], timeout=60))
+    assert 1 < ratio < 1.1
 
 
 # Versions of this package next to each other

@@ -31,7 +31,7 @@ from crucible_trio.records import (
 from crucible_trio.request import Request
 from crucible_trio.snapshot import SnapshotToolCall
 from crucible_trio.store.redis import scripts
-from crucible_trio.store.redis.link import RedisDownError
+from crucible_trio.store.redis.connection import RedisDownError
 from crucible_trio.stream import Stream
 from crucible_trio.testing import Gate, ScriptedEngine
 

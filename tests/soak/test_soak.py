@@ -37,8 +37,8 @@ async def test_readers_that_change_between_processes_that_die_lose_no_record(
     need_program: Callable[[str], str], skip_missing: Callable[[str], None]
 ) -> None:
     need_program("redis-server")
-    if find_spec("coredis") is None:
-        skip_missing("coredis is not installed")
+    if find_spec("hiredis") is None:
+        skip_missing("hiredis is not installed")
     program = Path(__file__).with_name("processes.py")
     short = ["--seconds", "8", "--processes", "2", "--readers", "20", "--kills", "1", "--retention", "8", "--seed", "5"]
     with trio.fail_after(300):

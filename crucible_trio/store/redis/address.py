@@ -1,28 +1,26 @@
-"""The URL of a Redis server, and connections to it. No message quotes the URL, because it may hold a password."""
+"""The URL of a Redis server: how to connect to it and to log in.
+
+No message quotes the URL, because it may hold a password.
+"""
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import trio
-from coredis.connection import (
-    BaseConnection,
-    TCPConnection,
-    TCPLocation,
-    UnixDomainSocketConnection,
-    UnixDomainSocketLocation,
-)
 
 from crucible_trio.errors import ConfigError
+from crucible_trio.store.redis.connection import Argument, RedisDownError
 
 _FORM: Final = "log_url must have a form like redis://127.0.0.1:6379/0, rediss://:password@host:6379/0 or unix:///path"
 _PORT: Final = 6379
 _CONNECT_SECONDS: Final = 5.0
-# Longer than Redis needs for the largest request, a stream's facts of 20 MiB.
-_REPLY_SECONDS: Final = 5.0
+# The user whose password Redis' setting `requirepass` is.
+_DEFAULT_USER: Final = "default"
 
 
 @final
@@ -38,39 +36,49 @@ class RedisAddress:
     password: str | None
     tls: bool
 
-    async def check(self) -> bool:
-        """Whether something listens there. Ask before opening a connection: coredis leaks one that cannot be opened.
+    async def connect(self) -> trio.abc.Stream:
+        """Connect. With TLS, the certificate and the host's name are verified.
+
+        The certificates are the system's, or those of the variables SSL_CERT_FILE and SSL_CERT_DIR.
+
+        Raises:
+            RedisDownError: Nothing listens there.
+            trio.BrokenResourceError: TLS failed. The cause says why.
 
         Checkpoints: always. Cancellation: safe.
         """
-        location = TCPLocation(self.host, self.port) if self.path is None else UnixDomainSocketLocation(self.path)
-        with trio.move_on_after(_CONNECT_SECONDS):
-            return await location.check()
-        return False
+        try:
+            with trio.fail_after(_CONNECT_SECONDS):
+                return await self._connect()
+        except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be the name of a host
+            message = "nothing listens there"
+            raise RedisDownError(message) from error
+        except trio.TooSlowError as error:
+            message = "no answer"
+            raise RedisDownError(message) from error
 
-    def connection(self) -> BaseConnection:
-        """A connection that has not been opened. With TLS it verifies the certificate and the host's name.
-
-        The certificates are the system's, or those of the variables SSL_CERT_FILE and SSL_CERT_DIR.
-        """
+    async def _connect(self) -> trio.abc.Stream:
         if self.path is not None:
-            return UnixDomainSocketConnection(
-                UnixDomainSocketLocation(self.path),
-                username=self.username,
-                password=self.password,
-                db=self.database,
-                connect_timeout=_CONNECT_SECONDS,
-                stream_timeout=_REPLY_SECONDS,
-            )
-        return TCPConnection(
-            TCPLocation(self.host, self.port),
-            username=self.username,
-            password=self.password,
-            db=self.database,
-            connect_timeout=_CONNECT_SECONDS,
-            stream_timeout=_REPLY_SECONDS,
-            ssl_context=ssl.create_default_context() if self.tls else None,
-        )
+            return await trio.open_unix_socket(self.path)
+        stream = await trio.open_tcp_stream(self.host, self.port)
+        if not self.tls:
+            return stream
+        context = ssl.create_default_context()
+        # Redis may end a connection without the last message of TLS.
+        secured = trio.SSLStream(stream, context, server_hostname=self.host, https_compatible=True)
+        try:
+            await secured.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(secured)
+            raise
+        return secured
+
+    def login(self) -> Iterator[tuple[Argument, ...]]:
+        """The commands with which a connection begins."""
+        if self.username or self.password:
+            yield "AUTH", self.username or _DEFAULT_USER, self.password or ""
+        if self.database:
+            yield "SELECT", self.database
 
 
 def parse_url(url: str) -> RedisAddress:

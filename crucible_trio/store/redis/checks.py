@@ -47,7 +47,7 @@ class LinkCheck:
             logger.warning("the Redis of log_url may lose streams: %s", problem)
         self.problem = problem
         for script in scripts.ALL:
-            await call("SCRIPT LOAD", script.text)
+            await call("SCRIPT", "LOAD", script.text)
 
     def failed(self, reason: str) -> None:
         """The connection is lost."""

@@ -13,12 +13,12 @@ from typing import Final, final
 
 import msgspec
 import trio
-from coredis.exceptions import ResponseError
 
 from crucible_trio.log.shared import SharedLog
 from crucible_trio.records import TERMINAL, decode_frame
+from crucible_trio.store.redis.connection import Argument, RedisDownError, ResponseError
 from crucible_trio.store.redis.health import Health, log_internal_error
-from crucible_trio.store.redis.link import Argument, Link, RedisDownError
+from crucible_trio.store.redis.link import Link
 from crucible_trio.store.redis.scripts import APPEND, SCHEMA, log_key
 from crucible_trio.store.redis.times import Times
 from crucible_trio.stream import Stream, StreamFacts

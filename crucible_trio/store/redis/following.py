@@ -8,8 +8,9 @@ from typing import Final, Protocol, final
 
 import trio
 
+from crucible_trio.store.redis.connection import Argument, RedisDownError
 from crucible_trio.store.redis.health import log_internal_error
-from crucible_trio.store.redis.link import Argument, Link, RedisDownError
+from crucible_trio.store.redis.link import Link
 from crucible_trio.store.redis.messages import Message, decode_message
 from crucible_trio.store.redis.mirrors import Mirrors
 from crucible_trio.store.redis.scripts import control_key
@@ -70,7 +71,7 @@ class Follower:
         command = ("XREAD", "COUNT", _COUNT, "BLOCK", _BLOCK_MILLISECONDS, "STREAMS", *keys, *ids)
         answer = await self._link.call(*command, seconds=_BLOCK_MILLISECONDS / 1000 + 4)
         until = perf_counter() + _SECONDS_PER_PASS
-        for key, entries in (answer or {}).items():
+        for key, entries in answer or ():
             try:
                 if key == self._control:
                     self._receive(entries)

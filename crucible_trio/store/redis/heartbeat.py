@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final, final
 
 import trio
-from coredis.exceptions import ResponseError
 
 from crucible_trio.store.memory import MemoryStore
 from crucible_trio.store.redis.commits import ENDED_ELSEWHERE, OwnStream
+from crucible_trio.store.redis.connection import Argument, RedisDownError, ResponseError
 from crucible_trio.store.redis.health import Health, log_internal_error
-from crucible_trio.store.redis.link import Argument, Link, RedisDownError
+from crucible_trio.store.redis.link import Link
 from crucible_trio.store.redis.scripts import HEARTBEAT
 from crucible_trio.store.redis.times import Times
 

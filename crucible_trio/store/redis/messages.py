@@ -7,10 +7,10 @@ from typing import Final, final
 
 import msgspec
 import trio
-from coredis.exceptions import ResponseError
 
 from crucible_trio.records import CancelledBy
-from crucible_trio.store.redis.link import Link, RedisDownError
+from crucible_trio.store.redis.connection import RedisDownError, ResponseError
+from crucible_trio.store.redis.link import Link
 from crucible_trio.store.redis.scripts import control_key
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from typing import Final, NamedTuple, final
 
 import msgspec
 import trio
-from coredis.exceptions import ResponseError
 
 from crucible_trio.config import Settings
 from crucible_trio.errors import (
@@ -21,8 +20,9 @@ from crucible_trio.errors import (
 )
 from crucible_trio.log.memory import ByteAccount
 from crucible_trio.metrics import Metrics
+from crucible_trio.store.redis.connection import RedisDownError, ResponseError
 from crucible_trio.store.redis.health import log_internal_error
-from crucible_trio.store.redis.link import PATIENCE_SECONDS, Link, RedisDownError
+from crucible_trio.store.redis.link import PATIENCE_SECONDS, Link
 from crucible_trio.store.redis.listed import ListedLog
 from crucible_trio.store.redis.messages import Outbox
 from crucible_trio.store.redis.mirror import Mirror

@@ -14,7 +14,6 @@ from typing import Final, final
 
 import msgspec
 import trio
-from coredis.exceptions import ResponseError
 
 from crucible_trio.background import background_tasks
 from crucible_trio.config import Settings
@@ -34,10 +33,11 @@ from crucible_trio.store.redis import scripts
 from crucible_trio.store.redis.address import parse_url
 from crucible_trio.store.redis.checks import LinkCheck, first_connection
 from crucible_trio.store.redis.commits import Commits, OwnStream
+from crucible_trio.store.redis.connection import RedisDownError, ResponseError
 from crucible_trio.store.redis.following import Follower
 from crucible_trio.store.redis.health import Health, log_internal_error
 from crucible_trio.store.redis.heartbeat import Heartbeat
-from crucible_trio.store.redis.link import Link, RedisDownError
+from crucible_trio.store.redis.link import Link
 from crucible_trio.store.redis.messages import Message, Outbox
 from crucible_trio.store.redis.mirrors import Mirrors
 from crucible_trio.store.redis.presence import Presence
