@@ -9,7 +9,6 @@ The generating process and Redis share the server's core, and the other process 
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from benchmarks.process import ServerProcess, cores, running
-from benchmarks.servers import SERVERS, BenchServer
+from benchmarks.servers import BenchServer
 
 _REDIS: Final = BenchServer(
     label="redis-server", command=(sys.executable, "-m", "benchmarks.servers.redis_server"), side="other"
@@ -49,8 +48,3 @@ def deployed(server: BenchServer) -> Iterator[ServerProcess]:
             process.reader_port = beside["other"].port
         process.beside = beside
         yield process
-
-
-def missing_program(server: str) -> str:
-    """The program that a server needs and this machine lacks. Empty if nothing is missing."""
-    return "redis-server" if SERVERS[server].log == "redis" and shutil.which("redis-server") is None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from benchmarks.client.load import Load
@@ -31,9 +32,7 @@ class Mirrors:
 
     def __call__(self, server: BenchServer) -> Figures:
         """Run one round. Every token must arrive."""
-        specs = [
-            Spec(kind="silent", name=f"s{n}", fill=self.records) for n in range(_WARM_UP_STREAMS + self.streams)
-        ]
+        specs = [Spec(kind="silent", name=f"s{n}", fill=self.records) for n in range(_WARM_UP_STREAMS + self.streams)]
         with deployed(server) as process, Load(process.reader_port, start_port=process.port) as load:
             other = process.beside["other"]
             streams = filled(load, process, specs)
@@ -50,5 +49,5 @@ class Mirrors:
         for reader in load.readers:
             reader.check(self.records)
         frames = sum(reader.wire.event_bytes for reader in readers) / self.streams / 1024
-        first, second = ((after - before) / self.streams / 1024 for before, after in zip(memory, memory[1:], strict=False))
+        first, second = ((after - before) / self.streams / 1024 for before, after in pairwise(memory))
         return {"mirror_kib": first - second, "frames_kib": frames, "beyond_kib": first - second - frames}

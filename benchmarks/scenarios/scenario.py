@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from benchmarks.servers import OURS, BenchServer
+from benchmarks.servers import OURS, SERVERS, BenchServer
 
 Figures: TypeAlias = dict[str, float]
 Run: TypeAlias = Callable[[BenchServer], Figures]
@@ -66,3 +66,8 @@ class Scenario:
     servers: tuple[str, ...]
     main: bool = False
     most_rounds: int = 1000
+
+    @property
+    def needs_redis(self) -> bool:
+        """Whether one of the servers has its log in Redis."""
+        return any(SERVERS[server].log == "redis" for server in self.servers)

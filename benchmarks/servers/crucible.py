@@ -1,4 +1,7 @@
-"""crucible_trio: its public API on its own server. `--plain` turns direct writes off, `--log URL` puts logs into Redis."""
+"""crucible_trio: its public API on its own server.
+
+`--plain` turns direct writes off. `--log URL` puts the logs into Redis.
+"""
 
 from __future__ import annotations
 

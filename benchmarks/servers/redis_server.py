@@ -18,7 +18,9 @@ def main() -> None:
     print(port, flush=True)
     options = {"port": str(port), "bind": "127.0.0.1", "dir": sys.argv[1], "save": "", "loglevel": "warning"}
     options |= {"appendonly": "yes", "appendfsync": "everysec"}
-    os.execlp("redis-server", "redis-server", *(word for name, value in options.items() for word in (f"--{name}", value)))
+    os.execlp(
+        "redis-server", "redis-server", *(word for name, value in options.items() for word in (f"--{name}", value))
+    )
 
 
 if __name__ == "__main__":
