@@ -59,6 +59,10 @@ class LoadReader:
         """All deltas, joined."""
         return b"".join([b"".join(deltas) for _, deltas in self.batches])
 
+    def has(self, number: int) -> bool:
+        """Whether token `number` is the last one that has arrived."""
+        return bool(self.batches) and self.batches[-1][1][-1].endswith(b"%07d " % number)
+
     def check(self, count: int | None = None) -> int:
         """Check that it got its tokens, each once and in order. Returns their number (see `tokens.check`)."""
         return check(self.text, count=count)

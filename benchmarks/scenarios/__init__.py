@@ -348,8 +348,8 @@ SCENARIOS: Final = (
     ),
     Scenario(
         name="redis-mirrors",
-        title="Log in Redis: memory of a mirror, 300 streams with 100 records each",
-        run=Mirrors(streams=300, records=100),
+        title="Log in Redis: memory of a mirror, 200 streams with 100 records each",
+        run=Mirrors(streams=200, records=100),
         metrics=(
             Metric(name="mirror_kib", label="memory per mirror", unit="KiB"),
             Metric(name="frames_kib", label="of which are bytes of its records", unit="KiB"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from benchmarks.client.load import Load, LoadError, LoadReader
+from benchmarks.client.load import Load, LoadError
 from benchmarks.deployment import deployed
 from benchmarks.process import ServerProcess
 from benchmarks.scenarios.scenario import Figures
@@ -68,10 +68,9 @@ class Resume:
         }
 
     def _reconnect(self, load: Load, stream: str, after: int) -> tuple[float, int]:
-        last = b"%07d " % (self.records - 1)
         reader = load.connect_follow(stream, after)
         reader.ask()
-        load.run(30.0, lambda: _has(reader, last))
+        load.run(30.0, lambda: reader.has(self.records - 1))
         seconds = (reader.batches[-1][0] - reader.asked_at) / 1e9
         load.close(reader)
         text, records = reader.text, reader.wire.records
@@ -80,7 +79,3 @@ class Resume:
         # Record 1 has no token, so record n + 2 has token n, unless an earlier token was merged.
         check(text, first=int(text[16:23]) if after else 0)
         return seconds, records
-
-
-def _has(reader: LoadReader, last: bytes) -> bool:
-    return bool(reader.batches) and reader.batches[-1][1][-1].endswith(last)

@@ -11,9 +11,9 @@ from functools import partial
 import trio
 from msgspec.structs import replace
 
-from benchmarks.servers.trio_model import Recorded, TrioModel
+from benchmarks.servers.trio_model import TrioModel
 from benchmarks.spec import Spec
-from crucible_trio import EngineInfo, Finish, Output, Pipeline, Request, Settings, open_pipeline
+from crucible_trio import EngineInfo, Finish, Output, Request, Settings, open_pipeline
 from crucible_trio.server import Config, serve
 from crucible_trio.settings import ServerSettings
 from crucible_trio.web import create_app
@@ -29,46 +29,36 @@ SETTINGS = Settings(
 
 
 class ModelEngine:
-    """The stand-in model as an engine.
-
-    Attributes:
-        pipeline: The pipeline that calls it.
-    """
+    """The stand-in model as an engine."""
 
     info = EngineInfo(name="benchmark", models=("benchmark",))
-    pipeline: Pipeline
 
-    def __init__(self, model: TrioModel) -> None:
+    def __init__(self, model: TrioModel, *, waits_for_log: bool) -> None:
         self._model = model
+        self._waits_for_log = waits_for_log
 
     async def generate(self, request: Request, output: Output) -> Finish:
         assert isinstance(request.input, str)
-        spec = Spec.from_json(request.input)
-        # A log in memory records a token within the model's passes. Redis takes longer.
-        is_slow = spec.fill and self.pipeline.settings.log_url is not None
-        await self._model.generate(spec, output.delta, await self._recorded(request) if is_slow else None)
+        recorded = partial(_recorded, output) if self._waits_for_log else None
+        await self._model.generate(Spec.from_json(request.input), output.delta, recorded)
         return Finish()
 
-    async def _recorded(self, request: Request) -> Recorded:
-        [stream] = [each for each in await self.pipeline.list() if each.request.input == request.input]
 
-        async def recorded(records: int) -> None:
-            while stream.log.head < records:
-                await trio.lowlevel.checkpoint()
-
-        return recorded
+async def _recorded(output: Output, records: int) -> None:
+    log = output._sink.log  # private: an engine needs no log, and only the benchmark needs one record for each token
+    while log.head < records:
+        await trio.lowlevel.checkpoint()
+        await log.flushed()
 
 
 async def main(*, direct_writes: bool, log_url: str | None) -> None:
+    # A log in memory records a token within the passes that the model waits for. Redis takes longer.
     model = TrioModel()
-    engine = ModelEngine(model)
+    engine = ModelEngine(model, waits_for_log=log_url is not None)
     config = Config.from_settings(ServerSettings(bind=("127.0.0.1:0",)))
     config.direct_writes = direct_writes
-    async with (
-        open_pipeline(engine, replace(SETTINGS, log_url=log_url)) as pipeline,
-        trio.open_nursery() as nursery,
-    ):
-        engine.pipeline = pipeline
+    settings = replace(SETTINGS, log_url=log_url)
+    async with open_pipeline(engine, settings) as pipeline, trio.open_nursery() as nursery:
         app = create_app(pipeline)
         model.add_control(app)
         nursery.start_soon(model.run)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from benchmarks.client.load import Load
+from benchmarks.deployment import deployed
 from benchmarks.scenarios.fan_out import FanOut
 from benchmarks.scenarios.idle import Idle
 from benchmarks.scenarios.mirrors import Mirrors
@@ -16,6 +18,7 @@ from benchmarks.scenarios.resume import Resume
 from benchmarks.scenarios.start_rate import StartRate
 from benchmarks.scenarios.storm import Storm
 from benchmarks.servers import ELSEWHERE, OURS, REDIS, SERVERS
+from benchmarks.spec import Spec
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +68,21 @@ def test_the_cpu_time_of_every_process_of_a_deployment_is_measured(name: str, pr
         assert each.keys() == {"cpu_us", *(f"{process}_us" for process in processes)}
         assert all(each.values())
         assert figures["total_us"] == pytest.approx(sum(each.values()))
+
+
+@pytest.mark.usefixtures("redis_program")
+def test_readers_elsewhere_are_in_the_process_that_does_not_generate() -> None:
+    with (
+        deployed(SERVERS[ELSEWHERE]) as process,
+        Load(process.reader_port, start_port=process.port) as load,
+    ):
+        readers = load.start([Spec(kind="batch", name=f"s{n}", tokens=5) for n in range(3)])
+        assert load.readers == readers
+        process.ask("/bench/go")
+        load.finish(30.0)
+        assert [reader.check(5) for reader in readers] == [5, 5, 5]
+        assert {reader.sock.getpeername()[1] for reader in readers} == {process.beside["other"].port}
+        assert (process.made, process.beside["other"].made) == (15, 0)
 
 
 @pytest.mark.usefixtures("redis_program")
