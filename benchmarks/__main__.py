@@ -1,5 +1,7 @@
 """`python -m benchmarks`: run the scenarios, print a report, write JSON and plots.
 
+The JSON is written after each scenario, so an interrupted run keeps the results that it has.
+
 Exit code:
 
 - 0: The run is complete. The report lists missed goals, and they do not change the exit code.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 import time
@@ -34,7 +37,7 @@ def main() -> int:
     """Run the scenarios of the command line. Returns the exit code."""
     arguments = _parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are ended before this process exits
-    chosen = [scenario for scenario in SCENARIOS if _is_chosen(scenario, arguments)]
+    chosen, skipped = _choose(arguments)
     rounds = arguments.rounds or (1 if arguments.quick else ROUNDS)
     run: dict[str, Any] = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -45,25 +48,46 @@ def main() -> int:
         "busy": machine.busy_share(2.0),
         "bare": {},
         "full_form_flood": None,
+        "skipped": skipped,
         "scenarios": {},
         "failures": [],
     }
+    _log("\n".join(skipped))
     take_client_core()
     if not arguments.no_bare:
         _log("measuring the bare forms")
-        run["bare"] = validity.measure_bare(min(rounds, 3))
-    for scenario in chosen:
-        results = _run_scenario(scenario, rounds, arguments.servers, run["failures"])
-        run["scenarios"][scenario.name] = results
-        _log(scenario_report(scenario, results, verdict=not arguments.quick) + "\n")
+        try:
+            run["bare"] = validity.measure_bare(min(rounds, 3))
+        except Exception as error:  # the results say that it is unknown whether the run is valid
+            run["failures"].append(_failure("bare forms", "", error))
+    run_scenarios(run, chosen, arguments.servers, arguments.out)
     flood = summary(run["scenarios"].get("flood-1", {}), validity.FULL_FORM, "tokens_per_s")
     run["full_form_flood"] = flood and flood.median
-    _write(run, arguments.out, whole=len(chosen) == len(SCENARIOS) and not arguments.servers)
+    _save(run, arguments.out)
+    if len(chosen) == len(SCENARIOS) and not (arguments.servers or arguments.quick) and arguments.out == RESULTS:
+        _publish(run)
     print(report(run))
     if run["bare"] and not all(check.passed for check in validity.checks(run["bare"], run["full_form_flood"])):
         print("INVALID RUN: a rival is far below its reference. See the table of validity.", file=sys.stderr)
         return 3
-    return 1 if any(SERVERS[failure["server"]].side == "ours" for failure in run["failures"]) else 0
+    failed = {failure["server"] for failure in run["failures"]}
+    return 1 if any(server in failed for server in SERVERS if SERVERS[server].side == "ours") else 0
+
+
+def run_scenarios(run: dict[str, Any], chosen: list[Scenario], only: list[str] | None, folder: Path) -> None:
+    """Run scenarios, and put their results and failures into the run. Saves the run after each of them.
+
+    Args:
+        run: The run so far.
+        chosen: The scenarios.
+        only: The servers that take part. None: those of each scenario.
+        folder: Where the run is saved.
+    """
+    for scenario in chosen:
+        results = _run_scenario(scenario, run["rounds"], only, run["failures"])
+        run["scenarios"][scenario.name] = results
+        _save(run, folder)
+        _log(scenario_report(scenario, results, verdict=not run["quick"]) + "\n")
 
 
 def _parse() -> argparse.Namespace:
@@ -84,10 +108,18 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _is_chosen(scenario: Scenario, arguments: argparse.Namespace) -> bool:
-    if arguments.only:
-        return scenario.name in arguments.only
-    return scenario.main or not arguments.quick
+def _choose(arguments: argparse.Namespace) -> tuple[list[Scenario], list[str]]:
+    """The scenarios of the command line, and a sentence about those that cannot run here."""
+    chosen = [
+        scenario
+        for scenario in SCENARIOS
+        if (scenario.name in arguments.only if arguments.only else scenario.main or not arguments.quick)
+    ]
+    if shutil.which("redis-server") is not None:
+        return chosen, []
+    skipped = ", ".join(scenario.name for scenario in chosen if scenario.needs_redis)
+    chosen = [scenario for scenario in chosen if not scenario.needs_redis]
+    return chosen, [f"Skipped {skipped}: redis-server is not installed."] if skipped else []
 
 
 def _run_scenario(scenario: Scenario, rounds: int, only: list[str] | None, failures: list[dict[str, str]]) -> Rounds:
@@ -101,28 +133,29 @@ def _run_scenario(scenario: Scenario, rounds: int, only: list[str] | None, failu
                 outcome = ""
             except Exception as error:  # keep the earlier rounds
                 outcome = f", failed: {error}"
-                notes = "\n".join(getattr(error, "__notes__", []))
-                failures.append(
-                    {
-                        "scenario": scenario.name,
-                        "server": server,
-                        "why": f"{type(error).__name__}: {error}",
-                        "said": notes,
-                    }
-                )
+                failures.append(_failure(scenario.name, server, error))
             _log(f"{scenario.name}, round {turn + 1}, {server}: {time.monotonic() - began:.1f} s{outcome}")
     return results
 
 
-def _write(run: dict[str, Any], folder: Path, *, whole: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(run, indent=1) + "\n"
-    (folder / f"{run['when'].replace(':', '').replace('+0000', 'Z')}.json").write_text(text)
-    if whole and not run["quick"] and folder == RESULTS:
-        (folder / "latest.json").write_text(text)
-        from benchmarks import docs  # imports matplotlib, which nothing else needs
+def _failure(scenario: str, server: str, error: Exception) -> dict[str, str]:
+    notes = "\n".join(getattr(error, "__notes__", []))
+    return {"scenario": scenario, "server": server, "why": f"{type(error).__name__}: {error}", "said": notes}
 
-        docs.write(run)
+
+def _save(run: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{run['when'].replace(':', '').replace('+0000', 'Z')}.json"
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text(json.dumps(run, indent=1) + "\n")
+    unfinished.replace(file)  # a run that is killed here keeps the file of the scenario before
+
+
+def _publish(run: dict[str, Any]) -> None:
+    (RESULTS / "latest.json").write_text(json.dumps(run, indent=1) + "\n")
+    from benchmarks import docs  # imports matplotlib, which nothing else needs
+
+    docs.write(run)
 
 
 def _log(text: str) -> None:

@@ -24,7 +24,7 @@ from typing import Final
 from benchmarks.process import take_client_core
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.scenarios.scenario import Figures, Metric
-from benchmarks.servers import OURS, PLAIN, SERVERS
+from benchmarks.servers import ELSEWHERE, OURS, PLAIN, REDIS, SERVERS
 from benchmarks.stats import number, spread
 from benchmarks.verdict import ratio
 
@@ -78,10 +78,12 @@ def order(rounds: int) -> Iterator[str]:
 
 
 def compare(metrics: tuple[Metric, ...], figures: dict[str, list[Figures]]) -> list[Comparison]:
-    """One comparison for each metric, from the figures of all rounds by side."""
+    """One comparison for each metric that the server has, from the figures of all rounds by side."""
     base, new = figures["base"], figures["new"]
     return [
-        Comparison(each, [found[each.name] for found in base], [found[each.name] for found in new]) for each in metrics
+        Comparison(each, [found[each.name] for found in base], [found[each.name] for found in new])
+        for each in metrics
+        if each.name in base[0]
     ]
 
 
@@ -92,7 +94,8 @@ def _ratio(new: float, base: float) -> float:
 
 def main() -> int:
     """Run the comparison of the command line. Returns the exit code."""
-    scenarios = {scenario.name: scenario for scenario in SCENARIOS if OURS in scenario.servers}
+    ours = (OURS, PLAIN, REDIS, ELSEWHERE)
+    scenarios = {scenario.name: scenario for scenario in SCENARIOS if not set(ours).isdisjoint(scenario.servers)}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description="Compare two checkouts.")
     parser.add_argument("base", type=Path, help="checkout of the older commit")
     parser.add_argument("new", type=Path, help="checkout of the newer commit")
@@ -100,11 +103,14 @@ def main() -> int:
         "--scenarios", default="pace,flood-1", help=f"some of {','.join(scenarios)} (default: %(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
-    parser.add_argument("--server", choices=[OURS, PLAIN], default=OURS, help="default: %(default)s")
+    parser.add_argument("--server", choices=ours, default=OURS, help="default: %(default)s")
     arguments = parser.parse_args()
     names = arguments.scenarios.split(",")
     if unknown := set(names) - set(scenarios):
         parser.error(f"unknown scenarios: {', '.join(sorted(unknown))}")
+    # Other scenarios start no Redis.
+    if SERVERS[arguments.server].log == "redis" and not all(scenarios[name].needs_redis for name in names):
+        parser.error(f"{arguments.server} takes part only in the scenarios with the log in Redis")
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
     servers = {

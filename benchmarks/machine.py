@@ -15,6 +15,7 @@ from benchmarks.servers.gateway_litellm import PROGRAM as LITELLM
 _PACKAGES: Final = (
     "crucible_trio", "trio", "quart-trio", "quart", "hypercorn", "h11", "msgspec",
     "fastapi", "starlette", "sse-starlette", "uvicorn", "uvloop", "httptools", "httpx", "aiohttp", "aiohttp-sse",
+    "hiredis",
 )  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def versions() -> dict[str, str]:
         "node": _output("node", "--version").removeprefix("v"),
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
         **{package: version(package) for package in _PACKAGES},
+        "redis": _output("redis-server", "--version").partition("v=")[2].partition(" ")[0] or "unknown",
         "litellm": _litellm(),
         "nginx": _output("nginx", "-V").partition("/")[2].partition(" ")[0].partition("\n")[0],
     }

@@ -71,12 +71,21 @@ def cpu(pid: int) -> Cpu:
 
 
 class ServerProcess:
-    """A running server."""
+    """A running server.
+
+    Attributes:
+        pid: Its process id.
+        port: Where it starts streams.
+        reader_port: Where readers follow its streams. Another port if another process serves them (`deployment.py`).
+        beside: The other processes of its deployment, by name.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self._process = process
         self.pid = process.pid
         self.port = port
+        self.reader_port = port
+        self.beside: dict[str, ServerProcess] = {}
 
     def cpu(self) -> Cpu:
         """Its CPU time so far."""

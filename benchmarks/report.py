@@ -56,7 +56,7 @@ def scenario_report(scenario: Scenario, rounds: Rounds, *, verdict: bool) -> str
 def _cell(rounds: Rounds, server: str, metric: Metric) -> str:
     found = summary(rounds, server, metric.name)
     if found is None:
-        return "failed"
+        return "-" if rounds[server] else "failed"
     text = f"{number(found.median)}"
     if found.rounds > 1:
         text += f" ({number(found.least)} to {number(found.most)})"
@@ -82,7 +82,8 @@ def _conditions(run: dict[str, Any]) -> str:
 
 
 def _remarks(run: dict[str, Any]) -> str:
-    lines = [
+    lines = [f"- {sentence}" for sentence in run.get("skipped", [])]
+    lines += [
         f"- **Failed**: {failure['scenario']}, {failure['server']}: {failure['why']}" for failure in run["failures"]
     ]
     for name, rounds in run["scenarios"].items():

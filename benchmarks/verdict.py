@@ -41,7 +41,8 @@ class Judgement:
         unit = f"times that of {self.rival}" if self.goal.of == "ratio" else self.metric.unit
         got = "has no figure" if self.figure is None else f"is {number(self.figure)} {unit}"
         verdict = "met" if self.met else "missed"
-        return f"Goal {verdict}: {self.metric.label} {got} (goal: {limit} {number(self.goal.bound)})."
+        where = "" if self.goal.server == OURS else f", {SERVERS[self.goal.server].label},"
+        return f"Goal {verdict}: {self.metric.label}{where} {got} (goal: {limit} {number(self.goal.bound)})."
 
 
 def judge(scenario: Scenario, rounds: Rounds) -> list[Judgement]:
@@ -51,7 +52,7 @@ def judge(scenario: Scenario, rounds: Rounds) -> list[Judgement]:
 
 def _judge_one(scenario: Scenario, rounds: Rounds, goal: Goal) -> Judgement:
     metric = _metric(scenario, goal.metric)
-    ours = summary(rounds, OURS, goal.metric)
+    ours = summary(rounds, goal.server, goal.metric)
     if goal.of == "absolute":
         return Judgement(metric, goal, ours and ours.median)
     rival = goal.rival or best_python_rival(rounds, _metric(scenario, goal.rival_by or goal.metric))

@@ -59,17 +59,28 @@ class LoadReader:
         """All deltas, joined."""
         return b"".join([b"".join(deltas) for _, deltas in self.batches])
 
+    def has(self, number: int) -> bool:
+        """Whether token `number` is the last one that has arrived."""
+        return bool(self.batches) and self.batches[-1][1][-1].endswith(b"%07d " % number)
+
     def check(self, count: int | None = None) -> int:
         """Check that it got its tokens, each once and in order. Returns their number (see `tokens.check`)."""
         return check(self.text, count=count)
 
 
 class Load:
-    """The readers of the server at a port, on one wire."""
+    """The readers of one server, on one wire.
 
-    def __init__(self, port: int, wire: Wire = "native") -> None:
+    Args:
+        port: Where they read.
+        wire: What they speak.
+        start_port: Where streams are started. None: at `port`. Otherwise `start` makes the readers follow at `port`.
+    """
+
+    def __init__(self, port: int, wire: Wire = "native", *, start_port: int | None = None) -> None:
         self.port = port
         self._wire: Wire = wire
+        self._start_port = port if start_port is None else start_port
         self.readers: list[LoadReader] = []
         self._by_file: dict[int, LoadReader] = {}
         self._epoll = select.epoll()
@@ -93,21 +104,21 @@ class Load:
         body = json.dumps(fields).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        return self._connect(spec.name, head.encode() + body, receive_buffer)
+        return self._connect(self._start_port, spec.name, head.encode() + body, receive_buffer)
 
     def connect_follow(self, stream: str, after: int = 0) -> LoadReader:
         """Connect for a `GET` that follows a stream. `LoadReader.ask` sends it."""
         head = f"GET /v1/streams/{stream}/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n"
         if after:
             head += f"Last-Event-ID: {stream}.{after}\r\n"
-        return self._connect(stream, f"{head}\r\n".encode(), None)
+        return self._connect(self.port, stream, f"{head}\r\n".encode(), None)
 
-    def _connect(self, name: str, request: bytes, receive_buffer: int | None) -> LoadReader:
+    def _connect(self, port: int, name: str, request: bytes, receive_buffer: int | None) -> LoadReader:
         sock = socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(10)
-        sock.connect(("127.0.0.1", self.port))
+        sock.connect(("127.0.0.1", port))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
         reader = LoadReader(name, sock, request, self._wire)
@@ -135,8 +146,18 @@ class Load:
         return opened
 
     def start(self, specs: list[Spec], *, timeout: float = 60.0, **fields: object) -> list[LoadReader]:
-        """Start a stream for each specification, as `open` does."""
-        return self.open([lambda spec=spec: self.connect_start(spec, **fields) for spec in specs], timeout)
+        """Start a stream for each specification, as `open` does. Returns the reader of each."""
+        if self._start_port != self.port:
+            fields["on_disconnect"] = "continue"
+        started = self.open([lambda spec=spec: self.connect_start(spec, **fields) for spec in specs], timeout)
+        if self._start_port == self.port:
+            return started
+        streams = [reader.wire.stream for reader in started]
+        followers = self.open([lambda stream=stream: self.connect_follow(stream) for stream in streams], timeout)
+        for reader in started:
+            self.close(reader)
+            self.readers.remove(reader)
+        return followers
 
     def run_for(self, seconds: float) -> None:
         """Read for this many seconds."""

@@ -25,9 +25,22 @@ class ResponseParser:
         stream: The stream's id. Empty before the first record.
         completed: Whether the terminal record has arrived.
         ended: Whether the last chunk of a chunked body has arrived.
+        event_bytes: Bytes of the whole events so far.
     """
 
-    __slots__ = ("_blank", "_chunked", "_frames", "_head", "_text", "completed", "ended", "records", "status", "stream")
+    __slots__ = (
+        "_blank",
+        "_chunked",
+        "_frames",
+        "_head",
+        "_text",
+        "completed",
+        "ended",
+        "event_bytes",
+        "records",
+        "status",
+        "stream",
+    )
 
     def __init__(self) -> None:
         self.status: int | None = None
@@ -35,6 +48,7 @@ class ResponseParser:
         self.stream = ""
         self.completed = False
         self.ended = False
+        self.event_bytes = 0
         self._head = b""
         self._frames = b""  # starts with the size of a chunk
         self._text = b""  # starts with an event
@@ -67,6 +81,7 @@ class ResponseParser:
             self._text = data
             return []
         cut += len(self._blank)
+        self.event_bytes += cut
         self._text = data[cut:]
         events = data[:cut] if self._text else data
         return self._take_events(events)

@@ -10,6 +10,7 @@ from benchmarks.scenarios.first_byte import FirstByte
 from benchmarks.scenarios.flood import Flood
 from benchmarks.scenarios.growth import GrowingLog, GrowingStreams
 from benchmarks.scenarios.idle import Idle
+from benchmarks.scenarios.mirrors import Mirrors
 from benchmarks.scenarios.mixed import Mixed
 from benchmarks.scenarios.pace import CPU, MEMORY, P50, P99, RATE, Pace
 from benchmarks.scenarios.proxy import ADDED_P50, ADDED_P99, Proxy
@@ -18,13 +19,22 @@ from benchmarks.scenarios.scenario import Goal, Metric, Scenario
 from benchmarks.scenarios.stalled import Stalled
 from benchmarks.scenarios.start_rate import StartRate
 from benchmarks.scenarios.storm import Storm
+from benchmarks.servers import ELSEWHERE, OURS, REDIS
 
 _ALL: Final = ("crucible", "crucible-plain", "sse-starlette", "fastapi", "aiohttp-sse", "quart-trio", "node")
 # Without the plain quart-trio route. It is never the best Python rival, and would take most of the time here.
 _MOST: Final = ("crucible", "crucible-plain", "sse-starlette", "fastapi", "aiohttp-sse", "node")
 _OURS: Final = ("crucible", "crucible-plain")
+_LOGS: Final = (OURS, REDIS, ELSEWHERE)  # the log in memory, in Redis, and in Redis with the readers in another process
 _FAST: Final = ("crucible", "sse-starlette", "aiohttp-sse", "node")
 _GATEWAYS: Final = ("crucible", "crucible-native", "aiohttp-gateway", "fastapi-gateway", "litellm", "nginx")
+
+_TOTAL: Final = Metric(name="total_us", label="CPU per token of all processes", unit="µs")
+_EACH_CPU: Final = (
+    Metric(name="cpu_us", label="of the generating process", unit="µs"),
+    Metric(name="other_us", label="of the process with the readers", unit="µs"),
+    Metric(name="redis_us", label="of redis-server", unit="µs"),
+)
 
 BUFFER: Final = 64  # crucible_trio's default, and the size of every rival's queue
 
@@ -45,6 +55,22 @@ def _rate(name: str, label: str) -> Metric:
 
 def _milliseconds(name: str, label: str) -> Metric:
     return Metric(name=name, label=label, unit="ms")
+
+
+def _redis_cost(here: float, elsewhere: float) -> tuple[Goal, ...]:
+    """The most that a token may cost, compared with the log in memory. Redis is included."""
+    return (
+        Goal(metric="total_us", bound=here, rival=OURS, server=REDIS),
+        Goal(metric="total_us", bound=elsewhere, rival=OURS, server=ELSEWHERE),
+    )
+
+
+def _idle(name: str, label: str) -> tuple[Metric, ...]:
+    """Memory and CPU of one process of a deployment."""
+    return (
+        Metric(name=f"{name}many_kib", label=f"memory per stream of {label}", unit="KiB"),
+        Metric(name=f"{name}cpu_percent", label=f"CPU of {label}", unit="% of a core"),
+    )
 
 
 def _proxy(streams: int) -> Scenario:
@@ -268,6 +294,69 @@ SCENARIOS: Final = (
         ),
         goals=(Goal(metric="worst", bound=1.3, of="absolute"),),
         servers=_OURS,
+        most_rounds=3,
+    ),
+    Scenario(
+        name="redis-pace",
+        title="Log in Redis: model pace, 200 streams, 50 tokens/s each, one timer feeding all",
+        run=Pace(streams=200, rate=50),
+        metrics=(_TOTAL, *_EACH_CPU, P50, P99, RATE),
+        goals=(*_redis_cost(2.5, 4.0), Goal(metric="p99_ms", bound=15.0, of="absolute", server=REDIS)),
+        servers=_LOGS,
+        main=True,
+        most_rounds=3,
+    ),
+    Scenario(
+        name="redis-fan-out",
+        title="Log in Redis: fan-out, 100 readers on one stream, 50 tokens/s",
+        run=FanOut(readers=100, rate=50),
+        metrics=(_TOTAL, *_EACH_CPU, P50, P99, RATE),
+        goals=_redis_cost(2.5, 4.0),
+        servers=_LOGS,
+        most_rounds=3,
+    ),
+    Scenario(
+        name="redis-resume",
+        title="Log in Redis: resume from logs of 10,000 records",
+        run=Resume(records=10_000, streams=3, times=2),
+        metrics=(
+            _rate("first_records_per_s", "replay to the first reader in the process"),
+            _rate("records_per_s", "replay to the next readers"),
+            _rate("half_records_per_s", "replay from the middle"),
+            _milliseconds("first_ms", "time to catch up, first reader"),
+            _milliseconds("whole_ms", "time to catch up, next readers"),
+        ),
+        goals=(
+            Goal(metric="first_records_per_s", bound=10.0, server=ELSEWHERE),
+            Goal(metric="records_per_s", bound=10.0, server=ELSEWHERE),
+        ),
+        servers=(*_LOGS, "sse-starlette", "aiohttp-sse"),
+        most_rounds=3,
+    ),
+    Scenario(
+        name="redis-idle",
+        title="Log in Redis: 1,000 open streams without tokens",
+        run=Idle(few=1000, many=1000),
+        metrics=(
+            *_idle("", "the generating process"),
+            *_idle("other_", "the process with the readers"),
+            *_idle("redis_", "redis-server"),
+        ),
+        goals=(),
+        servers=_LOGS,
+        most_rounds=2,
+    ),
+    Scenario(
+        name="redis-mirrors",
+        title="Log in Redis: memory of a mirror, 200 streams with 100 records each",
+        run=Mirrors(streams=200, records=100),
+        metrics=(
+            Metric(name="mirror_kib", label="memory per mirror", unit="KiB"),
+            Metric(name="frames_kib", label="of which are bytes of its records", unit="KiB"),
+            Metric(name="beyond_kib", label="the rest", unit="KiB"),
+        ),
+        goals=(Goal(metric="beyond_kib", bound=20.0, of="absolute", server=ELSEWHERE),),
+        servers=(ELSEWHERE,),
         most_rounds=3,
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.client.load import Load
-from benchmarks.process import running
+from benchmarks.deployment import deployed
 from benchmarks.scenarios.scenario import Figures
 from benchmarks.scenarios.window import latencies_ms, measure, tokens_in
 from benchmarks.servers import BenchServer
@@ -31,7 +31,7 @@ class FanOut:
     def __call__(self, server: BenchServer) -> Figures:
         """Run one round. Every token must reach every reader."""
         spec = Spec(kind="batch", tokens=int(self.rate * (self.warm_up + self.window + 0.3)), rate=self.rate)
-        with running(server) as process, Load(process.port) as load:
+        with deployed(server) as process, Load(process.reader_port, start_port=process.port) as load:
             [first] = load.start([spec])
             load.open([lambda: load.connect_follow(first.wire.stream)] * (self.readers - 1))
             process.ask("/bench/go")
@@ -43,7 +43,7 @@ class FanOut:
         tokens = tokens_in(load.readers, window)
         p50, p99 = latencies_ms(load.readers, window)
         return {
-            "cpu_us": window.server.used * 1e6 / tokens,
+            **window.cpu_us(tokens),
             "p50_ms": p50,
             "p99_ms": p99,
             "tokens_per_s": tokens / window.seconds,

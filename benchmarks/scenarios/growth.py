@@ -62,7 +62,7 @@ class GrowingLog:
     def _cpu_us(self, server: BenchServer, size: int) -> float:
         spec = Spec(kind="timer", fill=size, rate=self.rate, tokens=int(self.rate * (self.window + 1.0)))
         with running(server) as process, Load(process.port) as load:
-            stream = filled(load, process, spec)
+            [stream] = filled(load, process, [spec])
             load.readers.clear()
             reader = load.connect_follow(stream, size // 2)
             reader.ask()

@@ -8,7 +8,8 @@ from typing import Literal
 
 from benchmarks.client.load import Load
 from benchmarks.client.wire import Wire
-from benchmarks.process import ServerProcess, running
+from benchmarks.deployment import deployed
+from benchmarks.process import ServerProcess
 from benchmarks.scenarios.scenario import Figures, Metric
 from benchmarks.scenarios.window import latencies_ms, measure, tokens_in
 from benchmarks.servers import BenchServer
@@ -53,13 +54,13 @@ class Pace:
 
     def __call__(self, server: BenchServer) -> Figures:
         """Run one round. Every token must arrive."""
-        with running(server) as process:
+        with deployed(server) as process:
             return self.measure(process, process)
 
     def measure(self, process: ServerProcess, model: ServerProcess, wire: Wire = "native") -> Figures:
         """Measure a server on a wire, while the model of this or another process generates the tokens."""
         specs = self.specs()
-        with Load(process.port, wire) as load:
+        with Load(process.reader_port, wire, start_port=process.port) as load:
             before = process.memory_bytes()
             load.start(specs)
             model.ask("/bench/go")
@@ -73,7 +74,7 @@ class Pace:
         p50, p99 = latencies_ms(load.readers, window)
         gc.collect()
         return {
-            "cpu_us": window.server.used * 1e6 / tokens,
+            **window.cpu_us(tokens),
             "p50_ms": p50,
             "p99_ms": p99,
             "tokens_per_s": tokens / window.seconds,

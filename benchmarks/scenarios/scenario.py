@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from benchmarks.servers import BenchServer
+from benchmarks.servers import OURS, SERVERS, BenchServer
 
 Figures: TypeAlias = dict[str, float]
 Run: TypeAlias = Callable[[BenchServer], Figures]
@@ -24,7 +24,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """The goal for crucible_trio's median over all rounds.
+    """The goal for the median of one of crucible_trio's servers over all rounds.
 
     Attributes:
         metric: The metric's name.
@@ -32,6 +32,7 @@ class Goal:
         of: `ratio`: relative to the best Python rival. `absolute`: in the metric's unit.
         rival_by: The metric that decides which Python rival is the best. None: `metric`.
         rival: The server to compare with. Empty: the best Python rival.
+        server: The server that is judged.
     """
 
     metric: str
@@ -39,6 +40,7 @@ class Goal:
     of: Literal["ratio", "absolute"] = "ratio"
     rival_by: str | None = None
     rival: str = ""
+    server: str = OURS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +66,8 @@ class Scenario:
     servers: tuple[str, ...]
     main: bool = False
     most_rounds: int = 1000
+
+    @property
+    def needs_redis(self) -> bool:
+        """Whether one of the servers has its log in Redis."""
+        return any(SERVERS[server].log == "redis" for server in self.servers)

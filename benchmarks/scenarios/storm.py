@@ -44,7 +44,7 @@ class Storm:
                 [Spec(kind="batch", name=f"h{n}", tokens=count, rate=self.rate) for n in range(self.healthy)]
             )
             lost = load.readers[: self.cut]
-            load.run(60.0, lambda: all(reader.wire.records > self.behind for reader in lost))
+            load.run(60.0, lambda: all(reader.has(fill - 1) for reader in lost))
             process.ask("/bench/go")
             load.run_for(2.0)
             seen = [reader.wire.records for reader in lost]
@@ -52,7 +52,7 @@ class Storm:
                 load.close(reader)
             cut_at = time.monotonic_ns()
             back = [
-                load.connect_follow(reader.wire.stream, records - self.behind)
+                load.connect_follow(reader.wire.stream, max(0, records - self.behind))  # on a busy machine tokens merge
                 for reader, records in zip(lost, seen, strict=True)
             ]
             for reader in back:

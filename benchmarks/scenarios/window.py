@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks.client.load import Load, LoadReader
 from benchmarks.process import Cpu, ServerProcess, cpu
+from benchmarks.scenarios.scenario import Figures
 from benchmarks.stats import percentile
 from benchmarks.tokens import TOKEN_LENGTH, latencies_ns
 
@@ -23,17 +24,25 @@ class Window:
         ended: The end.
         server: CPU time of the server's process.
         client: CPU time of this process.
+        beside: CPU time of the other processes of the server's deployment, by name.
     """
 
     began: int
     ended: int
     server: Cpu
     client: Cpu
+    beside: dict[str, Cpu]
 
     @property
     def seconds(self) -> float:
         """Its length."""
         return (self.ended - self.began) / 1e9
+
+    def cpu_us(self, tokens: int) -> Figures:
+        """The CPU time per token in µs: of the server, of each process beside it, and of all of them."""
+        beside = {f"{name}_us": cpu.used * 1e6 / tokens for name, cpu in self.beside.items()}
+        own = self.server.used * 1e6 / tokens
+        return {"cpu_us": own, **beside, "total_us": own + sum(beside.values())}
 
     def conditions(self) -> dict[str, float]:
         """The shares of the window for which server and client ran, and waited for their core.
@@ -58,9 +67,13 @@ def measure_while(process: ServerProcess, run: Callable[[], None]) -> Window:
     gc.collect()
     gc.disable()  # a garbage collection in the client would count as latency of the server
     try:
+        beside = {name: each.cpu() for name, each in process.beside.items()}
         server, client, began = process.cpu(), cpu(os.getpid()), time.monotonic_ns()
         run()
-        return Window(began, time.monotonic_ns(), process.cpu() - server, cpu(os.getpid()) - client)
+        ended, server, client = time.monotonic_ns(), process.cpu() - server, cpu(os.getpid()) - client
+        return Window(
+            began, ended, server, client, {name: process.beside[name].cpu() - was for name, was in beside.items()}
+        )
     finally:
         gc.enable()
 

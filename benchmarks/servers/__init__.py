@@ -13,7 +13,7 @@ A gateway has no model. It takes chat completions, and passes them on to a model
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -35,6 +35,8 @@ class BenchServer:
         side: Only `python` rivals count for the goals.
         checkout: The project folder whose code the command runs.
         wire: What its clients speak, where the scenario does not decide.
+        log: Where its logs are. `deployment.py` starts the Redis.
+        readers: Whether the process that generates serves the readers, or a second process.
     """
 
     label: str
@@ -42,10 +44,15 @@ class BenchServer:
     side: Side
     checkout: Path = _HERE.parent.parent
     wire: Wire | None = None
+    log: Literal["memory", "redis"] = "memory"
+    readers: Literal["here", "elsewhere"] = "here"
 
 
 def _ours(label: str, *options: str) -> BenchServer:
     return BenchServer(label=label, command=(*_PYTHON, "benchmarks.servers.crucible", *options), side="ours")
+
+
+_OVER_REDIS: Final = replace(_ours("log in Redis"), log="redis")
 
 
 def _gateway(label: str, module: str, side: Side = "python") -> BenchServer:
@@ -60,6 +67,8 @@ def _rival(label: str, module: str) -> BenchServer:
 SERVERS: Final[dict[str, BenchServer]] = {
     "crucible": _ours("crucible_trio"),
     "crucible-plain": _ours("crucible_trio, plain path", "--plain"),
+    "crucible-redis": _OVER_REDIS,
+    "crucible-elsewhere": replace(_OVER_REDIS, label="log in Redis, readers in a second process", readers="elsewhere"),
     "sse-starlette": _rival("sse-starlette, uvicorn", "starlette_sse"),
     "fastapi": _rival("fastapi.sse, uvicorn", "fastapi_sse"),
     "aiohttp-sse": _rival("aiohttp-sse", "aiohttp_server"),
@@ -75,6 +84,8 @@ SERVERS: Final[dict[str, BenchServer]] = {
 
 OURS: Final = "crucible"
 PLAIN: Final = "crucible-plain"
+REDIS: Final = "crucible-redis"
+ELSEWHERE: Final = "crucible-elsewhere"
 
 
 def bare_form(form: str) -> BenchServer:

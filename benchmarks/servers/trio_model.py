@@ -12,6 +12,8 @@ from benchmarks.spec import Spec
 from benchmarks.tokens import stamp, token
 
 Put: TypeAlias = Callable[[str], Awaitable[None]]
+Recorded: TypeAlias = Callable[[int], Awaitable[None]]
+"""Waits until a log has this many records."""
 
 # Scheduler passes after which a token has been recorded, so that the next token becomes a separate record. A sleep
 # would work too, but takes a whole millisecond.
@@ -80,11 +82,20 @@ class TrioModel:
         app.add_url_rule("/bench", "bench", report)
         app.add_url_rule("/bench/go", "bench_go", go)
 
-    async def generate(self, spec: Spec, put: Put) -> None:
-        """Generate the tokens of one stream."""
+    async def generate(self, spec: Spec, put: Put, recorded: Recorded | None = None) -> None:
+        """Generate the tokens of one stream.
+
+        Args:
+            spec: What it generates.
+            put: Writes a token.
+            recorded: Makes each token of the `fill` a separate record, however long the log takes to record it.
+        """
         try:
             for number in range(spec.fill):
                 await self._make(put, stamp(time.monotonic_ns()), number)
+                if recorded is not None:
+                    await recorded(number + 2)  # record 1 has no token
+                    continue
                 for _ in range(_FILL_PASSES):
                     await trio.lowlevel.checkpoint()
             if spec.kind == "flood":

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from benchmarks.client.load import Load
+from benchmarks.deployment import deployed
+from benchmarks.scenarios.fan_out import FanOut
+from benchmarks.scenarios.idle import Idle
+from benchmarks.scenarios.mirrors import Mirrors
 from benchmarks.scenarios.mixed import Mixed
 from benchmarks.scenarios.pace import Pace
 from benchmarks.scenarios.proxy import Proxy
+from benchmarks.scenarios.resume import Resume
 from benchmarks.scenarios.start_rate import StartRate
 from benchmarks.scenarios.storm import Storm
-from benchmarks.servers import OURS, SERVERS
+from benchmarks.servers import ELSEWHERE, OURS, REDIS, SERVERS
+from benchmarks.spec import Spec
 
 pytestmark = pytest.mark.slow
 
@@ -42,3 +51,57 @@ def test_a_mix_of_readers_loses_nothing() -> None:
 def test_streams_are_started_one_after_another() -> None:
     figures = StartRate(clients=2, warm_up=0.1, window=0.3)(SERVERS[OURS])
     assert figures["streams_per_s"] > 0
+
+
+@pytest.fixture
+def redis_program(need_program: Callable[[str], str]) -> None:
+    pytest.importorskip("hiredis")
+    need_program("redis-server")
+
+
+@pytest.mark.usefixtures("redis_program")
+@pytest.mark.parametrize(("name", "processes"), [(REDIS, {"redis"}), (ELSEWHERE, {"redis", "other"})])
+def test_the_cpu_time_of_every_process_of_a_deployment_is_measured(name: str, processes: set[str]) -> None:
+    for run in (Pace(streams=3, rate=20, warm_up=0.1, window=1.0, tail=0.2), FanOut(readers=3, rate=20, window=1.0)):
+        figures = run(SERVERS[name])
+        each = {key: figures[key] for key in figures if key.endswith("_us") and key != "total_us"}
+        assert each.keys() == {"cpu_us", *(f"{process}_us" for process in processes)}
+        assert all(each.values())
+        assert figures["total_us"] == pytest.approx(sum(each.values()))
+
+
+@pytest.mark.usefixtures("redis_program")
+def test_readers_elsewhere_are_in_the_process_that_does_not_generate() -> None:
+    with (
+        deployed(SERVERS[ELSEWHERE]) as process,
+        Load(process.reader_port, start_port=process.port) as load,
+    ):
+        readers = load.start([Spec(kind="batch", name=f"s{n}", tokens=5) for n in range(3)])
+        assert load.readers == readers
+        process.ask("/bench/go")
+        load.finish(30.0)
+        assert [reader.check(5) for reader in readers] == [5, 5, 5]
+        assert {reader.sock.getpeername()[1] for reader in readers} == {process.beside["other"].port}
+        assert (process.made, process.beside["other"].made) == (15, 0)
+
+
+@pytest.mark.usefixtures("redis_program")
+@pytest.mark.parametrize("name", [REDIS, ELSEWHERE])
+def test_a_long_log_in_redis_has_one_record_for_each_token(name: str) -> None:
+    figures = Resume(records=300, streams=2, times=1)(SERVERS[name])
+    assert figures["first_ms"] > 0
+    assert figures["half_records_per_s"] > 0
+
+
+@pytest.mark.usefixtures("redis_program")
+def test_silent_streams_are_measured_in_every_process() -> None:
+    figures = Idle(few=20, many=40, window=0.5)(SERVERS[ELSEWHERE])
+    assert all(figures[f"{process}many_kib"] > 0 for process in ("", "other_", "redis_"))
+    assert figures.keys() >= {"cpu_percent", "other_cpu_percent", "redis_cpu_percent"}
+
+
+@pytest.mark.usefixtures("redis_program")
+def test_a_mirror_is_weighed_against_the_bytes_of_its_records() -> None:
+    figures = Mirrors(streams=10, records=20)(SERVERS[ELSEWHERE])
+    assert 20 * 100 < figures["frames_kib"] * 1024 < 20 * 200
+    assert figures["beyond_kib"] == pytest.approx(figures["mirror_kib"] - figures["frames_kib"])

@@ -113,7 +113,8 @@ def test_every_goal_has_a_metric_and_every_server_exists() -> None:
         names = {metric.name for metric in each.metrics}
         assert {goal.metric for goal in each.goals} | {goal.rival_by for goal in each.goals} - {None} <= names
         assert set(each.servers) <= set(SERVERS)
-        assert "crucible" in each.servers
+        assert {goal.server for goal in each.goals} <= set(each.servers)
+        assert any(SERVERS[server].side == "ours" for server in each.servers)
         assert {goal.rival for goal in each.goals} - {""} <= set(each.servers)
 
 
@@ -124,3 +125,15 @@ def test_a_goal_can_name_its_rival() -> None:
     assert judgement.figure == pytest.approx(60 / 650)
     assert judgement.rival == "litellm"
     assert judgement.met
+
+
+def test_a_goal_can_name_the_server_that_it_judges() -> None:
+    goal = Goal(metric="cpu", bound=2.5, rival="crucible", server="crucible-redis")
+    found = rounds() | {"crucible-redis": [{"cpu": 22.0, "redis": 4.0}]}
+    judged = scenario(goal)
+    [judgement] = judge(judged, found)
+    assert judgement.figure == pytest.approx(2.2)
+    assert str(judgement) == "Goal met: CPU, log in Redis, is 2.2 times that of crucible (goal: at most 2.5)."
+    redis = replace(judged, metrics=(*judged.metrics, Metric(name="redis", label="Redis", unit="µs")))
+    row = scenario_report(redis, found, verdict=False).splitlines()[-1]
+    assert row.startswith("| Redis, µs | - | - | 4 | ")  # the others have no Redis

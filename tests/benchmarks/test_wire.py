@@ -48,6 +48,8 @@ def test_every_delta_arrives_once(framing: str, line_end: str, space: str, size:
     assert len(deltas) == 3
     assert (wire.status, wire.records, wire.stream, wire.completed) == (200, 5, "str_a", True)
     assert wire.ended == (framing != "until closed")
+    retry = len(b"retry: 1000\n") if framing == "chunks across events" else 0
+    assert wire.event_bytes == sum(map(len, events(line_end, space))) + retry
 
 
 def test_an_incomplete_event_is_not_parsed() -> None:
