@@ -176,15 +176,15 @@ MUTANTS = [
     Mutant(
         mechanism="the pieces of a burst stay in the buffer and are merged",
         file="output.py",
-        old="        is_first = self._pass != self._batcher.passes\n",
-        new="        is_first = True\n",
+        old="        return self._pass == self._batcher.passes\n",
+        new="        return False\n",
         tests="tests/core/test_backpressure.py",
     ),
     Mutant(
         mechanism="an engine that never waits lets other tasks run",
         file="output.py",
-        old="        if not is_first and self._batcher.is_over(self._pieces):",
-        new="        if False:",
+        old="        return self._is_burst and self._batcher.is_over(self._pieces)",
+        new="        return False",
         tests="tests/core/test_output.py",
     ),
     Mutant(
@@ -463,6 +463,27 @@ MUTANTS = [
         old="if output.has_written or error.blames_request:",
         new="if error.blames_request:",
         tests="tests/engines/test_fallback.py",
+    ),
+    Mutant(
+        mechanism="an upstream is not read while the buffer of its stream is full",
+        file="engines/upstream/response.py",
+        old="        return piece is None and not reader.is_final",
+        new="        return not reader.is_final",
+        tests="tests/engines/test_upstream.py",
+    ),
+    Mutant(
+        mechanism="the body of a response is not read for a task that was cancelled",
+        file="http/direct_reads.py",
+        old="            self._forget(file)\n            return",
+        new="            return",
+        tests="tests/http/test_direct_reads.py",
+    ),
+    Mutant(
+        mechanism="only a chunk that has nothing but another text is not read whole",
+        file="engines/upstream/completion.py",
+        old="self._skipped.total == skipped and ",
+        new="",
+        tests="tests/engines/test_same_form.py",
     ),
     Mutant(
         mechanism="fields of an upstream are not the first output of a stream",
