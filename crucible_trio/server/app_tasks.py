@@ -21,6 +21,9 @@ class AppConnection(WritableConnection, Protocol):
     async def ask_for_body(self) -> None:
         """Tell a client that waits with its body that the application wants it."""
 
+    async def flush_head(self) -> None:
+        """Send the head of the response, if it has not been sent."""
+
 
 @final
 class AppTasks(TaskGroup):
@@ -48,8 +51,14 @@ class AppTasks(TaskGroup):
         inbox = _Inbox(config.max_app_queue_size, self._connection)
         nursery = self._nursery
         assert nursery is not None
+
+        async def send_and_flush(message: ASGISendEvent | None) -> None:
+            await send(message)
+            if message is not None and message["type"] == "http.response.body":
+                await self._connection.flush_head()  # hypercorn sends nothing for an empty piece
+
         nursery.start_soon(
-            run_app, app, config, scope, inbox.receive, send, trio.to_thread.run_sync, trio.from_thread.run
+            run_app, app, config, scope, inbox.receive, send_and_flush, trio.to_thread.run_sync, trio.from_thread.run
         )
         return inbox.send
 

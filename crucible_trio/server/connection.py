@@ -157,6 +157,10 @@ class HttpConnection:
         """Send `100 Continue` if the client waits for it (`AppConnection`)."""
         await self._protocol.ask_for_body()
 
+    async def flush_head(self) -> None:
+        """Send the head of the response, if it has not been sent (`AppConnection`)."""
+        await self._protocol.flush_head()
+
     # Direct writes: this class is the `WritableConnection` of a `SocketBodyWriter`
 
     @property
@@ -178,12 +182,18 @@ class HttpConnection:
         """Frame a piece of a body for the HTTP version in use. Write the result before anything else is framed."""
         return self._protocol.connection.send(h11.Data(data=data)) or b""
 
+    def frame_end(self) -> bytes:
+        """Frame the end of a body. Write the result after everything that was framed before."""
+        return self._protocol.connection.send(h11.EndOfMessage()) or b""
+
     def write_nowait(self, data: bytes) -> bool:
         """Write framed bytes and keep the rest that the kernel does not take.
 
         Returns:
             Whether the kernel took all of them. False also if the client is gone, which resets the connection.
         """
+        if self._protocol.head:
+            data = self._protocol.take_head() + data
         try:
             # Ask for the number every time: after a close it can belong to another client. It is -1 after a close.
             sent = os.write(self._stream.socket.fileno(), data)
@@ -257,7 +267,7 @@ class HttpConnection:
         sock = self._stream.socket
         if sock.fileno() == -1:
             return
-        if reset or self._protocol.is_mid_response:
+        if reset or self._unsent or self._protocol.is_mid_response:
             # An HTTP/1.0 body ends when its connection closes, so a FIN would look like success.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
