@@ -118,9 +118,7 @@ class HttpConnection:
             try:
                 data, self._ahead = self._ahead, b""
                 if not data:
-                    # A connection waits here nearly all the time. Waiting in `receive_some` takes 1.5 KiB more.
-                    await trio.lowlevel.wait_readable(sock)
-                    data = bytes(await self._stream.receive_some(MAX_RECV))
+                    data = await self._receive()
                 if self._lingers_until is None:
                     await self._protocol.handle(RawData(data))
                 else:
@@ -131,12 +129,25 @@ class HttpConnection:
                 break
         await self._protocol.handle(Closed())
 
+    async def _receive(self) -> bytes:
+        """The next bytes of the client. Empty if it has closed the connection. Checkpoints: always."""
+        sock = self._stream.socket
+        while True:
+            # A connection waits here nearly all the time. Waiting in `receive_some` takes 1.5 KiB more, and one more
+            # pass of the scheduler.
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                return os.read(sock.fileno(), MAX_RECV)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+
     async def wait_closed_by_client(self) -> None:
         """Read ahead until the client has closed the connection (`PausableConnection`)."""
         with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
             while len(self._ahead) < MAX_READ_AHEAD:
-                await trio.lowlevel.wait_readable(self._stream.socket)
-                data = await self._stream.receive_some(MAX_RECV)
+                data = await self._receive()
                 if not data:
                     return
                 self._ahead += data
