@@ -21,6 +21,9 @@ class AppConnection(WritableConnection, Protocol):
     async def ask_for_body(self) -> None:
         """Tell a client that waits with its body that the application wants it."""
 
+    def take_turn(self) -> trio.Semaphore | None:
+        """The turn of the request that begins, for the caller to release. None if it has none, or has been taken."""
+
     async def flush_head(self) -> None:
         """Send the head of the response, if it has not been sent."""
 
@@ -57,9 +60,16 @@ class AppTasks(TaskGroup):
             if message is not None and message["type"] == "http.response.body":
                 await self._connection.flush_head()  # hypercorn sends nothing for an empty piece
 
-        nursery.start_soon(
-            run_app, app, config, scope, inbox.receive, send_and_flush, trio.to_thread.run_sync, trio.from_thread.run
-        )
+        turn = self._connection.take_turn()
+
+        async def run() -> None:
+            if turn is not None:
+                turn.release()  # here and not above, so that the next request begins in the next pass
+            await run_app(
+                app, config, scope, inbox.receive, send_and_flush, trio.to_thread.run_sync, trio.from_thread.run
+            )
+
+        nursery.start_soon(run)
         return inbox.send
 
 

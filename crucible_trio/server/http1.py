@@ -63,6 +63,11 @@ class Http1Protocol(H11Protocol):
         return self.connection.our_state in {h11.SEND_RESPONSE, h11.SEND_BODY}
 
     @property
+    def is_idle(self) -> bool:
+        """Whether the server waits for the head of a request."""
+        return self.connection.their_state is h11.IDLE and self.connection.our_state is h11.IDLE
+
+    @property
     def answered_early(self) -> bool:
         """Whether the response is complete while the client is still sending its request."""
         return not self.is_mid_response and self.connection.their_state is h11.SEND_BODY
