@@ -18,7 +18,7 @@ remove it."""
 
 
 class DirectWriter(Protocol):
-    """Writes into the body of one response. Neither `ready` nor `write_nowait` ever raises."""
+    """Writes into the body of one response. Neither `ready` nor the writes ever raise."""
 
     @property
     def ready(self) -> bool:
@@ -31,6 +31,9 @@ class DirectWriter(Protocol):
             Whether the kernel took all of it. If not, the connection keeps the rest and sends it before anything else.
             Until then `ready` is False.
         """
+
+    def write_last_nowait(self, data: bytes) -> bool:
+        """Write the last piece of the body and the end of the response. Otherwise as `write_nowait`."""
 
     async def flush(self) -> None:
         """Send the rest that `write_nowait` left, with the write deadline of `send`.

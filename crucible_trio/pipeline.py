@@ -281,12 +281,13 @@ class Pipeline:
         return stream
 
     async def _publish(self, generation: Generation, stream: Stream, key: str | None) -> None:
-        with trio.CancelScope() as scope:
-            self._starting.add(scope)
-            try:
-                await generation.log.flushed()
-            finally:
-                self._starting.discard(scope)
+        if generation.log.head < generation.log.pending_head:  # a cancel scope takes longer than a log in memory
+            with trio.CancelScope() as scope:
+                self._starting.add(scope)
+                try:
+                    await generation.log.flushed()
+                finally:
+                    self._starting.discard(scope)
         self._check_takes_streams()  # `create` and `flushed` may have waited
         with trio.fail_after(self.settings.flush_seconds, shield=True):
             await self.store.started(stream, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -107,6 +108,7 @@ class Service:
         async with trio.open_nursery() as nursery:
             with self.settings.errors_name_origins(), port_hint():
                 urls: list[str] = await nursery.start(server)
+            keep_out_of_collections()
             task_status.started(start_message(urls, self.pipeline.engine.info, self.settings.apis))
 
 
@@ -123,6 +125,15 @@ async def open_service(settings: ServiceSettings) -> AsyncIterator[Service]:
         with settings.errors_name_origins():
             pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
         yield Service(settings, pipeline)
+
+
+def keep_out_of_collections() -> None:
+    """Let the garbage collector skip everything that exists now, such as modules.
+
+    It would walk these objects again and again: 5 % of the CPU time while streams start, in pauses of 80 ms.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def start_message(urls: Sequence[str], info: EngineInfo, settings: ApiSettings) -> str:

@@ -34,6 +34,10 @@ _WRITE_BYTES: Final = 16 * 1024
 _LINGER_SECONDS: Final = 2.0
 # Such a client is cut after this time. Many clients send a whole body before they read, and 20 MiB take a while.
 _MAX_LINGER_SECONDS: Final = 30.0
+# Requests that may begin in one pass of the scheduler. The others wait for their turn. If a hundred began in one pass,
+# each would have to wait for all the others at every step, so all would get their first token late and together. The
+# streams that run already would wait for all of them, too.
+_BEGINNING: Final = 8
 
 
 @final
@@ -47,6 +51,7 @@ class ServerState:
         self.context = WorkerContext(None)
         self.timers = Timers()
         self.idle: set[HttpConnection] = set()
+        self.beginning = trio.Semaphore(_BEGINNING)
 
 
 @final
@@ -61,6 +66,7 @@ class HttpConnection:
         self._writers = 0  # tasks inside `_write`
         self._closing = Timer(inf, self)
         self._lingers_until: float | None = None  # the latest time, while the connection lingers
+        self._turn: trio.Semaphore | None = None
         self._unsent = b""  # the rest of a write that did not wait
         self._tasks = AppTasks(self, offers_direct_writes=server.config.direct_writes)
         sock = stream.socket
@@ -97,16 +103,16 @@ class HttpConnection:
             self._become_busy()
             self.close()
 
-    def _become_idle(self) -> None:
+    def _become_idle(self, until: float | None = None) -> None:
         self._server.idle.add(self)
-        self._close_in(self._config.keep_alive_timeout)
+        self._close_at(trio.current_time() + self._config.keep_alive_timeout if until is None else until)
 
     def _become_busy(self) -> None:
         self._server.idle.discard(self)
         self._closing.cancel()
 
-    def _close_in(self, seconds: float) -> None:
-        self._closing = self._server.timers.set(trio.current_time() + seconds, self)
+    def _close_at(self, time: float) -> None:
+        self._closing = self._server.timers.set(time, self)
 
     def timer_fired(self) -> None:
         """Close the connection: it was idle for too long, or its time to linger is over."""
@@ -118,11 +124,9 @@ class HttpConnection:
             try:
                 data, self._ahead = self._ahead, b""
                 if not data:
-                    # A connection waits here nearly all the time. Waiting in `receive_some` takes 1.5 KiB more.
-                    await trio.lowlevel.wait_readable(sock)
-                    data = bytes(await self._stream.receive_some(MAX_RECV))
+                    data = await self._receive()
                 if self._lingers_until is None:
-                    await self._protocol.handle(RawData(data))
+                    await self._handle(data)
                 else:
                     self._linger(self._lingers_until)
             except (trio.ClosedResourceError, trio.BrokenResourceError):
@@ -131,12 +135,50 @@ class HttpConnection:
                 break
         await self._protocol.handle(Closed())
 
+    async def _handle(self, data: bytes) -> None:
+        if self._protocol.stream is not None or not data:
+            await self._protocol.handle(RawData(data))
+            return
+        beginning = self._server.beginning
+        idle_until = self._closing.at
+        try:
+            beginning.acquire_nowait()
+        except trio.WouldBlock:
+            self._become_busy()  # it waits for this server, and not for its client
+            await beginning.acquire()
+        self._turn = beginning
+        try:
+            await self._protocol.handle(RawData(data))
+        finally:
+            if (turn := self.take_turn()) is not None:  # not the whole head of a request, or a refused one
+                turn.release()
+        if self._protocol.is_idle and self not in self._server.idle:
+            self._become_idle(idle_until)
+
+    def take_turn(self) -> trio.Semaphore | None:
+        """The turn of the request that begins, for the caller to release (`AppConnection`)."""
+        turn, self._turn = self._turn, None
+        return turn
+
+    async def _receive(self) -> bytes:
+        """The next bytes of the client. Empty if it has closed the connection. Checkpoints: always."""
+        sock = self._stream.socket
+        while True:
+            # A connection waits here nearly all the time. Waiting in `receive_some` takes 1.5 KiB more, and one more
+            # pass of the scheduler.
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                return os.read(sock.fileno(), MAX_RECV)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+
     async def wait_closed_by_client(self) -> None:
         """Read ahead until the client has closed the connection (`PausableConnection`)."""
         with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
             while len(self._ahead) < MAX_READ_AHEAD:
-                await trio.lowlevel.wait_readable(self._stream.socket)
-                data = await self._stream.receive_some(MAX_RECV)
+                data = await self._receive()
                 if not data:
                     return
                 self._ahead += data
@@ -156,6 +198,10 @@ class HttpConnection:
     async def ask_for_body(self) -> None:
         """Send `100 Continue` if the client waits for it (`AppConnection`)."""
         await self._protocol.ask_for_body()
+
+    async def flush_head(self) -> None:
+        """Send the head of the response, if it has not been sent (`AppConnection`)."""
+        await self._protocol.flush_head()
 
     # Direct writes: this class is the `WritableConnection` of a `SocketBodyWriter`
 
@@ -178,12 +224,18 @@ class HttpConnection:
         """Frame a piece of a body for the HTTP version in use. Write the result before anything else is framed."""
         return self._protocol.connection.send(h11.Data(data=data)) or b""
 
+    def frame_end(self) -> bytes:
+        """Frame the end of a body. Write the result after everything that was framed before."""
+        return self._protocol.connection.send(h11.EndOfMessage()) or b""
+
     def write_nowait(self, data: bytes) -> bool:
         """Write framed bytes and keep the rest that the kernel does not take.
 
         Returns:
             Whether the kernel took all of them. False also if the client is gone, which resets the connection.
         """
+        if self._protocol.head:
+            data = self._protocol.take_head() + data
         try:
             # Ask for the number every time: after a close it can belong to another client. It is -1 after a close.
             sent = os.write(self._stream.socket.fileno(), data)
@@ -246,7 +298,7 @@ class HttpConnection:
 
     def _linger(self, until: float) -> None:
         self._closing.cancel()
-        self._close_in(min(_LINGER_SECONDS, until - trio.current_time()))
+        self._close_at(min(trio.current_time() + _LINGER_SECONDS, until))
 
     def close(self, *, reset: bool = False) -> None:
         """Close immediately, with FIN after a complete response. May be repeated.
@@ -257,7 +309,7 @@ class HttpConnection:
         sock = self._stream.socket
         if sock.fileno() == -1:
             return
-        if reset or self._protocol.is_mid_response:
+        if reset or self._unsent or self._protocol.is_mid_response:
             # An HTTP/1.0 body ends when its connection closes, so a FIN would look like success.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()

@@ -18,6 +18,9 @@ class WritableConnection(Protocol):
     def frame(self, data: bytes) -> bytes:
         """Frame a piece of a body. Write the result before anything else is framed."""
 
+    def frame_end(self) -> bytes:
+        """Frame the end of a body."""
+
     def write_nowait(self, data: bytes) -> bool:
         """Write framed bytes. Returns whether the kernel took all of them."""
 
@@ -44,6 +47,11 @@ class SocketBodyWriter:
     def write_nowait(self, data: bytes) -> bool:
         """See `DirectWriter.write_nowait`."""
         return self._connection.write_nowait(_chunk(data) if self._is_chunked else self._framed(data))
+
+    def write_last_nowait(self, data: bytes) -> bool:
+        """See `DirectWriter.write_last_nowait`."""
+        connection = self._connection
+        return connection.write_nowait(connection.frame(data) + connection.frame_end())
 
     def _framed(self, data: bytes) -> bytes:
         # h11 frames the first piece, which shows whether the body is chunked. A chunk depends on nothing but its data,

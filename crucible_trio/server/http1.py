@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import final
+from typing import Final, final
 
 import h11
-from hypercorn.events import Closed
+from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import H11SendableEvent
+
+_SENT: Final = frozenset({h11.DONE, h11.MUST_CLOSE})  # h11's states after a whole response
 
 
 @final
@@ -19,6 +21,9 @@ class Http1Protocol(H11Protocol):
     TLS. Its HTTP/2 has no backpressure, and some requests raise exceptions that nothing catches.
     """
 
+    head = b""
+    """The head of a response whose body has not begun. ASGI sends both together, and a write costs 30 to 50 us."""
+
     async def ask_for_body(self) -> None:
         """Send `100 Continue` if the client waits for it: the application wants the body."""
         if self.connection.they_are_waiting_for_100_continue:
@@ -27,13 +32,40 @@ class Http1Protocol(H11Protocol):
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         """Send an event. Stock hypercorn sends `100 Continue` before the application has seen the request."""
-        if not (isinstance(event, h11.InformationalResponse) and event.status_code == HTTPStatus.CONTINUE):
-            await super()._send_h11_event(event)
+        if isinstance(event, h11.InformationalResponse) and event.status_code == HTTPStatus.CONTINUE:
+            return
+        if isinstance(event, h11.EndOfMessage) and self.connection.our_state in _SENT:
+            return  # a direct write has sent it
+        try:
+            data = self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response):
+            self.head = data or b""
+        else:
+            await self.send(RawData(data=self.take_head() + (data or b"")))
+
+    def take_head(self) -> bytes:
+        """The bytes to write before the body begins. Empty if they have been taken."""
+        head, self.head = self.head, b""
+        return head
+
+    async def flush_head(self) -> None:
+        """Send the head: the body has begun, with nothing so far."""
+        if self.head:
+            await self.send(RawData(data=self.take_head()))
 
     @property
     def is_mid_response(self) -> bool:
         """Whether the server has read a request and has not sent its complete response."""
         return self.connection.our_state in {h11.SEND_RESPONSE, h11.SEND_BODY}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the server waits for the head of a request."""
+        return self.connection.their_state is h11.IDLE and self.connection.our_state is h11.IDLE
 
     @property
     def answered_early(self) -> bool:

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Final, cast
 
 import trio
-from quart import Blueprint, Response, has_request_context, request
+from quart import Blueprint, Request, Response, has_request_context
 from quart.blueprints import BlueprintSetupState
+from quart.globals import request_ctx
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
@@ -98,7 +99,7 @@ def _apis_of(settings: ApiSettings) -> ApiRegistry:
 
 async def _answer_unknown_path(apis: ApiRegistry, error: HTTPException) -> Response:
     # A coroutine function, because Quart would run a plain function in a thread. A WebSocket has no request context.
-    path = request.path if has_request_context() else ""
+    path = request_ctx.request.path if has_request_context() else ""
     return http_error_response(error, apis.error_shape(path))
 
 
@@ -149,6 +150,7 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None, workers: 
 
     @root.before_request
     async def guard() -> Response | None:
+        request = request_ctx.request  # not Quart's proxy, which looks the request up at every use
         if apis.is_open(request.endpoint):
             return None
         access.check_origin(request)
@@ -156,9 +158,10 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None, workers: 
 
     @root.after_request
     async def finish(response: Response) -> Response:
+        request = request_ctx.request
         drop_body(request)
         try:
-            limit_body(response, downloads, can_refuse=_can_ask_again(response))
+            limit_body(response, downloads, can_refuse=_can_ask_again(request, response))
         except OverloadedError as error:
             shape = apis.error_shape(request.path)
             answer = answer_to(error, shape)
@@ -170,7 +173,7 @@ def blueprint(pipeline: Pipeline, settings: ApiSettings | None = None, workers: 
     return root
 
 
-def _can_ask_again(response: Response) -> bool:
+def _can_ask_again(request: Request, response: Response) -> bool:
     """Whether the client can repeat its request, and no model works for it once more."""
     is_replayed = "Crucible-Replayed" in response.headers
     return request.method != "POST" or is_replayed or request.path.endswith("/cancel")

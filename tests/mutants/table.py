@@ -271,8 +271,8 @@ MUTANTS = [
     Mutant(
         mechanism="record 1 is visible before the engine is called",
         file="pipeline.py",
-        old="                await generation.log.flushed()\n",
-        new="                pass\n",
+        old="                    await generation.log.flushed()\n",
+        new="                    pass\n",
         tests="tests/log",
     ),
     Mutant(
@@ -337,6 +337,27 @@ MUTANTS = [
         old="memoryview(self._unsent + data)",
         new="memoryview(data + self._unsent)",
         tests="tests/server/test_direct_writes.py",
+    ),
+    Mutant(
+        mechanism="a last piece that is cut short ends with a reset",
+        file="server/connection.py",
+        old="if reset or self._unsent or self._protocol.is_mid_response:",
+        new="if reset or self._protocol.is_mid_response:",
+        tests="tests/server/test_direct_writes.py",
+    ),
+    Mutant(
+        mechanism="a few requests begin in each pass of the scheduler",
+        file="server/connection.py",
+        old="_BEGINNING: Final = 8",
+        new="_BEGINNING: Final = 800",
+        tests="tests/server/test_connections.py",
+    ),
+    Mutant(
+        mechanism="a request that waits for its turn is not idle",
+        file="server/connection.py",
+        old="            self._become_busy()  # it waits for this server, and not for its client\n",
+        new="",
+        tests="tests/server/test_connections.py",
     ),
     Mutant(
         mechanism="no direct write overtakes a `send` that waits",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
+from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -13,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from crucible_trio import Finish, Output, Request
 from crucible_trio.errors import ConfigError
-from crucible_trio.server import Config
+from crucible_trio.server import Config, connection, serve
 from crucible_trio.server.listening import open_sockets
 from crucible_trio.settings import load_settings
 
@@ -331,3 +334,66 @@ async def test_a_client_that_leaves_while_it_waits_is_noticed(serving) -> None:
             await client.stream.aclose()
             while stream.log.readers == 2:
                 await trio.lowlevel.checkpoint()
+
+
+async def test_many_requests_at_the_same_time_begin_a_few_at_a_time() -> None:
+    begun = 0
+    begun_at_answer: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any, *_: Any) -> None:
+        nonlocal begun
+        if scope["type"] == "lifespan":
+            for event in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{event}.complete"})
+            return
+        begun += 1
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        begun_at_answer.append(begun)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        [url] = await nursery.start(partial(serve, app, config))
+        port = int(url.rsplit(":", 1)[1])
+        with trio.fail_after(30):
+            streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(100)]
+            for stream in streams:
+                await stack.enter_async_context(stream)
+                await stream.send_all(b"GE")  # a part of a head, a refused request and a whole one each get their turn
+            await wait_all_tasks_blocked()
+            for number, stream in enumerate(streams):
+                rest = b"?\r\n\r\n" if number < 50 else b"T / HTTP/1.1\r\nHost: x\r\n\r\n"
+                os.write(stream.socket.fileno(), rest)  # no checkpoint: all of them arrive in one pass
+            for stream in streams[:50]:
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 400")
+            for stream in streams[50:]:
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 204")
+        assert len(begun_at_answer) == 50
+        assert begun_at_answer[0] < 40
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_request_that_waits_for_its_turn_is_not_closed_as_idle(serving, monkeypatch) -> None:
+    monkeypatch.setattr(connection, "_BEGINNING", 0)
+    servers: list[connection.ServerState] = []
+    begin = connection.HttpConnection.run
+
+    async def watched(self: connection.HttpConnection) -> None:
+        servers.append(self._server)
+        await begin(self)
+
+    monkeypatch.setattr(connection.HttpConnection, "run", watched)
+    async with serving(three, keep_alive_timeout=0.05) as served:
+        with trio.fail_after(20):
+            idle, asking, slow = [await served.connect() for _ in range(3)]
+            await asking.request("GET", "/healthz")
+            await slow.stream.send_all(b"GET / HT")  # not a whole head
+            assert not await idle.receive()
+            servers[0].beginning.release()
+            assert (await asking.read_response())[0] == 200
+            servers[0].beginning.release()
+            assert not await slow.receive()

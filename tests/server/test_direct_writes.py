@@ -142,6 +142,17 @@ async def serving_raw(answer: Answer) -> AsyncIterator[int]:
         nursery.cancel_scope.cancel()
 
 
+async def _read_all(client: trio.SocketStream) -> None:
+    while await client.receive_some():
+        pass
+
+
+async def _serve_raw(answer: Answer, *, task_status: trio.TaskStatus[int]) -> None:
+    async with serving_raw(answer) as port:
+        task_status.started(port)
+        await trio.sleep_forever()
+
+
 async def test_only_the_response_at_hand_can_be_written_to() -> None:
     writes: list[SocketBodyWriter] = []
     go_on = trio.Event()
@@ -197,6 +208,79 @@ async def test_what_is_left_of_a_direct_write_goes_out_before_what_is_sent_next(
             received += data
         assert 1 < len(taken) < len(pieces)
         assert received.partition(b"\r\n\r\n")[2] == b"".join(taken) + b"end"
+
+
+async def test_a_head_is_written_with_the_first_piece_of_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = trio.Event()
+    written: list[bytes] = []
+    write = os.write
+
+    def watched(file: int, data: bytes) -> int:
+        written.append(data)
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", watched)
+
+    async def answer(scope: Any, direct: SocketBodyWriter, send: Any) -> None:
+        if scope["path"] == "/sent":
+            await send(b"piece", True)
+        elif scope["path"] == "/direct":
+            assert direct.write_nowait(b"piece")
+        else:
+            await send(b"", True)  # an event stream whose first event is not there yet
+        await go_on.wait()
+        await send(b"", False)
+
+    async with serving_raw(answer) as port:
+        for path, body in (("/sent", b"5\r\npiece\r\n"), ("/direct", b"5\r\npiece\r\n"), ("/", b"")):
+            go_on = trio.Event()
+            async with await trio.open_tcp_stream("127.0.0.1", port) as client:
+                await client.send_all(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
+                received = await client.receive_some()
+                assert received.startswith(b"HTTP/1.1 200")
+                assert received.partition(b"\r\n\r\n")[2] == body
+                assert received in written
+                go_on.set()
+                assert await client.receive_some() == b"0\r\n\r\n"
+
+
+async def test_the_last_piece_is_written_with_the_end_and_the_connection_is_kept() -> None:
+    go_on = trio.Event()
+
+    async def answer(scope: Any, direct: SocketBodyWriter, send: Any) -> None:
+        await send(b"begin", True)
+        assert direct.write_last_nowait(b"last")
+        assert not direct.ready
+        await go_on.wait()
+        await send(b"", False)
+
+    async with serving_raw(answer) as port, await trio.open_tcp_stream("127.0.0.1", port) as client:
+        for _ in range(2):
+            go_on = trio.Event()
+            await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            received = b""
+            while not received.endswith(b"0\r\n\r\n"):
+                received += await client.receive_some()
+            assert received.partition(b"\r\n\r\n")[2] == b"5\r\nbegin\r\n4\r\nlast\r\n0\r\n\r\n"
+            await wait_all_tasks_blocked()
+            go_on.set()
+
+
+async def test_a_last_piece_that_is_cut_short_ends_with_a_reset() -> None:
+    """With HTTP/1.0 a FIN would look like success."""
+
+    async def answer(scope: Any, direct: SocketBodyWriter, send: Any) -> None:
+        assert not direct.write_last_nowait(b"x" * 100_000_000)
+        nursery.cancel_scope.cancel()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(_serve_raw, answer)
+        with trio.CancelScope(shield=True), trio.fail_after(20):
+            async with await trio.open_tcp_stream("127.0.0.1", port) as client:
+                await client.send_all(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+                with pytest.raises(trio.BrokenResourceError):
+                    await _read_all(client)
 
 
 @pytest.mark.slow

@@ -259,6 +259,9 @@ class Exchange:
         self._take(data)
         return True
 
+    def write_last_nowait(self, data: bytes) -> bool:
+        return self.write_nowait(data)
+
     async def flush(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": True})
 

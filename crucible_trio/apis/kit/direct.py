@@ -137,7 +137,7 @@ class AppendWriter:
     def _write(self, data: bytes) -> bool:
         self._silence.since = trio.current_time()
         self._batcher.direct_writes += 1
-        if self._writer.write_nowait(data):
+        if self._writer.write_last_nowait(data) if self._reader.at_end else self._writer.write_nowait(data):
             return True
         self._left = _HELD
         return False

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import ClassVar, Final, final
 
 import msgspec
-from quart import Blueprint, Request, Response, request, url_for
+from quart import Blueprint, Request, Response, url_for
+from quart.globals import request_ctx
 from werkzeug.http import parse_accept_header
 
 from crucible_trio import sse
@@ -78,6 +79,7 @@ class NativeApi:
 
     async def start(self) -> Response:
         """`POST /v1/streams`: start a stream. With `Last-Event-ID`, resume that stream and start nothing."""
+        request = request_ctx.request
         owner = self._access.owner(request)
         check_parameters(request, _START_PARAMETERS)
         _check_view(request)
@@ -98,6 +100,7 @@ class NativeApi:
 
     async def generate(self) -> Response:
         """`GET /v1/generate`: start a stream for a bare `EventSource`, or resume the stream when it reconnects."""
+        request = request_ctx.request
         owner = self._access.owner(request)
         check_parameters(request, _GENERATE_PARAMETERS)
         _check_view(request)
@@ -116,6 +119,7 @@ class NativeApi:
 
     async def events(self, stream_id: str) -> Response:
         """`GET /v1/streams/{id}/events`: follow a stream after the event that the client names."""
+        request = request_ctx.request
         owner = self._access.events_owner(request, stream_id)
         stream = await self._find(stream_id, owner)
         check_parameters(request, _EVENTS_PARAMETERS)
@@ -130,28 +134,33 @@ class NativeApi:
 
     async def list(self) -> Response:
         """`GET /v1/streams`: the owner's streams, newest first."""
+        request = request_ctx.request
         streams = await self._pipeline.list(owner=self._access.owner(request))
         return json_response({"data": [self._summary(stream) for stream in streams]})
 
     async def show(self, stream_id: str) -> Response:
         """`GET /v1/streams/{id}`: a snapshot of the stream."""
+        request = request_ctx.request
         stream = await self._find(stream_id, self._access.owner(request))
         snapshot = msgspec.structs.asdict(stream.snapshot())
         return json_response(snapshot | {"events_url": self._events_url(stream), "cancel_url": _cancel_url(stream)})
 
     async def cancel(self, stream_id: str) -> Response:
         """`POST /v1/streams/{id}/cancel`: stop the stream. May be repeated."""
+        request = request_ctx.request
         stream = await self._find(stream_id, self._access.owner(request))
         stream.cancel("client")
         return json_response(self._summary(stream), 200 if stream.log.finished else 202)
 
     async def delete(self, stream_id: str) -> Response:
         """`DELETE /v1/streams/{id}`: stop the stream and forget it."""
+        request = request_ctx.request
         await self._pipeline.forget(await self._find(stream_id, self._access.owner(request)))
         return no_content()
 
     async def models(self) -> Response:
         """`GET /v1/models`: the models that a request may name."""
+        request = request_ctx.request
         return answer_about_models(request, self._context, self._list_models)
 
     def _list_models(self, form: ModelsForm | None) -> Response:
@@ -176,11 +185,13 @@ class NativeApi:
         return locate_stream(await self._event_stream(started.stream, 0), started)
 
     async def _events_or_204(self, stream: Stream, after: int) -> Response:
+        request = request_ctx.request
         if stream.finished_before(after) and "done" not in request.args:
             return no_content()  # the only answer after which an EventSource stops reconnecting
         return await self._event_stream(stream, after)
 
     async def _event_stream(self, stream: Stream, after: int) -> Response:
+        request = request_ctx.request
         if stream.finished_before(after):
             after -= 1  # some clients raise on 204, so they get the terminal record once more
         if request.method == "HEAD":
@@ -219,7 +230,10 @@ async def _check_offset(stream: Stream, after: int) -> None:
 def _accepts_events(request: Request) -> bool:
     # `*/*` does not count: a client must name the type to get a body that may stay open for minutes.
     # Not `request.accept_mimetypes`: Quart would keep it, 1 KiB for as long as the stream is open.
-    header = parse_accept_header(request.headers.get("Accept"))
+    accept = request.headers.get("Accept", "")
+    if accept == sse.MEDIA_TYPE:  # nearly always
+        return True
+    header = parse_accept_header(accept)
     accepted = ((value.partition(";")[0].strip().lower(), quality) for value, quality in header)
     return any(media_type == sse.MEDIA_TYPE and quality > 0 for media_type, quality in accepted)
 
