@@ -12,6 +12,7 @@ from benchmarks.servers.trio_model import TrioModel
 from benchmarks.spec import Spec
 from crucible_trio import EngineInfo, Finish, Output, Request, Settings, open_pipeline
 from crucible_trio.server import Config, serve
+from crucible_trio.server.collector import collect_rarely
 from crucible_trio.settings import ServerSettings
 from crucible_trio.web import create_app
 
@@ -53,4 +54,5 @@ async def main(*, direct_writes: bool) -> None:
 
 
 if __name__ == "__main__":
+    collect_rarely()  # as `crucible serve` does
     trio.run(partial(main, direct_writes="--plain" not in sys.argv))

@@ -119,7 +119,9 @@ def serve(bind: tuple[str, ...], **options: object) -> None:
 
         sys.exit(_run(partial(serve_with_workers, settings)))
     from crucible_trio.cli.serve import serve as serve_here
+    from crucible_trio.server.collector import collect_rarely
 
+    collect_rarely()
     sys.exit(_run(partial(serve_here, settings)))
 
 

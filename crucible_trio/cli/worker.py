@@ -17,6 +17,7 @@ from crucible_trio.cli.exit_codes import CANNOT_START
 from crucible_trio.cli.running import log_to_stderr, run
 from crucible_trio.cli.serve import Service, open_service
 from crucible_trio.errors import ConfigError, OverloadedError
+from crucible_trio.server.collector import collect_rarely
 from crucible_trio.server.worker_link import (
     CannotStart,
     Collect,
@@ -41,6 +42,7 @@ _REFUSAL_SECONDS: Final = 5.0
 
 def main() -> None:
     """Serve until the supervisor says otherwise."""
+    collect_rarely()
     with socket.socket(fileno=int(sys.argv[1])) as sock:
         try:
             sys.exit(run(partial(_work, sock.dup())))
