@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
 from typing import Final, final
 
 import msgspec
@@ -67,6 +68,7 @@ class Pipeline:
         self.owed_ends = OwedEnds(self.store, settings.flush_seconds)
         self.draining = False
         self._nursery: trio.Nursery | None = None
+        self._variables = Context()
         self._running: set[Generation] = set()
         self._starting: set[trio.CancelScope] = set()  # of the starts that wait for their store
         self._ended = trio.lowlevel.ParkingLot()
@@ -77,6 +79,7 @@ class Pipeline:
         Cancellation: every running stream ends as `cancelled` by `shutdown`, then this returns.
         """
         trio.lowlevel.add_instrument(self.batcher)
+        self._variables = copy_context()
         try:
             async with trio.open_nursery() as self._nursery:
                 try:
@@ -274,7 +277,8 @@ class Pipeline:
             # Not earlier. Otherwise a cancelled start would have called the engine, and a stream could end before the
             # store knows that it has started.
             if self._nursery is not None:
-                self._nursery.start_soon(self._run_generation, generation, stream)
+                # With the pipeline's context variables. Those of a request keep 2 KiB of Quart's objects.
+                self._variables.run(self._nursery.start_soon, self._run_generation, generation, stream)
             else:  # the pipeline has been closed, so this only records the end
                 generation.cancel("shutdown")
                 await self._run_generation(generation, stream)
