@@ -114,6 +114,8 @@ class Pipeline:
     ) -> Stream:
         """Start a stream. Its record 1 is in the log when this returns.
 
+        The engine has the context variables of the pipeline. A generation outlives the request that started it.
+
         Args:
             request: What to generate.
             owner: Who may read and stop it.
