@@ -16,7 +16,7 @@ def collect_rarely() -> None:
 
     A full collection stops every stream while it looks at each object. A silent stream has 200 of them. While 5,000
     streams started, Python's own thresholds led to 9 full collections. They took 6.1 of 12.2 s of CPU, and the longest
-    stopped the server for 1.4 s. With these thresholds there was one.
+    stopped the server for 1.4 s. With these thresholds there is at most one.
 
     A closed connection leaves about 10 KiB that only a collection frees. A full one is due after 700,000 objects, which
     are about 3,000 streams. So no more than 30 MiB wait for it.
