@@ -695,3 +695,8 @@ async def test_a_task_of_the_engine_that_writes_after_the_end_is_refused_with_an
                 await pipeline.start(Request(f"{pieces}"), on_disconnect="continue")
             await trio.sleep(2)
     assert sorted(refused) == ["0", "1", "3"]
+
+
+async def test_without_a_sink_an_output_needs_its_buffer(autojump_clock: MockClock) -> None:
+    with pytest.raises(NotImplementedError):
+        await Output(None).delta("a")
