@@ -15,7 +15,7 @@ from typing import Final, Protocol, final
 
 import trio
 
-from crucible_trio.timers import Timer, Timers
+from crucible_trio.timers import Timers
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Batcher(trio.abc.Instrument):
         self._timers = timers
         self._pass_began = -inf
         self._waiting: deque[Recordable] = deque()
-        self._timer = Timer(inf, self)
+        self._is_called = False  # soon, by the timers
 
     def after_io_wait(self, timeout: float) -> None:
         """The scheduler begins a pass (`trio.abc.Instrument`)."""
@@ -73,11 +73,12 @@ class Batcher(trio.abc.Instrument):
     def record_later(self, recordable: Recordable) -> None:
         """Record in a later pass. The caller does not add a `recordable` that already waits."""
         self._waiting.append(recordable)
-        if self._timer.at == inf:
-            self._set_timer(trio.current_time())
+        if not self._is_called:
+            self._call_soon()
 
     def timer_fired(self) -> None:
         """Record for the streams that wait (`Timed`)."""
+        self._is_called = False
         until = perf_counter() + _SECONDS_PER_PASS
         while self._waiting:
             try:
@@ -86,8 +87,9 @@ class Batcher(trio.abc.Instrument):
                 logger.exception("internal error while recording")
             if perf_counter() > until:
                 break
-        if self._waiting:
-            self._set_timer(trio.current_time())
+        if self._waiting and not self._is_called:
+            self._call_soon()
 
-    def _set_timer(self, at: float) -> None:
-        self._timer = self._timers.set(at, self)
+    def _call_soon(self) -> None:
+        self._is_called = True
+        self._timers.call_soon(self)

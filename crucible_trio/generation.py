@@ -112,8 +112,11 @@ class Generation:
         self._batcher = batcher
         self._is_marked = False  # to be recorded later
         self._timer = Timer(inf, self)
-        self._send, self._receive = trio.open_memory_channel[Piece](settings.buffer_tokens)
-        self._output = Output(self._send, batcher, self, client_retries=client_retries)
+        # The buffer, opened when a piece has to wait. A channel takes 2.2 KiB, and a slow model never needs it.
+        self._send: trio.MemorySendChannel[Piece] | None = None
+        self._receive: trio.MemoryReceiveChannel[Piece] | None = None
+        self._is_buffer_closed = False
+        self._output = Output(None, batcher, self, client_retries=client_retries)
         self._unanswered = self.hold  # until the engine has answered
         self._clock = DeadlineClock(
             now=self._accepted_at,
@@ -142,8 +145,11 @@ class Generation:
 
     def progress(self) -> Progress:
         """How far the engine is ahead of the log (`Producer`)."""
-        channel = self._send.statistics()
-        buffered = channel.current_buffer_used + channel.tasks_waiting_send
+        buffered = waiting = 0
+        if self._send is not None:
+            channel = self._send.statistics()
+            waiting = channel.tasks_waiting_send
+            buffered = channel.current_buffer_used + waiting
         activity: Activity = "generating"
         if self._ending is not None:
             activity = "ended"
@@ -151,7 +157,7 @@ class Generation:
             activity = "paused"
         elif self._output.is_queued:
             activity = "queued"
-        elif channel.tasks_waiting_send:
+        elif waiting:
             activity = "waiting"
         return Progress(activity=activity, pieces=self.pieces + buffered, buffered=buffered)
 
@@ -230,7 +236,7 @@ class Generation:
             self._engine_ended(endings.failed(self.facts.id, group))
         finally:
             self._decide(endings.cancelled("shutdown"))  # nothing has decided: the task was cancelled from outside
-            self._send.close()
+            self._close_send()
             if self._stopped_at is not None:
                 self.metrics.cancel_seconds.observe(trio.current_time() - self._stopped_at)
 
@@ -240,7 +246,7 @@ class Generation:
             seq = self.log.pending_head + 1
             self._ending = endings.internal_error()  # over any other: the text may not be whole
             self._timer.cancel()
-            self._receive.close()
+            self._close_receive()
             self.log.append_nowait([encode_frame(self.facts.id, self._make_terminal(seq))], last=True)
 
     def _recording_failed(self, error: Exception) -> None:
@@ -296,6 +302,13 @@ class Generation:
                 self._set_timer()
         return True
 
+    def open_buffer(self) -> trio.MemorySendChannel[Piece]:
+        """A piece cannot be recorded now, and is the first that has to wait (`PieceSink`)."""
+        self._send, self._receive = trio.open_memory_channel[Piece](self._settings.buffer_tokens)
+        if self._is_buffer_closed:
+            self._receive.close()
+        return self._send
+
     def piece_buffered(self) -> None:
         """The buffer has a new piece, or is full (`PieceSink`)."""
         self._clock.piece_came()  # the stream does not wait for its engine now
@@ -331,7 +344,7 @@ class Generation:
         self.terminal = terminal or self._make_terminal(self.log.pending_head + 1)
         self._timer.cancel()
         self._scope.cancel()  # before the next line, which would raise in an engine that waits for the buffer
-        self._receive.close()
+        self._close_receive()
 
     def room_available(self) -> None:
         """The log may have room (`LogListener`). The caller records, so no task has to be woken for it."""
@@ -349,6 +362,8 @@ class Generation:
 
     def _take_nowait(self, limit: float) -> list[Piece]:
         batch: list[Piece] = []
+        if self._receive is None:
+            return batch
         try:
             while len(batch) < limit:
                 batch.append(self._receive.receive_nowait())
@@ -367,9 +382,19 @@ class Generation:
         """Append the rest of the buffer and the terminal record together, with or without a reader."""
         self._timer.cancel()
         rest = self._take_nowait(inf)
-        self._receive.close()
+        self._close_receive()
         self._count(rest)
         self.log.append_nowait(self._recorder.finish(rest, self._make_terminal), last=True, pieces=len(rest))
+
+    def _close_send(self) -> None:
+        self._is_buffer_closed = True
+        if self._send is not None:
+            self._send.close()
+
+    def _close_receive(self) -> None:
+        self._is_buffer_closed = True
+        if self._receive is not None:
+            self._receive.close()
 
     def _count(self, batch: list[Piece]) -> None:
         if batch and self._first_piece_at is None:

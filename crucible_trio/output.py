@@ -42,6 +42,9 @@ class PieceSink(Protocol):
     def record_now(self, piece: Piece) -> bool:
         """Record a piece that came alone, without the buffer. Returns False if it must go through the buffer."""
 
+    def open_buffer(self) -> trio.MemorySendChannel[Piece]:
+        """Open the buffer, before its first piece."""
+
     def piece_buffered(self) -> None:
         """The buffer has a new piece, or is full."""
 
@@ -60,7 +63,7 @@ class Output:
     """Where an engine writes. Its generation opens and closes it.
 
     Args:
-        send: The buffer.
+        send: The buffer. None: the sink opens it when it is needed.
         batcher: Tells when a call lets other tasks run. Without one, every call does.
         sink: Records the pieces. Without one, all pieces stay in the buffer, as in a test of an engine.
 
@@ -75,7 +78,7 @@ class Output:
 
     def __init__(
         self,
-        send: trio.MemorySendChannel[Piece],
+        send: trio.MemorySendChannel[Piece] | None,
         batcher: Batcher | None = None,
         sink: PieceSink | None = None,
         *,
@@ -302,6 +305,7 @@ class Output:
             raise _call_is_open() if call is None else _call_has_ended()
         if self._put_nowait(piece, is_first=is_first):
             return
+        assert self._send is not None
         self._sink.piece_buffered()
         try:
             await self._send.send(piece)
@@ -316,6 +320,8 @@ class Output:
         self._pass = self._batcher.passes
         if is_first and self._sink.record_now(piece):
             return True
+        if self._send is None:
+            self._send = self._sink.open_buffer()
         try:
             self._send.send_nowait(piece)
         except trio.WouldBlock:
@@ -414,6 +420,9 @@ class _BufferOnly:
 
     def record_now(self, piece: Piece) -> bool:
         return False
+
+    def open_buffer(self) -> trio.MemorySendChannel[Piece]:
+        raise NotImplementedError  # such an output is made with its buffer
 
     def piece_buffered(self) -> None:
         pass

@@ -3,6 +3,9 @@
 A cancel scope with a deadline takes 600 bytes of every idle stream and 2 us of every token. So no stream and no reader
 has a cancel scope for its deadline, and none moves its timer when the deadline moves. A timer fires at the earliest
 time that could matter. Its target then compares times, and usually sets the next timer.
+
+Timers that are due shortly after one another fire in one pass of the scheduler. With 5,000 silent streams a heartbeat
+is due every 2 ms, and a pass for each of them took half of the CPU of an idle server.
 """
 
 from __future__ import annotations
@@ -10,9 +13,14 @@ from __future__ import annotations
 import heapq
 from itertools import count
 from math import inf
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 import trio
+
+# A timer fires at its time, unless another fired less than this long before. Then it fires this long after the other.
+_INTERVAL: Final = 0.05
+# Timers that fire before other tasks run. A heartbeat takes tens of microseconds.
+_PER_PASS: Final = 64
 
 
 class Timed(Protocol):
@@ -51,19 +59,21 @@ class Timer:
 
 @final
 class Timers:
-    """The timers of one pipeline or server. They fire while `run` runs."""
+    """The timers of one pipeline or server. They fire while `run` runs, at most 0.05 s late if the server keeps up."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timer]] = []
         self._numbers = count()  # timers with the same time fire in the order in which they were set
-        self._earlier = trio.lowlevel.ParkingLot()
+        self._soon: list[Timed] = []
+        self._woken = trio.lowlevel.ParkingLot()
+        self._wakes_at = inf  # when the task of `run` looks at the heap again
 
     def set(self, at: float, target: Timed) -> Timer:
         """Set a timer that fires at `at`, in the task of `run`."""
         timer = Timer(at, target)
         heapq.heappush(self._heap, (at, next(self._numbers), timer))
-        if self._heap[0][2] is timer:
-            self._earlier.unpark_all()
+        if at < self._wakes_at:
+            self._woken.unpark_all()
         return timer
 
     def set_no_later(self, timer: Timer, at: float, target: Timed) -> Timer:
@@ -73,11 +83,32 @@ class Timers:
         timer.cancel()
         return self.set(at, target)
 
+    def call_soon(self, target: Timed) -> None:
+        """Call the target's `timer_fired` in the next pass of the scheduler, in the task of `run`."""
+        self._soon.append(target)
+        self._woken.unpark_all()
+
     async def run(self) -> None:
         """Fire timers until cancelled."""
+        fired_at = -inf
         while True:
+            soon, self._soon = self._soon, []
+            for target in soon:
+                target.timer_fired()
             now = trio.current_time()
-            while self._heap and self._heap[0][0] <= now:
-                heapq.heappop(self._heap)[2].fire()
-            with trio.move_on_at(self._heap[0][0] if self._heap else inf):
-                await self._earlier.park()
+            if self._fire(now):
+                fired_at = now
+            if self._soon or (self._heap and self._heap[0][0] <= now):
+                await trio.lowlevel.checkpoint()
+                continue
+            self._wakes_at = max(self._heap[0][0], fired_at + _INTERVAL) if self._heap else inf
+            with trio.move_on_at(self._wakes_at):
+                await self._woken.park()
+
+    def _fire(self, now: float) -> bool:
+        """Fire the timers that are due, or the first of them. Returns whether there were any."""
+        fired = 0
+        while fired < _PER_PASS and self._heap and self._heap[0][0] <= now:
+            heapq.heappop(self._heap)[2].fire()
+            fired += 1
+        return fired > 0

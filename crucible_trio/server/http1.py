@@ -7,7 +7,10 @@ from typing import Final, final
 
 import h11
 from hypercorn.events import Closed, RawData
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import H11SendableEvent
 
 _SENT: Final = frozenset({h11.DONE, h11.MUST_CLOSE})  # h11's states after a whole response
@@ -56,6 +59,14 @@ class Http1Protocol(H11Protocol):
         """Send the head: the body has begun, with nothing so far."""
         if self.head:
             await self.send(RawData(data=self.take_head()))
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send an event of a response. Nothing but an access log needs its headers again: 1 KiB per idle stream."""
+        await super().stream_send(event)
+        if isinstance(event, Response) and self.config.accesslog is None:
+            response = getattr(self.stream, "response", None)  # hypercorn's own errors have none
+            if response is not None and isinstance(self.stream, HTTPStream):
+                self.stream.response = response | {"headers": ()}
 
     @property
     def is_mid_response(self) -> bool:

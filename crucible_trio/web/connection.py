@@ -18,7 +18,8 @@ between the status line and the body. It ends without its last part, and the ser
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast, final
 
 import trio
 from quart.asgi import ASGIHTTPConnection
@@ -29,6 +30,7 @@ from werkzeug.exceptions import BadHost
 
 from crucible_trio.apis.kit.replies import http_error_response
 from crucible_trio.apis.native.errors import NATIVE_ERRORS
+from crucible_trio.disconnects import EXTENSION, RequestEvents
 from crucible_trio.errors import LogLostError, TooManyReadersError
 
 if TYPE_CHECKING:  # types only: this module must work without hypercorn, under any server
@@ -40,6 +42,7 @@ class QuartConnection(TrioASGIHTTPConnection):
     """One request. It is cancelled when its client leaves, but not while it sends its own end."""
 
     _is_ending = False
+    _scope: trio.CancelScope | None = None
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Serve the request (ASGI)."""
@@ -52,14 +55,49 @@ class QuartConnection(TrioASGIHTTPConnection):
             if is_body and waiting is not None:  # from here on, receiving only notices that the client leaves
                 waiting.is_wanted.set()
 
-        # As in the base class, but with one task less. A task takes 2 to 3 KiB of every idle stream.
         request = self._create_request_from_scope(send)
         waiting = _WaitingBody(request) if _is_waiting(request) else None
+        extension = (self.scope.get("extensions") or {}).get(EXTENSION)
+        if extension is not None and waiting is None:
+            events: RequestEvents = extension["events"]
+            is_complete = await self._receive_ready(events, request, receive)
+            if is_complete is None:
+                return
+            if is_complete:
+                with trio.CancelScope() as self._scope:
+                    events.tell(self)
+                    await self.handle_request(_ScopeOnly(self._scope), request, send_and_note_the_end)
+                return
+        # As in the base class, but with one task less. A task takes 2 to 3 KiB of every idle stream.
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.handle_request, nursery, request, send_and_note_the_end)
             if waiting is not None:
                 await waiting.is_wanted.wait()
             await self.handle_messages(nursery, request, receive)
+
+    async def _receive_ready(
+        self, events: RequestEvents, request: Request, receive: ASGIReceiveCallable
+    ) -> bool | None:
+        """Feed the part of the request's body that is here.
+
+        Returns:
+            Whether that is all of it, as it usually is. None if the client has left.
+        """
+        while events.ready:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            if message["type"] == "http.request":
+                request.body.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    request.body.set_complete()
+                    return True
+        return False
+
+    def client_left(self) -> None:
+        """Cancel the request (`DisconnectListener`)."""
+        if self._scope is not None and not self._is_ending:
+            self._scope.cancel()
 
     async def handle_messages(  # type: ignore[override]  # as in the base class
         self, nursery: trio.Nursery, request: Request, receive: ASGIReceiveCallable
@@ -70,16 +108,24 @@ class QuartConnection(TrioASGIHTTPConnection):
             nursery.cancel_scope.cancel()
 
     async def handle_request(  # type: ignore[override]  # as in the base class
-        self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
+        self, nursery: trio.Nursery | _ScopeOnly, request: Request, send: ASGISendCallable
     ) -> None:
         """Answer the request, with 400 if its `Host` is not a host name."""
         try:
-            await super().handle_request(nursery, request, send)
+            await super().handle_request(cast("trio.Nursery", nursery), request, send)
         except BadHost as error:
             await self._send_response(send, http_error_response(error, NATIVE_ERRORS))
             nursery.cancel_scope.cancel()
         except (LogLostError, TooManyReadersError):
             nursery.cancel_scope.cancel()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _ScopeOnly:
+    """The part of a nursery that answering a request uses."""
+
+    cancel_scope: trio.CancelScope
 
 
 def _is_waiting(request: Request) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from crucible_trio import Finish, Request, open_pipeline
 from crucible_trio.batching import Batcher
 from crucible_trio.content import (
     MAX_FIELDS_BYTES,
@@ -667,3 +668,35 @@ def test_another_engine_is_told_to_the_sink() -> None:
     assert sink.engines == ["second"]
     send, _ = trio.open_memory_channel[Piece](1)
     Output(send).engine_changed("second")  # without a sink it does nothing
+
+
+async def test_a_task_of_the_engine_that_writes_after_the_end_is_refused_with_and_without_a_buffer(
+    autojump_clock: MockClock,
+) -> None:
+    refused: list[str] = []
+
+    async def late(output: Output, name: str) -> None:
+        await trio.sleep(1)
+        with suppress(trio.ClosedResourceError):
+            await output.delta("late")
+            return
+        refused.append(name)
+
+    async with trio.open_nursery() as nursery:
+
+        async def engine(request: Request, output: Output) -> Finish:
+            for _ in range(int(request.input)):
+                await output.delta("a")
+            nursery.start_soon(late, output, request.input)
+            return Finish()
+
+        async with open_pipeline(engine) as pipeline:
+            for pieces in (0, 1, 3):  # only the last burst needs the buffer
+                await pipeline.start(Request(f"{pieces}"), on_disconnect="continue")
+            await trio.sleep(2)
+    assert sorted(refused) == ["0", "1", "3"]
+
+
+async def test_without_a_sink_an_output_needs_its_buffer(autojump_clock: MockClock) -> None:
+    with pytest.raises(NotImplementedError):
+        await Output(None).delta("a")

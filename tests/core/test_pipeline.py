@@ -1,6 +1,7 @@
 """All streams of a pipeline: lifetime, ownership, limits, shutdown."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,25 @@ async def test_the_engine_gets_the_request_with_its_model_filled_in(autojump_clo
             await pipeline.start(request)
         await wait_all_tasks_blocked()
     assert asked == [Request("q", mode="deep", model="engine"), Request("q", model="engine", max_output_tokens=5)]
+
+
+async def test_an_engine_has_the_context_variables_of_its_request(
+    autojump_clock: MockClock,
+) -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="none")
+    seen: list[str] = []
+
+    async def engine(request: Request, output: Output) -> Finish:
+        seen.append(variable.get())
+        return Finish()
+
+    variable.set("pipeline")
+    async with open_pipeline(engine) as pipeline:
+        variable.set("request")
+        await pipeline.start(Request("q"))
+        await wait_all_tasks_blocked()
+        assert variable.get() == "request"
+    assert seen == ["request"]
 
 
 async def test_start_is_a_checkpoint_and_cancelling_it_starts_nothing(

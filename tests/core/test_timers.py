@@ -134,3 +134,71 @@ async def test_a_spent_timer_does_not_fire_again(how: str, autojump_clock: MockC
     timer.fire()
     timer.fire()
     assert len(diary.notes) == (how == "fired")
+
+
+async def test_timers_that_are_due_shortly_after_one_another_fire_together_and_never_early(
+    autojump_clock: MockClock,
+) -> None:
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+    due = {f"{n}": round(begin + 5 + n / 500, 6) for n in range(500)}  # as the heartbeats of 5,000 silent streams
+    for name, at in due.items():
+        timers.set(at, diary.target(name))
+    with trio.move_on_after(10):
+        await timers.run()
+    assert [name for name, _ in diary.notes] == list(due)
+    assert all(0 <= at - due[name] <= 0.051 for name, at in diary.notes)
+    assert len({at for _, at in diary.notes}) <= 21
+    assert diary.notes[0] == ("0", begin + 5)
+
+
+async def test_what_is_called_soon_does_not_wait_for_the_next_common_time(autojump_clock: MockClock) -> None:
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+    timers.set(begin + 5, diary.target("timer"))
+    timers.set(begin + 5.04, diary.target("next"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timers.run)
+        await trio.sleep(5.01)
+        timers.call_soon(diary.target("soon"))
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert diary.notes == [("timer", begin + 5), ("soon", begin + 5.01), ("next", begin + 5.05)]
+
+
+async def test_a_timer_that_is_set_between_two_common_times_may_be_due_before_the_second(
+    autojump_clock: MockClock,
+) -> None:
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timers.run)
+        timers.set(begin + 5, diary.target("a"))
+        timers.set(begin + 9, diary.target("c"))
+        await trio.sleep(6)
+        timers.set(begin + 7, diary.target("b"))
+        await trio.sleep(4)
+        nursery.cancel_scope.cancel()
+    assert diary.notes == [("a", begin + 5), ("b", begin + 7), ("c", begin + 9)]
+
+
+@pytest.mark.parametrize("how", ["timers", "calls"])
+async def test_other_tasks_run_while_many_timers_fire(how: str, autojump_clock: MockClock) -> None:
+    timers, diary = Timers(), Diary()
+    seen: list[int] = []
+
+    class Again:
+        def timer_fired(self) -> None:
+            diary.target("a").timer_fired()
+            if len(diary.notes) < 300:
+                timers.call_soon(self)
+
+    if how == "timers":
+        for _ in range(300):
+            timers.set(trio.current_time(), diary.target("a"))
+    else:
+        timers.call_soon(Again())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timers.run)
+        while len(diary.notes) < 300:
+            await trio.lowlevel.checkpoint()
+            seen.append(len(diary.notes))
+        nursery.cancel_scope.cancel()
+    assert len(set(seen)) > 3

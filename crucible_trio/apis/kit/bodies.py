@@ -79,9 +79,16 @@ def drop_body(request: Request) -> None:
 
     Quart would keep it until the response ends, which takes hours for an event stream, and no limit counts it.
     """
-    request.body = _DroppedBody(None, None)
+    request.body = _DROPPED
 
 
 class _DroppedBody(Body):
+    """Reads as empty."""
+
     def append(self, data: bytes) -> None:
         """Drop the bytes."""
+
+
+# One for all requests. It has nothing of a request, and Quart's two events take 1.6 KiB of every idle stream.
+_DROPPED: Final = _DroppedBody(None, None)
+_DROPPED.set_complete()
