@@ -21,6 +21,9 @@ class Connection:
     async def ask_for_body(self) -> None:
         pass
 
+    def take_turn(self) -> None:
+        return None
+
 
 class Listener:
     """Counts how often it was told."""
