@@ -18,6 +18,7 @@ PLOTS: Final = PAGE.parent / "assets" / "bench"
 BEGIN, END = "<!-- generated: begin -->\n", "<!-- generated: end -->\n"
 
 _CAPTIONS: Final = {
+    "proxy": "CPU time and latency that a gateway adds to each token, compared with other gateways",
     "cpu": "CPU time per delivered token, compared with other servers",
     "latency": "Latency of a token, and time to the first token",
     "throughput": "Throughput under overload, and speed of replaying a log",

@@ -11,7 +11,7 @@ mpl.use("svg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.servers import OURS, PLAIN, SERVERS
+from benchmarks.servers import OURS, SERVERS
 from benchmarks.stats import number
 from benchmarks.verdict import summary
 
@@ -22,6 +22,11 @@ _THEIRS: Final = {"light": "#8c959f", "dark": "#6e7681"}
 
 # Name of the file: title, scenario and metric of each panel.
 _BARS: Final = {
+    "proxy": (
+        ("Gateway, 100 streams, 50 tokens/s:\nCPU per token, µs", "proxy-100", "cpu_us"),
+        ("Gateway, 400 streams, 50 tokens/s:\nCPU per token, µs", "proxy-400", "cpu_us"),
+        ("Gateway, 100 streams, 50 tokens/s:\nadded latency p50, ms", "proxy-100", "added_p50_ms"),
+    ),
     "cpu": (
         ("200 streams, 50 tokens/s:\nCPU per token, µs", "pace", "cpu_us"),
         ("1,000 streams, 20 tokens/s:\nCPU per token, µs", "many", "cpu_us"),
@@ -112,7 +117,9 @@ def _growth(axes: Axes, run: dict[str, Any], line: tuple[str, str, tuple[str, ..
 
 
 def _colour(server: str, theme: str) -> str:
-    return {OURS: _OURS, PLAIN: _PLAIN}.get(server, _THEIRS)[theme]
+    if server == OURS:
+        return _OURS[theme]
+    return (_PLAIN if SERVERS[server].side == "ours" else _THEIRS)[theme]
 
 
 def _style(axes: Axes, title: str, theme: str) -> None:

@@ -16,7 +16,7 @@ from crucible_trio.batching import Batcher
 from crucible_trio.checks import check_request
 from crucible_trio.config import Settings
 from crucible_trio.engine import Engine, EngineSource, as_engine, engine_of
-from crucible_trio.errors import ConfigError, DrainingError
+from crucible_trio.errors import ConfigError, DrainingError, LogUnavailableError
 from crucible_trio.generation import Generation
 from crucible_trio.metrics import Metrics
 from crucible_trio.owed_ends import OwedEnds
@@ -123,7 +123,7 @@ class Pipeline:
             InvalidRequestError: The model does not support a field, or a number is over the server's maximum.
             OwnerLimitError, OverloadedError, DrainingError: A limit, or a shutdown, refuses new streams for now.
             trio.ClosedResourceError: The pipeline is not running.
-            trio.TooSlowError: The store took longer than `flush_seconds` to start the stream.
+            LogUnavailableError: The store took longer than `flush_seconds` to start the stream.
 
         Checkpoints: always, before the stream is started. Cancellation: as `start_or_join`.
         """
@@ -289,8 +289,11 @@ class Pipeline:
                 finally:
                     self._starting.discard(scope)
         self._check_takes_streams()  # `create` and `flushed` may have waited
-        with trio.fail_after(self.settings.flush_seconds, shield=True):
-            await self.store.started(stream, key)
+        try:
+            with trio.fail_after(self.settings.flush_seconds, shield=True):
+                await self.store.started(stream, key)
+        except trio.TooSlowError:
+            raise LogUnavailableError from None
 
     def _check_takes_streams(self) -> None:
         if self._nursery is None:
