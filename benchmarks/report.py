@@ -61,7 +61,9 @@ def _cell(rounds: Rounds, server: str, metric: Metric) -> str:
     if found.rounds > 1:
         text += f" ({number(found.least)} to {number(found.most)})"
     ours = summary(rounds, OURS, metric.name)
-    if server != OURS and ours is not None and (compared := ratio(ours.median, found.median)) is not None:
+    if server == OURS or ours is None or metric.is_difference:
+        return text
+    if (compared := ratio(ours.median, found.median)) is not None:
         text += f", ratio {compared:.2f}"
     return text
 

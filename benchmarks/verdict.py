@@ -20,8 +20,8 @@ class Judgement:
     Attributes:
         metric: The metric.
         goal: The goal.
-        figure: The measured ratio or value. None if there is none.
-        rival: The server of the ratio. Empty for an absolute goal.
+        figure: The measured ratio, difference or value. None if there is none.
+        rival: The server of the comparison. Empty for an absolute goal.
     """
 
     metric: Metric
@@ -38,7 +38,11 @@ class Judgement:
 
     def __str__(self) -> str:
         limit = "at most" if self.metric.better == "lower" else "at least"
-        unit = f"times that of {self.rival}" if self.goal.of == "ratio" else self.metric.unit
+        unit = {
+            "ratio": f"times that of {self.rival}",
+            "difference": f"{self.metric.unit} more than that of {self.rival}",
+            "absolute": self.metric.unit,
+        }[self.goal.of]
         got = "has no figure" if self.figure is None else f"is {number(self.figure)} {unit}"
         verdict = "met" if self.met else "missed"
         where = "" if self.goal.server == OURS else f", {SERVERS[self.goal.server].label},"
@@ -59,6 +63,8 @@ def _judge_one(scenario: Scenario, rounds: Rounds, goal: Goal) -> Judgement:
     theirs = rival and summary(rounds, rival, goal.metric)
     if not (ours and rival and theirs):
         return Judgement(metric, goal, None, rival or "any rival")
+    if goal.of == "difference":
+        return Judgement(metric, goal, ours.median - theirs.median, rival)
     return Judgement(metric, goal, ratio(ours.median, theirs.median), rival)
 
 

@@ -12,8 +12,8 @@ from benchmarks.scenarios.pace import Pace
 from benchmarks.scenarios.scenario import Figures, Metric
 from benchmarks.servers import BenchServer
 
-ADDED_P50 = Metric(name="added_p50_ms", label="added latency p50", unit="ms")
-ADDED_P99 = Metric(name="added_p99_ms", label="added latency p99", unit="ms")
+ADDED_P50 = Metric(name="added_p50_ms", label="added latency p50", unit="ms", is_difference=True)
+ADDED_P99 = Metric(name="added_p99_ms", label="added latency p99", unit="ms", is_difference=True)
 
 _SERVERS = Path(__file__).parent.parent / "servers"
 _MODEL = BenchServer(

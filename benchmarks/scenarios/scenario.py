@@ -14,12 +14,21 @@ Run: TypeAlias = Callable[[BenchServer], Figures]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One figure of a round."""
+    """One figure of a round.
+
+    Attributes:
+        name: Its key in the figures.
+        label: For tables.
+        unit: For tables.
+        better: The better direction.
+        is_difference: Whether it is a difference, which can be 0 or negative. It has no ratio.
+    """
 
     name: str
     label: str
     unit: str
     better: Literal["lower", "higher"] = "lower"
+    is_difference: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +38,7 @@ class Goal:
     Attributes:
         metric: The metric's name.
         bound: The maximum if lower is better, the minimum if higher is better.
-        of: `ratio`: relative to the best Python rival. `absolute`: in the metric's unit.
+        of: `ratio`: divided by the best Python rival's. `difference`: less the rival's. `absolute`: by itself.
         rival_by: The metric that decides which Python rival is the best. None: `metric`.
         rival: The server to compare with. Empty: the best Python rival.
         server: The server that is judged.
@@ -37,7 +46,7 @@ class Goal:
 
     metric: str
     bound: float
-    of: Literal["ratio", "absolute"] = "ratio"
+    of: Literal["ratio", "difference", "absolute"] = "ratio"
     rival_by: str | None = None
     rival: str = ""
     server: str = OURS

@@ -45,6 +45,8 @@ def rounds(**changes: float) -> Rounds:
         (Goal(metric="rate", bound=3.1), False, 3.0, "sse-starlette"),
         (Goal(metric="p99", bound=1.0), False, 2.5, "fastapi"),
         (Goal(metric="p99", bound=1.0, rival_by="cpu"), False, 1.25, "sse-starlette"),
+        (Goal(metric="p99", bound=1.0, of="difference", rival_by="cpu"), True, 1.0, "sse-starlette"),
+        (Goal(metric="p99", bound=0.0, of="difference", rival_by="cpu"), False, 1.0, "sse-starlette"),
         (Goal(metric="p99", bound=5.0, of="absolute"), True, 5.0, ""),
         (Goal(metric="rate", bound=301.0, of="absolute"), False, 300.0, ""),
     ],
@@ -116,6 +118,15 @@ def test_every_goal_has_a_metric_and_every_server_exists() -> None:
         assert {goal.server for goal in each.goals} <= set(each.servers)
         assert any(SERVERS[server].side == "ours" for server in each.servers)
         assert {goal.rival for goal in each.goals} - {""} <= set(each.servers)
+
+
+def test_a_difference_has_no_ratio() -> None:
+    added = Metric(name="added", label="added", unit="ms", is_difference=True)
+    judged = replace(scenario(Goal(metric="added", bound=0.0, of="difference")), metrics=(CPU, added))
+    found: Rounds = {"crucible": [{"cpu": 1.0, "added": -3.0}], "sse-starlette": [{"cpu": 1.0, "added": -2.0}]}
+    text = scenario_report(judged, found, verdict=True)
+    assert "| added, ms | -3 | -2 |" in text
+    assert "- Goal met: added is -1 ms more than that of sse-starlette (goal: at most 0)." in text
 
 
 def test_a_goal_can_name_its_rival() -> None:
