@@ -30,7 +30,7 @@ from benchmarks.scenarios.scenario import Scenario
 from benchmarks.servers import SERVERS
 from benchmarks.verdict import Rounds, summary
 
-ROUNDS: Final = 5
+ROUNDS: Final = 3
 
 
 def main() -> int:
