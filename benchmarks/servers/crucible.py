@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from benchmarks.servers.trio_model import TrioModel
 from benchmarks.spec import Spec
 from crucible_trio import EngineInfo, Finish, Output, Request, Settings, open_pipeline
+from crucible_trio.cli.serve import keep_out_of_collections
 from crucible_trio.server import Config, serve
-from crucible_trio.server.collector import collect_rarely
 from crucible_trio.settings import ServerSettings
 from crucible_trio.web import create_app
 
@@ -64,7 +64,7 @@ async def main(*, direct_writes: bool, log_url: str | None) -> None:
         model.add_control(app)
         nursery.start_soon(model.run)
         [url] = await nursery.start(partial(serve, app, config))
-        collect_rarely()  # as `crucible serve` does
+        keep_out_of_collections()  # as `crucible serve` does
         print(url.rpartition(":")[2], flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +20,6 @@ from crucible_trio.engines import open_engine
 from crucible_trio.pipeline import Pipeline, open_pipeline
 from crucible_trio.server import Config
 from crucible_trio.server import serve as serve_app
-from crucible_trio.server.collector import collect_rarely
 from crucible_trio.settings import ServiceSettings
 from crucible_trio.settings.apis import ApiSettings
 from crucible_trio.web.app import create_app
@@ -108,7 +108,7 @@ class Service:
         async with trio.open_nursery() as nursery:
             with self.settings.errors_name_origins(), port_hint():
                 urls: list[str] = await nursery.start(server)
-            collect_rarely()
+            keep_out_of_collections()
             task_status.started(start_message(urls, self.pipeline.engine.info, self.settings.apis))
 
 
@@ -125,6 +125,15 @@ async def open_service(settings: ServiceSettings) -> AsyncIterator[Service]:
         with settings.errors_name_origins():
             pipeline = await stack.enter_async_context(open_pipeline(engine, settings.pipeline))
         yield Service(settings, pipeline)
+
+
+def keep_out_of_collections() -> None:
+    """Let the garbage collector skip everything that exists now, such as modules.
+
+    It would walk these objects again and again: 5 % of the CPU time while streams start, in pauses of 80 ms.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def start_message(urls: Sequence[str], info: EngineInfo, settings: ApiSettings) -> str:
