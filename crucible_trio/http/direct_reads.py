@@ -11,6 +11,7 @@ Only Linux has epoll. Elsewhere every task reads its own socket.
 from __future__ import annotations
 
 import select
+from collections import deque
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final, Protocol, final
@@ -25,7 +26,7 @@ class Receiver(Protocol):
     """Reads one socket."""
 
     def receive_now(self) -> bool:
-        """Read the socket, which can be read. Must not wait. Returns whether to go on."""
+        """Read the socket. Must not wait, also if nothing has come. Returns whether to go on."""
 
 
 @dataclass(slots=True)
@@ -101,21 +102,29 @@ class DirectReads:
             self._ended.set()
 
     async def _read(self, epoll: select.epoll) -> None:
+        ready: deque[int] = deque()
         while True:
-            await trio.lowlevel.wait_readable(epoll)
+            if ready:  # each gets its turn before any is read again
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(epoll)
+                ready.extend(file for file, _ in epoll.poll(0))
             until = perf_counter() + _SECONDS_PER_PASS
-            for file, _ in epoll.poll(0):
-                if (waiting := self._waiting.get(file)) is None:
-                    continue  # another receiver has cancelled its task
-                error = None
-                try:
-                    goes_on = waiting.receiver.receive_now()
-                except Exception as raised:
-                    error, goes_on = raised, False
-                if not goes_on and self._waiting.get(file) is waiting:  # it may have cancelled its task
-                    self._wake(file, error)
+            while ready:
+                self._receive_now(ready.popleft())
                 if perf_counter() > until:
-                    break  # the others are still readable in the next pass
+                    break
+
+    def _receive_now(self, file: int) -> None:
+        if (waiting := self._waiting.get(file)) is None:
+            return  # its task was cancelled meanwhile
+        error = None
+        try:
+            goes_on = waiting.receiver.receive_now()
+        except Exception as raised:
+            error, goes_on = raised, False
+        if not goes_on and self._waiting.get(file) is waiting:  # it may have cancelled its task
+            self._wake(file, error)
 
     def _wake(self, file: int, error: Exception | None) -> None:
         waiting = self._waiting[file]

@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from crucible_trio.batching import Batcher
 from crucible_trio.content import Piece
 from crucible_trio.engine import Finish
 from crucible_trio.engines.upstream.response import END_TIMEOUT, USAGE_TIMEOUT, read_error_response, relay_completion
@@ -18,6 +19,7 @@ from crucible_trio.http import BodySink, ConnectionLostError
 from crucible_trio.http.headers import Headers
 from crucible_trio.output import Output
 from crucible_trio.settings.apis import ApiSettings
+from crucible_trio.timers import Timers
 
 from .reads import Parts, join
 from .test_reading import A, B, D, R, S, answer, chunk
@@ -58,14 +60,23 @@ async def relay(*script: tuple[float, bytes | Exception | None]) -> tuple[Parts,
     send, receive = trio.open_memory_channel[Piece](math.inf)
     end: Finish | EngineError
     begin = trio.current_time()
+    batcher = Batcher(Timers())
+    trio.lowlevel.add_instrument(batcher)  # without it, no piece is written outside of the engine's task
     try:
-        end = await relay_completion(SlowBody(*script), Output(send), ThinkSplitter(), SkippedFields())
+        end = await relay_completion(SlowBody(*script), Output(send, batcher), ThinkSplitter(), SkippedFields())
     except EngineError as error:
         end = error
+    finally:
+        trio.lowlevel.remove_instrument(batcher)
     pieces = []
     while receive.statistics().current_buffer_used:
         pieces.append(receive.receive_nowait())
     return join(pieces), end, trio.current_time() - begin
+
+
+async def test_text_that_withdraws_a_finish_ends_its_timeout(autojump_clock: MockClock) -> None:
+    words = [(USAGE_TIMEOUT / 3, chunk(content="b"))] * 9
+    assert (await relay((0, A), (0, S), *words, (0, S), (0, D)))[:2] == (answer("abbbbbbbbb"), Finish("stop"))
 
 
 async def test_text_after_an_early_finish_is_not_lost_however_late_it_comes(autojump_clock: MockClock) -> None:

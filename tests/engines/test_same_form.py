@@ -86,11 +86,44 @@ def test_a_chunk_of_another_form_has_no_known_text(other: str) -> None:
     assert form.text_of(other) == ""
 
 
-@pytest.mark.parametrize("data", [chunk("c"), chunk("Blue", {"other": "Blue"})])
+@pytest.mark.parametrize("data", [chunk("Blue", {"text": "Blue"}), chunk("Blue", delta={"reasoning": "Blue"})])
 def test_a_text_that_stands_in_two_places_has_no_form(data: str) -> None:
     form = SameForm()
     form.learn(data, "content", json.loads(data)["choices"][0]["delta"]["content"])
     assert form.text_of(data) == ""
+
+
+def test_a_text_inside_a_list_is_not_taken_for_another_field_with_the_same_text() -> None:
+    completion = UpstreamCompletion(passed=PassedFields())
+    for model in ("m", "n"):
+        data = json.dumps({"model": model, "choices": [{"delta": {"content": ["m"]}}]})
+        assert completion.feed(ServerSentEvent(data=data)) == [Text("m")]
+
+
+def test_a_long_chunk_is_not_searched_for_its_text() -> None:
+    form = SameForm()
+    data = chunk("a" * same_form._MAX_LENGTH)
+    form.learn(data, "content", "a" * same_form._MAX_LENGTH)
+    assert form.text_of(data) == ""
+
+
+def test_chunks_without_a_form_are_not_searched_forever() -> None:
+    form = SameForm()
+    for _ in range(same_form._MAX_USELESS):
+        form.learn(chunk("Why?", delta={"reasoning": "Why?"}), "trace", "Why?")
+    form.learn(chunk("Blue"), "content", "Blue")
+    assert form.text_of(chunk("Green")) == ""
+
+
+def test_a_form_that_was_useful_makes_up_for_useless_ones() -> None:
+    form = SameForm()
+    for number in range(3 * same_form._MAX_USELESS):  # `created` that changes every second
+        form.learn(chunk("Blue", {"n": number}), "content", "Blue")
+        if number % 2:
+            assert form.text_of(chunk("Green", {"n": number})) == "Green"
+        form.forget()
+    form.learn(chunk("Blue"), "content", "Blue")
+    assert form.text_of(chunk("Green")) == "Green"
 
 
 def test_forms_that_no_chunk_repeats_are_not_learnt_forever() -> None:

@@ -21,6 +21,7 @@ class Pipe:
         self.reading.setblocking(False)
         self.received: list[bytes] = []
         self.last = b"end"
+        self.limit = 100
         self.then: Callable[[], None] = lambda: None
 
     @property
@@ -28,7 +29,10 @@ class Pipe:
         return self.reading.fileno()
 
     def receive_now(self) -> bool:
-        data = self.reading.recv(100)
+        try:
+            data = self.reading.recv(self.limit)
+        except BlockingIOError:
+            return True
         self.received.append(data)
         self.then()
         return data != self.last
@@ -169,6 +173,26 @@ async def test_other_tasks_run_between_receivers_that_take_long(
     trio.lowlevel.remove_instrument(passes)
     first, second, third, fourth = read_in
     assert first == second < third == fourth
+
+
+async def test_sockets_that_are_always_readable_are_read_in_turn(
+    reads: DirectReads, pipes: list[Pipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module, "perf_counter", lambda: clock[0])
+
+    def take_long() -> None:
+        clock[0] += 0.004
+        if sum(len(pipe.received) for pipe in pipes) == 40:
+            nursery.cancel_scope.cancel()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            for pipe in pipes:
+                pipe.limit, pipe.then = 1, take_long
+                pipe.writing.send(b"a" * 100)
+                nursery.start_soon(reads.receive, pipe.file, pipe)
+    assert [len(pipe.received) for pipe in pipes] == [10] * 4
 
 
 async def test_a_socket_has_one_receiver(reads: DirectReads, pipe: Pipe, nursery: trio.Nursery) -> None:

@@ -488,8 +488,8 @@ MUTANTS = [
     Mutant(
         mechanism="an upstream is not read while the buffer of its stream is full",
         file="engines/upstream/response.py",
-        old="        return piece is None and not reader.is_final",
-        new="        return not reader.is_final",
+        old="        return piece is None and not self.has_deadline",
+        new="        return not self.has_deadline",
         tests="tests/engines/test_upstream.py",
     ),
     Mutant(

@@ -162,6 +162,7 @@ async def _read_completion(
     sink = _CompletionSink(reader, writer, answer)
     while not reader.is_over:
         has_ended = is_too_late = False
+        sink.has_deadline = deadline != math.inf
         try:
             if deadline == math.inf:
                 has_ended = await body.pass_on(sink)
@@ -188,10 +189,12 @@ class _CompletionSink:
 
     Attributes:
         unwritten: The pieces that the task must write.
+        has_deadline: Whether a deadline runs. Then every chunk goes back to the task, because text withdraws it.
     """
 
     def __init__(self, reader: CompletionReader, writer: PieceWriter, answer: ContinuedAnswer | None) -> None:
         self.unwritten: Iterable[Piece] = ()
+        self.has_deadline = False
         self._reader = reader
         self._writer = writer
         self._answer = answer
@@ -203,4 +206,4 @@ class _CompletionSink:
             pieces = self._answer.pass_on(pieces)
         piece = self._writer.write_nowait(pieces)
         self.unwritten = () if piece is None else itertools.chain([piece], pieces)
-        return piece is None and not reader.is_final and not reader.is_over
+        return piece is None and not self.has_deadline and not reader.is_final and not reader.is_over

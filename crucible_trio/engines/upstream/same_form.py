@@ -13,11 +13,16 @@ import msgspec
 
 from crucible_trio.engines.upstream.chunks import PartKind
 
-# A string in JSON, as the value of a field.
-_STRING: Final = re.compile(r'(?<=:)\s*"(?:[^"\\]|\\.)*"')
+# A string in JSON, as the value of a field that may hold text. It never goes back over what it has read.
+_STRING: Final = re.compile(
+    r'"(?:content|text|refusal|reasoning|reasoning_content)"\s*:\s*("[^"\\]*+(?:\\.[^"\\]*+)*+")', re.DOTALL
+)
 
 # Learning a form costs more than it saves if no chunk has it: `created` or padding can differ in each of them.
 _MAX_USELESS: Final = 8
+
+# Characters. A chunk that is longer has much text, and then its reading is a small part of the cost.
+_MAX_LENGTH: Final = 4096
 
 
 @final
@@ -57,18 +62,20 @@ class SameForm:
             text: Its text.
         """
         self.forget()
-        if self._useless >= _MAX_USELESS:
+        if self._useless >= _MAX_USELESS or len(data) > _MAX_LENGTH:
             return
-        found = [match for match in _STRING.finditer(data) if _decoded(match[0]) == text]
+        found = [match for match in _STRING.finditer(data) if _decoded(match[1]) == text]
         if len(found) == 1:  # with two, either may be the text
-            self._before, self._after = data[: found[0].start()], data[found[0].end() :]
+            self._before, self._after = data[: found[0].start(1)], data[found[0].end(1) :]
             self.kind = kind
             self._is_known = True
+        else:
+            self._useless += 1
 
     def forget(self) -> None:
         """The next chunk is read as a whole."""
-        if self._is_known and not self._is_useful:
-            self._useless += 1
+        if self._is_known:
+            self._useless = 0 if self._is_useful else self._useless + 1
         self._is_known = self._is_useful = False
 
 
