@@ -96,6 +96,7 @@ async def test_the_answer_to_a_cancelled_command_goes_to_no_other(autojump_clock
         (b"OOM command not allowed when used memory > 'maxmemory'.", "OOM"),
         (b"ERR Error running script: @user_script:1: @user_script: 1: -MISCONF Redis is configured", "MISCONF"),
         (b"READONLY You can't write against a read only replica.", "READONLY"),
+        (b"ERR max number of clients reached", "max number of clients"),
     ],
 )
 async def test_an_error_that_may_pass_is_told_from_one_that_lasts(

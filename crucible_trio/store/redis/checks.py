@@ -89,5 +89,5 @@ def problem_with(info: Mapping[str, str]) -> str | None:
 
 
 def _facts_in(answer: object) -> dict[str, str]:
-    text = answer.decode() if isinstance(answer, bytes) else str(answer)
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))

@@ -15,9 +15,11 @@ Argument: TypeAlias = str | bytes | int
 
 # Longer than Redis needs for the largest request, a stream's facts of 20 MiB.
 _REPLY_SECONDS: Final = 5.0
-# Errors that may pass: Redis is full, starts, cannot write its files, runs a long script, or is a replica. An error in
-# a script has the word somewhere in its text.
-_PASSING: Final = ("OOM", "LOADING", "MISCONF", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS")
+# Errors that may pass: Redis is full, starts, cannot write its files, runs a long script, is a replica, or has too many
+# clients. An error in a script has the word somewhere in its text.
+_PASSING: Final = (
+    "OOM", "LOADING", "MISCONF", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "max number of clients",
+)  # fmt: skip
 _MISSING: Final = object()  # an answer may be None
 
 

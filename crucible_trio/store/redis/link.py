@@ -16,8 +16,9 @@ from crucible_trio.store.redis.scripts import Script
 
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
-# How long a request waits for Redis before it is refused.
-PATIENCE_SECONDS: Final = 5.0
+# How long a request waits for Redis before it is refused. Longer than a connection waits for an answer: it closes a
+# connection that hangs only if the call has not been cancelled before.
+PATIENCE_SECONDS: Final = 6.0
 
 
 class LinkWatcher(Protocol):

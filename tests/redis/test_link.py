@@ -1,0 +1,47 @@
+"""The connection to Redis that is made anew whenever it breaks, over streams in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, memory_stream_pair
+
+from crucible_trio.errors import LogUnavailableError
+from crucible_trio.store.redis.link import Link
+
+
+class HungServer:
+    """Accepts connections, and answers nothing."""
+
+    def __init__(self) -> None:
+        self.ends: list[trio.abc.Stream] = []
+
+    async def connect(self) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        ours, redis = memory_stream_pair()
+        self.ends.append(redis)
+        return ours
+
+    def login(self) -> tuple[()]:
+        return ()
+
+
+class Watcher:
+    async def prepare(self, call: Any) -> None:
+        pass
+
+    def failed(self, reason: str) -> None:
+        pass
+
+
+async def test_a_connection_that_hangs_is_replaced_before_a_call_gives_up(autojump_clock: MockClock) -> None:
+    server = HungServer()
+    link = Link(server, Watcher())  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.run)
+        with pytest.raises(LogUnavailableError):
+            await link.patient_call("PING")
+        assert len(server.ends) == 2
+        nursery.cancel_scope.cancel()
