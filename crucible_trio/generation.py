@@ -319,7 +319,9 @@ class Generation:
 
     def request_accepted(self) -> None:
         """The server that the engine asks has accepted the request (`PieceSink`)."""
-        self._answer_hold()
+        if self._unanswered is not None:
+            self._unanswered.accept()
+            self._unanswered = None
 
     def _answer_hold(self) -> None:
         if self._unanswered is not None:

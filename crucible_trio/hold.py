@@ -31,15 +31,23 @@ class Hold:
 
     Attributes:
         waiting: How many clients wait.
+        was_accepted: Whether another server has accepted the engine's request. Then its clients get the stream, even if
+            it has ended without output before they look.
     """
 
     def __init__(self, stream: HeldStream) -> None:
         self.waiting = 1
+        self.was_accepted = False
         self._stream = stream
         self._answered = trio.Event()
 
     def answer(self) -> None:
-        """The engine has answered: its request was accepted, it has written something, or its stream has ended."""
+        """The engine has answered: it has written something, or its stream has ended."""
+        self._answered.set()
+
+    def accept(self) -> None:
+        """Another server has accepted the engine's request."""
+        self.was_accepted = True
         self._answered.set()
 
     def join(self) -> None:

@@ -11,9 +11,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from crucible_trio.apis.kit.starting import hold, start_or_join
 from crucible_trio.engine import Finish
 from crucible_trio.errors import EngineError, UpstreamReport
 from crucible_trio.output import Output
+from crucible_trio.pipeline import open_pipeline
 from crucible_trio.request import Request
 from crucible_trio.testing import ScriptedEngine
 
@@ -108,6 +110,26 @@ async def test_a_refusal_in_the_hold_is_a_status_and_leaves_no_stream(
         assert not {"location", "crucible-stream"} & set(answer.headers)
         await wait_all_tasks_blocked()
         assert api.pipeline.store.log_bytes == 0
+
+
+class AcceptsAndFails:
+    """An engine whose server accepts the request and then sends something else than a completion, all at once."""
+
+    info = replace(ScriptedEngine().info, waits_for_upstream=True)
+
+    async def generate(self, request: Request, output: Output) -> Finish:
+        output.accepted()
+        raise EngineError("upstream_invalid_response", "This is no completion.")
+
+
+async def test_a_failure_directly_after_the_acceptance_is_an_end_of_the_stream(autojump_clock: MockClock) -> None:
+    async with open_pipeline(AcceptsAndFails()) as pipeline:
+        started = await start_or_join(
+            pipeline, Request("q"), owner="", key=None, on_disconnect="cancel", starts_with_reader=False, may_hold=True
+        )
+        await wait_all_tasks_blocked()
+        assert started.stream.log.finished
+        assert await hold(started, 2.0) is None
 
 
 @each_api

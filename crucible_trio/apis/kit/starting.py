@@ -131,7 +131,7 @@ async def hold(started: StartedStream, seconds: float) -> Terminal | None:
     if started.joined:
         stream.hold.join()
     await stream.hold.wait(seconds)
-    return stream.terminal if _is_without_output(stream) else None
+    return stream.terminal if not stream.hold.was_accepted and _is_without_output(stream) else None
 
 
 async def discard_refused(pipeline: Pipeline, started: StartedStream, key: str | None) -> bool:
