@@ -41,13 +41,15 @@ HAS_EPOLL: Final = hasattr(select, "epoll")
 
 @final
 class DirectReads:
-    """The sockets of one client. Its task starts with the first of them, and `aclose` ends it."""
+    """The sockets of one client. Its task starts now, and `aclose` ends it."""
 
     def __init__(self) -> None:
-        self._epoll: select.epoll | None = None
+        self._epoll = select.epoll()
         self._waiting: dict[int, _Waiting] = {}
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
+        # Not in a nursery: the client's context manager would put every error of its block into a group.
+        trio.lowlevel.spawn_system_task(self._run, name="direct reads of HTTP responses")
 
     async def receive(self, file: int, receiver: Receiver) -> None:
         """Call a receiver whenever a socket can be read, until it returns False or raises.
@@ -67,10 +69,6 @@ class DirectReads:
             message = "another task receives from this socket"
             raise trio.BusyResourceError(message)
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            # Not in a nursery: the client's context manager would put every error of its block into a group.
-            trio.lowlevel.spawn_system_task(self._run, self._epoll, name="direct reads of HTTP responses")
         self._epoll.register(file, select.EPOLLIN)
         waiting = self._waiting[file] = _Waiting(trio.lowlevel.current_task(), receiver)
 
@@ -89,26 +87,25 @@ class DirectReads:
 
     async def aclose(self) -> None:
         """End the task. No socket may be waited for. Cancellation: it ends all the same."""
-        if self._epoll is not None:
-            self._scope.cancel()
-            with trio.CancelScope(shield=True):
-                await self._ended.wait()
+        self._scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
 
-    async def _run(self, epoll: select.epoll) -> None:
+    async def _run(self) -> None:
         try:
-            with self._scope, epoll:
-                await self._read(epoll)
+            with self._scope, self._epoll:
+                await self._read()
         finally:
             self._ended.set()
 
-    async def _read(self, epoll: select.epoll) -> None:
+    async def _read(self) -> None:
         ready: deque[int] = deque()
         while True:
             if ready:  # each gets its turn before any is read again
                 await trio.lowlevel.checkpoint()
             else:
-                await trio.lowlevel.wait_readable(epoll)
-                ready.extend(file for file, _ in epoll.poll(0))
+                await trio.lowlevel.wait_readable(self._epoll)
+                ready.extend(file for file, _ in self._epoll.poll(0))
             until = perf_counter() + _SECONDS_PER_PASS
             while ready:
                 self._receive_now(ready.popleft())
@@ -133,7 +130,6 @@ class DirectReads:
         trio.lowlevel.reschedule(waiting.task)
 
     def _forget(self, file: int) -> None:
-        assert self._epoll is not None
         del self._waiting[file]
         if not self._epoll.closed:  # a run that ends cancels this task first
             self._epoll.unregister(file)

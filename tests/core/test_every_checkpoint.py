@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from crucible_trio.config import Settings
-from crucible_trio.content import Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart
+from crucible_trio.content import Reasoning, Text, ToolCallArguments, ToolCallEnd, ToolCallStart
 from crucible_trio.engine import Engine, Finish, as_engine
 from crucible_trio.engines.local import LocalEngine, open_local
 from crucible_trio.engines.upstream import open_upstream
@@ -81,7 +81,10 @@ class Call:
 class RecordingOutput:
     """An output that records the outcome of every call."""
 
-    def __init__(self, output: Output, calls: list[Call], drive: Drive, drive_write: Drive) -> None:
+    def __init__(
+        self, output: Output, calls: list[Call], drive: Drive, drive_write: Drive, *, is_direct: bool = False
+    ) -> None:
+        self._is_direct = is_direct
         self.queued = output.queued
         self.accepted = output.accepted
         self.client_retries = output.client_retries
@@ -90,6 +93,24 @@ class RecordingOutput:
         self._drive_write = drive_write
         self._output = output
         self._calls = calls
+
+    @property
+    def has_written(self) -> bool:
+        return self._output.has_written
+
+    def write_nowait(self, piece: Text | Reasoning) -> bool:
+        if not self._is_direct:  # each piece then goes through the engine's task, where an error can be injected
+            return False
+        call = Call(trio.lowlevel.current_task(), piece.text, "refused")
+        try:
+            is_written = self._output.write_nowait(piece)
+        except trio.ClosedResourceError:
+            self._calls.append(call)
+            raise
+        if is_written:
+            call.outcome = "returned"
+            self._calls.append(call)
+        return is_written
 
     async def delta(self, letter: str, logprobs: object = None) -> None:
         await self.record(letter, self._output.delta, letter, logprobs)
@@ -142,7 +163,7 @@ class WatchedEngine:
         returned: The prompts for which the engine has returned a `Finish`.
     """
 
-    def __init__(self, engine: Engine, drive: Drive, *, fails_in_writes: bool) -> None:
+    def __init__(self, engine: Engine, drive: Drive, *, fails_in_writes: bool, is_direct: bool = False) -> None:
         self.info = engine.info
         self.live = 0
         self.calls: defaultdict[str, list[Call]] = defaultdict(list)
@@ -150,6 +171,7 @@ class WatchedEngine:
         self._engine = engine
         self._drive = drive
         self._fails_in_writes = fails_in_writes
+        self._is_direct = is_direct
 
     async def generate(self, request: Request, output: Output) -> Finish:
         assert isinstance(request.input, str)
@@ -158,7 +180,7 @@ class WatchedEngine:
         drive, drive_write = (
             (sound, partial(failing, between_checkpoints)) if self._fails_in_writes else (failing, sound)
         )
-        recording = RecordingOutput(output, self.calls[request.input], drive, drive_write)
+        recording = RecordingOutput(output, self.calls[request.input], drive, drive_write, is_direct=self._is_direct)
         self.live += 1
         try:
             finish = await drive(self._engine.generate, request, recording)
@@ -248,6 +270,7 @@ class Run:
     on_disconnect: OnDisconnect = "pause"
     readers: tuple[str, ...] = ("steady reader", "restless reader")
     fails_in_writes: bool = False  # errors hit only the calls of `delta` and `reasoning`
+    is_direct: bool = False  # an upstream's pieces are written outside of the engine's task
     settle: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint  # waits for tasks outside the pipeline after a run
     pipeline: Pipeline | None = None
     streams: dict[str, Stream] = field(default_factory=dict)
@@ -279,7 +302,9 @@ class Run:
 
     async def play(self, engine: Engine, limits: Settings) -> None:
         """Start both streams, read them to their ends, and check that no task is left."""
-        self.engine = WatchedEngine(engine, self.injector.drive, fails_in_writes=self.fails_in_writes)
+        self.engine = WatchedEngine(
+            engine, self.injector.drive, fails_in_writes=self.fails_in_writes, is_direct=self.is_direct
+        )
         trio.lowlevel.add_instrument(self.cut_at_step)
         living = tasks_living()
         try:
@@ -649,15 +674,17 @@ class ScriptedUpstream:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("by", ["cancel", "exception"])
-def test_a_cut_at_any_step_leaves_no_upstream_connection(by: str, target: str) -> None:
+@pytest.mark.parametrize(("by", "is_direct"), [("cancel", False), ("cancel", True), ("exception", False)])
+def test_a_cut_at_any_step_leaves_no_upstream_connection(by: str, target: str, *, is_direct: bool) -> None:
     async def main() -> None:
         upstream = ScriptedUpstream()
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 await nursery.start(upstream.run)
                 async with open_upstream(upstream.url, model="scripted") as engine:
-                    make_run = partial(Run, target, by, settle=upstream.settle, fails_in_writes=True)
+                    make_run = partial(
+                        Run, target, by, settle=upstream.settle, fails_in_writes=True, is_direct=is_direct
+                    )
                     assert await at_every_step(make_run, engine, Settings(buffer_tokens=2), "abcdefg") >= 2
                 nursery.cancel_scope.cancel()
 
