@@ -700,3 +700,60 @@ async def test_a_task_of_the_engine_that_writes_after_the_end_is_refused_with_an
 async def test_without_a_sink_an_output_needs_its_buffer(autojump_clock: MockClock) -> None:
     with pytest.raises(NotImplementedError):
         await Output(None).delta("a")
+
+
+async def test_a_piece_is_written_outside_of_the_engines_task(batcher: Batcher, autojump_clock: MockClock) -> None:
+    send, receive = trio.open_memory_channel[Piece](2)
+    sink = Sink()
+    output = Output(send, batcher, sink)
+    sink.records_now = True
+    assert output.write_nowait(Reasoning("a", 0))
+    assert output.has_written
+    assert sink.recorded == [Reasoning("a", 0)]
+    sink.records_now = False
+    assert not output.write_nowait(Reasoning("b", 2))  # `reasoning` raises for it
+    assert output.write_nowait(Reasoning("b", 1))
+    assert output.write_nowait(Text("c"))
+    assert not output.write_nowait(Text("d"))  # there is no room
+    assert [receive.receive_nowait() for _ in range(2)] == [Reasoning("b", 1), Text("c")]
+    await output.reasoning("e", 2)
+    receive.close()
+    with pytest.raises(trio.ClosedResourceError):
+        output.write_nowait(Text("f"))
+
+
+async def test_no_piece_is_written_outside_of_the_engines_task_while_a_call_is_open(
+    batcher: Batcher, autojump_clock: MockClock
+) -> None:
+    send, _receive = trio.open_memory_channel[Piece](9)
+    output = Output(send, batcher, Sink())
+    async with output.tool_call("call_1", "weather"):
+        with pytest.raises(RuntimeError, match="a tool call is open"):
+            output.write_nowait(Text("a"))
+
+
+async def test_a_piece_that_waits_for_room_is_refused_when_the_stream_ends(autojump_clock: MockClock) -> None:
+    send, receive = trio.open_memory_channel[Piece](0)
+    output = Output(send, sink=Sink())
+
+    async def write() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await output.delta("a")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        await wait_all_tasks_blocked()
+        receive.close()
+
+
+async def test_pieces_written_outside_of_the_engines_task_let_other_tasks_run(
+    batcher: Batcher, autojump_clock: MockClock
+) -> None:
+    send, _receive = trio.open_memory_channel[Piece](1000)
+    output = Output(send, batcher, Sink())
+    written = 0
+    while output.write_nowait(Text("a")):
+        written += 1
+    assert 1 <= written <= 64
+    await trio.lowlevel.checkpoint()
+    assert output.write_nowait(Text("a"))
