@@ -1,9 +1,9 @@
 """Reads sockets without a switch of tasks for each of them.
 
 If a task reads each token from its own socket, trio arms the socket in epoll, schedules the task, and resumes and
-suspends a dozen nested coroutines, for each token: a third of the time of a relayed token. Here all sockets stay in one
-epoll set, and one task waits for it. That task calls the receiver of each socket that can be read. The receiver's own
-task sleeps until its receiver wants no more.
+suspends a dozen nested coroutines, for each token. docs/design.md has figures. Here all sockets stay in one epoll set,
+and one task waits for it. That task calls the receiver of each socket that can be read. The receiver's own task sleeps
+until its receiver wants no more.
 
 Only Linux has epoll. Elsewhere every task reads its own socket.
 """
