@@ -55,6 +55,7 @@ def test_a_url_is_understood(url: str, expected: RedisAddress) -> None:
         "redis://[secret",
         "unix://",
         "unix:///secret?x=1",
+        "unix:///secret%00",
     ],
 )
 def test_a_wrong_url_is_refused_and_not_quoted(url: str) -> None:

@@ -94,16 +94,14 @@ def parse_url(url: str) -> RedisAddress:
     except ValueError:  # its text quotes the URL
         raise ConfigError(_FORM, "log_url") from None
     is_unix = parts.scheme == "unix"
-    if (
-        parts.scheme not in {"redis", "rediss", "unix"}
-        or parts.fragment
-        or not (parts.path if is_unix else parts.hostname)
-    ):
+    path = unquote(parts.path)
+    has_place = path and "\0" not in path if is_unix else parts.hostname  # no file has such a name
+    if parts.scheme not in {"redis", "rediss", "unix"} or parts.fragment or not has_place:
         raise ConfigError(_FORM, "log_url")
     return RedisAddress(
         host=parts.hostname or "",
         port=port,
-        path=unquote(parts.path) if is_unix else None,
+        path=path if is_unix else None,
         database=database,
         username=_unquoted(parts.username),
         password=_unquoted(parts.password),

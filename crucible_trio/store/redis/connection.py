@@ -15,10 +15,13 @@ Argument: TypeAlias = str | bytes | int
 
 # Longer than Redis needs for the largest request, a stream's facts of 20 MiB.
 _REPLY_SECONDS: Final = 5.0
+READ_ONLY: Final = "READONLY"
+"""The text of the `RedisDownError` of a replica."""
+
 # Errors that may pass: Redis is full, starts, cannot write its files, runs a long script, is a replica, or has too many
 # clients. An error in a script has the word somewhere in its text.
 _PASSING: Final = (
-    "OOM", "LOADING", "MISCONF", "BUSY", "READONLY", "MASTERDOWN", "NOREPLICAS", "max number of clients",
+    "OOM", "LOADING", "MISCONF", "BUSY", READ_ONLY, "MASTERDOWN", "NOREPLICAS", "max number of clients",
 )  # fmt: skip
 _MISSING: Final = object()  # an answer may be None
 
@@ -118,11 +121,15 @@ class Connection:
         with trio.move_on_after(_REPLY_SECONDS if seconds is None else seconds) as scope:
             await answer.arrived.wait()
         if answer.value is _MISSING:
-            self._scope.cancel()  # Redis hangs, or the network has lost the connection
+            self.close()  # Redis hangs, or the network has lost the connection
             raise RedisDownError("no answer in time" if scope.cancelled_caught else "the connection was closed")
         if isinstance(answer.value, Exception):
             raise answer.value
         return answer.value
+
+    def close(self) -> None:
+        """Close the connection. Calls that wait get `RedisDownError`."""
+        self._scope.cancel()
 
     async def _send(self) -> None:
         while True:

@@ -11,11 +11,13 @@ from typing import Any, Final, Protocol, final
 import trio
 
 from crucible_trio.errors import LogUnavailableError
-from crucible_trio.store.redis.connection import Argument, Connection, RedisDownError, ResponseError
+from crucible_trio.store.redis.connection import READ_ONLY, Argument, Connection, RedisDownError, ResponseError
 from crucible_trio.store.redis.scripts import Script
 
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 1.0
+# How long a connection to a replica is kept, so that one that stays a replica is not connected to all the time.
+_READ_ONLY_SECONDS: Final = 1.0
 # How long a request waits for Redis before it is refused. Longer than a connection waits for an answer: it closes a
 # connection that hangs only if the call has not been cancelled before.
 PATIENCE_SECONDS: Final = 6.0
@@ -127,7 +129,13 @@ class Link:
             await trio.lowlevel.checkpoint()
             message = "not connected"
             raise RedisDownError(message)
-        return await self._connection.call(*command, seconds=seconds)
+        connection, since = self._connection, self.since
+        try:
+            return await connection.call(*command, seconds=seconds)
+        except RedisDownError as error:
+            if str(error) == READ_ONLY and trio.current_time() - since > _READ_ONLY_SECONDS:
+                connection.close()  # this server has become a replica: its name may lead to the new primary
+            raise
 
     async def script(self, script: Script, *arguments: Argument) -> Any:  # noqa: ANN401
         """Run a script. Raises and waits as `call`."""
