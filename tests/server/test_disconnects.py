@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from crucible_trio.disconnects import EXTENSION
+from crucible_trio import Finish, Output, Request, open_pipeline
+from crucible_trio.disconnects import EXTENSION, DisconnectListener
 from crucible_trio.server.app_tasks import AppTasks
+from crucible_trio.web import create_app
 
 
 class Connection:
@@ -93,3 +95,49 @@ async def test_without_a_listener_the_disconnect_is_an_event() -> None:
     with trio.fail_after(5):
         await put_events_while(app, lambda put: put(DISCONNECT))
     assert seen == ["http.disconnect"]
+
+
+async def silent(request: Request, output: Output) -> Finish:
+    await trio.sleep_forever()
+    return Finish()
+
+
+async def test_a_request_is_not_cancelled_while_it_sends_its_own_end(autojump_clock: MockClock) -> None:
+    """The server says that the client has left when it has the complete response, in the middle of the last `send`."""
+    sent: list[Any] = []
+
+    class Events:
+        ready = True
+
+        def tell(self, listener: DisconnectListener) -> None:
+            self.listener = listener
+
+    events = Events()
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            events.listener.client_left()
+        await trio.lowlevel.checkpoint()
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/healthz",
+        "raw_path": b"/healthz",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"127.0.0.1")],
+        "extensions": {EXTENSION: {"events": events}},
+    }
+    async with open_pipeline(silent) as pipeline:
+        with trio.fail_after(5):
+            await create_app(pipeline)(scope, receive, send)
+    assert sent[0]["type"] == "http.response.start"
+    assert sent[-1]["type"] == "http.response.body"
+    assert not sent[-1].get("more_body", False)
