@@ -54,7 +54,7 @@ soak: $(VENV)/.installed-test
 mutants: $(VENV)/.installed-test
 	$(BIN)/python -m tests.mutants
 
-# Compares the path from model to client with other servers. Takes about an hour on an idle machine.
+# Compares the path from model to client with other servers. Takes about an hour and a half on an idle machine.
 # `python -m benchmarks.compare BASE NEW` compares two checkouts of this project.
 bench: $(VENV)/.installed-bench .venv-litellm/.installed
 	$(BIN)/python -m benchmarks

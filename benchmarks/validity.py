@@ -1,9 +1,8 @@
 """Decides whether a run is valid: compares the bare forms of the rivals with a reference run on an idle machine.
 
-If a rival is far below its reference, the benchmark may have a mistake that makes the rival look worse. That matters if
-the rival could be the one that a goal compares with (`verdict.could_be_best`). The compared figures are ratios to raw
-trio TCP, because absolute figures change with the machine. Raw ASGI on uvicorn is only shown. It is a baseline and not
-a rival, and the number of events that it merges into a write depends on how fast the client reads.
+If a rival is far below its reference, the benchmark has a mistake. The compared figures are ratios to raw trio TCP,
+because absolute figures change with the machine. Raw ASGI on uvicorn is only shown. It is a baseline and not a rival,
+and the number of events that it merges into a write depends on how fast the client reads.
 """
 
 from __future__ import annotations
@@ -45,14 +44,12 @@ class Check:
 
     Attributes:
         what: The bare form, or the full form in a flood.
-        server: The rival.
         got: Its ratio to raw trio TCP in this run.
         wanted: The same ratio in the reference run.
-        decides: Whether a ratio that is too low can make the run invalid.
+        decides: Whether a ratio that is too low makes the run invalid.
     """
 
     what: str
-    server: str
     got: float
     wanted: float
     decides: bool = True
@@ -77,12 +74,12 @@ def checks(bare_rates: dict[str, float], flood: float | None) -> list[Check]:
     """
     floor = bare_rates[FLOOR]
     found = [
-        Check(f"bare {form}", form, rate / floor, REFERENCE[form] / REFERENCE[FLOOR], decides=form != MERGING_FLOOR)
+        Check(f"bare {form}", rate / floor, REFERENCE[form] / REFERENCE[FLOOR], decides=form != MERGING_FLOOR)
         for form, rate in bare_rates.items()
         if form != FLOOR
     ]
     if flood is not None:
-        found.append(Check(f"{FULL_FORM} in a flood", FULL_FORM, flood / floor, REFERENCE_FLOOD / REFERENCE[FLOOR]))
+        found.append(Check(f"{FULL_FORM} in a flood", flood / floor, REFERENCE_FLOOD / REFERENCE[FLOOR]))
     return found
 
 

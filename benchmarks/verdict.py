@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from benchmarks.scenarios import SCENARIOS
 from benchmarks.scenarios.scenario import Figures, Goal, Metric, Scenario
 from benchmarks.servers import OURS, SERVERS
 from benchmarks.stats import Spread, number, spread
@@ -79,30 +78,6 @@ def best_python_rival(rounds: Rounds, metric: Metric) -> str | None:
     if not medians:
         return None
     return (min if metric.better == "lower" else max)(medians, key=lambda server: medians[server])
-
-
-def could_be_best(scenarios: dict[str, Rounds], server: str, share: float) -> bool:
-    """Whether a goal compares with this rival, or would if the rival's figures were better.
-
-    Args:
-        scenarios: The rounds of each scenario.
-        server: The rival.
-        share: The share of its true speed at which it was measured, up to 1.
-    """
-    for scenario in SCENARIOS:
-        rounds = scenarios.get(scenario.name, {})
-        for goal in scenario.goals:
-            metric = _metric(scenario, goal.rival_by or goal.metric)
-            best = best_python_rival(rounds, metric)
-            theirs = summary(rounds, server, metric.name)
-            if goal.of == "absolute" or goal.rival or best is None or theirs is None:
-                continue
-            found = summary(rounds, best, metric.name)
-            assert found is not None
-            lower = metric.better == "lower"
-            if theirs.median * share <= found.median if lower else theirs.median / share >= found.median:
-                return True
-    return False
 
 
 def summary(rounds: Rounds, server: str, metric: str) -> Spread | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.report import is_valid, report, scenario_report, validity_report
+from benchmarks.report import report, scenario_report
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.scenarios.scenario import Goal, Metric, Scenario
 from benchmarks.servers import SERVERS
@@ -84,39 +84,13 @@ def test_a_rival_far_below_its_reference_invalidates_the_run() -> None:
     assert all(check.passed for check in checks(slower | {"uvicorn": 1.0}, None))  # a baseline, not a rival
 
 
-@pytest.mark.parametrize(
-    ("cpu", "valid"),
-    [(10.0, False), (25.1, False), (25.4, True)],  # of the rival below its reference; the best one has 20
-)
-def test_a_low_rival_invalidates_the_run_only_if_a_goal_may_compare_with_it(cpu: float, valid: bool) -> None:
-    figures = {"p50_ms": 99.0, "p99_ms": 99.0, "tokens_per_s": 1.0}
-    pace = {
-        "crucible": [figures | {"cpu_us": 1.0}],
-        "sse-starlette": [figures | {"cpu_us": 20.0}],
-        "fastapi": [figures | {"cpu_us": cpu}],
-    }
-    run = {
-        "bare": REFERENCE | {"fastapi": REFERENCE["fastapi"] * 0.79},
-        "full_form_flood": None,
-        "scenarios": {"pace": pace},
-    }
-    assert is_valid(run) == valid
-    assert ("INVALID RUN" in validity_report(run)) != valid
-
-
 def test_a_whole_report_names_failures_and_disturbances() -> None:
     figures = {"cpu_us": 10.0, "p50_ms": 1.0, "p99_ms": 2.0, "tokens_per_s": 100.0}
     run = {
         "when": "2026-01-01", "quick": False, "rounds": 1, "busy": 0.4, "machine": {}, "versions": {},
-        "bare": REFERENCE | {"sse-starlette": 1.0},
+        "bare": {form: rate for form, rate in REFERENCE.items() if form != "quart-trio"} | {"quart-trio": 1.0},
         "full_form_flood": REFERENCE_FLOOD,
-        "scenarios": {
-            "pace": {
-                "crucible": [figures | {"server_waited": 0.2, "client_ran": 0.95}],
-                "sse-starlette": [figures],
-                "fastapi": [],
-            }
-        },
+        "scenarios": {"pace": {"crucible": [figures | {"server_waited": 0.2, "client_ran": 0.95}], "fastapi": []}},
         "failures": [{"scenario": "pace", "server": "fastapi", "why": "TokensLostError: lost", "said": ""}],
     }  # fmt: skip
     text = report(run)
