@@ -314,8 +314,10 @@ def decode_event(data: str | bytes) -> AnyRecord | Control:
     return _event_decoder.decode(data)
 
 
-# A prefix and 128 random bits. The id alone finds the stream, and cannot be guessed.
-_STREAM_ID = re.compile(r"str_[A-Za-z0-9_-]{22}")
+STREAM_PREFIX: Final = "str_"
+"""The beginning of every stream's id. 128 random bits follow: the id alone finds the stream, and cannot be guessed."""
+
+_STREAM_ID = re.compile(STREAM_PREFIX + r"[A-Za-z0-9_-]{22}")
 
 # Longer than any id that this server sends, shorter than the limits of proxies for a header.
 MAX_EVENT_ID_LENGTH: Final = 200
@@ -323,7 +325,12 @@ MAX_EVENT_ID_LENGTH: Final = 200
 
 def new_stream_id() -> str:
     """A new id: ASCII letters, digits, `_` and `-`."""
-    return f"str_{secrets.token_urlsafe(16)}"
+    return STREAM_PREFIX + secrets.token_urlsafe(16)
+
+
+def is_stream_id(text: str) -> bool:
+    """Whether this server can have made such an id."""
+    return _STREAM_ID.fullmatch(text) is not None
 
 
 def format_event_id(stream_id: str, seq: int) -> str:
@@ -341,7 +348,7 @@ def parse_event_id(text: str) -> tuple[str, int]:
         InvalidLastEventIdError: This server cannot have sent it.
     """
     stream_id, dot, seq = text.rpartition(".")
-    if len(text) > MAX_EVENT_ID_LENGTH or not dot or not _STREAM_ID.fullmatch(stream_id):
+    if len(text) > MAX_EVENT_ID_LENGTH or not dot or not is_stream_id(stream_id):
         raise InvalidLastEventIdError
     if not (seq.isascii() and seq.isdigit()) or (seq != "0" and seq.startswith("0")):
         raise InvalidLastEventIdError

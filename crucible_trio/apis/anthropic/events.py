@@ -7,9 +7,9 @@ from typing import Final, Literal, TypeAlias, final
 import msgspec
 
 from crucible_trio.apis.anthropic.errors import AnthropicError
-from crucible_trio.apis.kit.ids import STREAM_PREFIX, stream_id_in, with_prefix
+from crucible_trio.apis.kit.ids import stream_id_in, with_prefix
 from crucible_trio.errors import InvalidLastEventIdError
-from crucible_trio.records import Usage, encode_json, parse_event_id
+from crucible_trio.records import STREAM_PREFIX, Usage, encode_json, parse_event_id
 
 _PREFIX: Final = "msg_"
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from typing import Final
-
 from crucible_trio.errors import StreamNotFoundError
-
-STREAM_PREFIX: Final = "str_"
-
-_RANDOM: Final = re.compile(r"[A-Za-z0-9_-]{22}")
+from crucible_trio.records import STREAM_PREFIX, is_stream_id
 
 
 def with_prefix(prefix: str, stream_id: str) -> str:
@@ -32,7 +26,7 @@ def stream_id_in(prefix: str, text: str) -> str:
     Raises:
         StreamNotFoundError: This server never makes such an id.
     """
-    random = text.removeprefix(prefix)
-    if not text.startswith(prefix) or not _RANDOM.fullmatch(random):
+    stream_id = STREAM_PREFIX + text.removeprefix(prefix)
+    if not text.startswith(prefix) or not is_stream_id(stream_id):
         raise StreamNotFoundError
-    return STREAM_PREFIX + random
+    return stream_id
