@@ -154,14 +154,15 @@ class Output:
         """
         if self._call is not None:
             raise _call_is_open()
-        if self._should_pause:
+        is_burst = self._pass == self._batcher.passes
+        if is_burst and self._batcher.is_over(self._pieces):
             return False
         if isinstance(piece, Reasoning):
             if piece.segment not in (self._segment, self._segment + 1):
                 return False
             self._segment = piece.segment
         self.has_written = True
-        return self._put_nowait(piece, is_first=not self._is_burst)
+        return self._put_nowait(piece, is_first=not is_burst)
 
     async def refusal(self, text: str) -> None:
         """Write a piece of the text with which the model refuses. Waits, raises and checkpoints as `delta`."""
@@ -271,16 +272,6 @@ class Output:
             return self._queued_seconds
         return self._queued_seconds + trio.current_time() - self._queued_since
 
-    @property
-    def _is_burst(self) -> bool:
-        """Whether a piece has come in this pass already."""
-        return self._pass == self._batcher.passes
-
-    @property
-    def _should_pause(self) -> bool:
-        """Whether an engine that has not waited should let other tasks run."""
-        return self._is_burst and self._batcher.is_over(self._pieces)
-
     async def _write(self, piece: Piece, text: str) -> None:
         """Record a piece, or put it into the buffer. `text` is its text, or for a mark any other of its fields."""
         if type(text) is not str:  # raised here it ends the stream as `failed`, in the recorder it would be our bug
@@ -294,8 +285,8 @@ class Output:
             await trio.lowlevel.checkpoint()
             return
         self.has_written = True
-        is_first = not self._is_burst
-        if self._should_pause:
+        is_burst = self._pass == self._batcher.passes  # a piece has come in this pass already
+        if is_burst and self._batcher.is_over(self._pieces):
             await trio.lowlevel.checkpoint()
             self._pieces = 0  # in a new pass, and still the same burst
         else:
@@ -303,7 +294,7 @@ class Output:
         # At the checkpoint, another task of the engine may have opened or left a tool call.
         if self._call is not call or (call is not None and call._has_ended and isinstance(piece, ToolCallArguments)):
             raise _call_is_open() if call is None else _call_has_ended()
-        if self._put_nowait(piece, is_first=is_first):
+        if self._put_nowait(piece, is_first=not is_burst):
             return
         assert self._send is not None
         self._sink.piece_buffered()

@@ -140,7 +140,7 @@ class Timers:
     def _next_at(self) -> float:
         """When the next timer is due. `inf` if there is none."""
         while self._numbers:
-            at = min(map(_BY_TIME, self._buckets[self._numbers[0]]))
+            at = min(timer.at for timer in self._buckets[self._numbers[0]])
             if at < inf:
                 return at
             del self._buckets[heapq.heappop(self._numbers)]  # all have been cancelled
