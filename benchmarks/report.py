@@ -11,7 +11,7 @@ from benchmarks.scenarios import SCENARIOS
 from benchmarks.scenarios.scenario import Metric, Scenario
 from benchmarks.servers import OURS, SERVERS
 from benchmarks.stats import number
-from benchmarks.validity import SHARE, checks
+from benchmarks.validity import REFERENCE_MACHINE, SHARE, checks
 from benchmarks.verdict import Rounds, judge, ratio, summary
 
 RESULTS: Final = Path(__file__).parent / "results"
@@ -105,6 +105,7 @@ def validity_report(run: dict[str, Any]) -> str:
         return "## Validity\n\nUnknown: the bare forms were not measured."
     lines = ["## Validity", "", "| bare form | events/s |", "|---|---|"]
     lines += [f"| {form} | {number(rate)} |" for form, rate in run["bare"].items()]
+    lines += ["", f"The reference is from {REFERENCE_MACHINE}."]
     lines += ["", "| ratio to raw trio TCP | this run | reference | share |", "|---|---|---|---|"]
     found = checks(run["bare"], run["full_form_flood"])
     for check in found:
