@@ -176,15 +176,15 @@ MUTANTS = [
     Mutant(
         mechanism="the pieces of a burst stay in the buffer and are merged",
         file="output.py",
-        old="        return self._pass == self._batcher.passes\n",
-        new="        return False\n",
+        old="is_burst = self._pass == self._batcher.passes  #",
+        new="is_burst = False  #",
         tests="tests/core/test_backpressure.py",
     ),
     Mutant(
         mechanism="an engine that never waits lets other tasks run",
         file="output.py",
-        old="        return self._is_burst and self._batcher.is_over(self._pieces)",
-        new="        return False",
+        old="        if is_burst and self._batcher.is_over(self._pieces):\n            await",
+        new="        if False:\n            await",
         tests="tests/core/test_output.py",
     ),
     Mutant(
