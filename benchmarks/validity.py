@@ -4,18 +4,21 @@ If a rival is far below its reference, the benchmark has a mistake. The compared
 because absolute figures change with the machine. Raw ASGI on uvicorn is only shown. It is a baseline and not a rival,
 and the number of events that it merges into a write depends on how fast the client reads.
 
-The ratios change with the processor too, because the kernel's share of an event does. FastAPI's bare form reached 0.29
-of raw trio TCP on an AMD EPYC and 0.20 on an Intel Xeon, with the same versions and the same code. So the reference
-belongs to one kind of machine. `python -m benchmarks.validity` measures it, in three minutes.
+The ratios change with the kind of machine, too. So a run is compared only with a reference from the same processor.
+`python -m benchmarks.validity` measures the reference, with the same code as a run, and takes three minutes. So the
+comparison finds a rival that was slow in one run. It cannot find a mistake that is in the reference as well.
 """
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final, Literal, TypeAlias
 
 from benchmarks import machine
 from benchmarks.process import ServerFailedError, running, take_client_core
@@ -25,24 +28,19 @@ from benchmarks.servers.bare import EVENTS
 
 FLOOR: Final = "trio-tcp"
 MERGING_FLOOR: Final = "uvicorn"
-REFERENCE_MACHINE: Final = "Intel(R) Xeon(R) Processor, 2 cores, 26 November 2026"
+# The reference run: its date, machine and versions, the rates of the bare forms, and that of the full form.
+REFERENCE: Final = Path(__file__).parent / "results" / "reference.json"
 # Events per second over one connection: 50,000 events of 111 bytes, one event per send.
-REFERENCE: Final = {
-    FLOOR: 74_800.0,
-    MERGING_FLOOR: 322_300.0,
-    "sse-starlette": 111_400.0,
-    "fastapi": 15_000.0,
-    "aiohttp-sse": 75_600.0,
-    "quart-trio": 16_000.0,
-}
-# Tokens per second of sse-starlette's full form in `flood-1`, in the same reference run.
+FORMS: Final = (FLOOR, MERGING_FLOOR, "sse-starlette", "fastapi", "aiohttp-sse", "quart-trio")
 FULL_FORM: Final = "sse-starlette"
-REFERENCE_FLOOD: Final = 58_800.0
+"""Its full form is measured as well, by `flood-1`, in tokens per second."""
 SHARE: Final = 0.8
 
 _TIMES: Final = 3  # the first one warms up
 _REFERENCE_ROUNDS: Final = 5
 _END: Final = b"\r\n0\r\n\r\n"
+
+Status: TypeAlias = Literal["valid", "invalid", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -72,29 +70,42 @@ class Check:
         return self.share >= SHARE or not self.decides
 
 
-def checks(bare_rates: dict[str, float], flood: float | None) -> list[Check]:
-    """Compare a run with the reference.
+def reference() -> dict[str, Any]:
+    """The reference run."""
+    found = json.loads(REFERENCE.read_text())
+    assert isinstance(found, dict)
+    return found
 
-    Args:
-        bare_rates: Events per second, by form.
-        flood: Tokens per second of sse-starlette's full form. None if it was not measured.
-    """
-    floor = bare_rates[FLOOR]
+
+def checks(run: dict[str, Any]) -> list[Check]:
+    """Compare a run with the reference that it names. Empty if it has no bare forms."""
+    bare, wanted = run["bare"], run["reference"]
+    if not bare:
+        return []
+    floor, wanted_floor = bare[FLOOR], wanted["bare"][FLOOR]
     found = [
-        Check(f"bare {form}", rate / floor, REFERENCE[form] / REFERENCE[FLOOR], decides=form != MERGING_FLOOR)
-        for form, rate in bare_rates.items()
+        Check(f"bare {form}", rate / floor, wanted["bare"][form] / wanted_floor, decides=form != MERGING_FLOOR)
+        for form, rate in bare.items()
         if form != FLOOR
     ]
-    if flood is not None:
-        found.append(Check(f"{FULL_FORM} in a flood", flood / floor, REFERENCE_FLOOD / REFERENCE[FLOOR]))
+    if (flood := run["full_form_flood"]) is not None:
+        found.append(Check(f"{FULL_FORM} in a flood", flood / floor, wanted["full_form_flood"] / wanted_floor))
     return found
+
+
+def status(run: dict[str, Any]) -> Status:
+    """Whether a run is valid. Unknown without bare forms, and if its reference is from another kind of machine."""
+    found = checks(run)
+    if not found or any(run["machine"][fact] != run["reference"]["machine"][fact] for fact in ("processor", "cores")):
+        return "unknown"
+    return "valid" if all(check.passed for check in found) else "invalid"
 
 
 def measure_bare(rounds: int) -> dict[str, float]:
     """Events per second of every bare form: the median over the rounds. Each round takes the best of `_TIMES` tries."""
-    rates: dict[str, list[float]] = {form: [] for form in REFERENCE}
+    rates: dict[str, list[float]] = {form: [] for form in FORMS}
     for _ in range(rounds):
-        for form in REFERENCE:
+        for form in FORMS:
             with running(bare_form(form)) as process:
                 rates[form].append(max(_drive(process.port) for _ in range(_TIMES)))
     return {form: median(of_rounds) for form, of_rounds in rates.items()}
@@ -119,14 +130,20 @@ def _drive(port: int) -> float:
 
 
 def main() -> None:
-    """Print the values of a new reference."""
-    print(*machine.describe().values(), f"{machine.busy_share(2.0):.0%} busy", sep=", ")
-    take_client_core()
-    for form, rate in measure_bare(_REFERENCE_ROUNDS).items():
-        print(f"{form}: {rate:,.0f} events/s")
+    """Measure the reference anew, and save it."""
     [flood] = [scenario for scenario in SCENARIOS if scenario.name == "flood-1"]
+    run: dict[str, Any] = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "busy": machine.busy_share(2.0),
+    }
+    take_client_core()
+    run["bare"] = measure_bare(_REFERENCE_ROUNDS)
     rates = [flood.run(SERVERS[FULL_FORM])["tokens_per_s"] for _ in range(_REFERENCE_ROUNDS)]
-    print(f"{FULL_FORM} in a flood: {median(rates):,.0f} tokens/s")
+    run["full_form_flood"] = median(rates)
+    REFERENCE.write_text(json.dumps(run, indent=1) + "\n")
+    print(REFERENCE.read_text())
 
 
 if __name__ == "__main__":

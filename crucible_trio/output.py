@@ -154,6 +154,7 @@ class Output:
         """
         if self._call is not None:
             raise _call_is_open()
+        # As in `_write`.
         is_burst = self._pass == self._batcher.passes
         if is_burst and self._batcher.is_over(self._pieces):
             return False

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from benchmarks.report import report, scenario_report
+from benchmarks import validity
+from benchmarks.report import report, scenario_report, validity_report
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.scenarios.scenario import Goal, Metric, Scenario
 from benchmarks.servers import SERVERS
 from benchmarks.stats import percentile, spread
-from benchmarks.validity import REFERENCE, REFERENCE_FLOOD, checks
 from benchmarks.verdict import Rounds, judge
 
 CPU = Metric(name="cpu", label="CPU", unit="µs")
@@ -73,23 +74,42 @@ def test_the_report_shows_medians_spread_ratio_and_verdict() -> None:
     assert "Goal" not in scenario_report(scenario(Goal(metric="cpu", bound=0.5)), rounds(), verdict=False)
 
 
-def test_a_rival_far_below_its_reference_invalidates_the_run() -> None:
-    slower = {form: rate / 2 for form, rate in REFERENCE.items()}  # a slower machine alone does not invalidate it
-    assert all(check.passed for check in checks(slower, REFERENCE_FLOOD / 2))
-    slow_rival = slower | {"aiohttp-sse": slower["aiohttp-sse"] * 0.79}
-    assert [check.what for check in checks(slow_rival, None) if not check.passed] == ["bare aiohttp-sse"]
-    assert [check.what for check in checks(slower, REFERENCE_FLOOD * 0.39) if not check.passed] == [
-        "sse-starlette in a flood"
-    ]
-    assert all(check.passed for check in checks(slower | {"uvicorn": 1.0}, None))  # a baseline, not a rival
+def measured(share: float = 1.0, **shares: float) -> dict[str, Any]:
+    """A run with these shares of the reference's rates, on the same machine."""
+    reference = validity.reference()
+    bare = {form: rate * share * shares.get(form, 1.0) for form, rate in reference["bare"].items()}
+    flood = reference["full_form_flood"] * share * shares.get("flood", 1.0)
+    return {"machine": reference["machine"], "reference": reference, "bare": bare, "full_form_flood": flood}
+
+
+@pytest.mark.parametrize(
+    ("shares", "low"),
+    [
+        ({}, []),
+        ({"aiohttp-sse": 0.79}, ["bare aiohttp-sse"]),
+        ({"flood": 0.79}, ["sse-starlette in a flood"]),
+        ({"uvicorn": 0.1}, []),  # a baseline, not a rival
+    ],
+)
+def test_a_rival_far_below_its_reference_invalidates_the_run(shares: dict[str, float], low: list[str]) -> None:
+    run = measured(0.5, **shares)  # a slower machine alone does not invalidate it
+    assert [check.what for check in validity.checks(run) if not check.passed] == low
+    assert validity.status(run) == ("invalid" if low else "valid")
+
+
+def test_a_run_is_not_compared_with_another_kind_of_machine() -> None:
+    run = measured(fastapi=0.5)
+    run["machine"] = run["machine"] | {"processor": "another"}
+    assert validity.status(run) == "unknown"
+    assert "the reference is from another kind of machine" in validity_report(run)
+    assert validity.status(measured() | {"bare": {}}) == "unknown"
 
 
 def test_a_whole_report_names_failures_and_disturbances() -> None:
     figures = {"cpu_us": 10.0, "p50_ms": 1.0, "p99_ms": 2.0, "tokens_per_s": 100.0}
     run = {
-        "when": "2026-01-01", "quick": False, "rounds": 1, "busy": 0.4, "machine": {}, "versions": {},
-        "bare": {form: rate for form, rate in REFERENCE.items() if form != "quart-trio"} | {"quart-trio": 1.0},
-        "full_form_flood": REFERENCE_FLOOD,
+        **measured(**{"quart-trio": 0.1}),
+        "when": "2026-01-01", "quick": False, "rounds": 1, "busy": 0.4, "versions": {},
         "scenarios": {"pace": {"crucible": [figures | {"server_waited": 0.2, "client_ran": 0.95}], "fastapi": []}},
         "failures": [{"scenario": "pace", "server": "fastapi", "why": "TokensLostError: lost", "said": ""}],
     }  # fmt: skip

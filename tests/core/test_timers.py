@@ -1,3 +1,4 @@
+import weakref
 from math import inf
 
 import pytest
@@ -202,3 +203,162 @@ async def test_other_tasks_run_while_many_timers_fire(how: str, autojump_clock: 
             seen.append(len(diary.notes))
         nursery.cancel_scope.cancel()
     assert len(set(seen)) > 3
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6).map(lambda number: number * 0.05) | st.floats(0, 0.3), st.booleans()), max_size=20
+    ),
+    st.sampled_from([0.0, 0.025, 12_345.678]),
+)
+def test_timers_of_neighbouring_intervals_fire_once_in_the_order_of_their_times(
+    run_virtually: object, settings: list[tuple[float, bool]], start: float
+) -> None:
+    """Each setting is: how much later than `start` the timer is due, and whether it is cancelled."""
+
+    async def run() -> None:
+        timers, fired = Timers(), []
+
+        class Note:
+            def __init__(self, number: int) -> None:
+                self.number = number
+
+            def timer_fired(self) -> None:
+                fired.append((self.number, trio.current_time()))
+
+        await trio.sleep(start)
+        begin = trio.current_time()
+        made = [timers.set(begin + later, Note(number)) for number, (later, _) in enumerate(settings)]
+        for timer, (_, cancelled) in zip(made, settings, strict=True):
+            if cancelled:
+                timer.cancel()
+        with trio.move_on_after(1):
+            await timers.run()
+        due = {number: begin + later for number, (later, cancelled) in enumerate(settings) if not cancelled}
+        assert [number for number, _ in fired] == sorted(due, key=due.__getitem__)
+        assert all(0 <= at - due[number] <= 0.0501 for number, at in fired)
+
+    run_virtually(run)  # type: ignore[operator]
+
+
+async def test_timers_with_one_time_keep_their_order_when_a_neighbour_fires_first(autojump_clock: MockClock) -> None:
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+    for name, at in (("b", 5.04), ("a", 5.0), ("c", 5.04)):
+        timers.set(begin + at, diary.target(name))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timers.run)
+        await trio.sleep(5.01)
+        timers.set(begin + 5.04, diary.target("d"))
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert diary.notes == [("a", begin + 5), *((name, begin + 5.05) for name in "bcd")]
+
+
+async def test_the_earliest_timer_of_an_interval_wakes_the_task_in_any_order_of_set(
+    autojump_clock: MockClock,
+) -> None:
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+    timers.set(begin + 5.04, diary.target("b"))
+    timers.set(begin + 5.01, diary.target("a"))
+    with trio.move_on_after(9):
+        await timers.run()
+    assert diary.notes == [("a", begin + 5.01), ("b", begin + 5.06)]
+
+
+async def test_due_timers_survive_the_cancellation_of_run_and_fire_once(autojump_clock: MockClock) -> None:
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+    scope = trio.CancelScope()
+
+    class Stop:
+        def timer_fired(self) -> None:
+            scope.cancel()
+
+    timers.set(begin, Stop())
+    names = [f"{number}" for number in range(200)]
+    for name in names:
+        timers.set(begin, diary.target(name))
+    with scope:
+        await timers.run()
+    assert scope.cancelled_caught
+    assert 0 < len(diary.notes) < 200
+    with trio.move_on_after(1):
+        await timers.run()
+    assert [name for name, _ in diary.notes] == names
+
+
+async def test_a_due_timer_can_still_be_cancelled_or_kept(autojump_clock: MockClock) -> None:
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+
+    class Change:
+        def timer_fired(self) -> None:
+            last.cancel()
+            assert timers.set_no_later(kept, begin + 9, diary.target("never")) is kept
+
+    timers.set(begin, Change())
+    for _ in range(100):  # more than fire in one pass
+        timers.set(begin, diary.target("a"))
+    kept, last = timers.set(begin, diary.target("kept")), timers.set(begin, diary.target("last"))
+    with trio.move_on_after(20):
+        await timers.run()
+    assert [name for name, _ in diary.notes] == ["a"] * 100 + ["kept"]
+
+
+async def test_a_timer_that_a_firing_timer_sets_in_the_past_fires_once(autojump_clock: MockClock) -> None:
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+
+    class Past:
+        def timer_fired(self) -> None:
+            timers.set(trio.current_time() - 3, diary.target("past"))
+
+    timers.set(begin + 5, Past())
+    timers.set(begin + 9, diary.target("later"))
+    with trio.move_on_after(10):
+        await timers.run()
+    assert diary.notes == [("past", begin + 5), ("later", begin + 9)]
+
+
+async def test_spent_timers_leave_nothing_behind(autojump_clock: MockClock) -> None:
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+    target = diary.target("x")
+    gone = weakref.ref(target)
+    timers.set(begin + 3600, target).cancel()
+    del target
+    assert gone() is None
+    for number in range(100):
+        timer = timers.set(begin + number / 7, diary.target("a"))
+        if number % 2:
+            timer.cancel()
+    with trio.move_on_after(20):
+        await timers.run()
+    assert len(diary.notes) == 50
+    assert (len(timers._buckets), len(timers._numbers), len(timers._due)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("at", [inf, 1e308])
+async def test_a_timer_that_is_never_due_is_accepted(at: float, autojump_clock: MockClock) -> None:
+    timers, diary = Timers(), Diary()
+    timers.set(at, diary.target("never"))
+    with trio.move_on_after(10):
+        await timers.run()
+    assert diary.notes == []
+
+
+async def test_a_call_soon_does_not_look_at_timers_that_are_not_due(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers, diary, begin = Timers(), Diary(), trio.current_time()
+    for number in range(3):
+        timers.set(begin + 60 + number, diary.target("a"))
+
+    def look() -> float:
+        pytest.fail("a look at the buckets")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(timers.run)
+        await wait_all_tasks_blocked()
+        monkeypatch.setattr(timers, "_earliest", look)
+        for _ in range(9):
+            timers.call_soon(diary.target("soon"))
+            await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert len(diary.notes) == 9

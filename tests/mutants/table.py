@@ -188,6 +188,27 @@ MUTANTS = [
         tests="tests/core/test_output.py",
     ),
     Mutant(
+        mechanism="pieces written outside of the engine's task let other tasks run",
+        file="output.py",
+        old="self._batcher.is_over(self._pieces):\n            return False",
+        new="self._batcher.is_over(self._pieces):\n            pass",
+        tests="tests/core/test_output.py",
+    ),
+    Mutant(
+        mechanism="timers of one interval fire in the order of their times",
+        file="timers.py",
+        old="            bucket.sort(key=_BY_TIME)\n",
+        new="",
+        tests="tests/core/test_timers.py",
+    ),
+    Mutant(
+        mechanism="a timer that is due later in its interval is kept",
+        file="timers.py",
+        old="            if timer.at < inf:  #",
+        new="            if False:  #",
+        tests="tests/core/test_timers.py",
+    ),
+    Mutant(
         mechanism="a piece that waits for a reader ends the wait for the engine",
         file="generation.py",
         old="        self._clock.piece_came()  # the stream does not wait",
