@@ -18,7 +18,7 @@ RESULTS: Final = Path(__file__).parent / "results"
 _STATUSES: Final = {
     "valid": f"Valid: no rival is below {SHARE:.0%} of its reference.",
     "invalid": f"**INVALID RUN**: a rival is below {SHARE:.0%} of its reference. Do not use the results above.",
-    "unknown": "Unknown: the reference is from another kind of machine. `python -m benchmarks.validity` measures one here.",
+    "unknown": "Unknown: the reference is from another kind of machine. `python -m benchmarks.validity` measures one.",
 }
 # Share of the time. Above it, other processes on the core affected the result.
 _DISTURBED: Final = 0.05
