@@ -37,7 +37,7 @@ ANSWER = f"{TURN}?.querySelector('.answer .text').textContent"
 """The text of its answer."""
 
 # Wall-clock seconds. The machine may be shared and slow, so this limit makes a test fail and never makes it pass.
-_CONDITION_SECONDS = 20
+_CONDITION_SECONDS = 60
 
 _ARGUMENTS = (
     "--headless",
@@ -190,6 +190,19 @@ class Page:
                     return
                 await trio.sleep(0.01)
         pytest.fail(f"{expression} is {value!r} after {seconds} s. Page text: {await self.text()!r}")
+
+    async def note(self, element: str) -> None:
+        """Keep each text that an element has from now on. Polling can miss one that does not stay (`noted`)."""
+        await self.evaluate(f"""{{
+            window.noted = [];
+            const element = {element};
+            const note = () => noted.push(element.textContent);
+            new MutationObserver(note).observe(element, {{ childList: true, characterData: true, subtree: true }});
+        }}""")
+
+    async def noted(self, text: str) -> None:
+        """Wait until the element that `note` watches has or had a text."""
+        await self.until(f"noted.includes({msgspec.json.encode(text).decode()})")
 
     async def loaded(self) -> None:
         await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")

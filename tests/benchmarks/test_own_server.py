@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_scenario_measures_the_crucible_server() -> None:
-    figures = Pace(streams=3, rate=20, warm_up=0.1, window=0.3, tail=0.2)(SERVERS[OURS])
+    figures = Pace(streams=3, rate=20, warm_up=0.3, window=2.0, tail=3.0)(SERVERS[OURS])
     assert figures["cpu_us"] > 0
     assert figures["tokens_per_s"] > 0
     assert figures["p50_ms"] <= figures["p99_ms"]
@@ -32,24 +32,24 @@ def test_a_scenario_measures_the_crucible_server() -> None:
 
 @pytest.mark.parametrize("name", ["crucible", "crucible-native"])
 def test_a_proxy_is_measured_between_a_model_server_and_the_client(name: str) -> None:
-    pace = Pace(streams=3, rate=20, warm_up=0.3, window=1.5, tail=0.2)
+    pace = Pace(streams=3, rate=20, warm_up=0.3, window=3.0, tail=3.0)
     figures = Proxy(pace=pace)(SERVERS[name])
     assert figures["tokens_per_s"] > 0
     assert {"added_p50_ms", "added_p99_ms"} <= figures.keys()
 
 
 def test_readers_that_are_cut_together_catch_up() -> None:
-    figures = Storm(cut=5, healthy=2, rate=20, behind=10, window=2.0)(SERVERS[OURS])
+    figures = Storm(cut=5, healthy=2, rate=20, behind=10, window=8.0)(SERVERS[OURS])
     assert figures["caught_up_ms"] > 0
 
 
 def test_a_mix_of_readers_loses_nothing() -> None:
-    figures = Mixed(streams=20, slow=0.2, cut=0.1, cancelled=0.1, rate=20, window=1)(SERVERS[OURS])
+    figures = Mixed(streams=20, slow=0.2, cut=0.1, cancelled=0.1, rate=20, window=4)(SERVERS[OURS])
     assert figures["cpu_us"] > 0
 
 
 def test_streams_are_started_one_after_another() -> None:
-    figures = StartRate(clients=2, warm_up=0.1, window=0.3)(SERVERS[OURS])
+    figures = StartRate(clients=2, warm_up=2.0, window=4.0)(SERVERS[OURS])
     assert figures["streams_per_s"] > 0
 
 
@@ -62,7 +62,7 @@ def redis_program(need_program: Callable[[str], str]) -> None:
 @pytest.mark.usefixtures("redis_program")
 @pytest.mark.parametrize(("name", "processes"), [(REDIS, {"redis"}), (ELSEWHERE, {"redis", "other"})])
 def test_the_cpu_time_of_every_process_of_a_deployment_is_measured(name: str, processes: set[str]) -> None:
-    for run in (Pace(streams=3, rate=20, warm_up=0.1, window=1.0, tail=0.2), FanOut(readers=3, rate=20, window=1.0)):
+    for run in (Pace(streams=3, rate=20, warm_up=0.1, window=3.0, tail=3.0), FanOut(readers=3, rate=20, window=3.0)):
         figures = run(SERVERS[name])
         each = {key: figures[key] for key in figures if key.endswith("_us") and key != "total_us"}
         assert each.keys() == {"cpu_us", *(f"{process}_us" for process in processes)}
@@ -95,7 +95,7 @@ def test_a_long_log_in_redis_has_one_record_for_each_token(name: str) -> None:
 
 @pytest.mark.usefixtures("redis_program")
 def test_silent_streams_are_measured_in_every_process() -> None:
-    figures = Idle(few=20, many=40, window=0.5)(SERVERS[ELSEWHERE])
+    figures = Idle(few=20, many=400, window=0.5)(SERVERS[ELSEWHERE])
     assert all(figures[f"{process}many_kib"] > 0 for process in ("", "other_", "redis_"))
     assert figures.keys() >= {"cpu_percent", "other_cpu_percent", "redis_cpu_percent"}
 

@@ -454,8 +454,11 @@ async def test_our_deadline_ends_the_stream_and_cancels_the_upstreams() -> None:
 
 @pytest.mark.parametrize("reason", ["first_token_deadline", "idle_deadline", "total_deadline", "log_limit"])
 async def test_a_limit_of_the_upstream_ends_the_stream_with_the_same_reason(reason: str) -> None:
+    seconds = 2.0 if reason == "total_deadline" else 0.1  # the total counts from the start, and "x" must come before
     settings = (
-        {"stream_log_bytes": 8192} if reason == "log_limit" else {f"{reason.removesuffix('_deadline')}_seconds": 0.1}
+        {"stream_log_bytes": 8192}
+        if reason == "log_limit"
+        else {f"{reason.removesuffix('_deadline')}_seconds": seconds}
     )
     first = [] if reason == "first_token_deadline" else ["x"]
     engine = ScriptedEngine(*first, "y" * 9000 if reason == "log_limit" else Gate())

@@ -267,7 +267,9 @@ async def test_cancelling_at_every_checkpoint_leaves_no_socket_open(
             assert client.open_connections in {0, 1}
             assert await fetch(client, url) == (200, b"Blue")
         await ports.wait_until_closed()
-        assert open_sockets() == base
+        with trio.fail_after(20):
+            while open_sockets() != base:  # a name lookup that was left behind may still have one
+                await trio.sleep(0.01)
         if finished == 3:
             break
     assert finished == 3

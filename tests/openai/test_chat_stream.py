@@ -120,14 +120,14 @@ async def test_silence_is_filled_with_chunks_that_have_no_content(open_api, auto
 
 
 async def test_a_silence_over_the_idle_deadline_ends_with_an_error(open_api, autojump_clock: MockClock) -> None:
-    async with open_api("a", 1000, "b", heartbeat_seconds=10, idle_seconds=30) as api, api.open_chat(stream=True) as it:
+    async with open_api("a", 1000, "b", heartbeat_seconds=10, idle_seconds=25) as api, api.open_chat(stream=True) as it:
         began = trio.current_time()
         await it.until(lambda it: it.ended)
     *_, last, first_silence, second_silence, end = it.events
     assert last["choices"][0]["delta"] == {"content": "a"}
     assert [event["choices"][0]["delta"] for event in (first_silence, second_silence)] == [{}, {}]
     assert end["error"]["code"] == "idle_deadline"
-    assert [time - began for time in it.times[-3:]] == [10, 20, 30]
+    assert [time - began for time in it.times[-3:]] == [10, 20, 25]
 
 
 async def test_a_draining_server_sends_nothing_extra_to_a_chat_client(open_api, autojump_clock: MockClock) -> None:

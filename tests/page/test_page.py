@@ -284,8 +284,9 @@ async def test_after_a_cut_by_the_user_the_page_resumes_at_its_last_id(chromium,
         page = await browser.open(served.url)
         await page.ask()
         await page.answer_is("Before. ")
+        await page.note("document.getElementById('status')")
         await page.click("button", "Cut the connection")
-        await page.status_is("You cut the connection; back in two seconds…")
+        await page.noted("You cut the connection; back in two seconds…")
         more.set()
         await page.status_is("Done.")
         await matches(page, (await served.snapshot()))
@@ -314,8 +315,9 @@ async def test_after_a_reset_the_browser_reconnects_automatically(chromium, serv
         page = await browser.open(served.url)
         await page.ask()
         await page.answer_is("Before. ")
+        await page.note("document.getElementById('status')")
         served.reset()
-        await page.status_is("Connection lost; the browser reconnects by itself…")
+        await page.noted("Connection lost; the browser reconnects by itself…")
         await page.until("document.getElementById('reconnects').textContent === '1'")
         await page.status_is("Answering…")
         more.set()
@@ -413,9 +415,11 @@ async def test_a_reload_after_the_stream_is_gone_says_so(chromium, serving) -> N
 async def test_a_slow_reader_stops_the_model(chromium, serving) -> None:
     made = 0
     words = [f"{number} " for number in range(300)]
+    attached = trio.Event()
 
     async def engine(request):
         nonlocal made
+        await attached.wait()  # until a reader is there, nothing slows this stream down
         for word in words:
             made += 1
             yield word
@@ -425,6 +429,9 @@ async def test_a_slow_reader_stops_the_model(chromium, serving) -> None:
         page = await browser.open(served.url)
         await page.click("button", "Read slowly")
         await page.ask(mode="standard")
+        while not any(stream.log.readers for stream in await served.pipeline.list()):
+            await trio.sleep(0.01)
+        attached.set()
         await page.until("document.getElementById('activity').className === 'waiting'")
         assert "The model waits for this reader, which has record" in "".join(await page.marks())
         await page.until(f"{ANSWER}.includes('3 ')")
@@ -441,7 +448,9 @@ async def test_a_slow_reader_stops_the_model(chromium, serving) -> None:
         await page.until(f'{VERDICT}.endsWith("The text equals the server\'s log.")')
         assert [await page.content(name) for name in ("made", "buffered", "read")] == ["300", "0", "300"]
         kinds = "[...document.querySelectorAll('#marks li')].map((item) => item.className)"
-        assert await page.evaluate(kinds) == ["slow", "waits", "fast", "end"]
+        # A snapshot from before the switch may arrive after it, and says that the model waits.
+        marks = await page.evaluate(kinds)
+        assert marks in (["slow", "waits", "fast", "end"], ["slow", "waits", "fast", "waits", "end"])
         assert await page.evaluate("document.querySelectorAll('#chart rect.waits').length") > 0
 
 
@@ -505,11 +514,11 @@ async def test_switching_between_slow_and_fast_loses_nothing(chromium, serving) 
         await page.until(f"{ANSWER}.length > 0")
         assert await page.evaluate("document.getElementById('slow').ariaPressed") == "true"
         await page.click("button", "Cut the connection")
-        so_far = await page.evaluate(ANSWER)
+        read = await page.content("read")
         await page.evaluate(
             "new Promise((resolve) => setTimeout(resolve, 400))"
         )  # longer than a word, shorter than a cut
-        assert await page.evaluate(ANSWER) == so_far
+        assert await page.content("read") == read
         await page.click("button", "Read slowly")
         await page.answer_is("".join(words[:20]))
         await page.click("button", "Read slowly")
@@ -540,8 +549,9 @@ async def test_a_slow_reader_that_is_cut_reconnects_and_reads_to_the_end(chromiu
         # Chromium repeats a request that is cut before its answer, and the page does not notice.
         while stream.log.ever_read < 2 or stream.log.readers > 1:
             await trio.sleep(0.01)
+        await page.note("document.getElementById('status')")
         served.reset()
-        await page.status_is("Connection lost; coming back…")
+        await page.noted("Connection lost; coming back…")
         await page.status_is("Answering…")
         more.set()
         await page.status_is("Done.")

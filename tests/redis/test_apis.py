@@ -49,7 +49,7 @@ def follow_a_response(urls: Sequence[str]) -> tuple[list[Any], Any]:
 
 
 async def test_the_sdk_starts_a_response_on_one_process_and_goes_on_at_another(serve_process: OpenServed) -> None:
-    async with serve_process("--replay-speed", "10", **KEYS) as a, serve_process("--replay-speed", "50", **KEYS) as b:
+    async with serve_process("--replay-speed", "2", **KEYS) as a, serve_process("--replay-speed", "50", **KEYS) as b:
         events, whole = await trio.to_thread.run_sync(follow_a_response, [a.url, b.url])
         assert [event.sequence_number for event in events] == list(range(len(events)))
         assert len(events) > 100

@@ -19,6 +19,9 @@ pytestmark = pytest.mark.slow
 OpenServed: TypeAlias = Callable[..., AbstractAsyncContextManager[Any]]
 Until: TypeAlias = Callable[[Callable[[], object]], Awaitable[None]]
 
+# The others see the death of a process after its lease, and end its streams after their own.
+SHORT_LEASE = {"CRUCIBLE_LOG_LEASE_SECONDS": "2"}
+
 
 class RedisServer(Protocol):
     """See `conftest.py`."""
@@ -60,7 +63,11 @@ async def test_a_stream_is_started_on_one_process_and_cut_and_resumed_on_another
 async def test_a_killed_process_ends_its_stream_on_another_as_producer_lost(
     serve_process: OpenServed, event_stream: type[Any]
 ) -> None:
-    async with serve_process("--replay-speed", "0.5") as a, serve_process() as b, serve_process() as c:
+    async with (
+        serve_process("--replay-speed", "0.5", **SHORT_LEASE) as a,
+        serve_process(**SHORT_LEASE) as b,
+        serve_process(**SHORT_LEASE) as c,
+    ):
         at_a, at_b = event_stream(), event_stream()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: at_a.read(a.url, prompt="x"))
@@ -82,7 +89,7 @@ async def test_a_killed_process_ends_its_stream_on_another_as_producer_lost(
 async def test_the_death_of_a_process_that_nobody_read_is_seen_when_its_stream_is_asked_for(
     serve_process: OpenServed, until: Until, redis: RedisServer
 ) -> None:
-    async with serve_process("--replay-speed", "0.1") as a, serve_process() as b:
+    async with serve_process("--replay-speed", "0.1", **SHORT_LEASE) as a, serve_process(**SHORT_LEASE) as b:
         async with httpx.AsyncClient() as http:
             stream = (await http.post(f"{a.url}/v1/streams", json={"input": "x"})).json()
         await a.kill()
@@ -96,7 +103,7 @@ async def test_the_death_of_a_process_that_nobody_read_is_seen_when_its_stream_i
 async def test_a_process_that_was_stopped_for_longer_than_its_lease_accepts_the_end(
     serve_process: OpenServed, event_stream: type[Any]
 ) -> None:
-    async with serve_process("--replay-speed", "0.5") as a, serve_process() as b:
+    async with serve_process("--replay-speed", "0.5", **SHORT_LEASE) as a, serve_process(**SHORT_LEASE) as b:
         at_a, at_b = event_stream(), event_stream()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: at_a.read(a.url, prompt="x"))
@@ -192,7 +199,7 @@ async def test_a_redis_that_does_not_fit_is_refused_at_start(
 
 
 async def test_workers_serve_one_stream_behind_one_port(serve_process: OpenServed, event_stream: type[Any]) -> None:
-    async with serve_process("--workers", "2", "--replay-speed", "10") as served:
+    async with serve_process("--workers", "2", "--replay-speed", "2") as served:
         reading = event_stream()
         started = 0
         while not reading.events or reading.events[-1]["type"] != "stream.completed":

@@ -43,7 +43,7 @@ async def test_a_native_event_source_is_cut_and_resumed_on_another_process(
     chromium: Callable[[], AbstractAsyncContextManager[Any]],
     event_stream: type[Any],
 ) -> None:
-    speed, retry = ("--replay-speed", "4"), {"CRUCIBLE_RETRY_MILLISECONDS": "10"}
+    speed, retry = ("--replay-speed", "2"), {"CRUCIBLE_RETRY_MILLISECONDS": "10"}
     with trio.fail_after(90):
         async with (
             serve_process(*speed, **retry) as a,

@@ -135,8 +135,8 @@ async def test_streams_behind_nginx_resume_on_any_process_while_one_is_terminate
     readings = [event_stream() for _ in range(6)]
     with trio.fail_after(60):
         async with (
-            serve_process("--replay-speed", "4", **names) as a,
-            serve_process("--replay-speed", "4", **names) as b,
+            serve_process("--replay-speed", "1", **names) as a,
+            serve_process("--replay-speed", "1", **names) as b,
             open_nginx(a.url, b.url) as url,
         ):
             async with trio.open_nursery() as nursery:

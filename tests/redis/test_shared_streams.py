@@ -124,7 +124,7 @@ async def test_a_stream_that_is_cut_at_every_record_and_resumed_elsewhere_reads_
                         records.append(record)
                         break
             assert [record.seq for record in records] == list(range(1, len(records) + 1))
-            assert len(records) > 15
+            assert len(records) >= 12  # as many as there are if all neighbours of one kind were merged
             check_content(stream)
 
 
@@ -273,6 +273,7 @@ async def test_a_stream_is_cancelled_from_another_process(open_over: OpenPipelin
             await stack.enter_async_context(found.attach())
         found.cancel()
         await found.log.wait_finished()
+        await stream.log.wait_finished()  # a reader elsewhere may have it before this process has Redis' answer
         assert isinstance(found.terminal, StreamCancelled)
         assert found.terminal.by == "client"
         assert stream.terminal == found.terminal
@@ -534,7 +535,8 @@ async def test_an_expired_stream_is_told_from_one_that_never_was(
     async with open_over(engine, **options) as here, open_over(engine, **options) as there:
         stream, _ = await start(here, owner="alice")
         await stream.log.wait_finished()
-        await until(lambda: redis.command("EXISTS", f"{{crucible:{stream.id}}}:log") == ":0")
+        log = f"{{crucible:{stream.id}}}:log"
+        await until(lambda: redis.command("EXISTS", log) == ":0" and not here.store.running and not here.store.kept)
         for process in (there, here):
             with pytest.raises(StreamExpiredError):
                 await process.find(stream.id, owner="alice")

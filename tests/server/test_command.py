@@ -65,7 +65,7 @@ async def _url(server: Running) -> str:
 
 
 async def test_sigterm_lets_an_attached_reader_finish_and_exits_0() -> None:
-    async with _serve("--replay-speed", "20") as server:
+    async with _serve("--replay-speed", "1") as server:
         url = await _url(server)
         text = b""
         async with (
@@ -73,7 +73,7 @@ async def test_sigterm_lets_an_attached_reader_finish_and_exits_0() -> None:
             http.stream("GET", "/v1/generate", params={"prompt": "x", "mode": "deep"}) as response,
         ):
             async for data in response.aiter_bytes():
-                if b"output.delta" not in text and b"output.delta" in text + data:
+                if b"stream.created" not in text and b"stream.created" in text + data:
                     server.process.send_signal(signal.SIGTERM)
                 text += data
         assert b"server.draining" in text

@@ -387,7 +387,7 @@ async def test_a_request_that_waits_for_its_turn_is_not_closed_as_idle(serving, 
         await begin(self)
 
     monkeypatch.setattr(connection.HttpConnection, "run", watched)
-    async with serving(three, keep_alive_timeout=0.05) as served:
+    async with serving(three, keep_alive_timeout=1.0) as served:
         with trio.fail_after(20):
             idle, asking, slow = [await served.connect() for _ in range(3)]
             await asking.request("GET", "/healthz")

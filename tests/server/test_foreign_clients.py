@@ -20,7 +20,7 @@ TEXT = "Grüße an alle, die \u2028 Zeilen brechen: \x85 \r\n und \U0001f98a."
 async def slow_text(request: Request, output: Output) -> Finish:
     for character in TEXT:
         await output.delta(character)
-        await trio.sleep(0.002)
+        await trio.sleep(0.01)
     return Finish()
 
 

@@ -97,9 +97,11 @@ import sys
 from functools import partial
 import trio
 from crucible_trio import Settings, open_pipeline
-from crucible_trio.server import Config, serve
+from crucible_trio.server import Config, connection, serve
 from crucible_trio.settings import ApiSettings
 from crucible_trio.web import create_app
+
+connection._LINGER_SECONDS = connection._MAX_LINGER_SECONDS = 200.0  # a busy machine may pause the clients
 
 async def silent(request, output):
     await trio.sleep_forever()

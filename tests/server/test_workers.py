@@ -77,7 +77,7 @@ async def generate(url: str) -> str:
 
 
 async def test_two_workers_serve_one_port_and_drain_at_sigterm(free_port: int) -> None:
-    async with serving(free_port, "--replay-speed", "20") as running:
+    async with serving(free_port, "--replay-speed", "1") as running:  # 3.5 s, so that the metrics show the streams
         await running.read_until(r"stop   Ctrl-C")
         texts: list[str] = []
 
@@ -104,7 +104,7 @@ async def test_two_workers_serve_one_port_and_drain_at_sigterm(free_port: int) -
 
 async def test_a_signal_to_every_process_is_one_drain(free_port: int) -> None:
     # As a service manager does that signals all processes of a service.
-    async with serving(free_port, "--replay-speed", "20") as running:
+    async with serving(free_port, "--replay-speed", "1") as running:  # 3.5 s, so that the metrics show the streams
         await running.read_until(r"stop   Ctrl-C")
         async with trio.open_nursery() as nursery:
             texts: list[str] = []
@@ -156,7 +156,7 @@ async def test_a_second_signal_stops_all_workers_immediately(free_port: int) -> 
 
 
 async def test_when_the_supervisor_is_killed_its_workers_free_the_port_and_finish_their_streams(free_port: int) -> None:
-    async with serving(free_port, "--replay-speed", "5") as running:
+    async with serving(free_port, "--replay-speed", "0.5") as running:
         await running.read_until(r"stop   Ctrl-C")
         async with (
             httpx.AsyncClient(base_url=running.url) as http,
@@ -189,7 +189,8 @@ async def test_a_worker_that_is_killed_comes_back_and_its_counters_stay(free_por
         await running.read_until(r"stop   Ctrl-C")
         for _ in range(6):
             await generate(running.url)
-        before = await numbers(running.url)
+        while (before := await numbers(running.url))["crucible_workers_answering"] < 2:
+            pass
         assert before["crucible_streams_started_total"] == 6
         # A worker that has counted something.
         number = (await running.read_until(r" INFO worker (\d): stream str_"))[1]
