@@ -5,8 +5,8 @@ has a cancel scope for its deadline, and none moves its timer when the deadline 
 time that could matter. Its target then compares times, and usually sets the next timer.
 
 Timers that are due shortly after one another fire in one pass of the scheduler. With 5,000 silent streams a heartbeat
-is due every 2 ms, and a pass for each of them took half of the CPU of an idle server. Such timers also share a bucket,
-because one heap of 5,000 timers took an eighth of the CPU of an idle server.
+is due every 2 ms, and a pass for each of them took half of the CPU of an idle server. Such timers also share a bucket:
+with one heap of 5,000 timers, an idle server needed 1.14 times the CPU.
 """
 
 from __future__ import annotations
