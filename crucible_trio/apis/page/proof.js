@@ -75,7 +75,8 @@ export class Proof {
   // Since the user last began to read slowly. Later waits show in the chart alone.
   #hasWaited() {
     const kinds = this.#run.timeline.marks.map(({ kind }) => kind);
-    return kinds.lastIndexOf("waits") > Math.max(kinds.lastIndexOf("slow"), kinds.lastIndexOf("fast"), -1);
+    // Not since "fast": a snapshot from before that switch may come after it.
+    return kinds.lastIndexOf("waits") > kinds.lastIndexOf("slow");
   }
 
   draw() {
