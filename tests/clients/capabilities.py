@@ -50,7 +50,7 @@ IMAGE = f"data:image/png;base64,{PIXEL}"
 TEXT = "".join(PIECES)
 REFUSED = "The scripted server refuses this."
 
-SEEN_SECONDS = 60  # only a client that withholds the first piece takes this long
+SEEN_SECONDS = 15  # only a client that withholds the first piece takes this long
 
 
 class Exchange:

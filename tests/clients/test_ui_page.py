@@ -26,7 +26,7 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "react"
 AI_6 = {"ai": "ai-6", "@ai-sdk/react": "ai-6-react"}
 
 # Wall-clock seconds. The machine may be shared and slow, so this limit makes a test fail and never makes it pass.
-SECONDS = 200
+SECONDS = 90
 
 ANSWERS = "[...document.querySelectorAll('[aria-label=assistant]')]"
 TEXTS = f"{ANSWERS}.map((answer) => [...answer.querySelectorAll('.text')].map((part) => part.textContent).join(''))"

@@ -268,7 +268,7 @@ async def test_cancelling_frees_the_slot(drive, engine: LocalEngine, stop_after:
         pieces, finish = await drive(engine, Request(QUESTION), stop_after=stop_after)
         assert len(pieces) == stop_after
         assert finish is None
-        assert len(spy.texts) <= stop_after + SLICE_TOKENS  # the model stopped within its slice
+        assert len(spy.texts) < stop_after + SLICE_TOKENS - 1  # the model stopped within its slice
         spy.chunks.clear()
     await until(lambda: engine._slots.available_tokens == SLOTS)
     spy.chunks.clear()
@@ -289,7 +289,7 @@ async def test_cancelling_stops_the_model_while_it_reads_a_long_prompt(drive, en
         await until(lambda: len(read()) >= 2)
         nursery.cancel_scope.cancel()
     await until(lambda: engine._slots.available_tokens == SLOTS)
-    assert read()[-1][0] < read()[-1][1]  # not to its end
+    assert read()[-1][0] < read()[-1][1] / 2
     assert engine.abandoned_threads <= 1
     _, finish = await drive(engine, Request(QUESTION, max_output_tokens=3))
     assert finish.usage.output_tokens == 3

@@ -72,7 +72,7 @@ def check_whole(records: list[AnyRecord], text: str = TEXT) -> None:
 
 
 async def read_in_both(
-    streams: list[Stream], disturb: Callable[[], Awaitable[None]], *, at_record: int = 5
+    streams: list[Stream], disturb: Callable[[], Awaitable[None]], *, at_record: int = 20
 ) -> list[list[AnyRecord]]:
     """Follow each stream to its end, and disturb once all readers have some records."""
     read: list[list[AnyRecord]] = [[] for _ in streams]
